@@ -1,0 +1,1 @@
+"""Ids, units, errors, clock, codec and wire types. Imports nothing else of ours."""

@@ -1,0 +1,202 @@
+"""One tree of errors. Each class has a stable `code` and says whether a retry can help.
+
+Rooms raise these; adapters translate foreign errors into them. Only
+`gateway/errors.py` knows HTTP statuses, and each dialect shapes its own body there.
+A message is written for the person who reads it: what happened, and what to do next.
+It never holds a secret, a prompt or a memory address.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OllamaDistributedError(Exception):
+    """Base of all our errors."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or self.__class__.__name__)
+        self.message = message or self.__class__.__name__
+
+
+class Internal(OllamaDistributedError):
+    """A defect of ours. The details are in the log, under the request id."""
+
+
+# ── what the caller sent ────────────────────────────────────────────────────────────
+
+
+class Invalid(OllamaDistributedError):
+    """The request cannot be served as written."""
+
+    code = "invalid_request"
+
+
+class MissingBody(Invalid):
+    code = "missing_body"
+
+
+class Malformed(Invalid):
+    """The body is not JSON, or breaks a limit of depth, nodes or number size."""
+
+    code = "malformed_body"
+
+
+class BodyTooLarge(Invalid):
+    code = "body_too_large"
+
+
+class UnsupportedMedia(Invalid):
+    """Content-Type or Content-Encoding that this route does not take."""
+
+    code = "unsupported_media_type"
+
+
+class InvalidName(Invalid):
+    """A model name, tag or digest that breaks the naming rules."""
+
+    code = "invalid_name"
+
+
+class InvalidModel(Invalid):
+    """A GGUF file, manifest or Modelfile that is damaged, hostile or not supported."""
+
+    code = "invalid_model"
+
+
+class DigestMismatch(Invalid):
+    code = "digest_mismatch"
+
+
+class Unsupported(Invalid):
+    """The model or engine lacks a capability (thinking, tools, vision, insert, embedding)."""
+
+    code = "unsupported_capability"
+
+
+class ContextExceeded(Invalid):
+    """The prompt does not fit the context."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, message: str, *, prompt_tokens: int = 0, context_tokens: int = 0) -> None:
+        super().__init__(message)
+        self.prompt_tokens = prompt_tokens
+        self.context_tokens = context_tokens
+
+
+# ── who asks ────────────────────────────────────────────────────────────────────────
+
+
+class Unauthenticated(OllamaDistributedError):
+    """No key, or one that is not valid."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(OllamaDistributedError):
+    """A known identity without the permission."""
+
+    code = "forbidden"
+
+
+class ForeignHost(Forbidden):
+    """The Host header names no address of this node (DNS rebinding)."""
+
+    code = "foreign_host"
+
+
+# ── what is there ───────────────────────────────────────────────────────────────────
+
+
+class NotFound(OllamaDistributedError):
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class BlobNotFound(NotFound):
+    code = "blob_not_found"
+
+
+class MethodNotAllowed(OllamaDistributedError):
+    code = "method_not_allowed"
+
+
+class Conflict(OllamaDistributedError):
+    code = "conflict"
+
+
+# ── what this node can do now ───────────────────────────────────────────────────────
+
+
+class QueueFull(OllamaDistributedError):
+    """Too many requests wait already."""
+
+    code = "queue_full"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(OllamaDistributedError):
+    """Something that is needed is away or shutting down; it may be back soon."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class NoCapacity(OllamaDistributedError):
+    """The model does not fit this node's free memory; the message says what would."""
+
+    code = "no_capacity"
+
+
+class DiskFull(OllamaDistributedError):
+    code = "disk_full"
+
+
+class DeadlineExceeded(OllamaDistributedError):
+    code = "deadline_exceeded"
+    retryable = True
+
+
+class Cancelled(OllamaDistributedError):
+    """The client went away while it waited."""
+
+    code = "cancelled"
+
+
+# ── the engine ──────────────────────────────────────────────────────────────────────
+
+
+class EngineError(OllamaDistributedError):
+    """The engine answered with an error of its own."""
+
+    code = "engine_error"
+
+
+class RunnerDied(EngineError):
+    """The model's process ended in the middle of the work."""
+
+    code = "runner_died"
+    retryable = True
+
+
+class LoadFailed(EngineError):
+    """The engine could not load the model; the message gives its reason."""
+
+    code = "load_failed"
+
+
+class Quarantined(EngineError):
+    """The model crashed too often; the message says why, and until when."""
+
+    code = "quarantined"

@@ -1,0 +1,1 @@
+"""Which models this node has: resolve, list, show, create, copy, delete."""

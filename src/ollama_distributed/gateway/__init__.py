@@ -1,0 +1,1 @@
+"""Sockets and dialects: HTTP in, internal requests through, bytes out."""

@@ -1,0 +1,1 @@
+"""One module per dialect, each a pure pair of functions. `contract.py` is their shape."""

@@ -1,0 +1,1 @@
+"""What a model is: names, manifest, Modelfile, GGUF header, memory estimate. Pure."""

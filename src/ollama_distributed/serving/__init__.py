@@ -1,0 +1,1 @@
+"""Runs engines on this node: load, keep alive, slots, drain, quarantine."""

@@ -1,0 +1,230 @@
+"""What serving needs of the world: engines that load models into runners.
+
+An `Engine` knows one way to run models (the llama.cpp wheel, a llama-server binary,
+another server on this machine, the echo fake). A `Runner` is one loaded model: for
+llama.cpp a child process. Implementations live in `adapters/engines/` and, for fakes,
+in `testing/`; one conformance suite (`testing/engine_conformance.py`) runs on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.inference import Format, Generation, Message, Sampling, Think, TokenLogprob, Tool
+from ollama_distributed.base.inference import ToolCall, ToolChoice
+from ollama_distributed.models.spec import ModelSpec
+
+
+class LoadPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How to load a model; two requests with equal plans share one runner."""
+
+    slots: int
+    """Requests that run at once (continuous batching)."""
+    context_tokens: int
+    """Context of one slot. The engine allocates `slots * context_tokens`."""
+    threads: int
+    batch: int = 256
+    """Prompt tokens per step; above 256 a long prompt stalls the other streams."""
+    gpu_layers: int = -1
+    main_gpu: int = 0
+    use_mmap: bool = True
+    kv_type: Literal["f16", "q8_0", "q4_0"] = "f16"
+    flash_attention: bool | None = None
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Which engine runs; shown by `ps`, `version` and `doctor`."""
+
+    name: str
+    """`llama.cpp`, `openai`, `ollama`, `echo`."""
+    variant: str
+    """Where it comes from: `wheel`, `binary`, `built`, or the remote's address."""
+    version: str
+    instruction_set: str = ""
+    """What the engine was compiled for, e.g. `AVX2` or `AVX512 VNNI AMX`."""
+    devices: tuple[str, ...] = ()
+    """GPUs it sees; empty: CPU."""
+
+
+class RunnerMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    slots: int
+    slots_busy: int
+    queued: int = 0
+    tokens_per_s: float = 0.0
+    """Generation speed, average since load; 0 when the engine does not say."""
+    prompt_tokens_per_s: float = 0.0
+    kv_used: float | None = None
+    """0..1; None when the engine does not say."""
+
+
+class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a completion may say to a runner: the typed allow-list."""
+
+    prompt: str | tuple[int, ...] | tuple[str | tuple[int, ...], ...]
+    """Text, token ids, or a mix of both in order (continuation: text, then emitted ids)."""
+    images: tuple[bytes, ...] = ()
+    """One for each media marker in the prompt."""
+    suffix: str = ""
+    """With text: fill in the middle by the engine's infill."""
+    sampling: Sampling = Sampling()
+    """Complete: every default is filled in. `stop` is not sent; the decoder stops."""
+    format: Format | None = None
+    grammar: str = ""
+    """GBNF, made by us (tool_choice); exclusive with `format`."""
+    top_logprobs: int | None = None
+    """None: no logprobs; 0: of the chosen token only."""
+    shift: bool = True
+
+
+class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A chat whose answer the engine parses itself (tool calls); never migrated."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    sampling: Sampling = Sampling()
+    format: Format | None = None
+    think: Think | None = None
+    top_logprobs: int | None = None
+
+
+# ── what a runner emits, in order ───────────────────────────────────────────────────
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The prompt is being read: of `total` tokens `processed` are done, `cached` were there."""
+
+    total: int
+    processed: int
+    cached: int = 0
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """Generated tokens with their text. An engine without token ids leaves `ids` empty.
+
+    Text may lag behind ids while a character is incomplete, never run ahead.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class ChatDelta(msgspec.Struct, frozen=True, tag="chat_delta"):
+    """A piece of an answer that the engine's own chat parser took apart."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    reason: Literal["stop", "length", "tool_calls"]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prompt_s: float = 0.0
+    completion_s: float = 0.0
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
+    error: OllamaDistributedError
+
+
+EngineEvent = Progress | Tokens | ChatDelta | Done | EngineFailed
+
+
+class EngineSink(Protocol):
+    """Called on the event loop; the last event is exactly one of `Done`, `EngineFailed`."""
+
+    def __call__(self, event: EngineEvent, /) -> None: ...
+
+
+class Runner(Protocol):
+    """One loaded model. Its death fails running calls with `RunnerDied`, never the node."""
+
+    @property
+    def plan(self) -> LoadPlan: ...
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory of the runner, or the estimate where it cannot be read."""
+        ...
+
+    def on_exit(self, callback: Callable[[OllamaDistributedError | None], None]) -> None:
+        """Call back once when the runner is gone; the error says why (None: unloaded)."""
+        ...
+
+    def generate(self, request: CompletionRequest, sink: EngineSink) -> Generation: ...
+
+    def chat(self, request: ChatRequest, sink: EngineSink) -> Generation: ...
+
+    async def apply_template(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
+    ) -> str:
+        """The prompt text for these messages, with the opening of the assistant's turn.
+
+        Images appear as the engine's media marker, in order."""
+        ...
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]: ...
+
+    async def detokenize(self, ids: Sequence[int]) -> str: ...
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
+        """Vectors [input, dimension], as the engine gives them, and the prompt tokens."""
+        ...
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        """Scores in the documents' order and the prompt tokens."""
+        ...
+
+    async def healthy(self) -> bool: ...
+
+    async def metrics(self) -> RunnerMetrics: ...
+
+    async def unload(self, grace_s: float = 2.0) -> None:
+        """End the runner; idempotent; returns when it is gone."""
+        ...
+
+
+class Engine(Protocol):
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def can_load(self, model: ModelSpec) -> bool: ...
+
+    async def load(
+        self, model: ModelSpec, plan: LoadPlan, on_progress: Callable[[float], None] | None = None
+    ) -> Runner:
+        """Start a runner and wait until it answers.
+
+        Raises:
+            LoadFailed: with the engine's own reason.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End all runners."""
+        ...
+
+
+class RemoteEngine(Engine, Protocol):
+    """An engine with a catalogue of its own: models are listed from it."""
+
+    async def models(self) -> list[ModelSpec]: ...
+
+
+class EngineFactory(Protocol):
+    """Makes an engine from its settings; entry points of `ollama_distributed.engines` are these."""
+
+    def __call__(self, settings: Mapping[str, Any]) -> Engine: ...

@@ -1,0 +1,1 @@
+"""Live answers: the token decoder, and what turns engine events into an answer."""
