@@ -14,8 +14,17 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from ollama_distributed.base.errors import OllamaDistributedError
-from ollama_distributed.base.inference import Format, Generation, Message, Sampling, Think, TokenLogprob, Tool
-from ollama_distributed.base.inference import ToolCall, ToolChoice
+from ollama_distributed.base.inference import (
+    Format,
+    Generation,
+    Message,
+    Sampling,
+    Think,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 from ollama_distributed.models.spec import ModelSpec
 
 
