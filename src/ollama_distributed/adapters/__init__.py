@@ -1,0 +1,1 @@
+"""The world behind ports; sub-packages are independent of each other."""

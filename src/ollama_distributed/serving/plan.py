@@ -1,0 +1,1 @@
+"""Decides what to load, evict, queue and refuse (pure)."""

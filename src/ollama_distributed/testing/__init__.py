@@ -1,0 +1,1 @@
+"""Shipped fakes and conformance suites. Nothing a node runs in production lives here."""
