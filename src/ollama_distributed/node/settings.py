@@ -1,0 +1,308 @@
+"""Every setting of a node: meaning, unit, and why the default is what it is.
+
+Read once, here: defaults < YAML file < environment < flags. Parts are handed down in
+small pieces; nothing else of ours reads the environment. `config/node.yaml.example` and
+`docs/settings.md` are generated from these fields (`make settings`).
+
+Environment: each field as `OLLAMA_DISTRIBUTED_<FIELD>`; the names in `OLLAMA_NAMES` mean
+what they mean in Ollama.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from ollama_distributed.base.errors import Invalid
+
+PREFIX = "OLLAMA_DISTRIBUTED_"
+
+OLLAMA_NAMES = {
+    "models_dir": "OLLAMA_MODELS",
+    "keep_alive": "OLLAMA_KEEP_ALIVE",
+    "num_parallel": "OLLAMA_NUM_PARALLEL",
+    "max_loaded_models": "OLLAMA_MAX_LOADED_MODELS",
+    "max_queue": "OLLAMA_MAX_QUEUE",
+    "context_length": "OLLAMA_CONTEXT_LENGTH",
+    "load_timeout": "OLLAMA_LOAD_TIMEOUT",
+    "kv_cache_type": "OLLAMA_KV_CACHE_TYPE",
+    "flash_attention": "OLLAMA_FLASH_ATTENTION",
+    "allowed_origins": "OLLAMA_ORIGINS",
+}
+"""Field -> the variable of Ollama that sets it too (ours wins when both are there)."""
+
+DEFAULT_PORT = 8080
+OLLAMA_PORT = 11434
+
+_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+
+def duration_s(value: object) -> object:
+    """Seconds from `300`, `"300"`, `"5m"`, `"1h30m"`, `"-1"` (Go's duration syntax)."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    sign = -1.0 if text.startswith("-") else 1.0
+    body = text.lstrip("+-")
+    try:
+        return sign * float(body)
+    except ValueError:
+        pass
+    parts = _PART.findall(body)
+    if not parts or "".join(number + unit for number, unit in parts) != body:
+        raise ValueError(f"{value!r} is not a duration; write seconds or e.g. 5m, 1h30m, -1")
+    return sign * sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+
+
+Duration = Annotated[float, BeforeValidator(duration_s)]
+
+
+def default_data_dir() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(base).expanduser() / "ollama-distributed"
+
+
+def default_cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "ollama-distributed"
+
+
+class EngineSettings(BaseModel):
+    """One more engine beside llama.cpp: a server that runs already, or the echo fake."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="Name shown by `ps`; part of no model name.")
+    kind: str = Field(
+        description="`openai` (vLLM, SGLang, llama-server, any /v1 server), `ollama`, or the name of an "
+        "entry point in `ollama_distributed.engines`, e.g. `echo`."
+    )
+    url: str = Field(
+        default="", description="Base URL, e.g. http://127.0.0.1:8000; for `openai` and `ollama`."
+    )
+    api_key: SecretStr = Field(default=SecretStr(""), description="Bearer key that the server wants.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Settings of the engine itself.")
+
+
+class Settings(BaseSettings):
+    """Settings of one node."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", validate_default=True, env_prefix=PREFIX, env_ignore_empty=True, enable_decoding=False
+    )
+
+    name: str = Field(
+        default_factory=lambda: socket.gethostname().split(".")[0] or "node",
+        description="Name of this node that people see. Default: the host's name.",
+    )
+    listen: list[str] = Field(
+        default_factory=lambda: [f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{OLLAMA_PORT}"],
+        description="Addresses HOST:PORT of the API; all serve the same. Default: our port and Ollama's, so "
+        "that Ollama's clients find the node; a default port that is taken is skipped and said in the log. "
+        "OLLAMA_HOST replaces the second one.",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Folder of this node's state (admin.json, keys). One running node per folder.",
+    )
+    models_dir: Path | None = Field(
+        default=None,
+        description="Model store in Ollama's own layout; may be an existing ~/.ollama/models. "
+        "Default: DATA_DIR/models.",
+    )
+    cache_dir: Path = Field(
+        default_factory=default_cache_dir,
+        description="What can be made again: engines that `engine build` compiled, results of self-tests.",
+    )
+
+    keep_alive: Duration = Field(
+        default=300.0,
+        description="How long an idle model stays loaded, seconds or e.g. 5m; negative: for ever; 0: not at "
+        "all. 5m as in Ollama.",
+    )
+    num_parallel: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="Slots per loaded model: requests that run at once (continuous batching). Memory grows "
+        "with slots x context; fewer are taken when memory is short. 4 keeps a small machine busy.",
+    )
+    max_loaded_models: int = Field(
+        default=0, ge=0, description="Most models loaded at once; 0: 3, as Ollama on a CPU."
+    )
+    max_queue: int = Field(
+        default=512, ge=1, description="Most requests that wait; the next is refused. 512 as in Ollama."
+    )
+    context_length: int = Field(
+        default=0,
+        ge=0,
+        description="Context of one slot in tokens when neither request nor Modelfile say; 0: 4096. Never "
+        "more than the model was trained for.",
+    )
+    load_timeout: Duration = Field(
+        default=300.0, gt=0, description="A load that makes no progress for so long failed, seconds."
+    )
+    kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
+        default="f16", description="Precision of the KV cache; q8_0 halves its memory at a small loss."
+    )
+    flash_attention: bool | None = Field(
+        default=None, description="Force flash attention on or off; unset: the engine decides."
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        description="CPU threads shared by all runners; 0: the physical cores. More than cores is slower.",
+    )
+    memory_limit_mib: int = Field(
+        default=0, ge=0, description="Memory for loaded models, MiB; 0: what is free, less a reserve."
+    )
+
+    llama_server: Path | None = Field(
+        default=None,
+        description="A llama-server binary to use; must pass a self-test. Unset: one made by `engine build`, "
+        "else one on PATH, else the wheel.",
+    )
+    engine: Literal["auto", "wheel", "binary"] = Field(
+        default="auto", description="Which llama.cpp to run; `auto` takes the fastest that passes its test."
+    )
+    engines: list[EngineSettings] = Field(
+        default_factory=list, description="More engines on this machine; their models are listed too."
+    )
+
+    require_key: bool = Field(
+        default=False,
+        description="Ask for a key even from this machine (else loopback has the role `local`).",
+    )
+    allowed_hosts: list[str] = Field(
+        default_factory=list,
+        description="More names that a Host header may carry, beside loopback (guards against DNS rebinding).",
+    )
+    allowed_origins: list[str] = Field(
+        default_factory=list, description="More browser origins, beside those of this machine; never `*`."
+    )
+    drain_timeout: Duration = Field(
+        default=30.0, ge=0, description="On stop, running answers may take so long to end, seconds."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged."
+    )
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto`: readable on a terminal, JSON lines elsewhere."
+    )
+    debug: bool = Field(
+        default=False,
+        description="Debug logs, asyncio's debug mode, and a debugpy listener if DEBUGPY_LISTEN=HOST:PORT.",
+    )
+
+    @field_validator("listen", "allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _no_wildcard(cls, value: list[str]) -> list[str]:
+        if "*" in value:
+            raise ValueError("`*` would open this node to every web page; name the origins")
+        return value
+
+    @field_validator("flash_attention", mode="before")
+    @classmethod
+    def _auto_is_unset(cls, value: object) -> object:
+        return None if value in ("", "auto") else value
+
+    @property
+    def store_dir(self) -> Path:
+        return (self.models_dir or self.data_dir / "models").expanduser()
+
+    @field_validator("engines", mode="before")
+    @classmethod
+    def _yaml_text(cls, value: object) -> object:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        yaml_file = YamlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, OllamaEnvironment(settings_cls), yaml_file
+
+
+class OllamaEnvironment(EnvSettingsSource):
+    """The variables that Ollama reads, for the fields that mean the same."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        del field
+        if field_name == "listen" and (host := self.env_vars.get("ollama_host")):
+            return [f"127.0.0.1:{DEFAULT_PORT}", ollama_host(host)], field_name, False
+        variable = OLLAMA_NAMES.get(field_name, "").lower()
+        return self.env_vars.get(variable), field_name, False
+
+
+def ollama_host(text: str) -> str:
+    """HOST:PORT from any form that OLLAMA_HOST may have: host, :port, URL, bare IPv6."""
+    rest = text.split("://", 1)[-1].split("/", 1)[0]
+    if rest.startswith("["):
+        host, _, port = rest[1:].partition("]")
+        return f"[{host}]:{port.lstrip(':') or OLLAMA_PORT}"
+    if rest.count(":") > 1:
+        return f"[{rest}]:{OLLAMA_PORT}"
+    host, _, port = rest.partition(":")
+    return f"{host or '127.0.0.1'}:{port or OLLAMA_PORT}"
+
+
+def read_settings(config: Path | None = None, **flags: Any) -> Settings:
+    """Defaults < YAML file `config` < environment < `flags` (those that are not None).
+
+    Raises:
+        Invalid: names the setting and what is wrong.
+    """
+    if config is not None and not config.is_file():
+        raise Invalid(f"there is no settings file {config}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(yaml_file=config)
+
+    try:
+        return FromFile(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as failure:
+        lines = [
+            f"{'.'.join(map(str, error['loc'])) or 'settings'}: {error['msg']}" for error in failure.errors()
+        ]
+        raise Invalid("the settings are not valid: " + "; ".join(lines)) from failure
+    except (yaml.YAMLError, TypeError, ValueError, OSError) as failure:
+        raise Invalid(
+            f"the settings file {config} must hold `name: value` lines in YAML: {failure}"
+        ) from failure
