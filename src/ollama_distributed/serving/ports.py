@@ -4,6 +4,7 @@ An `Engine` knows one way to run models (the llama.cpp wheel, a llama-server bin
 another server on this machine, the echo fake). A `Runner` is one loaded model: for
 llama.cpp a child process. Implementations live in `adapters/engines/` and, for fakes,
 in `testing/`; one conformance suite (`testing/engine_conformance.py`) runs on all.
+What a runner emits is in `base/tokens.py` and named here again, for the adapters.
 """
 
 from __future__ import annotations
@@ -20,11 +21,16 @@ from ollama_distributed.base.inference import (
     Message,
     Sampling,
     Think,
-    TokenLogprob,
     Tool,
-    ToolCall,
     ToolChoice,
 )
+from ollama_distributed.base.tokens import ChatDelta as ChatDelta
+from ollama_distributed.base.tokens import Done as Done
+from ollama_distributed.base.tokens import EngineEvent as EngineEvent
+from ollama_distributed.base.tokens import EngineFailed as EngineFailed
+from ollama_distributed.base.tokens import EngineSink as EngineSink
+from ollama_distributed.base.tokens import Progress as Progress
+from ollama_distributed.base.tokens import Tokens as Tokens
 from ollama_distributed.models.spec import ModelSpec
 
 
@@ -100,59 +106,6 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | None = None
     think: Think | None = None
     top_logprobs: int | None = None
-
-
-# ── what a runner emits, in order ───────────────────────────────────────────────────
-
-
-class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """The prompt is being read: of `total` tokens `processed` are done, `cached` were there."""
-
-    total: int
-    processed: int
-    cached: int = 0
-
-
-class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
-    """Generated tokens with their text. An engine without token ids leaves `ids` empty.
-
-    Text may lag behind ids while a character is incomplete, never run ahead.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class ChatDelta(msgspec.Struct, frozen=True, tag="chat_delta"):
-    """A piece of an answer that the engine's own chat parser took apart."""
-
-    text: str = ""
-    thinking: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    reason: Literal["stop", "length", "tool_calls"]
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    prompt_s: float = 0.0
-    completion_s: float = 0.0
-
-
-class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
-    error: OllamaDistributedError
-
-
-EngineEvent = Progress | Tokens | ChatDelta | Done | EngineFailed
-
-
-class EngineSink(Protocol):
-    """Called on the event loop; the last event is exactly one of `Done`, `EngineFailed`."""
-
-    def __call__(self, event: EngineEvent, /) -> None: ...
 
 
 class Runner(Protocol):
@@ -231,6 +184,26 @@ class RemoteEngine(Engine, Protocol):
     """An engine with a catalogue of its own: models are listed from it."""
 
     async def models(self) -> list[ModelSpec]: ...
+
+
+class Catalogue(Protocol):
+    """Finds models; the node connects `catalog.service.Catalog`."""
+
+    async def resolve(self, name: str) -> ModelSpec:
+        """Raises `ModelNotFound`; from memory for a name that was resolved before."""
+        ...
+
+
+class Machine(Protocol):
+    """What this machine has for runners."""
+
+    def cores(self) -> int:
+        """Physical cores that this process may use."""
+        ...
+
+    def memory_available_bytes(self) -> int:
+        """What can be allocated now without swapping."""
+        ...
 
 
 class EngineFactory(Protocol):

@@ -1,0 +1,110 @@
+"""What flows from a runner to the decoder: the events of one generation, in order.
+
+`serving/` (which runs engines) and `streams/` (which makes answers of their tokens) are on
+one floor and never meet; this is their common language. An engine emits `EngineEvent`s;
+serving puts `Prepared` (or `Skipped`) before them and passes them on as `SourceEvent`s.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.inference import TokenLogprob, ToolCall
+
+# ── what a runner emits ─────────────────────────────────────────────────────────────
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The prompt is being read: of `total` tokens `processed` are done, `cached` were there."""
+
+    total: int
+    processed: int
+    cached: int = 0
+
+
+class Tokens(msgspec.Struct, frozen=True, tag="tokens"):
+    """Generated tokens with their text. An engine without token ids leaves `ids` empty.
+
+    Text may lag behind ids while a character is incomplete, never run ahead.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    raw: bytes = b""
+    """In place of `text`, from an engine that gives bytes: may end inside a character."""
+
+
+class ChatDelta(msgspec.Struct, frozen=True, tag="chat_delta"):
+    """A piece of an answer that the engine's own chat parser took apart."""
+
+    text: str = ""
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    reason: Literal["stop", "length", "tool_calls"]
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prompt_s: float = 0.0
+    completion_s: float = 0.0
+
+
+class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):
+    error: OllamaDistributedError
+
+
+EngineEvent = Progress | Tokens | ChatDelta | Done | EngineFailed
+
+
+class EngineSink(Protocol):
+    """Called on the event loop; the last event is exactly one of `Done`, `EngineFailed`."""
+
+    def __call__(self, event: EngineEvent, /) -> None: ...
+
+
+# ── what serving puts before it ─────────────────────────────────────────────────────
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
+    """The model is loaded and the prompt is with the runner; what the decoder must know.
+
+    May come again as long as no token came (the runner died, or the prompt was cut).
+    """
+
+    load_s: float = 0.0
+    """From the request's start until the runner was there."""
+    stop: tuple[str, ...] = ()
+    thinking_tags: tuple[str, str] | None = None
+    """None: reasoning is not taken apart (the model has none, or `think` is false)."""
+    starts_in_thinking: bool = False
+    """The prompt already ends with the opening tag."""
+    prompt_ids: tuple[int, ...] = ()
+    """Token ids of the prompt, where they were asked for or the prompt was cut."""
+    model_digest: str = ""
+    resumable: bool = False
+    """Another runner may continue it from prompt + emitted ids (no grammar, no tools)."""
+
+
+class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag="skipped"):
+    """Nothing is generated: only loaded, unloaded, or (`stop`) the prompt rendered. Last event."""
+
+    reason: Literal["load", "unload", "stop"]
+    load_s: float = 0.0
+    rendered: str | None = None
+    rendered_images: int = 0
+
+
+SourceEvent = Prepared | Skipped | EngineEvent
+
+
+class SourceSink(Protocol):
+    """Called on the event loop; the last event is one of `Skipped`, `Done`, `EngineFailed`."""
+
+    def __call__(self, event: SourceEvent, /) -> None: ...
