@@ -57,6 +57,7 @@ DEFAULT_PORT = 8080
 OLLAMA_PORT = 11434
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
@@ -64,13 +65,10 @@ def duration_s(value: object) -> object:
     """Seconds from `300`, `"300"`, `"5m"`, `"1h30m"`, `"-1"` (Go's duration syntax)."""
     if not isinstance(value, str):
         return value
-    text = value.strip()
-    sign = -1.0 if text.startswith("-") else 1.0
-    body = text.lstrip("+-")
-    try:
+    sign = -1.0 if value.strip().startswith("-") else 1.0
+    body = value.strip().removeprefix("-" if sign < 0 else "+")
+    if _NUMBER.fullmatch(body):
         return sign * float(body)
-    except ValueError:
-        pass
     parts = _PART.findall(body)
     if not parts or "".join(number + unit for number, unit in parts) != body:
         raise ValueError(f"{value!r} is not a duration; write seconds or e.g. 5m, 1h30m, -1")

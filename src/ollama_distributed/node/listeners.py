@@ -1,0 +1,122 @@
+"""The sockets of the API: parse, refuse what is not safe, bind.
+
+Until keys and TLS exist for it, only loopback is allowed: an open port without both is
+how most exposed inference servers were taken (`reference/security.md`, row F).
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.errors import Conflict, Invalid
+
+log = structlog.get_logger("node.listeners")
+
+BACKLOG = 2048
+"""Connections that wait to be accepted; uvicorn's own default."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"http://{self}"
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT`, `[::1]:PORT`, `:PORT` (loopback) or `HOST` (our default port).
+
+    Raises:
+        Invalid: not an address, or one that is not loopback.
+    """
+    host, _, port = text.strip().rpartition(":")
+    if text.strip().endswith("]") or not host and not text.strip().startswith(":"):
+        host, port = text.strip(), "8080"
+    host = host.strip("[]") or "127.0.0.1"
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise Invalid(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8080")
+    if not is_loopback(host):
+        raise Invalid(
+            f"--listen {text}: this version listens on this machine only (127.0.0.1, ::1 or localhost), because "
+            "any other address needs TLS and keys for everyone. To reach it from elsewhere now, use an SSH "
+            "tunnel: ssh -L 8080:127.0.0.1:8080 HOST"
+        )
+    return Address(host, int(port))
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        Conflict: somebody else listens there.
+        Invalid: this machine does not have the address.
+    """
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        listener.set_inheritable(False)
+    except OSError as failure:
+        listener.close()
+        if failure.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"{address} is taken by another program; stop it, or choose another with --listen HOST:PORT"
+            ) from failure
+        raise Invalid(f"{address} cannot be used: {failure.strerror}") from failure
+    return listener
+
+
+def bind_all(texts: list[str], *, chosen: bool) -> list[socket.socket]:
+    """Bind every address. `chosen`: the user named them, so each must work.
+
+    Of the defaults, the first moves to a free port when it is taken and the others are left
+    out; the log says so.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for number, address in enumerate(map(parse_address, texts)):
+            try:
+                listeners.append(bind(address))
+            except Conflict:
+                if chosen:
+                    raise
+                if number == 0:
+                    listeners.append(bind(Address(address.host, 0)))
+                    log.warning("listener.moved", wanted=str(address), took=str(bound(listeners[-1])))
+                else:
+                    log.warning("listener.left_out", address=str(address), reason="taken by another program")
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def bound(listener: socket.socket) -> Address:
+    host, port = listener.getsockname()[:2]
+    return Address(host, port)

@@ -1,0 +1,116 @@
+"""Settings: where a value comes from, and what a wrong one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ollama_distributed.base.errors import Invalid
+from ollama_distributed.node.settings import (
+    OLLAMA_NAMES,
+    PREFIX,
+    Settings,
+    duration_s,
+    ollama_host,
+    read_settings,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [*Settings.model_fields, "listen"]:
+        monkeypatch.delenv(PREFIX + name.upper(), raising=False)
+    for variable in [*OLLAMA_NAMES.values(), "OLLAMA_HOST"]:
+        monkeypatch.delenv(variable, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("300", 300),
+        ("5m", 300),
+        ("1h30m", 5400),
+        ("-1", -1),
+        ("-1m", -60),
+        ("250ms", 0.25),
+        ("0", 0),
+        ("1.5s", 1.5),
+    ],
+)
+def test_durations_are_gos(text: str, seconds: float) -> None:
+    assert duration_s(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["5x", "", "m", "5 m", "1h-3m", "--1"])
+def test_a_wrong_duration_is_refused_by_name(text: str) -> None:
+    with pytest.raises(Invalid, match="keep_alive"):
+        read_settings(keep_alive=text)
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "node.yaml"
+    config.write_text("num_parallel: 2\nmax_queue: 7\nkeep_alive: 10m\n")
+    assert read_settings(config).num_parallel == 2
+    monkeypatch.setenv("OLLAMA_NUM_PARALLEL", "3")
+    assert read_settings(config).num_parallel == 3
+    monkeypatch.setenv("OLLAMA_DISTRIBUTED_NUM_PARALLEL", "5")
+    assert read_settings(config).num_parallel == 5
+    settings = read_settings(config, num_parallel=6, max_queue=None)
+    assert (settings.num_parallel, settings.max_queue, settings.keep_alive) == (6, 7, 600)
+    assert read_settings().max_queue == 512
+
+
+def test_lists_and_engines_come_from_one_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_DISTRIBUTED_ALLOWED_HOSTS", "llm.home, box ")
+    monkeypatch.setenv("OLLAMA_DISTRIBUTED_ENGINES", '[{"name": "e", "kind": "echo"}]')
+    settings = read_settings()
+    assert settings.allowed_hosts == ["llm.home", "box"]
+    assert settings.engines[0].kind == "echo"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1:11434"),
+        (":9000", "127.0.0.1:9000"),
+        ("http://localhost:80/x", "localhost:80"),
+        ("::1", "[::1]:11434"),
+        ("[::1]:5", "[::1]:5"),
+    ],
+)
+def test_ollama_host_replaces_ollamas_listener(
+    text: str, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ollama_host(text) == address
+    monkeypatch.setenv("OLLAMA_HOST", text)
+    assert read_settings().listen == ["127.0.0.1:8080", address]
+    assert read_settings(listen=["127.0.0.1:1"]).listen == ["127.0.0.1:1"]
+
+
+def test_an_unknown_or_damaged_setting_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "node.yaml"
+    with pytest.raises(Invalid, match="no settings file"):
+        read_settings(config)
+    config.write_text("num_paralel: 2\n")
+    with pytest.raises(Invalid, match="num_paralel"):
+        read_settings(config)
+    config.write_text("- a\n")
+    with pytest.raises(Invalid):
+        read_settings(config)
+    config.write_text("a: [")
+    with pytest.raises(Invalid):
+        read_settings(config)
+
+
+def test_every_origin_is_never_allowed() -> None:
+    with pytest.raises(Invalid, match="every web page"):
+        read_settings(allowed_origins="*")
+
+
+def test_a_key_of_an_engine_never_shows() -> None:
+    settings = read_settings(engines=[{"name": "v", "kind": "openai", "api_key": "sk-canary"}])
+    assert "sk-canary" not in repr(settings)
+    assert "sk-canary" not in settings.model_dump_json()
