@@ -1,6 +1,6 @@
 """The folder of one node's state: who it is, which keys it knows, that it runs alone.
 
-node.json    id and name of this node, made on first start
+node.json    id of this node, made on first start
 keys.json    hashes of keys (never a secret)
 admin.json   the first admin's key, url and CA, for the CLI on this machine (mode 0600)
 lock         held while a node runs on this folder
@@ -9,12 +9,13 @@ lock         held while a node runs on this folder
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
+
+import msgspec
 
 from ollama_distributed.access.keys import KeyRecord, make_admin_key
 from ollama_distributed.base.codec import encode_pretty
@@ -23,6 +24,30 @@ from ollama_distributed.base.ids import NodeId, random_id
 
 PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`node.json`."""
+
+    id: NodeId
+    created_at: float
+
+
+class KeysFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`keys.json`."""
+
+    keys: tuple[KeyRecord, ...]
+
+
+class AdminFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`admin.json`: how the CLI on this machine reaches the node as its admin."""
+
+    url: str
+    key: str
+    ca: str | None = None
+    """PEM of the cluster's CA; None while the API has no TLS."""
 
 
 @contextmanager
@@ -50,7 +75,37 @@ def locked(data_dir: Path) -> Iterator[None]:
         os.close(file)
 
 
-def write_private(path: Path, data: dict[str, Any]) -> None:
+def node_id(data_dir: Path, now: float) -> NodeId:
+    """This node's id; made, kept and the same from then on."""
+    path = data_dir / "node.json"
+    known = _read(path, NodeFile)
+    if known is None:
+        known = NodeFile(id=NodeId(random_id(12)), created_at=now)
+        _write(path, known)
+    return known.id
+
+
+def keys(data_dir: Path, url: str, now: float) -> tuple[KeyRecord, ...]:
+    """The keys this node knows; the first start makes the admin's and `admin.json`.
+
+    `url`, where the API listens now, is kept up to date in `admin.json`.
+    """
+    keys_path, admin_path = data_dir / "keys.json", data_dir / "admin.json"
+    known = _read(keys_path, KeysFile)
+    admin = _read(admin_path, AdminFile)
+    if known is None:
+        key, record = make_admin_key(now)
+        known, admin = KeysFile(keys=(record,)), AdminFile(url=url, key=key)
+        # admin.json first: a crash between the two leaves a key that the next start replaces,
+        # never a record whose key nobody has.
+        _write(admin_path, admin)
+        _write(keys_path, known)
+    elif admin is not None and admin.url != url:
+        _write(admin_path, msgspec.structs.replace(admin, url=url))
+    return known.keys
+
+
+def _write(path: Path, data: msgspec.Struct) -> None:
     """Replace `path` as a whole, readable by its owner only; durable when it returns."""
     staged = path.with_name(f".{path.name}.new")
     try:
@@ -65,17 +120,17 @@ def write_private(path: Path, data: dict[str, Any]) -> None:
         raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
 
 
-def read_private(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, form: type[T]) -> T | None:
     """The file's content, or None when it is not there.
 
     Raises:
         Invalid: it is there and damaged; the message says what to do.
     """
     try:
-        return json.loads(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=form)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as failure:
+    except (OSError, msgspec.MsgspecError) as failure:
         raise Invalid(
             f"{path} cannot be read ({failure}); restore it, or move it away to make a new one"
         ) from failure
