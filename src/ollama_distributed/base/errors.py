@@ -34,6 +34,11 @@ class Invalid(OllamaDistributedError):
 
     code = "invalid_request"
 
+    def __init__(self, message: str = "", *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        """The request's field at fault, e.g. `messages[0].content`, for dialects that name it."""
+
 
 class MissingBody(Invalid):
     code = "missing_body"
@@ -47,6 +52,18 @@ class Malformed(Invalid):
 
 class BodyTooLarge(Invalid):
     code = "body_too_large"
+
+
+class HeadersTooLarge(Invalid):
+    """More header bytes or fields than a request may have."""
+
+    code = "headers_too_large"
+
+
+class RequestTimeout(Invalid):
+    """The client sent its request too slowly."""
+
+    code = "request_timeout"
 
 
 class UnsupportedMedia(Invalid):
@@ -130,6 +147,12 @@ class MethodNotAllowed(OllamaDistributedError):
 
 class Conflict(OllamaDistributedError):
     code = "conflict"
+
+
+class NotOffered(OllamaDistributedError):
+    """A known route or feature that this version does not offer; the message says what does."""
+
+    code = "not_offered"
 
 
 # ── what this node can do now ───────────────────────────────────────────────────────

@@ -1,0 +1,117 @@
+import json
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_distributed.base.errors import Malformed
+from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.limits import KIB, MIB, Limits
+
+GUARD = JsonGuard(Limits())
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+def check(body: bytes, max_string: int = 2 * MIB) -> None:
+    GUARD.check(body, max_string=max_string)
+
+
+@given(VALUES)
+def test_ordinary_json_passes(value):
+    check(json.dumps(value).encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode())
+
+
+@given(st.binary(max_size=200))
+def test_bytes_pass_or_are_malformed_and_what_passes_is_json(body):
+    try:
+        check(body)
+    except Malformed:
+        return
+    json.loads(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"a":1,"a":2}', "twice"),
+        (b'{"x":{"a":1,"\\u0061":2}}', "twice"),
+        (b'{"a":NaN}', "NaN"),
+        (b'{"a":-Infinity}', "Infinity"),
+        (b"[" * 65 + b"]" * 65, "deeper"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "deeper"),
+        (b"[" * 100_000 + b"]" * 100_000, "deeper"),
+        (b"[" + b"1," * 100_001 + b"1]", "values"),
+        (b'{"a":' + b"9" * 20 + b"}", "digits"),
+        (b'{"a":-' + b"9" * 20 + b"}", "digits"),
+        (b'{"a":', "invalid JSON"),
+        (b"", "invalid JSON"),
+        (b"{} {}", "invalid JSON"),
+        (b'{"a":"\xff"}', "UTF-8"),
+        (b"\xef\xbb\xbf{}", "invalid JSON"),
+    ],
+)
+def test_refused(body, words):
+    with pytest.raises(Malformed, match=words):
+        check(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 64 + b"]" * 64,
+        b'{"a":-' + b"9" * 19 + b"}",
+        b"[" + b"1," * 99_998 + b"1]",
+        json.dumps({"prompt": ",{[" * 200_000}).encode(),
+        json.dumps({"prompt": '\\"' * 200_000}).encode(),
+    ],
+)
+def test_at_the_limit_passes(body):
+    check(body)
+
+
+def test_long_strings():
+    body = json.dumps({"images": ["x" * (3 * KIB)]}).encode()
+    check(body, max_string=3 * KIB)
+    with pytest.raises(Malformed, match="longer"):
+        check(body, max_string=3 * KIB - 1)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 4_000_000,
+        b"[" + b"1," * 2_000_000 + b"1]",
+        b"[" + b'"",' * 1_300_000 + b"1]",
+        b"[" + b'"\\\\",' * 700_000 + b"1]",
+        b"{" + b'"a":1,' * 99_000 + b'"a":1}',
+        b'{"a":"' + b'\\"' * 1_500_000 + b'"',
+    ],
+)
+def test_a_hostile_4_mib_body_is_refused_soon(body):
+    """The limit is 50 ms; the best of three keeps a busy machine from failing it."""
+    took = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with pytest.raises(Malformed):
+            check(body)
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.05
+
+
+@given(VALUES)
+def test_what_passes_is_read_alike_by_the_dialects_decoder(value):
+    body = msgspec.json.encode(value)
+    try:
+        check(body)
+    except Malformed:
+        return
+    assert msgspec.json.decode(body) == json.loads(body)
