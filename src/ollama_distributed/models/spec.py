@@ -31,6 +31,8 @@ class Architecture(msgspec.Struct, frozen=True, kw_only=True):
     """Count of weights."""
     file_type: str
     """Quantisation as Ollama prints it: F16, Q4_K_M, ..."""
+    vocabulary: int = 0
+    """Tokens that the model knows; 0 when the header does not say."""
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
@@ -71,6 +73,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Jinja that replaces the GGUF's own; empty: the GGUF's own."""
     template: str = ""
     """The Modelfile TEMPLATE (Go syntax) as stored, for `show`; never rendered by us."""
+    template_problem: str = ""
+    """Why `template` cannot be rendered: chats and templated prompts are refused with this."""
     system: str = ""
     messages: tuple[StoredMessage, ...] = ()
     parameters: Mapping[str, Any] = {}

@@ -1,0 +1,32 @@
+"""GGUF files: a strict header reader and the facts that the node needs from a header."""
+
+from ollama_distributed.models.gguf.facts import (
+    Kind,
+    architecture_of,
+    capabilities_of,
+    chat_template_of,
+    kind_of,
+    pooling_of,
+    thinking_tags_of,
+)
+from ollama_distributed.models.gguf.header import Array, Header, NeedMore, Tensor, Value, read_header
+from ollama_distributed.models.gguf.listing import human_number, model_info, tensor_list
+
+__all__ = [
+    "Array",
+    "Header",
+    "Kind",
+    "NeedMore",
+    "Tensor",
+    "Value",
+    "architecture_of",
+    "capabilities_of",
+    "chat_template_of",
+    "human_number",
+    "kind_of",
+    "model_info",
+    "pooling_of",
+    "read_header",
+    "tensor_list",
+    "thinking_tags_of",
+]
