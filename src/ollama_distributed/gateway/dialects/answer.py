@@ -1,0 +1,78 @@
+"""One answer put together from its deltas, for bodies that are sent whole.
+
+`ToolCalls` also serves the streams: it says whether a fragment opens a call and gives
+every call a place of its own, whatever indexes the engine used.
+"""
+
+from __future__ import annotations
+
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.inference import Delta, Finished, TokenLogprob, ToolCall
+
+
+class Call:
+    """A tool call as far as it has come."""
+
+    __slots__ = ("arguments", "id", "name", "place", "source_id")
+
+    def __init__(self, place: int, source: ToolCall, call_id: str) -> None:
+        self.place = place
+        """0, 1, ... in order of appearance."""
+        self.source_id = source.id
+        self.id = call_id
+        self.name = source.name
+        self.arguments = ""
+
+
+class ToolCalls:
+    """The calls of one answer, in order of appearance."""
+
+    __slots__ = ("_current", "_request_id", "calls")
+
+    def __init__(self, request_id: RequestId | str) -> None:
+        self.calls: list[Call] = []
+        self._current: dict[int, Call] = {}
+        self._request_id = request_id
+
+    def add(self, fragment: ToolCall) -> tuple[Call, bool]:
+        """The call that the fragment belongs to, and whether it opens it.
+
+        A new index opens a call, and so does another id under a known index.
+        """
+        call = self._current.get(fragment.index)
+        opens = call is None or bool(fragment.id and call.source_id and fragment.id != call.source_id)
+        if call is None or opens:
+            place = len(self.calls)
+            call = Call(place, fragment, fragment.id or f"call_{self._request_id}_{place}")
+            self.calls.append(call)
+            self._current[fragment.index] = call
+        call.arguments += fragment.arguments
+        return call, opens
+
+
+class Answer:
+    __slots__ = ("_text", "_thinking", "finished", "logprobs", "tool_calls")
+
+    def __init__(self, request_id: RequestId | str) -> None:
+        self._text: list[str] = []
+        self._thinking: list[str] = []
+        self.tool_calls = ToolCalls(request_id)
+        self.logprobs: list[TokenLogprob] = []
+        self.finished: Finished | None = None
+
+    def add(self, delta: Delta) -> None:
+        if delta.text:
+            self._text.append(delta.text)
+        if delta.thinking:
+            self._thinking.append(delta.thinking)
+        for fragment in delta.tool_calls:
+            self.tool_calls.add(fragment)
+        self.logprobs.extend(delta.logprobs)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
+
+    @property
+    def thinking(self) -> str:
+        return "".join(self._thinking)
