@@ -40,15 +40,15 @@ def parse_address(text: str) -> Address:
         Invalid: not an address, or one that is not loopback.
     """
     host, _, port = text.strip().rpartition(":")
-    if text.strip().endswith("]") or not host and not text.strip().startswith(":"):
+    if text.strip().endswith("]") or (not host and not text.strip().startswith(":")):
         host, port = text.strip(), "8080"
     host = host.strip("[]") or "127.0.0.1"
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise Invalid(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8080")
     if not is_loopback(host):
         raise Invalid(
-            f"--listen {text}: this version listens on this machine only (127.0.0.1, ::1 or localhost), because "
-            "any other address needs TLS and keys for everyone. To reach it from elsewhere now, use an SSH "
+            f"--listen {text}: this version listens on this machine only (127.0.0.1, ::1 or localhost), "
+            "because any other address needs TLS and keys for everyone. To reach it from elsewhere now, use an SSH "
             "tunnel: ssh -L 8080:127.0.0.1:8080 HOST"
         )
     return Address(host, int(port))

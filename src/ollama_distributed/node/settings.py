@@ -196,7 +196,7 @@ class Settings(BaseSettings):
     )
     allowed_hosts: list[str] = Field(
         default_factory=list,
-        description="More names that a Host header may carry, beside loopback (guards against DNS rebinding).",
+        description="More names that a Host header may carry, beside loopback (guards against rebinding).",
     )
     allowed_origins: list[str] = Field(
         default_factory=list, description="More browser origins, beside those of this machine; never `*`."
