@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import httpx
 import psutil
@@ -179,11 +179,13 @@ def fill(path: Path) -> None:
     """Write until the disk has no byte left."""
     with path.open("wb", buffering=0) as out:
         for size in (64 * 1024, 1):
-            try:
-                while out.write(bytes(size)):
-                    pass
-            except OSError as failure:
-                assert failure.errno == errno.ENOSPC
+            with pytest.raises(OSError, match="space"):
+                write_for_ever(out, bytes(size))
+
+
+def write_for_ever(out: BinaryIO, data: bytes) -> None:
+    while True:
+        out.write(data)
 
 
 def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
