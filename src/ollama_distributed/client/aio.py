@@ -1,0 +1,317 @@
+"""`Client`: the SDK for asyncio.
+
+asyncio and httpx are imported on first use: they cost more than all of the SDK.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ollama_distributed.client import calls, wire
+from ollama_distributed.client.answers import StreamReader, error_of
+from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.blobs import OnProgress, Upload
+from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+T = TypeVar("T")
+
+
+class Client:
+    """Talks to one Ollama Distributed server, or to the first of several that answers.
+
+    Used as `async with Client() as client`, it keeps connections open between calls; without
+    `async with`, each call opens and closes its own, so that nothing is left to be closed.
+
+    Args:
+        base_url: one URL or a list. Default: `OLLAMA_HOST`, else http://127.0.0.1:8080. With a
+            list, the next is tried when one cannot be reached or says 502, 503 or 504 before the
+            first byte of an answer; the one that answered is asked first from then on.
+        api_key: default: `OLLAMA_DISTRIBUTED_API_KEY`, else `OLLAMA_API_KEY`.
+        timeout: longest silence of the server in seconds (loading a model counts as silence).
+        retries: how often a call is tried again where that is safe, with growing waits.
+        verify: TLS: False, a file of certificate authorities, or an SSL context.
+
+    Leaving a stream's loop early hangs up as soon as the loop runs on; in a program that ends
+    there, wrap the stream in `contextlib.aclosing`. Every method raises `ClientError` or one of
+    its kin.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str] | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_S,
+        retries: int = 2,
+        verify: bool | str | Path | ssl.SSLContext = True,
+    ) -> None:
+        self._settings = Settings(base_url, api_key, timeout, retries, verify)
+        self._keep_alive = False
+        self._http: dict[str, httpx.AsyncClient] = {}
+        self.models = Models(self)
+
+    async def __aenter__(self) -> Self:
+        await self.aclose()
+        self._keep_alive = True
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._keep_alive = False
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close all connections. The client may be used again."""
+        while self._http:
+            _, http = self._http.popitem()
+            await http.aclose()
+
+    async def generate(self, request: wire.GenerateRequest) -> wire.GenerateResponse:
+        """Complete a prompt; the whole answer at once."""
+        return await self._run(calls.generate(request, stream=False))
+
+    def generate_stream(self, request: wire.GenerateRequest) -> AsyncGenerator[wire.GenerateResponse]:
+        """Complete a prompt, piece by piece. Leaving the loop stops the generation."""
+        return self._stream(calls.generate(request, stream=True))
+
+    async def chat(self, request: wire.ChatRequest) -> wire.ChatResponse:
+        return await self._run(calls.chat(request, stream=False))
+
+    def chat_stream(self, request: wire.ChatRequest) -> AsyncGenerator[wire.ChatResponse]:
+        return self._stream(calls.chat(request, stream=True))
+
+    async def embeddings(self, request: wire.EmbeddingsRequest) -> wire.EmbeddingsResponse:
+        return await self._run(calls.embeddings(request))
+
+    async def rerank(self, request: wire.RerankRequest) -> wire.RerankResponse:
+        """Score documents against a query, best first."""
+        return await self._run(calls.rerank(request))
+
+    async def version(self) -> wire.Version:
+        return await self._run(calls.version())
+
+    async def health(self) -> wire.Health:
+        return await self._run(calls.health())
+
+    # ── how a call runs ─────────────────────────────────────────────────────────────
+
+    async def _run(self, call: calls.Call[T], upload: Upload | None = None) -> T:
+        async def attempt(url: str) -> Outcome:
+            return await self._ask(url, call, upload)
+
+        result: T = await self._tried(call, attempt)
+        return result
+
+    async def _tried(self, call: calls.Call[Any], attempt: Callable[[str], Awaitable[Outcome]]) -> Any:
+        import asyncio
+
+        settings = self._settings
+        steps = attempts(call, settings.servers, retries=settings.retries, draw=random.random)
+        outcome: Outcome | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                return finished.value
+            if isinstance(step, Send):
+                outcome = await attempt(step.url)
+            else:
+                await asyncio.sleep(step.seconds)
+                outcome = None
+
+    async def _open(
+        self, url: str, call: calls.Call[Any], upload: Upload | None = None
+    ) -> httpx.Response | Outcome:
+        """Send a call; its response with the body not read yet, or why there is none."""
+        import httpx
+
+        http = self._http.get(url)
+        if http is None:
+            http = httpx.AsyncClient(**self._settings.httpx_arguments(url, keep_alive=self._keep_alive))
+            self._http[url] = http
+        content, headers = _body(call, upload)
+        request = http.build_request(call.method, call.path, content=content, headers=headers)
+        try:
+            response = await http.send(request, stream=True)
+        except httpx.HTTPError as exc:
+            return failure_of(exc, answer_began=False)
+        if response.status_code < 300 or (response.status_code == 404 and call.missing_is is not None):
+            return response
+        return await self._refusal(response)
+
+    @staticmethod
+    async def _refusal(response: httpx.Response) -> ClientError:
+        import httpx
+
+        body = b""
+        try:
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) >= ERROR_BODY_BYTES:
+                    break
+        except httpx.HTTPError:
+            body = b""  # the status is known, and it is what matters
+        finally:
+            await response.aclose()
+        return error_of(response.status_code, response.headers, body, now=time.time())
+
+    async def _ask(self, url: str, call: calls.Call[T], upload: Upload | None) -> Outcome:
+        import httpx
+
+        opened = await self._open(url, call, upload)
+        if not isinstance(opened, httpx.Response):
+            return opened
+        parts: list[bytes] = []
+        try:
+            async for chunk in opened.aiter_bytes():
+                parts.append(chunk)  # noqa: PERF401 - what came before a failure must be known
+        except httpx.HTTPError as exc:
+            return failure_of(exc, answer_began=bool(parts))
+        finally:
+            await opened.aclose()
+        if opened.status_code == 404:
+            return Succeeded(call.missing_is)
+        return Succeeded(call.decode(b"".join(parts)))
+
+    async def _stream(self, call: calls.Call[T]) -> AsyncGenerator[T]:
+        assert call.done is not None
+        reader = StreamReader(call.decode, call.done)
+        response: httpx.Response
+        chunks: AsyncIterator[bytes]
+
+        async def attempt(url: str) -> Outcome:
+            return await self._first_chunk(url, call)
+
+        response, data, chunks = await self._tried(call, attempt)
+        import httpx
+
+        try:
+            while True:
+                for item in reader.feed(data):
+                    yield item
+                try:
+                    data = await anext(chunks)
+                except StopAsyncIteration:
+                    break
+                except httpx.HTTPError as exc:
+                    raise failure_of(exc, answer_began=True).error(str(response.url)) from exc
+        finally:
+            await response.aclose()
+        for item in reader.finish():
+            yield item
+
+    async def _first_chunk(self, url: str, call: calls.Call[Any]) -> Outcome:
+        """Until the first byte of the answer is here, another server may be asked."""
+        import httpx
+
+        opened = await self._open(url, call)
+        if not isinstance(opened, httpx.Response):
+            return opened
+        chunks = opened.aiter_bytes()
+        try:
+            data = await anext(chunks, b"")
+        except httpx.HTTPError as exc:
+            await opened.aclose()
+            return failure_of(exc, answer_began=False)
+        except BaseException:
+            await opened.aclose()
+            raise
+        return Succeeded((opened, data, chunks))
+
+
+def _body(
+    call: calls.Call[Any], upload: Upload | None
+) -> tuple[bytes | AsyncIterator[bytes] | None, dict[str, str]]:
+    if upload is None:
+        return call.body, {"content-type": "application/json"} if call.body is not None else {}
+    headers = {"content-type": "application/octet-stream", "content-length": str(upload.size_bytes)}
+    return _in_threads(upload), headers
+
+
+async def _in_threads(upload: Upload) -> AsyncIterator[bytes]:
+    import asyncio
+
+    chunks = upload.chunks()
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+class Models:
+    """The models of the server: `client.models`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._run = client._run
+
+    async def list(self) -> Sequence[wire.ModelInfo]:
+        return named((await self._run(calls.list_models())).models)
+
+    async def get(self, name: str) -> wire.ModelInfo:
+        return await self._run(calls.get_model(name))
+
+    async def show(
+        self,
+        name: str,
+        *,
+        verbose: bool = False,
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> wire.ShowResponse:
+        """All about a model: template, parameters, licence, the GGUF's metadata."""
+        return await self._run(calls.show_model(name, verbose=verbose, system=system, options=options))
+
+    def create(self, request: wire.CreateRequest) -> AsyncGenerator[wire.Progress]:
+        """Make a model; the lines tell what the server does. Run the loop to its end."""
+        return self._client._stream(calls.create_model(request))
+
+    async def copy(self, source: str, destination: str) -> None:
+        await self._run(calls.copy_model(source, destination))
+
+    async def delete(self, name: str) -> None:
+        await self._run(calls.delete_model(name))
+
+    async def download(self, name: str) -> None:
+        """Have the server fetch a model from its registry; raises what the server answers."""
+        await self._run(calls.download_model(name))
+
+    async def has_blob(self, digest: str) -> bool:
+        return await self._run(calls.has_blob(digest))
+
+    async def create_blob(
+        self, source: bytes | str | Path, *, digest: str | None = None, on_progress: OnProgress | None = None
+    ) -> str:
+        """Send a file (or bytes) that the server does not have yet; its digest, for `create`."""
+        import asyncio
+
+        upload = Upload(source, on_progress)
+        if digest is None:
+            digest = await asyncio.to_thread(upload.digest)
+        if not await self.has_blob(digest):
+            await self._run(calls.put_blob(digest), upload)
+        return digest
+
+    async def loaded(self) -> Sequence[wire.LoadedModel]:
+        """The models in memory now."""
+        return (await self._run(calls.loaded_models())).models
+
+    async def unload(self, name: str) -> None:
+        await self._run(calls.unload_model(name))
+
+
+def named(models: Mapping[str, wire.ModelInfo]) -> list[wire.ModelInfo]:
+    """The rows of `{"models": {name: info}}`, each with its name."""
+    for name, info in models.items():
+        info.name = info.name or name
+    return [*models.values()]

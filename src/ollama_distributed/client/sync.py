@@ -1,0 +1,274 @@
+"""`SyncClient`: the SDK without asyncio; the same calls, the same attempts, a blocking transport."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from ollama_distributed.client import calls, wire
+from ollama_distributed.client.aio import named
+from ollama_distributed.client.answers import StreamReader, error_of
+from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.blobs import OnProgress, Upload
+from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+T = TypeVar("T")
+
+
+class SyncClient:
+    """`Client` for code without an event loop: the same arguments, methods and errors.
+
+    Streams are generators: leaving the loop early, or `close()` on the generator, stops the
+    generation. Not for several threads at once; give each its own.
+    """
+
+    def __init__(
+        self,
+        base_url: str | Sequence[str] | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = TIMEOUT_S,
+        retries: int = 2,
+        verify: bool | str | Path | ssl.SSLContext = True,
+    ) -> None:
+        self._settings = Settings(base_url, api_key, timeout, retries, verify)
+        self._keep_alive = False
+        self._http: dict[str, httpx.Client] = {}
+        self.models = SyncModels(self)
+
+    def __enter__(self) -> Self:
+        self.close()
+        self._keep_alive = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._keep_alive = False
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. The client may be used again."""
+        while self._http:
+            _, http = self._http.popitem()
+            http.close()
+
+    def generate(self, request: wire.GenerateRequest) -> wire.GenerateResponse:
+        """Complete a prompt; the whole answer at once."""
+        return self._run(calls.generate(request, stream=False))
+
+    def generate_stream(self, request: wire.GenerateRequest) -> Generator[wire.GenerateResponse, None, None]:
+        """Complete a prompt, piece by piece. Leaving the loop stops the generation."""
+        return self._stream(calls.generate(request, stream=True))
+
+    def chat(self, request: wire.ChatRequest) -> wire.ChatResponse:
+        return self._run(calls.chat(request, stream=False))
+
+    def chat_stream(self, request: wire.ChatRequest) -> Generator[wire.ChatResponse, None, None]:
+        return self._stream(calls.chat(request, stream=True))
+
+    def embeddings(self, request: wire.EmbeddingsRequest) -> wire.EmbeddingsResponse:
+        return self._run(calls.embeddings(request))
+
+    def rerank(self, request: wire.RerankRequest) -> wire.RerankResponse:
+        """Score documents against a query, best first."""
+        return self._run(calls.rerank(request))
+
+    def version(self) -> wire.Version:
+        return self._run(calls.version())
+
+    def health(self) -> wire.Health:
+        return self._run(calls.health())
+
+    # ── how a call runs ─────────────────────────────────────────────────────────────
+
+    def _run(self, call: calls.Call[T], upload: Upload | None = None) -> T:
+        result: T = self._tried(call, lambda url: self._ask(url, call, upload))
+        return result
+
+    def _tried(self, call: calls.Call[Any], attempt: Callable[[str], Outcome]) -> Any:
+        settings = self._settings
+        steps = attempts(call, settings.servers, retries=settings.retries, draw=random.random)
+        outcome: Outcome | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as finished:
+                return finished.value
+            if isinstance(step, Send):
+                outcome = attempt(step.url)
+            else:
+                time.sleep(step.seconds)
+                outcome = None
+
+    def _open(
+        self, url: str, call: calls.Call[Any], upload: Upload | None = None
+    ) -> httpx.Response | Outcome:
+        """Send a call; its response with the body not read yet, or why there is none."""
+        import httpx
+
+        http = self._http.get(url)
+        if http is None:
+            http = httpx.Client(**self._settings.httpx_arguments(url, keep_alive=self._keep_alive))
+            self._http[url] = http
+        content, headers = _body(call, upload)
+        request = http.build_request(call.method, call.path, content=content, headers=headers)
+        try:
+            response = http.send(request, stream=True)
+        except httpx.HTTPError as exc:
+            return failure_of(exc, answer_began=False)
+        if response.status_code < 300 or (response.status_code == 404 and call.missing_is is not None):
+            return response
+        return self._refusal(response)
+
+    @staticmethod
+    def _refusal(response: httpx.Response) -> ClientError:
+        import httpx
+
+        body = b""
+        try:
+            for chunk in response.iter_bytes():
+                body += chunk
+                if len(body) >= ERROR_BODY_BYTES:
+                    break
+        except httpx.HTTPError:
+            body = b""  # the status is known, and it is what matters
+        finally:
+            response.close()
+        return error_of(response.status_code, response.headers, body, now=time.time())
+
+    def _ask(self, url: str, call: calls.Call[T], upload: Upload | None) -> Outcome:
+        import httpx
+
+        opened = self._open(url, call, upload)
+        if not isinstance(opened, httpx.Response):
+            return opened
+        parts: list[bytes] = []
+        try:
+            for chunk in opened.iter_bytes():
+                parts.append(chunk)  # noqa: PERF402 - what came before a failure must be known
+        except httpx.HTTPError as exc:
+            return failure_of(exc, answer_began=bool(parts))
+        finally:
+            opened.close()
+        if opened.status_code == 404:
+            return Succeeded(call.missing_is)
+        return Succeeded(call.decode(b"".join(parts)))
+
+    def _stream(self, call: calls.Call[T]) -> Generator[T, None, None]:
+        assert call.done is not None
+        reader = StreamReader(call.decode, call.done)
+        response: httpx.Response
+        chunks: Iterator[bytes]
+        response, data, chunks = self._tried(call, lambda url: self._first_chunk(url, call))
+        import httpx
+
+        try:
+            while True:
+                yield from reader.feed(data)
+                try:
+                    data = next(chunks)
+                except StopIteration:
+                    break
+                except httpx.HTTPError as exc:
+                    raise failure_of(exc, answer_began=True).error(str(response.url)) from exc
+        finally:
+            response.close()
+        yield from reader.finish()
+
+    def _first_chunk(self, url: str, call: calls.Call[Any]) -> Outcome:
+        """Until the first byte of the answer is here, another server may be asked."""
+        import httpx
+
+        opened = self._open(url, call)
+        if not isinstance(opened, httpx.Response):
+            return opened
+        chunks = opened.iter_bytes()
+        try:
+            data = next(chunks, b"")
+        except httpx.HTTPError as exc:
+            opened.close()
+            return failure_of(exc, answer_began=False)
+        except BaseException:
+            opened.close()
+            raise
+        return Succeeded((opened, data, chunks))
+
+
+def _body(
+    call: calls.Call[Any], upload: Upload | None
+) -> tuple[bytes | Iterator[bytes] | None, dict[str, str]]:
+    if upload is None:
+        return call.body, {"content-type": "application/json"} if call.body is not None else {}
+    headers = {"content-type": "application/octet-stream", "content-length": str(upload.size_bytes)}
+    return upload.chunks(), headers
+
+
+class SyncModels:
+    """The models of the server: `client.models`."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+        self._run = client._run
+
+    def list(self) -> Sequence[wire.ModelInfo]:
+        return named(self._run(calls.list_models()).models)
+
+    def get(self, name: str) -> wire.ModelInfo:
+        return self._run(calls.get_model(name))
+
+    def show(
+        self,
+        name: str,
+        *,
+        verbose: bool = False,
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> wire.ShowResponse:
+        """All about a model: template, parameters, licence, the GGUF's metadata."""
+        return self._run(calls.show_model(name, verbose=verbose, system=system, options=options))
+
+    def create(self, request: wire.CreateRequest) -> Generator[wire.Progress, None, None]:
+        """Make a model; the lines tell what the server does. Run the loop to its end."""
+        return self._client._stream(calls.create_model(request))
+
+    def copy(self, source: str, destination: str) -> None:
+        self._run(calls.copy_model(source, destination))
+
+    def delete(self, name: str) -> None:
+        self._run(calls.delete_model(name))
+
+    def download(self, name: str) -> None:
+        """Have the server fetch a model from its registry; raises what the server answers."""
+        self._run(calls.download_model(name))
+
+    def has_blob(self, digest: str) -> bool:
+        return self._run(calls.has_blob(digest))
+
+    def create_blob(
+        self, source: bytes | str | Path, *, digest: str | None = None, on_progress: OnProgress | None = None
+    ) -> str:
+        """Send a file (or bytes) that the server does not have yet; its digest, for `create`."""
+        upload = Upload(source, on_progress)
+        if digest is None:
+            digest = upload.digest()
+        if not self.has_blob(digest):
+            self._run(calls.put_blob(digest), upload)
+        return digest
+
+    def loaded(self) -> Sequence[wire.LoadedModel]:
+        """The models in memory now."""
+        return self._run(calls.loaded_models()).models
+
+    def unload(self, name: str) -> None:
+        self._run(calls.unload_model(name))
