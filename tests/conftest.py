@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.models import Models
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the node does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Small models for the real engine, each made once per session."""
+    return Models(tmp_path_factory.mktemp("models"))
