@@ -125,6 +125,12 @@ class Conflict(ClientError):
     code = "conflict"
 
 
+class NotOffered(ClientError):
+    """A part of the API that this server does not have."""
+
+    code = "not_offered"
+
+
 # ── what the server can do now ──────────────────────────────────────────────────────
 
 
