@@ -136,7 +136,7 @@ def shape_of(spec: ModelSpec, asked: LoadOptions, rules: Rules) -> Shape:
 
 
 def reads_whole_inputs(spec: ModelSpec) -> bool:
-    return spec.pooling not in ("", "none") or bool(spec.capabilities & {"embedding", "rerank"})
+    return "completion" not in spec.capabilities or spec.pooling not in ("", "none")
 
 
 def serves(loaded: Shape, wanted: Shape) -> bool:

@@ -1,0 +1,437 @@
+"""The models that are loaded on this node, and the requests that wait for them.
+
+`acquire` gives a `Lease` on a ready runner: at once when there is one with a free slot,
+else after its turn. Turns are first come, first served per model; a model that has to be
+loaded takes its room by `plan.make_room`. Runs on one event loop; every change of state
+ends in `_pump`, which is not asynchronous, so that no two changes interleave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+import structlog
+
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import (
+    DeadlineExceeded,
+    LoadFailed,
+    NoCapacity,
+    OllamaDistributedError,
+    Quarantined,
+    QueueFull,
+    Unavailable,
+)
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.options import Shape, plan_of, serves
+from ollama_distributed.serving.plan import (
+    CRASHES,
+    Crashes,
+    Hall,
+    Held,
+    Load,
+    Wait,
+    expires_at,
+    make_room,
+    renewed,
+    sizes_of,
+    thread_share,
+)
+from ollama_distributed.serving.ports import Engine, Machine, Runner
+from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
+from ollama_distributed.serving.settings import ServingSettings
+from ollama_distributed.serving.sizes import Estimate, what_fits
+
+log = structlog.get_logger(__name__)
+
+BUSY = "server busy, please try again.  maximum pending requests exceeded"
+"""Ollama's text, two spaces and all: clients match on it."""
+
+CLOSING = "the node is shutting down"
+LOADING = "loading"
+
+
+class Fleet:
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        machine: Machine,
+        clock: Clock,
+        estimate: Estimate,
+        settings: ServingSettings,
+    ) -> None:
+        self._engines = tuple(engines)
+        self._machine = machine
+        self._clock = clock
+        self._estimate = estimate
+        self._settings = settings
+        self._residents: dict[LoadKey, Resident] = {}
+        self._queues: dict[LoadKey, deque[Ticket]] = {}
+        self._waiting = 0
+        self._numbers = itertools.count()
+        self._crashes: dict[LoadKey, Crashes] = {}
+        self._budget_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._watchers: list[asyncio.Future[None]] = []
+
+    @property
+    def residents(self) -> tuple[Resident, ...]:
+        return tuple(self._residents.values())
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    # ── requests ────────────────────────────────────────────────────────────────────
+
+    async def acquire(
+        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+    ) -> Lease:
+        """A lease on a runner of this model. Cancel-safe: the place in the queue is given up.
+
+        Raises:
+            QueueFull, Quarantined, NoCapacity, LoadFailed, Unavailable, DeadlineExceeded.
+        """
+        if self._closing:
+            raise Unavailable(CLOSING)
+        key = load_key(spec)
+        resident = self._residents.get(key)
+        if (
+            resident is not None
+            and resident.drain_from is None
+            and key not in self._queues
+            and resident.takes(shape, slot=slot)
+        ):
+            return resident.lease(self, keep_alive_s, slot=slot)
+        if self._waiting >= self._settings.max_queue:
+            raise QueueFull(BUSY)
+        ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot)
+        self._queues.setdefault(key, deque()).append(ticket)
+        self._waiting += 1
+        self._pump()
+        try:
+            with anyio.fail_after(self._settings.queue_timeout_s):
+                return await ticket.future
+        except TimeoutError:
+            self._leave(key, ticket)
+            raise DeadlineExceeded("the request waited too long for a free slot") from None
+        except asyncio.CancelledError:
+            self._leave(key, ticket)
+            raise
+
+    def _leave(self, key: LoadKey, ticket: Ticket) -> None:
+        queue = self._queues.get(key)
+        if queue is not None and ticket in queue:
+            queue.remove(ticket)
+            self._waiting -= 1
+            self._pump()
+        elif ticket.future.done() and not ticket.future.cancelled() and not ticket.future.exception():
+            # Granted in the very moment that the waiter left.
+            ticket.future.result().release()
+
+    def released(self, resident: Resident, *, slot: bool) -> None:
+        resident.active -= 1
+        resident.slots_busy -= slot
+        resident.last_used = self._clock.monotonic()
+        if self._queues:
+            self._pump()
+        if resident.active == 0 and resident.state == "ready":
+            self._idle(resident)
+        self._signal()
+
+    # ── keep alive ──────────────────────────────────────────────────────────────────
+
+    def _idle(self, resident: Resident) -> None:
+        """Unload it when its time is over. One timer that looks again costs a request nothing."""
+        due = expires_at(resident.last_used, resident.keep_alive_s)
+        now = self._clock.monotonic()
+        if due is None:
+            return
+        if due <= now:
+            self._unload(resident)
+        elif resident.expiry is None or due < resident.expiry_due:
+            if resident.expiry is not None:
+                resident.expiry.cancel()
+            loop = asyncio.get_running_loop()
+            resident.expiry = loop.call_later(due - now, self._look, resident)
+            resident.expiry_due = due
+
+    def _look(self, resident: Resident) -> None:
+        resident.expiry = None
+        if resident.state == "ready" and resident.active == 0:
+            self._idle(resident)
+
+    def expire(self, resident: Resident) -> None:
+        """Unload as soon as it is idle."""
+        resident.keep_alive_s = 0.0
+        if resident.state == "ready" and resident.active == 0:
+            self._unload(resident)
+
+    # ── what has to happen now ──────────────────────────────────────────────────────
+
+    def _pump(self) -> None:
+        """Give leases to whose turn it is; begin the loads and unloads that the others need."""
+        self._serve_all()
+        drained = [r for r in self._residents.values() if r.drain_from is not None]
+        for resident in drained:
+            resident.drain_from = None
+        if self._queues and not self._closing:
+            self._begin_loads()
+        if any(r.drain_from is None for r in drained):
+            self._serve_all()
+        self._signal()
+
+    def _serve_all(self) -> None:
+        for key in list(self._queues):
+            self._serve(key, self._queues[key], self._residents.get(key))
+
+    def _serve(self, key: LoadKey, queue: deque[Ticket], resident: Resident | None) -> None:
+        while queue and resident is not None and resident.state == "ready":
+            ticket = queue[0]
+            if resident.drain_from is not None and ticket.number >= resident.drain_from:
+                break
+            if not serves(resident.shape, ticket.shape):
+                # Loaded with other options: it goes when it is idle, and comes back as wanted.
+                if resident.active == 0:
+                    self._unload(resident)
+                break
+            if not resident.takes(ticket.shape, slot=ticket.slot):
+                break
+            queue.popleft()
+            self._waiting -= 1
+            if not ticket.future.done():
+                ticket.future.set_result(resident.lease(self, ticket.keep_alive_s, slot=ticket.slot))
+        if not queue:
+            del self._queues[key]
+
+    def _begin_loads(self) -> None:
+        """In the order of arrival; one that must wait for room lets nobody pass it."""
+        reserved: list[Held] = []
+        absent = [key for key in self._queues if key not in self._residents]
+        for key in sorted(absent, key=lambda key: self._queues[key][0].number):
+            ticket = self._queues[key][0]
+            try:
+                decision, engine = self._decide(key, ticket, tuple(reserved))
+            except OllamaDistributedError as error:
+                self._refuse(key, ticket.shape, error)
+                if key in self._queues:
+                    # Another shape of the same model may still do.
+                    asyncio.get_running_loop().call_soon(self._pump)
+                continue
+            if isinstance(decision, Wait):
+                for drained in decision.drain:
+                    if drained in self._residents:
+                        self._residents[drained].drain_from = ticket.number
+                return
+            for evicted in decision.evict:
+                log.info("serving.evicted", model=self._residents[evicted].spec.display)
+                self._unload(self._residents[evicted])
+            now_held = sum(r.memory_bytes for r in self._residents.values()) + sum(
+                h.memory_bytes for h in reserved
+            )
+            room = len(self._residents) + len(reserved) < self._settings.max_loaded_models
+            if room and now_held + decision.memory_bytes <= self._budget_bytes:
+                self._begin_load(key, ticket, engine, decision)
+            else:
+                # Its room is being cleared: hold it against those behind.
+                reserved.append(Held(key=key, memory_bytes=decision.memory_bytes, last_used=0.0, busy=True))
+
+    def _decide(self, key: LoadKey, ticket: Ticket, reserved: tuple[Held, ...]) -> tuple[Load | Wait, Engine]:
+        spec, now = ticket.spec, self._clock.monotonic()
+        crashes = self._crashes.get(key, Crashes())
+        if left_s := crashes.quarantined_for(now):
+            raise Quarantined(
+                f"{spec.display} crashed {CRASHES} times in a short while and may be loaded again in "
+                f"{left_s:.0f} s; the last reason: {crashes.reason}"
+            )
+        engine = next((engine for engine in self._engines if engine.can_load(spec)), None)
+        if engine is None:
+            raise LoadFailed(f"no engine on this node can load {spec.display}")
+        if not self._residents:
+            limit = self._settings.memory_limit_bytes
+            free = self._machine.memory_available_bytes() - self._settings.memory_reserve_bytes
+            self._budget_bytes = limit or max(free, 0)
+        held = tuple(
+            Held(
+                key=r.key,
+                memory_bytes=r.memory_bytes,
+                last_used=r.last_used,
+                busy=r.state == "loading" or r.active > 0,
+            )
+            for r in self._residents.values()
+            if r.state != "unloading"
+        )
+        hall = Hall(
+            budget_bytes=self._budget_bytes,
+            max_loaded=self._settings.max_loaded_models,
+            held=held + reserved,
+        )
+
+        def size(slots: int) -> int:
+            return self._estimate(spec, plan_of(ticket.shape, slots=slots, threads=1))
+
+        try:
+            return make_room(hall, sizes_of(ticket.shape.slots, size), name=spec.display), engine
+        except NoCapacity as error:
+            raise NoCapacity(
+                f"{error.message}; {what_fits(spec, ticket.shape, self._budget_bytes)}"
+            ) from None
+
+    def _refuse(self, key: LoadKey, shape: Shape, error: OllamaDistributedError) -> None:
+        """Every request that waits for this load gets the reason."""
+        queue = self._queues.get(key, deque[Ticket]())
+        for ticket in [ticket for ticket in queue if ticket.shape == shape]:
+            queue.remove(ticket)
+            self._waiting -= 1
+            if not ticket.future.done():
+                ticket.future.set_exception(error)
+        if key in self._queues and not queue:
+            del self._queues[key]
+
+    # ── loading and unloading ───────────────────────────────────────────────────────
+
+    def _begin_load(self, key: LoadKey, ticket: Ticket, engine: Engine, load: Load) -> None:
+        others = sum(1 for r in self._residents.values() if r.state != "unloading")
+        threads = thread_share(self._settings.threads or self._machine.cores(), others, ticket.shape.threads)
+        plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
+        resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
+        resident.keep_alive_s = renewed(self._settings.keep_alive_s, ticket.keep_alive_s)
+        self._residents[key] = resident
+        self._spawn(self._load(resident, engine), LOADING)
+
+    async def _load(self, resident: Resident, engine: Engine) -> None:
+        started, timeout_s = self._clock.monotonic(), self._settings.load_timeout_s
+        name = resident.spec.display
+        try:
+            with anyio.fail_after(timeout_s) as scope:
+
+                def progressed(_: float) -> None:
+                    scope.deadline = anyio.current_time() + timeout_s
+
+                runner = await engine.load(resident.spec, resident.plan, progressed)
+        except TimeoutError:
+            self._load_failed(resident, LoadFailed(f"{name} made no progress loading for {timeout_s:.0f} s"))
+            return
+        except OllamaDistributedError as error:
+            self._load_failed(resident, error)
+            return
+        except asyncio.CancelledError:
+            self._remove(resident)
+            raise
+        except Exception:
+            # A defect of an engine must not leave the requests hanging; the log has it whole.
+            log.exception("serving.load_defect", model=name)
+            self._load_failed(resident, LoadFailed(f"the engine failed to load {name}; see the node's log"))
+            return
+        now = self._clock.monotonic()
+        log.info("serving.loaded", model=name, took_s=round(now - started, 3), threads=resident.plan.threads)
+        resident.runner, resident.state, resident.last_used = runner, "ready", now
+        runner.on_exit(partial(self._exited, resident))
+        self._pump()
+        if resident.state == "ready" and resident.active == 0:
+            # Whoever asked for it has left.
+            self._idle(resident)
+
+    def _load_failed(self, resident: Resident, error: OllamaDistributedError) -> None:
+        log.warning("serving.load_failed", model=resident.spec.display, reason=error.message)
+        self._remove(resident)
+        self._count_crash(resident.key, error.message)
+        self._refuse(resident.key, resident.shape, error)
+        self._pump()
+
+    def _exited(self, resident: Resident, error: OllamaDistributedError | None) -> None:
+        if error is not None:
+            self.died(resident, error)
+        elif resident.state == "ready":
+            self._remove(resident)
+            self._pump()
+
+    def died(self, resident: Resident, error: OllamaDistributedError) -> None:
+        """The runner is gone without our will. Counted once, however many requests saw it."""
+        if resident.state != "ready":
+            return
+        log.error("serving.runner_died", model=resident.spec.display, reason=error.message)
+        self._remove(resident)
+        self._count_crash(resident.key, error.message)
+        if resident.runner is not None:
+            self._spawn(self._end(resident, resident.runner), "unloading")
+        self._pump()
+
+    def _count_crash(self, key: LoadKey, reason: str) -> None:
+        self._crashes[key] = self._crashes.get(key, Crashes()).add(self._clock.monotonic(), reason)
+
+    def _unload(self, resident: Resident) -> None:
+        assert resident.state == "ready"
+        assert resident.runner is not None
+        resident.state = "unloading"
+        if resident.expiry is not None:
+            resident.expiry.cancel()
+            resident.expiry = None
+        self._spawn(self._end(resident, resident.runner), "unloading")
+
+    async def _end(self, resident: Resident, runner: Runner) -> None:
+        name = resident.spec.display
+        try:
+            with anyio.move_on_after(self._settings.unload_timeout_s) as scope:
+                await runner.unload()
+            if scope.cancelled_caught:
+                log.error("serving.unload_stuck", model=name)
+        except Exception:
+            log.exception("serving.unload_failed", model=name)
+        finally:
+            if resident.state == "unloading":
+                log.info("serving.unloaded", model=name)
+                self._remove(resident)
+            self._pump()
+
+    def _remove(self, resident: Resident) -> None:
+        resident.state = "gone"
+        if resident.expiry is not None:
+            resident.expiry.cancel()
+            resident.expiry = None
+        if self._residents.get(resident.key) is resident:
+            del self._residents[resident.key]
+
+    # ── the end ─────────────────────────────────────────────────────────────────────
+
+    async def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Return when `condition` holds; it is looked at after each change of state."""
+        while not condition():
+            watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
+    def _signal(self) -> None:
+        if self._watchers:
+            watchers, self._watchers = self._watchers, []
+            for watcher in watchers:
+                if not watcher.done():
+                    watcher.set_result(None)
+
+    def refuse_new(self) -> None:
+        """From now on nobody gets a lease; those who wait are told."""
+        self._closing = True
+        for key, queue in list(self._queues.items()):
+            for ticket in list(queue):
+                self._refuse(key, ticket.shape, Unavailable(CLOSING))
+
+    async def unload_all(self) -> None:
+        """End all runners and all loads, whoever uses them. After `refuse_new`."""
+        for task in [task for task in self._tasks if task.get_name() == LOADING]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for resident in self.residents:
+            self._unload(resident)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,131 @@
+"""One loaded model and those who use it: resident, lease, ticket.
+
+State only; the fleet moves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal, Protocol
+
+from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.options import Shape, serves
+from ollama_distributed.serving.plan import renewed
+from ollama_distributed.serving.ports import LoadPlan, Runner
+
+LoadKey = str
+
+
+def load_key(spec: ModelSpec) -> LoadKey:
+    """Equal for names that one runner can serve: same files, same template."""
+    if spec.remote is not None:
+        return f"{spec.remote.engine}\0{spec.remote.name}"
+    return "\0".join((spec.weights, *spec.projectors, "", *spec.adapters, "", spec.chat_template))
+
+
+class Resident:
+    """One model on this node, from the decision to load it until its runner is gone."""
+
+    __slots__ = (
+        "active",
+        "drain_from",
+        "expiry",
+        "expiry_due",
+        "keep_alive_s",
+        "key",
+        "last_used",
+        "memory_bytes",
+        "plan",
+        "runner",
+        "shape",
+        "slots_busy",
+        "spec",
+        "state",
+    )
+
+    def __init__(
+        self, key: LoadKey, spec: ModelSpec, shape: Shape, plan: LoadPlan, memory_bytes: int
+    ) -> None:
+        self.key = key
+        self.spec = spec
+        self.shape = shape
+        self.plan = plan
+        self.memory_bytes = memory_bytes
+        self.state: Literal["loading", "ready", "unloading", "gone"] = "loading"
+        self.runner: Runner | None = None
+        self.active = 0
+        """Leases out."""
+        self.slots_busy = 0
+        """Of them, those that generate."""
+        self.drain_from: int | None = None
+        """Requests from this number on wait: another model needs the room, and came before."""
+        self.last_used = 0.0
+        self.keep_alive_s = 0.0
+        self.expiry: asyncio.TimerHandle | None = None
+        self.expiry_due = 0.0
+
+    def lease(self, keeper: Keeper, keep_alive_s: float | None, *, slot: bool) -> Lease:
+        assert self.runner is not None
+        self.active += 1
+        self.slots_busy += slot
+        self.keep_alive_s = renewed(self.keep_alive_s, keep_alive_s)
+        return Lease(keeper, self, self.runner, slot=slot)
+
+    def takes(self, shape: Shape, *, slot: bool) -> bool:
+        """Whether a request that is next in turn can have a lease now."""
+        return (
+            self.state == "ready"
+            and (not slot or self.slots_busy < self.plan.slots)
+            and serves(self.shape, shape)
+        )
+
+
+class Keeper(Protocol):
+    """Who gave the lease; the fleet."""
+
+    def released(self, resident: Resident, *, slot: bool) -> None: ...
+
+    def died(self, resident: Resident, error: OllamaDistributedError) -> None: ...
+
+
+class Lease:
+    """A runner that will not be unloaded until `release`; with a slot, if one was asked for."""
+
+    __slots__ = ("_keeper", "_resident", "_slot", "plan", "runner")
+
+    def __init__(self, keeper: Keeper, resident: Resident, runner: Runner, *, slot: bool) -> None:
+        self._keeper = keeper
+        self._resident: Resident | None = resident
+        self._slot = slot
+        self.runner = runner
+        self.plan = resident.plan
+
+    def release(self) -> None:
+        """Idempotent."""
+        resident, self._resident = self._resident, None
+        if resident is not None:
+            self._keeper.released(resident, slot=self._slot)
+
+    def broken(self, error: RunnerDied) -> None:
+        """The runner died under this request: release, and let nobody have it again."""
+        resident = self._resident
+        if resident is not None:
+            self._keeper.died(resident, error)
+        self.release()
+
+
+class Ticket:
+    """One request's place in the queue of its model."""
+
+    __slots__ = ("future", "keep_alive_s", "number", "shape", "slot", "spec")
+
+    def __init__(
+        self, number: int, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, slot: bool
+    ) -> None:
+        self.number = number
+        self.spec = spec
+        self.shape = shape
+        self.keep_alive_s = keep_alive_s
+        self.slot = slot
+        self.future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()

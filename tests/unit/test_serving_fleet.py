@@ -1,0 +1,295 @@
+"""The fleet on the echo engine: loads, turns, evictions, keep-alive, crashes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.errors import (
+    LoadFailed,
+    NoCapacity,
+    Quarantined,
+    QueueFull,
+    RunnerDied,
+    Unavailable,
+)
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.fleet import Fleet
+from ollama_distributed.serving.options import Shape
+from ollama_distributed.serving.ports import LoadPlan
+from ollama_distributed.serving.residents import Lease
+from ollama_distributed.serving.settings import ServingSettings
+from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
+
+MIB = 1 << 20
+SHAPE = Shape(context_tokens=4096, slots=2)
+
+
+class FixedMachine:
+    def cores(self) -> int:
+        return 8
+
+    def memory_available_bytes(self) -> int:
+        return 1000 * MIB
+
+
+def hundred_mib(spec: ModelSpec, plan: LoadPlan) -> int:
+    return 90 * MIB + plan.slots * 5 * MIB
+
+
+@asynccontextmanager
+async def running(
+    engine: EchoEngine | None = None,
+    *,
+    estimate: Callable[[ModelSpec, LoadPlan], int] = hundred_mib,
+    **settings: object,
+) -> AsyncIterator[tuple[Fleet, EchoEngine]]:
+    engine = engine or EchoEngine()
+    settings = {"memory_limit_bytes": 1000 * MIB, **settings}
+    fleet = Fleet([engine], FixedMachine(), SystemClock(), estimate, ServingSettings(**settings))  # type: ignore[arg-type]
+    try:
+        yield fleet, engine
+    finally:
+        fleet.refuse_new()
+        await fleet.unload_all()
+        assert engine.runners == []
+
+
+async def within(fleet: Fleet, condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(5):
+        await fleet.wait_until(condition)
+
+
+async def soon(work: Awaitable[Lease]) -> Lease:
+    with anyio.fail_after(5):
+        return await work
+
+
+def asked(
+    fleet: Fleet, name: str, keep_alive_s: float | None = None, shape: Shape = SHAPE
+) -> asyncio.Task[Lease]:
+    return asyncio.ensure_future(fleet.acquire(echo_model(name), shape, keep_alive_s))
+
+
+async def turn() -> None:
+    """Let every task that can run do so, a few times over."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def names(fleet: Fleet) -> list[str]:
+    return sorted(r.spec.display for r in fleet.residents)
+
+
+async def test_equal_loads_share_one_runner_and_slots_are_first_come_first_served() -> None:
+    async with running(EchoEngine({"load_s": 0.01})) as (fleet, engine):
+        tasks = [asked(fleet, "a") for _ in range(5)]
+        first, second = await soon(tasks[0]), await soon(tasks[1])
+        assert engine.loads == 1
+        await turn()
+        assert [t.done() for t in tasks] == [True, True, False, False, False]
+        assert fleet.waiting == 3
+        second.release()
+        third = await soon(tasks[2])
+        await turn()
+        assert not tasks[3].done()
+        for lease in (first, third):
+            lease.release()
+            lease.release()
+        for task in tasks[3:]:
+            (await soon(task)).release()
+        assert engine.loads == 1
+        assert fleet.residents[0].active == 0
+
+
+async def test_one_who_leaves_the_queue_frees_the_place() -> None:
+    async with running(max_queue=2) as (fleet, _):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        gone, stays = asked(fleet, "a"), asked(fleet, "a")
+        await turn()
+        with pytest.raises(
+            QueueFull, match=r"server busy, please try again\.  maximum pending requests exceeded"
+        ):
+            await fleet.acquire(echo_model("a"), SHAPE, None)
+        gone.cancel()
+        await turn()
+        assert fleet.waiting == 1
+        leases[0].release()
+        (await soon(stays)).release()
+        leases[1].release()
+        assert fleet.residents[0].active == 0
+
+
+async def test_one_who_leaves_when_the_turn_comes_gives_it_on() -> None:
+    async with running() as (fleet, _):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        gone, next_one = asked(fleet, "a"), asked(fleet, "a")
+        await turn()
+        leases[0].release()
+        gone.cancel()  # the lease is granted, its waiter not yet woken
+        (await soon(next_one)).release()
+        leases[1].release()
+        assert fleet.residents[0].active == 0
+
+
+async def test_different_models_load_at_once() -> None:
+    async with running(EchoEngine({"load_s": 0.05})) as (fleet, engine):
+        tasks = [asked(fleet, name) for name in "abc"]
+        await turn()
+        assert [r.state for r in fleet.residents] == ["loading"] * 3
+        for task in tasks:
+            (await soon(task)).release()
+        assert len(engine.runners) == 3
+
+
+async def test_the_least_recently_used_idle_model_makes_room() -> None:
+    async with running(max_loaded_models=2) as (fleet, _):
+        for name in "aba":
+            (await soon(asked(fleet, name))).release()
+        (await soon(asked(fleet, "c"))).release()
+        assert names(fleet) == ["a", "c"]
+
+
+async def test_a_busy_model_is_waited_for_and_its_new_requests_queue_behind() -> None:
+    async with running(max_loaded_models=1) as (fleet, engine):
+        busy = await soon(asked(fleet, "a"))
+        waits, behind = asked(fleet, "b"), asked(fleet, "a")
+        await turn()
+        # One request of `a` was already waiting, and slots are free: but `b` comes first.
+        assert not waits.done()
+        assert not behind.done()
+        assert names(fleet) == ["a"]
+        busy.release()
+        (await soon(waits)).release()
+        (await soon(behind)).release()
+        assert engine.loads == 3
+
+
+async def test_when_the_one_who_waited_for_room_leaves_the_others_go_on() -> None:
+    async with running(max_loaded_models=1) as (fleet, engine):
+        busy = await soon(asked(fleet, "a"))
+        waits, behind = asked(fleet, "b"), asked(fleet, "a")
+        await turn()
+        waits.cancel()
+        (await soon(behind)).release()
+        busy.release()
+        assert engine.loads == 1
+
+
+async def test_other_options_reload_after_those_in_flight() -> None:
+    wide = msgspec.structs.replace(SHAPE, context_tokens=8192)
+    async with running() as (fleet, engine):
+        busy = await soon(asked(fleet, "a"))
+        waits = asked(fleet, "a", shape=wide)
+        await turn()
+        assert not waits.done()
+        busy.release()
+        lease = await soon(waits)
+        assert lease.plan.context_tokens == 8192
+        assert engine.loads == 2
+        lease.release()
+
+
+async def test_what_does_not_fit_is_refused_with_what_would() -> None:
+    def by_context(spec: ModelSpec, plan: LoadPlan) -> int:
+        return plan.context_tokens * plan.slots * MIB
+
+    async with running(estimate=by_context) as (fleet, engine):
+        with pytest.raises(
+            NoCapacity, match=r"a needs 4096 MiB of memory with 1 slot, this node has 1000 MiB"
+        ):
+            await fleet.acquire(echo_model("a"), SHAPE, None)
+        lease = await soon(asked(fleet, "a", shape=Shape(context_tokens=400, slots=4)))
+        assert lease.plan.slots == 2
+        lease.release()
+        assert (engine.loads, fleet.waiting) == (1, 0)
+
+
+async def test_memory_makes_room_too() -> None:
+    async with running(memory_limit_bytes=250 * MIB) as (fleet, _):
+        for name in "abc":
+            (await soon(asked(fleet, name))).release()
+        assert names(fleet) == ["b", "c"]
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.0, 0.02])
+async def test_keep_alive_ends(keep_alive_s: float) -> None:
+    async with running() as (fleet, _):
+        lease = await soon(asked(fleet, "a", keep_alive_s))
+        await turn()
+        assert names(fleet) == ["a"]
+        lease.release()
+        await within(fleet, lambda: not fleet.residents)
+
+
+async def test_each_request_renews_the_keep_alive_and_none_leaves_it() -> None:
+    async with running() as (fleet, _):
+        (await soon(asked(fleet, "a", -1.0))).release()
+        (await soon(asked(fleet, "a", None))).release()
+        resident = fleet.residents[0]
+        assert resident.keep_alive_s == -1.0
+        assert resident.expiry is None
+        (await soon(asked(fleet, "a", 0.01))).release()
+        await within(fleet, lambda: not fleet.residents)
+
+
+async def test_a_load_that_fails_tells_all_and_three_failures_quarantine() -> None:
+    async with running(EchoEngine(EchoSettings(load_s=0.005, crash_on_load=True))) as (fleet, engine):
+        for loads in (1, 2, 3):
+            tasks = [asked(fleet, "a") for _ in range(3)]
+            for task in tasks:
+                with pytest.raises(LoadFailed, match="set to fail"):
+                    await soon(task)
+            assert engine.loads == loads
+        with pytest.raises(
+            Quarantined, match=r"crashed 3 times .* the last reason: the echo engine is set to fail"
+        ):
+            await fleet.acquire(echo_model("a"), SHAPE, None)
+        assert (engine.loads, fleet.waiting, fleet.residents) == (3, 0, ())
+
+
+async def test_a_dead_runner_counts_once_and_the_next_request_loads_again() -> None:
+    async with running() as (fleet, engine):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        engine.runners[0].crash("why")
+        for lease in leases:
+            lease.broken(RunnerDied("why"))
+        assert fleet.residents == ()
+        for _ in range(1, 2):
+            (await soon(asked(fleet, "a"))).release()
+            engine.runners[0].crash("why")
+        # Two deaths, however many requests saw them: not three yet.
+        (await soon(asked(fleet, "a"))).release()
+        assert engine.loads == 3
+
+
+async def test_a_load_without_progress_fails() -> None:
+    async with running(EchoEngine({"load_s": 30.0}), load_timeout_s=0.02) as (fleet, _):
+        with pytest.raises(LoadFailed, match="no progress"):
+            await soon(asked(fleet, "a"))
+
+
+async def test_who_waits_is_told_when_the_node_closes() -> None:
+    async with running(EchoEngine({"load_s": 30.0})) as (fleet, _):
+        task = asked(fleet, "a")
+        await turn()
+        fleet.refuse_new()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await soon(task)
+        with pytest.raises(Unavailable, match="shutting down"):
+            await fleet.acquire(echo_model("a"), SHAPE, None)
+
+
+async def test_a_question_without_a_slot_never_waits_for_one() -> None:
+    async with running() as (fleet, _):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        extra = await soon(asyncio.ensure_future(fleet.acquire(echo_model("a"), SHAPE, None, slot=False)))
+        assert (fleet.residents[0].active, fleet.residents[0].slots_busy) == (3, 2)
+        for lease in (*leases, extra):
+            lease.release()
