@@ -1,0 +1,454 @@
+"""The hot path: one inference request from its head to its last byte, without I/O.
+
+An adapter (`asgi.py`, `fast.py`) owns the socket. It makes an `Exchange` from the head,
+feeds it the body and tells it when the reader is slow, fast again, or gone; the exchange
+answers on its `Out`. Each exchange ends exactly once: answered, failed or cancelled, and is
+then summed up for the log. Until the first byte of an answer an error is a response with
+its true status; after it, the error is the last event of the stream.
+
+States: receiving -> running -> (streaming ->) ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, Protocol, assert_never
+
+import structlog
+
+from ollama_distributed.access.roles import Verb
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import (
+    BodyTooLarge,
+    Cancelled,
+    MethodNotAllowed,
+    MissingBody,
+    OllamaDistributedError,
+)
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.inference import Delta, Event, Failed, Finished, Generation, Inference, Usage
+from ollama_distributed.gateway.dialects.contract import (
+    Call,
+    CountTokens,
+    Embed,
+    Encoder,
+    ErrorResponse,
+    Generate,
+    HotRoute,
+    RequestContext,
+    Rerank,
+)
+from ollama_distributed.gateway.errors import as_ours
+from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
+from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.summary import Observer, Outcome, Summary
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+RawHeaders = list[tuple[bytes, bytes]]
+_JSON = b"application/json; charset=utf-8"
+_VERB: Verb = "inference"
+
+
+class Out(Protocol):
+    """Where an answer goes; called on the event loop, never blocks."""
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """A whole answer; `headers` hold its Content-Length."""
+        ...
+
+    def start(self, status: int, headers: RawHeaders) -> None:
+        """The head of a streamed answer."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class Spawn(Protocol):
+    """Runs a coroutine as a task that its caller may cancel."""
+
+    def __call__(self, coroutine: Coroutine[Any, Any, None], /) -> Callable[[], object]: ...
+
+
+class HotPath:
+    """The inference routes of all dialects over one `Inference`."""
+
+    def __init__(
+        self,
+        *,
+        routes: Iterable[HotRoute],
+        inference: Inference,
+        gate: Gate,
+        clock: Clock,
+        observe: Observer,
+        spawn: Spawn,
+    ) -> None:
+        self.inference = inference
+        self.gate = gate
+        self.clock = clock
+        self.observe = observe
+        self.spawn = spawn
+        self.guard = JsonGuard(gate.limits)
+        self._routes: dict[str, dict[str, HotRoute]] = {}
+        for route in routes:
+            methods = self._routes.setdefault(route.path, {})
+            if route.method in methods:
+                raise ValueError(f"two hot routes for {route.method} {route.path}")
+            methods[route.method] = route
+
+    def serves(self, path: str) -> bool:
+        return path in self._routes
+
+    def routes(self) -> list[HotRoute]:
+        return [route for methods in self._routes.values() for route in methods.values()]
+
+    def open(self, head: Head, out: Out) -> Exchange:
+        """Begin an exchange on a path that is served. It may be over already: see `ended`."""
+        methods = self._routes[head.path]
+        route = methods.get(head.method)
+        if route is not None:
+            return Exchange(self, route, head, out)
+        exchange = Exchange(self, next(iter(methods.values())), head, out)
+        allowed = ", ".join(methods)
+        exchange.fail(
+            MethodNotAllowed(f"{head.method} is not allowed here; use {allowed}"),
+            close=True,
+            extra=[(b"allow", allowed.encode())],
+        )
+        return exchange
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __slots__ = (
+        "_body",
+        "_bytes_out",
+        "_call_headers",
+        "_chunks",
+        "_encoder",
+        "_first_byte_at",
+        "_generations",
+        "_head",
+        "_identity",
+        "_left",
+        "_limit",
+        "_model",
+        "_out",
+        "_path",
+        "_received",
+        "_request_id",
+        "_route",
+        "_start",
+        "_stop_task",
+        "_streaming",
+        "_usage",
+        "ended",
+    )
+
+    def __init__(self, path: HotPath, route: HotRoute, head: Head, out: Out) -> None:
+        self._path = path
+        self._route = route
+        self._head = head
+        self._out = out
+        self._start = path.clock.monotonic()
+        self._request_id: RequestId = request_id(head.headers)
+        self._call_headers: RawHeaders = [(b"x-request-id", self._request_id.encode("ascii"))]
+        self._identity: Identity | None = None
+        self._chunks: list[bytes] = []
+        self._received = 0
+        self._body: list[bytes] = []
+        self._encoder: Encoder | None = None
+        self._generations: list[Generation] = []
+        self._left = 0
+        self._model = ""
+        self._usage: Usage | None = None
+        self._stop_task: Callable[[], object] | None = None
+        self._streaming = False
+        self._first_byte_at: float | None = None
+        self._bytes_out = 0
+        self.ended = False
+        limits = path.gate.limits
+        self._limit = limits.large_body_bytes if route.large_body else limits.body_bytes
+        self._judge()
+
+    # ── what the adapter says ───────────────────────────────────────────────────────
+
+    def receive(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self.ended:
+            return
+        self._received += len(data)
+        if self._received > self._limit:
+            self._chunks.clear()
+            self.fail(BodyTooLarge(too_large_text(self._limit)), close=True)
+            return
+        self._chunks.append(data)
+
+    def body_complete(self) -> None:
+        """The whole body is here: run the call."""
+        if self.ended or self._identity is None:
+            return
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        try:
+            self._run(self._parse(body, self._identity))
+        except Exception as exc:
+            self._fail_by(exc)
+
+    def pause(self) -> None:
+        """The reader is slow: stop reading from the engine."""
+        for generation in self._generations:
+            generation.pause()
+
+    def resume(self) -> None:
+        for generation in self._generations:
+            generation.resume()
+
+    def disconnected(self) -> None:
+        """The client went away: free its slot at once."""
+        if self.ended:
+            return
+        self._stop()
+        self._close(499, "cancelled", Cancelled.code)
+
+    # ── before the call ─────────────────────────────────────────────────────────────
+
+    def _judge(self) -> None:
+        """Everything that the head alone decides."""
+        try:
+            admission = self._path.gate.admit(self._head, _VERB)
+            self._identity = admission.identity
+            if admission.origin is not None:
+                self._call_headers += cors_headers(admission.origin)
+            check_body(self._head.headers, self._limit)
+        except OllamaDistributedError as exc:
+            self.fail(exc, close=True)
+
+    def _parse(self, body: bytes, identity: Identity) -> Call:
+        if not body:
+            raise MissingBody("missing request body")
+        limits = self._path.gate.limits
+        large = self._route.large_body
+        self._path.guard.check(body, max_string=limits.large_string_bytes if large else limits.string_bytes)
+        clock = self._path.clock
+        context = RequestContext(
+            request_id=self._request_id,
+            identity=identity,
+            now=clock.time(),
+            path=self._head.path,
+            headers=self._head.headers,
+            wall=clock.time,
+        )
+        return self._route.parse(body, context)
+
+    # ── the call ────────────────────────────────────────────────────────────────────
+
+    def _run(self, call: Call) -> None:
+        if isinstance(call, Generate):
+            self._generate(call)
+            return
+        self._model = call.request.model
+        self._stop_task = self._path.spawn(self._ask(call))
+
+    def _generate(self, call: Generate) -> None:
+        self._encoder = call.encoder
+        self._streaming = call.stream
+        self._model = call.requests[0].model
+        self._left = len(call.requests)
+        for index, request in enumerate(call.requests):
+            generation = self._path.inference.open(request, partial(self._on_event, index))
+            if self.ended:  # it failed at once, or another did: nothing may go on
+                if self._left:
+                    generation.cancel()
+                return
+            self._generations.append(generation)
+
+    def _on_event(self, index: int, event: Event) -> None:
+        if self.ended:
+            return
+        if type(event) is Failed:
+            self.fail(event.error, index=index)
+            return
+        encoder = self._encoder
+        assert encoder is not None
+        try:
+            data = encoder.feed(index, event)
+            if data:
+                self._write(encoder, data)
+        except Exception as exc:
+            self._fail_by(exc)
+            return
+        if type(event) is Delta:
+            return
+        if type(event) is Finished:
+            self._usage = event.usage if self._usage is None else _add(self._usage, event.usage)
+            self._left -= 1
+            if self._left == 0:
+                self._finish(encoder)
+
+    def _write(self, encoder: Encoder, data: bytes) -> None:
+        if not self._streaming:
+            self._body.append(data)
+            return
+        if self._first_byte_at is None:
+            self._first_byte_at = self._path.clock.monotonic()
+            self._out.start(
+                200, [(b"content-type", encoder.content_type.encode("ascii")), *self._call_headers]
+            )
+        self._bytes_out += len(data)
+        self._out.write(data)
+
+    def _finish(self, encoder: Encoder) -> None:
+        if self._streaming and self._first_byte_at is not None:
+            self._out.end()
+            self._close(200, "ok")
+        else:
+            self._answer(200, encoder.content_type.encode("ascii"), b"".join(self._body))
+            self._close(200, "ok")
+
+    async def _ask(self, call: Embed | Rerank | CountTokens) -> None:
+        """The task of a question with one answer; a task root, so it catches everything."""
+        inference = self._path.inference
+        try:
+            match call:
+                case Embed():
+                    embedded = await inference.embed(call.request)
+                    self._usage = embedded.usage
+                    body = call.encode(embedded)
+                case Rerank():
+                    ranked = await inference.rerank(call.request)
+                    self._usage = ranked.usage
+                    body = call.encode(ranked)
+                case CountTokens():
+                    body = call.encode(await inference.count_tokens(call.request))
+                case _:
+                    assert_never(call)
+        except Exception as exc:
+            self._stop_task = None  # this very task: it ends by itself
+            self._fail_by(exc)
+            return
+        if not self.ended:
+            self._answer(200, _JSON, body)
+            self._close(200, "ok")
+
+    # ── the end ─────────────────────────────────────────────────────────────────────
+
+    def fail(
+        self,
+        error: OllamaDistributedError,
+        *,
+        index: int = 0,
+        close: bool = False,
+        extra: RawHeaders | None = None,
+    ) -> None:
+        """End with an error. `close`: the rest of the body will not be read."""
+        if self.ended:
+            return
+        self._stop()
+        rendered = self._route.render_error(error, self._request_id)
+        if self._first_byte_at is not None:
+            self._fail_stream(error, index)
+        else:
+            self._call_headers += error_response_headers(rendered, close=close) + (extra or [])
+            self._answer(rendered.status, rendered.content_type.encode("ascii"), rendered.body)
+        self._close(rendered.status, "error", error.code)
+
+    def _fail_stream(self, error: OllamaDistributedError, index: int) -> None:
+        """The status is gone: the error is the stream's last event."""
+        assert self._encoder is not None
+        try:
+            last = self._encoder.feed(index, Failed(error))
+        except Exception:
+            log.exception("gateway.encoder_failed", request_id=self._request_id, route=self._route.path)
+            last = b""
+        if last:
+            self._bytes_out += len(last)
+            self._out.write(last)
+        self._out.end()
+
+    def _fail_by(self, exc: Exception) -> None:
+        error = as_ours(exc)
+        if error is not exc:
+            log.error(
+                "gateway.request_broke", request_id=self._request_id, route=self._route.path, exc_info=exc
+            )
+        self.fail(error)
+
+    def _stop(self) -> None:
+        self.ended = True
+        for generation in self._generations:
+            generation.cancel()
+        if self._stop_task is not None:
+            self._stop_task()
+
+    def _answer(self, status: int, content_type: bytes, body: bytes) -> None:
+        self._bytes_out = len(body)
+        self._first_byte_at = self._path.clock.monotonic()
+        self._out.respond(
+            status,
+            [
+                (b"content-type", content_type),
+                (b"content-length", b"%d" % len(body)),
+                *self._call_headers,
+            ],
+            body,
+        )
+
+    def _close(self, status: int, outcome: Outcome, code: str = "") -> None:
+        """The one place where an exchange ends."""
+        self.ended = True
+        self._generations = []
+        first = self._first_byte_at
+        identity = self._identity
+        self._path.observe(
+            Summary(
+                request_id=self._request_id,
+                method=self._head.method,
+                route=self._route.path,
+                status=status,
+                outcome=outcome,
+                error_code=code,
+                took_s=self._path.clock.monotonic() - self._start,
+                first_byte_s=None if first is None else first - self._start,
+                bytes_out=self._bytes_out,
+                model=self._model,
+                role=identity.role if identity else "",
+                key_id=(identity.key_id or "") if identity else "",
+                team=identity.team if identity else "",
+                usage=self._usage,
+            )
+        )
+
+
+def cors_headers(origin: str) -> RawHeaders:
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"x-request-id"),
+        (b"vary", b"origin"),
+    ]
+
+
+def error_response_headers(rendered: ErrorResponse, *, close: bool) -> RawHeaders:
+    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in rendered.headers]
+    if close:
+        headers.append((b"connection", b"close"))
+    return headers
+
+
+def _add(one: Usage, two: Usage) -> Usage:
+    """Tokens of several answers to one prompt; the times are the longest."""
+    return Usage(
+        prompt_tokens=max(one.prompt_tokens, two.prompt_tokens),
+        cached_tokens=max(one.cached_tokens, two.cached_tokens),
+        completion_tokens=one.completion_tokens + two.completion_tokens,
+        reasoning_tokens=one.reasoning_tokens + two.reasoning_tokens,
+        total_s=max(one.total_s, two.total_s),
+        load_s=max(one.load_s, two.load_s),
+        prompt_s=max(one.prompt_s, two.prompt_s),
+        completion_s=max(one.completion_s, two.completion_s),
+    )

@@ -1,0 +1,125 @@
+"""What every request passes before anything else looks at it, hot or cold.
+
+Host and origin, who asks, what that identity may do, and how large the body may be. Knows
+no sockets: a `Head` in, an `Admission` or an error out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from ollama_distributed.access.roles import Verb, demand
+from ollama_distributed.access.service import Authenticator, Caller
+from ollama_distributed.base.errors import BodyTooLarge, Invalid
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.origins import SitePolicy, check_encoding, check_type, is_loopback
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
+_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Request line and headers."""
+
+    method: str
+    path: str
+    """Decoded, without the query."""
+    headers: dict[str, str]
+    """Lower-case names; of equal names the last."""
+    host_fields: int = 1
+    peer: str | None = None
+    """Address of the other end; None for a UNIX socket."""
+
+
+class Admission(msgspec.Struct, frozen=True):
+    identity: Identity
+    origin: str | None
+    """Web origin to allow in the answer."""
+
+
+def read_head(method: str, path: str, fields: list[tuple[bytes, bytes]], peer: str | None) -> Head:
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
+    hosts = 1
+    if len(headers) != len(fields):  # some name came twice
+        hosts = sum(name == b"host" for name, _ in fields)
+    return Head(method, path, headers, hosts, peer)
+
+
+def request_id(headers: Mapping[str, str]) -> RequestId:
+    """The client's id where it is well-formed, else a new one."""
+    own = headers.get("x-request-id")
+    if own is not None and _REQUEST_ID.fullmatch(own):
+        return RequestId(own)
+    return RequestId(os.urandom(8).hex())
+
+
+def credential(headers: Mapping[str, str]) -> str:
+    """Bearer token, or Anthropic's `x-api-key`; empty when there is none."""
+    authorization = headers.get("authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else authorization
+    return headers.get("x-api-key", "")
+
+
+class Gate:
+    """The checks, with their policy bound once."""
+
+    def __init__(self, authenticator: Authenticator, policy: SitePolicy, limits: Limits) -> None:
+        self.limits = limits
+        self._authenticator = authenticator
+        self._policy = policy
+
+    def admit_site(self, head: Head) -> tuple[bool, str | None]:
+        """Host and origin only: whether the Host is loopback, and the origin to allow.
+
+        Raises:
+            Invalid, ForeignHost, Forbidden
+        """
+        loopback = self._policy.check_host(head.headers, head.host_fields)
+        return loopback, self._policy.check_browser(head.method, head.headers)
+
+    def admit(self, head: Head, verb: Verb) -> Admission:
+        """All checks of the head, in the order in which they leak least.
+
+        Raises:
+            Invalid, ForeignHost, Forbidden, Unauthenticated
+        """
+        host_is_loopback, origin = self.admit_site(head)
+        here = (
+            host_is_loopback
+            and head.peer is not None
+            and is_loopback(head.peer)
+            and not any(name in head.headers for name in _PROXY_HEADERS)
+        )
+        identity = self._authenticator.identify(Caller(credential(head.headers), here))
+        demand(identity, verb)
+        return Admission(identity, origin)
+
+
+def check_body(headers: Mapping[str, str], limit: int | None) -> None:
+    """Refuses by the head alone, before a byte of the body is read. `limit` None: streamed.
+
+    Raises:
+        UnsupportedMedia, BodyTooLarge, Invalid
+    """
+    check_encoding(headers)
+    if limit is not None:
+        check_type(headers)
+    declared = headers.get("content-length")
+    if declared is None:
+        return
+    if not declared.isascii() or not declared.isdigit():
+        raise Invalid("the Content-Length is not a number")
+    if limit is not None and int(declared) > limit:
+        raise BodyTooLarge(too_large_text(limit))
+
+
+def too_large_text(limit: int) -> str:
+    return f"the request body is larger than {limit} bytes"
