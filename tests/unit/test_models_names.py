@@ -36,7 +36,7 @@ def test_names_are_read_as_ollama_reads_them(text: str, full: str, display: str)
     "text",
     [
         "", ":", "a:", ":a", "/a", "a/", "a//b", "h//b", "/a/b", "//a", "-a", ".a", "a b", "a\n", "a\x00",
-        "..", "../a", "a/../b", "a:../b", "a:..", "ns.dot/a", "a:b:c", "a@sha256:" + HEX, 
+        "..", "../a", "a/../b", "a:../b", "a:..", "ns.dot/a", "a:b:c", "a@sha256:" + HEX,
         "@sha256:" + HEX,
         "sha256:" + HEX, "sha256-" + HEX, "x" * 81, "a:" + "t" * 81, "n" * 81 + "/a", "h" * 351 + "/n/a",
         "x" * 10_000, "é", "a%2e%2e", "a\\b", "a\u2024b", "://h/n/m", "http:///n/m", "a/b/c/d",

@@ -7,6 +7,7 @@ Source: Ollama `manifest/manifest.go`, `types/model/config.go`.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ EMBED = _IMAGE + "embed"
 """Deprecated in 2023; ignored."""
 
 GGUF_TYPES = frozenset({MODEL, ADAPTER, PROJECTOR, DRAFT})
+
+_DIGEST = re.compile(rb"sha256[:-]([0-9a-f]{64})")
 
 MAX_MANIFEST_BYTES = 4 << 20
 """A model in one file has about ten layers of 200 bytes; one layer per tensor, thousands."""
@@ -126,6 +129,11 @@ def parse_manifest(data: bytes) -> Manifest:
     for layer in (*manifest.layers, manifest.config):
         _check_layer(layer)
     return manifest
+
+
+def named_blobs(data: bytes) -> set[BlobId]:
+    """Every digest that a manifest names, also one that cannot be parsed: what may be needed stays."""
+    return {BlobId(digest.decode()) for digest in _DIGEST.findall(data)}
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -1,0 +1,198 @@
+"""Folders and files of one store, reached so that nothing outside it can be touched.
+
+Every path is a chain of single components opened relative to an open folder, with
+O_NOFOLLOW: neither `..` nor a symbolic link leads out (security table, rows A and B).
+The store's own folders may be links: where they lie is the owner's choice.
+Blocking; the store calls it in worker threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from ollama_distributed.base.errors import DiskFull, InvalidName, Unavailable
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+STAGING = ".ollama-distributed"
+"""Ours, beside Ollama's folders and on their file system: Ollama never looks into it, and
+a file inside its `blobs/` would count as complete, or be pruned."""
+
+
+class Folders:
+    """Open descriptors of `blobs/`, `manifests/` and our staging folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        with translated():
+            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            top = os.open(self.root, _FOLDER)
+            try:
+                self.blobs = _subfolder(top, "blobs", 0o755)
+                self.manifests = _subfolder(top, "manifests", 0o755)
+                self.staging = _subfolder(top, STAGING, 0o700)
+            finally:
+                os.close(top)
+
+    def close(self) -> None:
+        for folder in (self.blobs, self.manifests, self.staging):
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def staged(self) -> Iterator[Staged]:
+        """A new file in staging; removed at the end unless it was placed."""
+        staged = Staged(self.staging)
+        try:
+            yield staged
+        finally:
+            staged.discard()
+
+    def clean_staging(self) -> int:
+        """Remove what a crash left. Files of another live process are locked, and stay."""
+        removed = 0
+        for name in listed(self.staging):
+            try:
+                file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.staging)
+            except OSError:
+                continue  # a folder or a link: not ours
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            else:
+                os.unlink(name, dir_fd=self.staging)
+                removed += 1
+            finally:
+                os.close(file)
+        return removed
+
+    @contextlib.contextmanager
+    def below(self, folder: int, parts: tuple[str, ...], *, create: bool = False) -> Iterator[int]:
+        """The folder at `parts` under `folder`. Raises FileNotFoundError when it is not there."""
+        current = os.dup(folder)
+        try:
+            for part in parts:
+                _check(part)
+                if create:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=current)
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=current)
+                os.close(current)
+                current = inner
+            yield current
+        finally:
+            os.close(current)
+
+
+class Staged:
+    """A file that is being written. Locked, so that no other process takes it for a leftover."""
+
+    def __init__(self, folder: int) -> None:
+        self._folder = folder
+        self._name = f"staged-{secrets.token_hex(12)}"
+        with translated():
+            self._file = os.open(
+                self._name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=folder
+            )
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._placed = False
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        with translated():
+            while view:
+                view = view[os.write(self._file, view) :]
+
+    def place(self, folder: int, name: str) -> os.stat_result:
+        """Make it durable and complete under its final name, replacing what is there."""
+        _check(name)
+        with translated():
+            os.fsync(self._file)
+            os.rename(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder)
+            self._placed = True
+            os.fsync(folder)
+            return os.fstat(self._file)
+
+    def discard(self) -> None:
+        """Close; remove unless it was placed. Idempotent."""
+        if self._file < 0:
+            return
+        os.close(self._file)
+        self._file = -1
+        if not self._placed:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._name, dir_fd=self._folder)
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Errors of the disk as errors of ours."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _FULL:
+            raise DiskFull("the disk of the model store is full; free some space and try again") from exc
+        if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+            reason = os.strerror(exc.errno)
+            raise Unavailable(f"the model store cannot be used: {reason}") from exc
+        raise
+
+
+def listed(folder: int) -> list[str]:
+    """Names in an open folder. Reopened first: two threads must not share one position in it."""
+    again = os.open(".", _FOLDER, dir_fd=folder)
+    try:
+        return os.listdir(again)  # noqa: PTH208 (a descriptor has no path)
+    finally:
+        os.close(again)
+
+
+def open_file(folder: int, name: str) -> int:
+    """Open a regular file for reading. Raises FileNotFoundError for anything else."""
+    _check(name)
+    # O_NONBLOCK: a FIFO in a shared store must not hang the thread.
+    try:
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.ENXIO):
+            raise FileNotFoundError(errno.ENOENT, "no regular file", name) from exc
+        raise
+    try:
+        if not _regular(os.fstat(file)):
+            raise FileNotFoundError(errno.ENOENT, "no regular file", name)
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def regular_stat(folder: int, name: str) -> os.stat_result | None:
+    """Of a regular file; None for anything else, also for a link."""
+    _check(name)
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found if _regular(found) else None
+
+
+def _regular(found: os.stat_result) -> bool:
+    return (found.st_mode & 0o170000) == 0o100000
+
+
+def _subfolder(parent: int, name: str, mode: int) -> int:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, mode, dir_fd=parent)
+    return os.open(name, _FOLDER, dir_fd=parent)
+
+
+def _check(part: str) -> None:
+    """The last line of defence: names come from `ModelName` and `BlobId`, which allow less."""
+    if not part or part in (".", "..") or "/" in part or "\x00" in part or len(part) > 255:
+        raise InvalidName("invalid model name")

@@ -1,0 +1,183 @@
+"""Turns a stored manifest into a `ModelSpec`: reads its small blobs and GGUF headers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.errors import BlobNotFound, InvalidModel
+from ollama_distributed.catalog.ports import ManifestStamp, Store, StoredManifest
+from ollama_distributed.models import manifest as media
+from ollama_distributed.models import parameters
+from ollama_distributed.models.gguf import (
+    Header,
+    architecture_of,
+    capabilities_of,
+    chat_template_of,
+    pooling_of,
+    thinking_tags_of,
+)
+from ollama_distributed.models.manifest import Manifest, ModelConfig, parse_config, parse_manifest
+from ollama_distributed.models.names import ModelName
+from ollama_distributed.models.spec import Architecture, ModelSpec, StoredMessage
+from ollama_distributed.models.templates import RAW, twin
+from ollama_distributed.models.templates.known import refusal
+
+log = structlog.get_logger()
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A model of the store that can be served."""
+
+    name: ModelName
+    stamp: ManifestStamp
+    manifest: Manifest
+    config: ModelConfig
+    spec: ModelSpec
+    stored_parameters: dict[str, Any] = {}
+    """As they are on disk; options of other versions survive a `create` from this model."""
+
+
+class Texts(msgspec.Struct, frozen=True, kw_only=True):
+    """The small layers of a model."""
+
+    template: str = ""
+    system: str = ""
+    parameters: dict[str, Any] = {}
+    messages: tuple[StoredMessage, ...] = ()
+    license: tuple[str, ...] = ()
+
+
+async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> Entry:
+    """Read everything that a spec needs.
+
+    Raises:
+        InvalidModel: manifest, config or GGUF header is damaged, or its format is not ours.
+        BlobNotFound: a layer is missing.
+    """
+    manifest = parse_manifest(stored.data)
+    config = parse_config(await store.read_blob(manifest.config.blob, media.MAX_CONFIG_BYTES))
+    texts = await _texts(store, manifest)
+    if config.remote_host or config.remote_model:
+        raise InvalidModel("this model runs on another host (a cloud model); this server cannot serve it")
+    models = manifest.of_type(media.MODEL)
+    if config.model_format not in ("", "gguf") or not models:
+        raise InvalidModel(f"the model's format is {config.model_format or 'unknown'}; only GGUF can be run")
+    for layer in manifest.of_type(*media.GGUF_TYPES):
+        if await store.blob_size(layer.blob) is None:
+            raise BlobNotFound(f'blob "{layer.digest}" not found')
+    header = await store.read_header(models[0].blob)
+    projectors = manifest.of_type(media.PROJECTOR)
+    heard = tuple([await store.read_header(layer.blob) for layer in projectors])
+    typed, left_out = parameters.from_stored(texts.parameters)
+    if left_out:
+        log.warning("catalog.parameters_ignored", model=name.display, parameters=left_out)
+    spec = _spec(
+        store, name, stored, manifest, config, texts, header, architecture_of(header), projectors=heard
+    )
+    return Entry(
+        name=name,
+        stamp=stored.stamp,
+        manifest=manifest,
+        config=config,
+        spec=msgspec.structs.replace(spec, parameters=typed),
+        stored_parameters=texts.parameters,
+    )
+
+
+def _spec(
+    store: Store,
+    name: ModelName,
+    stored: StoredManifest,
+    manifest: Manifest,
+    config: ModelConfig,
+    texts: Texts,
+    header: Header,
+    architecture: Architecture,
+    *,
+    projectors: tuple[Header, ...],
+) -> ModelSpec:
+    own = chat_template_of(header)
+    jinja, problem = _jinja(texts.template, own)
+    pooling = pooling_of(header)
+    return ModelSpec(
+        name=str(name),
+        display=name.display,
+        digest=hashlib.sha256(stored.data).hexdigest(),
+        size_bytes=manifest.size_bytes,
+        modified_at=stored.stamp.modified_at,
+        architecture=architecture,
+        weights=store.blob_path(manifest.of_type(media.MODEL)[0].blob),
+        weights_bytes=header.file_size,
+        projectors=_paths(store, manifest, media.PROJECTOR),
+        adapters=_paths(store, manifest, media.ADAPTER),
+        chat_template="" if pooling else jinja,
+        template=texts.template,
+        template_problem="" if pooling else problem,
+        system=texts.system,
+        messages=texts.messages,
+        license=texts.license,
+        capabilities=capabilities_of(
+            header, chat_template=jinja or own, go_template=texts.template, projectors=projectors
+        ),
+        families=config.model_families or (),
+        parent=_parent(manifest),
+        pooling=pooling,
+        thinking_tags=thinking_tags_of(jinja or own),
+        requires=config.requires,
+    )
+
+
+def _jinja(go_template: str, own: str) -> tuple[str, str]:
+    """The Jinja that replaces the GGUF's own ("": the own one), and what is wrong with it."""
+    if not go_template:
+        # llama.cpp would take ChatML for a model without a template; Ollama passes the text through.
+        return ("" if own else RAW), ""
+    known = twin(go_template)
+    if known is not None and (known != RAW or not own):
+        return known, ""
+    if own:
+        # As Ollama does by now: what the model's makers wrote in the file goes first.
+        return "", ""
+    return "", refusal(go_template)
+
+
+async def _texts(store: Store, manifest: Manifest) -> Texts:
+    async def last(*media_types: str) -> bytes:
+        layers = manifest.of_type(*media_types)
+        return await store.read_blob(layers[-1].blob, media.MAX_TEXT_BYTES) if layers else b""
+
+    licenses = [
+        await store.read_blob(layer.blob, media.MAX_TEXT_BYTES) for layer in manifest.of_type(media.LICENSE)
+    ]
+    return Texts(
+        template=_text(await last(media.TEMPLATE, media.PROMPT)),
+        system=_text(await last(media.SYSTEM)),
+        parameters=_decoded(await last(media.PARAMS) or b"{}", dict[str, Any], "parameters"),
+        messages=_decoded(await last(media.MESSAGES) or b"[]", tuple[StoredMessage, ...], "messages"),
+        license=tuple(_text(data) for data in licenses),
+    )
+
+
+def _decoded(data: bytes, shape: Any, what: str) -> Any:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except (msgspec.MsgspecError, RecursionError) as exc:
+        raise InvalidModel(f"the model's {what} layer is not valid: {exc}") from exc
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def _paths(store: Store, manifest: Manifest, media_type: str) -> tuple[str, ...]:
+    return tuple(store.blob_path(layer.blob) for layer in manifest.of_type(media_type))
+
+
+def _parent(manifest: Manifest) -> str:
+    """The model that this one was made from. Files leave their name there too, which is no model."""
+    source = manifest.of_type(media.MODEL)[0].from_
+    return "" if source.endswith(".gguf") else source

@@ -1,0 +1,351 @@
+"""The models of this node: what there is, what it is, and how it comes and goes.
+
+An index in memory answers `resolve` and `list`. It is built by `start()`, kept fresh by
+`refresh()` (which `run()` repeats), by its own writes, and by a look at the disk when a
+name is missing, so that what a real Ollama puts into the same store appears.
+Error texts are Ollama's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+import anyio
+import structlog
+
+from ollama_distributed.base.clock import Clock, SystemClock
+from ollama_distributed.base.errors import (
+    InvalidName,
+    ModelNotFound,
+    OllamaDistributedError,
+    Unsupported,
+)
+from ollama_distributed.catalog.creation import Creation
+from ollama_distributed.catalog.entries import Entry, read_entry
+from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store
+from ollama_distributed.catalog.showing import show_entry, show_remote
+from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
+from ollama_distributed.models.manifest import named_blobs
+from ollama_distributed.models.names import BlobId, ModelName
+from ollama_distributed.models.spec import ModelSpec
+
+log = structlog.get_logger()
+
+REFRESH_S = 5.0
+"""Between two looks at the store: a pull by another program shows up within this."""
+_MISS_SCAN_S = 1.0
+"""Least time between scans that missing names cause: a flood of them must not become disk load."""
+_REMOTE_TIMEOUT_S = 5.0
+
+
+class _Broken:
+    """A manifest that cannot be served, remembered so that it is not read at each scan."""
+
+    def __init__(self, stamp: ManifestStamp, error: OllamaDistributedError) -> None:
+        self.stamp = stamp
+        self.error = error
+
+
+class Catalog:
+    """See the module. All methods are safe to run at the same time on one event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        remotes: Sequence[RemoteModels] = (),
+        clock: Clock | None = None,
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._remotes = tuple(remotes)
+        self._clock = clock or SystemClock()
+        self._on_change = on_change
+        self._entries: dict[str, Entry] = {}
+        self._broken: dict[str, _Broken] = {}
+        self._remote: dict[str, ModelSpec] = {}
+        self._remote_lists: dict[int, list[ModelSpec]] = {}
+        self._pinned: Counter[BlobId] = Counter()
+        self._writing = anyio.Lock()
+        """Held while manifests change or blobs are collected, so that no collection takes a
+        blob that a manifest is about to name."""
+        self._scanning = anyio.Lock()
+        self._scanned_at = float("-inf")
+
+    # ── index ───────────────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Build the index. Models that cannot be served are logged and left out."""
+        await self.refresh()
+        log.info("catalog.started", models=len(self._entries), broken=len(self._broken))
+
+    async def run(self, interval_s: float = REFRESH_S) -> None:
+        """Keep the index fresh until cancelled."""
+        while True:
+            await anyio.sleep(interval_s)
+            try:
+                await self.refresh()
+            except (OSError, OllamaDistributedError) as exc:
+                log.warning("catalog.refresh_failed", error=str(exc))
+
+    async def refresh(self) -> None:
+        """Bring the index up to what is on disk and at the remote engines."""
+        await self._refresh_store()
+        await self._refresh_remotes()
+
+    async def resolve(self, name: str) -> ModelSpec:
+        """The model of this name; from memory when it is known.
+
+        Raises:
+            ModelNotFound: there is none, or the name is no name.
+            InvalidModel: there is one that cannot be served; the message says why.
+        """
+        key = _key(name)
+        spec = self._known(key)
+        if spec is None:
+            with contextlib.suppress(InvalidName):
+                await self._look_again(ModelName.parse(name))
+            spec = self._known(key)
+        if spec is None:
+            broken = self._broken.get(key)
+            if broken is not None:
+                raise broken.error
+            raise ModelNotFound(f"model '{name}' not found")
+        return spec
+
+    def list(self) -> list[ModelSpec]:
+        """All models, newest first; remote ones among them."""
+        local = [entry.spec for entry in self._entries.values()]
+        remote = [spec for key, spec in self._remote.items() if key not in self._entries]
+        return sorted(local + remote, key=lambda spec: (-spec.modified_at, spec.name))
+
+    # ── questions and changes ───────────────────────────────────────────────────────
+
+    async def show(self, name: str, *, verbose: bool = False, system: str = "") -> ShownModel:
+        spec = await self.resolve(name)
+        entry = self._entries.get(_key(name))
+        if entry is None:
+            return show_remote(spec)
+        return await show_entry(self._store, entry, verbose=verbose, system=system)
+
+    async def create(self, request: CreateRequest) -> AsyncIterator[CreateStatus]:
+        """Make a model; yields what `ollama create` prints, ending with `success`.
+
+        Refusals of the request itself are raised before the first status.
+        """
+        creation = Creation(self._store, request, self._entry_or_none)
+        name = self._settled(creation.target)
+        await creation.prepare()
+        try:
+            with self._pins(creation.needed()):
+                async for status in creation.write_layers():
+                    yield status
+                yield CreateStatus(status="writing manifest")
+                async with self._writing:
+                    await creation.check_complete()
+                    old = await self._store.read_manifest(name)
+                    await self._store.write_manifest(name, creation.manifest_bytes())
+                    await self._reread(name)
+        except BaseException:
+            # Also when the client went away: what was stored for nothing goes.
+            with anyio.CancelScope(shield=True):
+                await self._collect(creation.made)
+            raise
+        await self._collect(named_blobs(old.data) if old else set())
+        log.info("catalog.created", model=name.display)
+        yield CreateStatus(status="success")
+
+    async def copy(self, source: str, destination: str) -> None:
+        """Give a model a second name.
+
+        Raises:
+            ModelNotFound: `model "x" not found`.
+            InvalidName: `source "x" is invalid`, `destination "x" is invalid`.
+        """
+        here = self._settled(_parsed(source, f'source "{source}" is invalid'))
+        there = self._settled(_parsed(destination, f'destination "{destination}" is invalid'))
+        await self._look_again(here)
+        entry = self._entries.get(here.key)
+        if entry is None:
+            if here.key in self._remote:
+                raise Unsupported(f"{source} lives in another engine on this machine and cannot be copied")
+            raise ModelNotFound(f'model "{source}" not found')
+        if entry.name.key == there.key:
+            return
+        async with self._writing:
+            stored = await self._store.read_manifest(entry.name)
+            if stored is None:
+                raise ModelNotFound(f'model "{source}" not found')
+            old = await self._store.read_manifest(there)
+            await self._store.write_manifest(there, stored.data)
+            await self._reread(there)
+        await self._collect(named_blobs(old.data) if old else set())
+
+    async def delete(self, name: str) -> None:
+        """Remove a name, and the blobs that no other name needs.
+
+        Raises:
+            ModelNotFound: `model 'x' not found`.
+            InvalidName: `name "x" is invalid`.
+        """
+        target = self._settled(_parsed(name, f'name "{name}" is invalid'))
+        if target.key in self._remote and target.key not in self._entries:
+            raise Unsupported(f"{name} lives in another engine on this machine; delete it there")
+        async with self._writing:
+            stored = await self._store.read_manifest(target)
+            if stored is None or not await self._store.delete_manifest(target):
+                raise ModelNotFound(f"model '{name}' not found")
+            self._entries.pop(target.key, None)
+            self._broken.pop(target.key, None)
+            self._on_change()
+        log.info("catalog.deleted", model=target.display)
+        await self._collect(named_blobs(stored.data))
+
+    async def has_blob(self, digest: str) -> bool:
+        """Raises InvalidName: `invalid digest format`."""
+        return await self._store.blob_size(BlobId.parse(digest)) is not None
+
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool:
+        """True: newly made; False: it was there (the chunks are then not read).
+
+        Raises:
+            DigestMismatch: `digest mismatch, expected "...", got "..."`.
+            DiskFull: nothing was left behind.
+        """
+        return await self._store.put_blob(BlobId.parse(digest), chunks)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────
+
+    def _known(self, key: str) -> ModelSpec | None:
+        entry = self._entries.get(key)
+        return entry.spec if entry else self._remote.get(key)
+
+    async def _entry_or_none(self, name: ModelName) -> Entry | None:
+        """For `create --from`: looks at the disk when the name is not known."""
+        await self._look_again(name)
+        broken = self._broken.get(name.key)
+        if name.key not in self._entries and broken is not None:
+            raise broken.error
+        return self._entries.get(name.key)
+
+    def _settled(self, name: ModelName) -> ModelName:
+        """The spelling that is on disk already, as far as it matches without case.
+
+        Else two names that are equal to people would be two files.
+        """
+        best: tuple[str, ...] = ()
+        for known in (*(entry.name for entry in self._entries.values()), *self._broken_names()):
+            depth = 0
+            while depth < 4 and known.parts[depth].lower() == name.parts[depth].lower():
+                depth += 1
+            if depth > len(best):
+                best = known.parts[:depth]
+        host, namespace, model, tag = (*best, *name.parts[len(best) :])
+        return ModelName.from_parts((host, namespace, model, tag))
+
+    def _broken_names(self) -> Iterator[ModelName]:
+        for full in self._broken:
+            yield ModelName.parse(full)
+
+    async def _look_again(self, name: ModelName) -> None:
+        """A name is missing: is it on disk by now? Looks for this spelling, then, at most once
+        a second, at all names."""
+        if name.key in self._entries:
+            return
+        if name.key not in self._broken:
+            await self._reread(name)
+        if name.key not in self._entries and self._may_scan():
+            self._broken.pop(name.key, None)
+            await self._refresh_store()
+
+    def _may_scan(self) -> bool:
+        return self._clock.monotonic() - self._scanned_at >= _MISS_SCAN_S
+
+    async def _refresh_store(self) -> None:
+        async with self._scanning:
+            self._scanned_at = self._clock.monotonic()
+            found = await self._store.scan()
+            keys = {name.key for name in found}
+            gone = [key for key in (*self._entries, *self._broken) if key not in keys]
+            for key in gone:
+                # A write of ours may have come after the scan: only what is gone from disk is gone.
+                if await self._store.read_manifest(self._name_of(key)) is None:
+                    self._entries.pop(key, None)
+                    self._broken.pop(key, None)
+            changed = bool(gone)
+            for name, stamp in found.items():
+                entry, broken = self._entries.get(name.key), self._broken.get(name.key)
+                known = entry.stamp if entry else broken.stamp if broken else None
+                if known != stamp:
+                    await self._reread(name)
+                    changed = True
+        if changed:
+            self._on_change()
+
+    def _name_of(self, key: str) -> ModelName:
+        entry = self._entries.get(key)
+        return entry.name if entry else ModelName.parse(key)
+
+    async def _reread(self, name: ModelName) -> None:
+        stored = await self._store.read_manifest(name)
+        if stored is None:
+            return
+        try:
+            entry = await read_entry(self._store, name, stored)
+        except OllamaDistributedError as exc:
+            self._entries.pop(name.key, None)
+            self._broken[name.key] = _Broken(stored.stamp, exc)
+            log.warning("catalog.model_unusable", model=name.display, error=exc.message)
+            return
+        self._broken.pop(name.key, None)
+        self._entries[name.key] = entry
+        self._on_change()
+
+    async def _refresh_remotes(self) -> None:
+        for index, engine in enumerate(self._remotes):
+            try:
+                with anyio.fail_after(_REMOTE_TIMEOUT_S):
+                    self._remote_lists[index] = await engine.models()
+            except (OllamaDistributedError, TimeoutError) as exc:
+                # Its models stay listed: a request for one then says that the engine is away.
+                log.warning("catalog.remote_unreachable", engine=index, error=str(exc))
+        merged: dict[str, ModelSpec] = {}
+        for specs in self._remote_lists.values():
+            for spec in specs:
+                merged.setdefault(_key(spec.name), spec)
+        self._remote = merged
+
+    @contextlib.contextmanager
+    def _pins(self, blobs: set[BlobId]) -> Iterator[None]:
+        """No collection takes these while a create is under way."""
+        self._pinned.update(blobs)
+        try:
+            yield
+        finally:
+            self._pinned.subtract(blobs)
+            self._pinned += Counter()
+
+    async def _collect(self, candidates: set[BlobId]) -> None:
+        if not candidates:
+            return
+        async with self._writing:
+            removed = await self._store.collect(candidates, set(self._pinned))
+        if removed:
+            log.info("catalog.blobs_removed", blobs=len(removed))
+
+
+def _key(text: str) -> str:
+    """Under which a name is kept. Other engines may have names that break our rules."""
+    try:
+        return ModelName.parse(text).key
+    except InvalidName:
+        return text.lower()
+
+
+def _parsed(text: str, message: str) -> ModelName:
+    try:
+        return ModelName.parse(text)
+    except InvalidName as exc:
+        raise InvalidName(message) from exc
