@@ -44,9 +44,5 @@ def json_value(value: Any) -> bytes:
     return _escape_lines(_encode(value))
 
 
-def data(value: Any) -> bytes:
-    return b"data: " + json_value(value) + b"\n\n"
-
-
-def event(name: str, value: Any) -> bytes:
+def sse_event(name: str, value: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + json_value(value) + b"\n\n"

@@ -1,0 +1,234 @@
+"""POST /v1/messages: the answer, whole or as events in the order that the clients need.
+
+`message_start`, `ping`, then for each block start, deltas, stop, then `message_delta`
+with the stop reason and all usage, and `message_stop`. One block is open at a time.
+Source: Anthropic API reference "Streaming messages".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from ollama_distributed.base.inference import Delta, Event, Failed, Finished, Opened, ToolCall, Usage
+from ollama_distributed.gateway.dialects.answer import ToolCalls
+from ollama_distributed.gateway.dialects.anthropic_errors import error_body
+from ollama_distributed.gateway.dialects.contract import RequestContext
+from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, json_text, json_value, sse_event
+
+Body = dict[str, Any]
+
+
+def usage_body(usage: Usage) -> Body:
+    """Anthropic counts cached input apart from the rest."""
+    body: Body = {
+        "input_tokens": max(usage.prompt_tokens - usage.cached_tokens, 0),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "output_tokens": usage.completion_tokens,
+    }
+    if usage.reasoning_tokens:
+        body["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return body
+
+
+def stop_body(finished: Finished, *, called: bool, asked: tuple[str, ...]) -> Body:
+    """`stop_reason` and `stop_sequence`. A stop text of the model's own is an `end_turn`."""
+    if finished.reason == "length":
+        return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if called:
+        return {"stop_reason": "tool_use", "stop_sequence": None}
+    if finished.stop_sequence is not None and finished.stop_sequence in asked:
+        return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop_sequence}
+    return {"stop_reason": "end_turn", "stop_sequence": None}
+
+
+def _message(context: RequestContext, model: str, content: list[Body], stop: Body, usage: Body) -> Body:
+    return {
+        "id": f"msg_{context.request_id}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        **stop,
+        "usage": usage,
+    }
+
+
+class _Block:
+    """A content block as far as it has come."""
+
+    __slots__ = ("before_delta", "call_id", "index", "kind", "name", "text")
+
+    def __init__(self, kind: str, index: int, *, call_id: str = "", name: str = "") -> None:
+        self.kind = kind
+        self.index = index
+        self.call_id = call_id
+        self.name = name
+        self.text: list[str] = []
+        self.before_delta = _BEFORE_DELTA[kind] % index
+
+    def start(self) -> Body:
+        if self.kind == "text":
+            return {"type": "text", "text": ""}
+        if self.kind == "thinking":
+            return {"type": "thinking", "thinking": "", "signature": ""}
+        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": {}}
+
+    def whole(self) -> Body:
+        text = "".join(self.text)
+        if self.kind == "text":
+            return {"type": "text", "text": text}
+        if self.kind == "thinking":
+            return {"type": "thinking", "thinking": text, "signature": ""}
+        return self.start() | {"input": tool_input(text)}
+
+
+def tool_input(arguments: str) -> Body:
+    """The arguments as the object that this API wants; text that is none (the answer was
+    cut short) is kept as a string under `_partial`."""
+    if not arguments.strip():
+        return {}
+    try:
+        value = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return {"_partial": arguments}
+    return value if isinstance(value, dict) else {"_partial": arguments}
+
+
+def _before_delta(kind: str, field: str) -> bytes:
+    return (
+        b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%%d,'
+        b'"delta":{"type":"%b","%b":' % (kind.encode(), field.encode())
+    )
+
+
+_BEFORE_DELTA = {
+    "text": _before_delta("text_delta", "text"),
+    "thinking": _before_delta("thinking_delta", "thinking"),
+    "tool_use": _before_delta("input_json_delta", "partial_json"),
+}
+
+
+class MessageStream:
+    content_type = CONTENT_TYPE
+
+    def __init__(self, context: RequestContext, model: str, stop_sequences: tuple[str, ...]) -> None:
+        self._context = context
+        self._model = model
+        self._stop_sequences = stop_sequences
+        self._blocks: list[_Block] = []
+        self._open: _Block | None = None
+        self._calls = ToolCalls(context.request_id)
+        self._call_blocks: list[_Block] = []
+        self._begun = False
+        self._ended = False
+        self.final: Body | None = None
+        """The message as it stands after the last event."""
+
+    def feed(self, index: int, event: Event) -> bytes:  # noqa: ARG002 - one request only
+        if self._ended:
+            return b""
+        if type(event) is Delta:
+            block = self._open
+            if (
+                block is not None
+                and block.kind == "text"
+                and event.text
+                and not (event.thinking or event.tool_calls)
+            ):
+                return self._grow(block, event.text)
+            return self._delta(event)
+        if isinstance(event, Opened):
+            return self._begin(event.prompt_tokens)
+        if isinstance(event, Failed):
+            self._ended = True
+            return b"event: error\ndata: " + error_body(event.error, self._context.request_id) + b"\n\n"
+        assert isinstance(event, Finished)
+        return self._finish(event)
+
+    def _begin(self, prompt_tokens: int = 0) -> bytes:
+        if self._begun:
+            return b""
+        self._begun = True
+        usage = usage_body(Usage(prompt_tokens=prompt_tokens))
+        stop: Body = {"stop_reason": None, "stop_sequence": None}
+        message = _message(self._context, self._model, [], stop, usage)
+        return sse_event("message_start", {"type": "message_start", "message": message}) + _PING
+
+    @staticmethod
+    def _grow(block: _Block, text: str) -> bytes:
+        block.text.append(text)
+        return block.before_delta + json_text(text) + b"}}\n\n"
+
+    def _delta(self, delta: Delta) -> bytes:
+        parts = [self._begin()]
+        if delta.thinking:
+            parts.append(self._grow(self._block("thinking", parts), delta.thinking))
+        if delta.text:
+            parts.append(self._grow(self._block("text", parts), delta.text))
+        for fragment in delta.tool_calls:
+            block = self._call_block(fragment, parts)
+            if fragment.arguments:
+                parts.append(self._grow(block, fragment.arguments))
+        return b"".join(parts)
+
+    def _block(self, kind: str, parts: list[bytes]) -> _Block:
+        """The open block of this kind; a new one closes what was open."""
+        if self._open is not None and self._open.kind == kind:
+            return self._open
+        return self._start(_Block(kind, len(self._blocks)), parts)
+
+    def _call_block(self, fragment: ToolCall, parts: list[bytes]) -> _Block:
+        """The call's block. A late fragment of an earlier call goes to its block by index."""
+        call, opens = self._calls.add(fragment)
+        if opens:
+            block = _Block("tool_use", len(self._blocks), call_id=call.id, name=call.name)
+            self._call_blocks.append(self._start(block, parts))
+        return self._call_blocks[call.place]
+
+    def _start(self, block: _Block, parts: list[bytes]) -> _Block:
+        self._stop(parts)
+        self._blocks.append(block)
+        self._open = block
+        started = {"type": "content_block_start", "index": block.index, "content_block": block.start()}
+        parts.append(sse_event("content_block_start", started))
+        return block
+
+    def _stop(self, parts: list[bytes]) -> None:
+        if self._open is not None:
+            stopped = {"type": "content_block_stop", "index": self._open.index}
+            parts.append(sse_event("content_block_stop", stopped))
+            self._open = None
+
+    def _finish(self, finished: Finished) -> bytes:
+        self._ended = True
+        parts = [self._begin()]
+        if not self._blocks:
+            self._block("text", parts)  # an empty answer is one empty text
+        self._stop(parts)
+        stop = stop_body(finished, called=bool(self._call_blocks), asked=self._stop_sequences)
+        usage = usage_body(finished.usage)
+        parts.append(sse_event("message_delta", {"type": "message_delta", "delta": stop, "usage": usage}))
+        parts.append(sse_event("message_stop", {"type": "message_stop"}))
+        content = [block.whole() for block in self._blocks]
+        self.final = _message(self._context, self._model, content, stop, usage)
+        return b"".join(parts)
+
+
+_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+class MessageBody:
+    """The whole message: what the stream's accumulator ends with."""
+
+    content_type = "application/json"
+
+    def __init__(self, context: RequestContext, model: str, stop_sequences: tuple[str, ...]) -> None:
+        self._stream = MessageStream(context, model, stop_sequences)
+
+    def feed(self, index: int, event: Event) -> bytes:
+        self._stream.feed(index, event)
+        final, self._stream.final = self._stream.final, None
+        return json_value(final) if final is not None else b""
