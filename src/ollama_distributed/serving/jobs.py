@@ -1,0 +1,304 @@
+"""One generation on this node: wait for a runner, prepare the prompt, pass on the events.
+
+A job holds its lease from `acquire` to the last event. Until a token has come it may begin
+again: once with a cut prompt, and once on a new runner when the first died (I13: a request
+that kills a runner is retried at most once).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import (
+    ContextExceeded,
+    Internal,
+    OllamaDistributedError,
+    RunnerDied,
+    Unsupported,
+)
+from ollama_distributed.base.inference import Generation, InferenceRequest, Sampling
+from ollama_distributed.base.tokens import (
+    Done,
+    EngineEvent,
+    EngineFailed,
+    Prepared,
+    Progress,
+    Skipped,
+    SourceEvent,
+    SourceSink,
+)
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving import prompts
+from ollama_distributed.serving.options import Shape
+from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
+from ollama_distributed.serving.prompts import Prompt
+from ollama_distributed.serving.residents import Lease
+
+log = structlog.get_logger(__name__)
+
+
+class Desk(Protocol):
+    """What a job needs of the service."""
+
+    clock: Clock
+
+    async def find(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
+        """Raises when the model is not there, or cannot do what is asked."""
+        ...
+
+    async def acquire(
+        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+    ) -> Lease: ...
+
+    async def unload(self, name: str) -> None: ...
+
+    def finished(self, job: Job) -> None:
+        """The job's last event is out, or it was cancelled."""
+        ...
+
+
+class Job:
+    """Implements `Generation`."""
+
+    __slots__ = (
+        "_cut",
+        "_desk",
+        "_generation",
+        "_lease",
+        "_load_s",
+        "_over",
+        "_paused",
+        "_prompt",
+        "_request",
+        "_resume_ids",
+        "_retried",
+        "_sampling",
+        "_shape",
+        "_sink",
+        "_spec",
+        "_spoke",
+        "_started",
+        "_task",
+    )
+
+    def __init__(
+        self,
+        desk: Desk,
+        request: InferenceRequest,
+        sink: SourceSink,
+        resume_ids: tuple[int, ...],
+    ) -> None:
+        self._desk = desk
+        self._request = request
+        self._sink = sink
+        self._resume_ids = resume_ids
+        self._started = desk.clock.monotonic()
+        self._load_s = 0.0
+        self._spec: ModelSpec | None = None
+        self._sampling = Sampling()
+        self._shape: Shape | None = None
+        self._lease: Lease | None = None
+        self._prompt: Prompt | None = None
+        self._generation: Generation | None = None
+        self._spoke = False
+        """A token is out: it cannot begin again."""
+        self._retried = False
+        self._cut = False
+        self._paused = False
+        self._over = False
+        self._task: asyncio.Task[None] | None = None
+        self._go(self._begin())
+
+    # ── Generation ──────────────────────────────────────────────────────────────────
+
+    def cancel(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._generation is not None:
+            self._generation.cancel()
+        self._close()
+
+    def fail(self, error: OllamaDistributedError) -> None:
+        """Stop generating, and say why."""
+        if self._over:
+            return
+        task, generation = self._task, self._generation
+        self._end(EngineFailed(error))
+        if task is not None:
+            task.cancel()
+        if generation is not None:
+            generation.cancel()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._generation is not None:
+            self._generation.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._generation is not None:
+            self._generation.resume()
+
+    # ── steps ───────────────────────────────────────────────────────────────────────
+
+    def _go(self, step: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._guard(step))
+
+    async def _guard(self, step: Coroutine[Any, Any, None]) -> None:
+        """The root of the job's tasks: whatever goes wrong becomes its last event."""
+        try:
+            await step
+        except OllamaDistributedError as error:
+            self._failed(error)
+        except Exception:
+            log.exception("serving.job_defect", request_id=self._request.request_id)
+            self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
+
+    async def _begin(self) -> None:
+        request = self._request
+        self._spec, self._sampling, self._shape = await self._desk.find(request)
+        if request.load_only and request.keep_alive_s == 0:
+            await self._desk.unload(request.model)
+            self._end(Skipped(reason="unload"))
+            return
+        if self._resume_ids and not _resumable(request):
+            raise Unsupported("an answer with a grammar or tools cannot be continued on another runner")
+        await self._run()
+
+    async def _run(self) -> None:
+        assert self._spec is not None
+        assert self._shape is not None
+        request, generates = self._request, not (self._request.load_only or self._request.render_only)
+        self._lease = lease = await self._desk.acquire(
+            self._spec, self._shape, request.keep_alive_s, slot=generates
+        )
+        self._load_s = self._desk.clock.monotonic() - self._started
+        if request.load_only:
+            self._end(Skipped(reason="load", load_s=self._load_s))
+            return
+        prompt = await prompts.prepare(lease.runner, self._spec, request, self._sampling)
+        if request.render_only:
+            self._end(
+                Skipped(
+                    reason="stop",
+                    load_s=self._load_s,
+                    rendered=prompt.rendered,
+                    rendered_images=prompt.images,
+                )
+            )
+            return
+        self._start(lease, prompt)
+
+    async def _shorten(self, lease: Lease, prompt: Prompt) -> None:
+        assert self._spec is not None
+        shorter = await prompts.shorten(lease.runner, self._spec, self._request, self._sampling, prompt)
+        self._start(lease, shorter)
+
+    def _start(self, lease: Lease, prompt: Prompt) -> None:
+        assert self._spec is not None
+        self._prompt = prompt
+        self._sink(
+            Prepared(
+                load_s=self._load_s,
+                stop=self._sampling.stop or (),
+                thinking_tags=prompt.thinking_tags,
+                starts_in_thinking=prompt.starts_in_thinking,
+                prompt_ids=prompt.ids,
+                model_digest=self._spec.digest,
+                resumable=_resumable(self._request),
+            )
+        )
+        if self._over:
+            # The sink may cancel at any event.
+            return
+        ask = prompt.ask
+        sampling = prompts.bounded(ask.sampling, lease.plan.context_tokens, len(self._resume_ids))
+        if isinstance(ask, ChatRequest):
+            self._generation = lease.runner.chat(msgspec.structs.replace(ask, sampling=sampling), self._hear)
+        else:
+            text = _continued(prompt, self._resume_ids) if self._resume_ids else ask.prompt
+            self._generation = lease.runner.generate(
+                msgspec.structs.replace(ask, sampling=sampling, prompt=text), self._hear
+            )
+        if self._paused:
+            self._generation.pause()
+
+    # ── events ──────────────────────────────────────────────────────────────────────
+
+    def _hear(self, event: EngineEvent) -> None:
+        if self._over:
+            return
+        kind = type(event)
+        if kind is EngineFailed:
+            assert isinstance(event, EngineFailed)
+            self._failed(event.error)
+        elif kind is Done:
+            self._end(event)
+        else:
+            if kind is not Progress:
+                self._spoke = True
+            self._sink(event)
+
+    def _failed(self, error: OllamaDistributedError) -> None:
+        """Begin again where that is allowed, else pass it on."""
+        if self._over:
+            return
+        lease = self._lease
+        self._generation = None
+        if isinstance(error, RunnerDied) and lease is not None:
+            self._lease = None
+            lease.broken(error)
+            if not self._spoke and not self._retried:
+                self._retried = True
+                log.warning("serving.retried", request_id=self._request.request_id, reason=error.message)
+                self._go(self._run())
+                return
+        elif (
+            isinstance(error, ContextExceeded)
+            and lease is not None
+            and self._prompt is not None
+            and not (self._spoke or self._cut)
+            and self._request.truncate
+            and (self._request.shift or not isinstance(self._prompt.ask, CompletionRequest))
+        ):
+            self._cut = True
+            self._go(self._shorten(lease, self._prompt))
+            return
+        self._end(EngineFailed(error))
+
+    def _end(self, event: SourceEvent) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._close()
+        self._sink(event)
+
+    def _close(self) -> None:
+        """Give back the slot before anybody hears of the end, so that the next may begin."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.release()
+        self._desk.finished(self)
+
+
+def _resumable(request: InferenceRequest) -> bool:
+    """Rule R2: a grammar's state is lost with its runner, and so is a tool parser's."""
+    prompt = request.prompt
+    tools = getattr(prompt, "tools", ()) and getattr(prompt, "tool_choice", "auto") != "none"
+    return request.format is None and not tools
+
+
+def _continued(
+    prompt: Prompt, emitted: tuple[int, ...]
+) -> tuple[int, ...] | tuple[str | tuple[int, ...], ...]:
+    """Rule R1: the prompt, then what was emitted already."""
+    return (*prompt.ids, *emitted) if prompt.ids else (prompt.rendered, emitted)

@@ -1,0 +1,285 @@
+"""Decides what a runner is asked: capabilities, conversation, rendering, truncation.
+
+The model's own template is applied by the engine (`Runner.apply_template`); this room puts
+together the messages, and cuts what is too long. Error texts are Ollama's, since clients
+match on them. Source: Ollama `server/routes.go`, `server/prompt.go`, `server/images.go`,
+`llm/llama_server.go`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ollama_distributed.base.errors import ContextExceeded, Invalid, Unsupported
+from ollama_distributed.base.inference import (
+    ChatPrompt,
+    InferenceRequest,
+    Message,
+    Sampling,
+    TextPrompt,
+    Think,
+    TokensPrompt,
+    Tool,
+)
+from ollama_distributed.models.spec import Capability, ModelSpec
+from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, Runner
+
+OPEN_ENDED_CONTEXTS = 10
+"""An answer without a limit ends after so many contexts (as Ollama): a model may never stop."""
+
+_PLAIN_TEMPLATES = frozenset({"{{.Prompt}}", "{{.Prompt}}{{.Response}}"})
+"""Go templates, white space taken out, that put the prompt as it is."""
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request comes to for a runner."""
+
+    ask: CompletionRequest | ChatRequest
+    rendered: str = ""
+    """The prompt text; empty when it is token ids or the engine renders it."""
+    ids: tuple[int, ...] = ()
+    images: int = 0
+    thinking_tags: tuple[str, str] | None = None
+
+    @property
+    def starts_in_thinking(self) -> bool:
+        return self.thinking_tags is not None and self.rendered.rstrip().endswith(self.thinking_tags[0])
+
+
+# ── may this model do it ────────────────────────────────────────────────────────────
+
+
+def check(spec: ModelSpec, request: InferenceRequest) -> None:
+    """Refuse what the model cannot do.
+
+    Raises:
+        Unsupported: in Ollama's words.
+        Invalid: the request contradicts itself.
+    """
+    prompt, able = request.prompt, spec.capabilities
+    if request.think and "thinking" not in able:
+        raise Unsupported(f'"{request.model}" does not support thinking')
+    if isinstance(prompt, TextPrompt) and prompt.raw and (prompt.template or prompt.system or prompt.context):
+        raise Invalid("raw mode does not support template, system, or context")
+    if "completion" not in able:
+        what = "chat" if isinstance(prompt, ChatPrompt) else "generate"
+        raise Unsupported(f'"{request.model}" does not support {what}')
+    needed: list[Capability] = []
+    if isinstance(prompt, ChatPrompt):
+        if prompt.tools:
+            needed.append("tools")
+        if any(message.images for message in prompt.messages):
+            needed.append("vision")
+    elif isinstance(prompt, TextPrompt):
+        if prompt.suffix:
+            needed.append("insert")
+        if prompt.images:
+            needed.append("vision")
+    missing = [capability for capability in needed if capability not in able]
+    if missing:
+        # Ollama joins several with newlines.
+        raise Unsupported(f"{spec.name} does not support {chr(10).join(missing)}")
+
+
+def thinking_of(spec: ModelSpec, request: InferenceRequest) -> Think | None:
+    """What the template is told: on by default for a model that can.
+
+    Off under a grammar, which holds from the first token and would forbid the reasoning.
+    """
+    if "thinking" not in spec.capabilities:
+        return None
+    if request.think is None:
+        return request.format is None
+    return request.think
+
+
+def overrides_template(prompt: TextPrompt) -> bool:
+    """Whether the request brings a template that needs the model loaded with another one."""
+    return bool(prompt.template) and not puts_prompt_as_is(prompt)
+
+
+def puts_prompt_as_is(prompt: TextPrompt) -> bool:
+    return prompt.raw or "".join((prompt.template or "").split()) in _PLAIN_TEMPLATES
+
+
+# ── the conversation ────────────────────────────────────────────────────────────────
+
+
+def conversation(spec: ModelSpec, prompt: ChatPrompt | TextPrompt) -> tuple[Message, ...]:
+    """The messages for the template: the Modelfile's SYSTEM and MESSAGE rows come first."""
+    stored = tuple(Message(role=row.role, content=row.content) for row in spec.messages)
+    if isinstance(prompt, ChatPrompt):
+        messages = stored + prompt.messages
+        if spec.system and not (prompt.messages and prompt.messages[0].role == "system"):
+            messages = (Message(role="system", content=spec.system), *messages)
+        return messages
+    system = prompt.system or spec.system
+    return (
+        *((Message(role="system", content=system),) if system else ()),
+        *(() if prompt.context else stored),
+        Message(role="user", content=prompt.text, images=prompt.images),
+    )
+
+
+def without_oldest(messages: Sequence[Message], dropped: int) -> tuple[Message, ...]:
+    """The conversation without its first `dropped` messages, of which system ones stay."""
+    kept = tuple(message for message in messages[:dropped] if message.role == "system")
+    return kept + tuple(messages[dropped:])
+
+
+def cut(ids: Sequence[int], context_tokens: int, num_keep: int) -> tuple[int, ...]:
+    """Too many tokens cut to fit: the first `num_keep` stay, then room is made for an answer.
+
+    Half of what is not kept is given to the answer, as the first context shift would.
+    """
+    if len(ids) < context_tokens:
+        return tuple(ids)
+    keep = min(len(ids) if num_keep < 0 else num_keep, context_tokens - 1)
+    limit = context_tokens - max((context_tokens - keep) // 2, 1)
+    return (*ids[:keep], *ids[keep + len(ids) - limit :])
+
+
+def bounded(sampling: Sampling, context_tokens: int, emitted: int) -> Sampling:
+    """With a number to predict that ends, less what an earlier runner emitted already."""
+    most = OPEN_ENDED_CONTEXTS * context_tokens
+    wanted = most if sampling.num_predict is None or sampling.num_predict < 0 else sampling.num_predict
+    return msgspec.structs.replace(sampling, num_predict=max(min(wanted, most) - emitted, 0))
+
+
+# ── with the runner ─────────────────────────────────────────────────────────────────
+
+
+async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling) -> Prompt:
+    """Render the request for this runner. Raises what the runner raises."""
+    prompt = request.prompt
+    if isinstance(prompt, TokensPrompt):
+        return Prompt(ask=_completion(request, sampling, prompt.ids), ids=prompt.ids)
+    if isinstance(prompt, ChatPrompt):
+        return await _prepare_chat(runner, spec, request, sampling, conversation(spec, prompt))
+    if prompt.suffix:
+        ask = _completion(request, sampling, prompt.text, suffix=prompt.suffix)
+        return Prompt(ask=ask, rendered=prompt.text)
+    thinking, text = None, prompt.text
+    if not puts_prompt_as_is(prompt):
+        thinking = thinking_of(spec, request)
+        text = await runner.apply_template(conversation(spec, prompt), (), thinking)
+    ids: tuple[int, ...] = ()
+    if prompt.context or (request.want_context and not prompt.images):
+        # These ids go to the runner too, so that the text is not taken apart twice.
+        ids = (*prompt.context, *await runner.tokenize(text, add_special=not prompt.context))
+    return Prompt(
+        ask=_completion(request, sampling, ids or text, images=prompt.images),
+        rendered=text,
+        ids=ids,
+        images=len(prompt.images),
+        thinking_tags=_tags(spec, request, thinking),
+    )
+
+
+async def shorten(
+    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling, prompt: Prompt
+) -> Prompt:
+    """A prompt that was too long, cut to fit: oldest messages of a chat, tokens of a text.
+
+    Raises:
+        ContextExceeded: it cannot be cut (images, fill in the middle), or no cut is enough.
+    """
+    context_tokens = runner.plan.context_tokens
+    if isinstance(request.prompt, ChatPrompt):
+        return await _shorten_chat(runner, spec, request, sampling, context_tokens)
+    if prompt.images or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix):
+        raise ContextExceeded("the prompt is longer than the context", context_tokens=context_tokens)
+    ids = prompt.ids or await runner.tokenize(prompt.rendered)
+    shorter = cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
+    return msgspec.structs.replace(prompt, ask=_completion(request, sampling, shorter), ids=shorter)
+
+
+async def _shorten_chat(
+    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling, context_tokens: int
+) -> Prompt:
+    """Drop as few of the oldest messages as are enough; the last always stays."""
+    assert isinstance(request.prompt, ChatPrompt)
+    messages, tools = conversation(spec, request.prompt), tools_of(request.prompt)
+    thinking = thinking_of(spec, request)
+
+    async def fits(dropped: int) -> bool:
+        text = await runner.apply_template(without_oldest(messages, dropped), tools, thinking)
+        return len(await runner.tokenize(text)) < context_tokens
+
+    low, high = 1, len(messages) - 1
+    if high < 1 or not await fits(high):
+        raise ContextExceeded(
+            f"the last message alone is longer than the context of {context_tokens} tokens",
+            context_tokens=context_tokens,
+        )
+    while low < high:
+        middle = (low + high) // 2
+        if await fits(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return await _prepare_chat(runner, spec, request, sampling, without_oldest(messages, high))
+
+
+async def _prepare_chat(
+    runner: Runner,
+    spec: ModelSpec,
+    request: InferenceRequest,
+    sampling: Sampling,
+    messages: tuple[Message, ...],
+) -> Prompt:
+    prompt = request.prompt
+    assert isinstance(prompt, ChatPrompt)
+    thinking, tools = thinking_of(spec, request), tools_of(prompt)
+    images = tuple(image for message in messages for image in message.images)
+    if tools and not request.render_only:
+        ask = ChatRequest(
+            messages=messages,
+            tools=tools,
+            tool_choice=prompt.tool_choice,
+            parallel_tool_calls=prompt.parallel_tool_calls,
+            sampling=sampling,
+            format=request.format,
+            think=thinking,
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+        )
+        return Prompt(ask=ask, images=len(images))
+    text = await runner.apply_template(messages, tools, thinking)
+    return Prompt(
+        ask=_completion(request, sampling, text, images=images),
+        rendered=text,
+        images=len(images),
+        thinking_tags=_tags(spec, request, thinking),
+    )
+
+
+def tools_of(prompt: ChatPrompt) -> tuple[Tool, ...]:
+    """The tools that the model may call."""
+    return () if prompt.tool_choice == "none" else prompt.tools
+
+
+def _completion(
+    request: InferenceRequest,
+    sampling: Sampling,
+    prompt: str | tuple[int, ...],
+    *,
+    images: tuple[bytes, ...] = (),
+    suffix: str = "",
+) -> CompletionRequest:
+    return CompletionRequest(
+        prompt=prompt,
+        images=images,
+        suffix=suffix,
+        sampling=sampling,
+        format=request.format,
+        top_logprobs=request.top_logprobs if request.logprobs else None,
+        # -2: until the context is full, which is where sliding it would go on.
+        shift=request.shift and request.sampling.num_predict != -2,
+    )
+
+
+def _tags(spec: ModelSpec, request: InferenceRequest, thinking: Think | None) -> tuple[str, str] | None:
+    """Tags to take apart; without thinking Ollama leaves a stray block in the text, so do we."""
+    return spec.thinking_tags if thinking and request.format is None else None

@@ -1,0 +1,278 @@
+"""Runs models on this node: the one door of this room.
+
+Decisions are in `plan.py`, `options.py` and `prompts.py`; the fleet holds what is loaded, a
+`Job` is one running generation. `node/` connects the catalogue, the engines and the
+machine; `streams/` starts generations here through its own port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import anyio
+import msgspec
+
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import ModelNotFound, RunnerDied, Unavailable, Unsupported
+from ollama_distributed.base.inference import (
+    EmbedRequest,
+    EmbedResult,
+    Generation,
+    InferenceRequest,
+    LoadOptions,
+    RerankRequest,
+    RerankResult,
+    Sampling,
+    TextPrompt,
+    Usage,
+)
+from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving import embeddings, options, plan, prompts
+from ollama_distributed.serving.fleet import CLOSING, Fleet
+from ollama_distributed.serving.jobs import Job
+from ollama_distributed.serving.options import Shape
+from ollama_distributed.serving.ports import Catalogue, Engine, EngineInfo, Machine
+from ollama_distributed.serving.residents import Lease, Resident, load_key
+from ollama_distributed.serving.settings import ServingSettings
+from ollama_distributed.serving.sizes import Estimate, estimate_bytes
+
+_Answer = TypeVar("_Answer")
+
+_REMEMBERED = 1024
+"""Merged options kept for the next request; all are forgotten when so many came together."""
+
+JinjaOf = Callable[[str], str]
+"""Go template of a request -> its Jinja twin; raises `Unsupported` for one it does not know."""
+
+
+class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `ps`."""
+
+    name: str
+    """Short form."""
+    spec: ModelSpec
+    memory_bytes: int
+    vram_bytes: int
+    """All of it when the engine sees a GPU and layers may go there, else 0."""
+    context_tokens: int
+    slots: int
+    slots_busy: int
+    expires_at: float | None
+    """Seconds since the Unix epoch; None: never."""
+    engine: EngineInfo
+
+
+class Serving:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        engines: Sequence[Engine],
+        machine: Machine,
+        clock: Clock,
+        settings: ServingSettings | None = None,
+        *,
+        jinja_of: JinjaOf | None = None,
+        estimate: Estimate = estimate_bytes,
+    ) -> None:
+        """`engines` in order of preference: the first that can load a model gets it."""
+        self.clock = clock
+        self._settings = settings or ServingSettings()
+        self._catalogue = catalogue
+        self._jinja_of = jinja_of
+        self._fleet = Fleet(engines, machine, clock, estimate, self._settings)
+        self._jobs: set[Job] = set()
+        self._samplings: dict[str, Sampling] = {}
+        self._shapes: dict[tuple[str, LoadOptions], Shape] = {}
+
+    # ── generations ─────────────────────────────────────────────────────────────────
+
+    def start(
+        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
+    ) -> Generation:
+        """Begin a generation. Never raises: what goes wrong comes as `EngineFailed`.
+
+        `resume_ids`: tokens that another runner emitted for the same request already.
+        """
+        job = Job(self, request, sink, resume_ids)
+        self._jobs.add(job)
+        return job
+
+    async def count_tokens(self, request: InferenceRequest) -> int:
+        """Tokens of the rendered prompt, images not counted."""
+        request = msgspec.structs.replace(request, render_only=True)
+        spec, sampling, shape = await self.find(request)
+
+        async def count(lease: Lease) -> int:
+            prompt = await prompts.prepare(lease.runner, spec, request, sampling)
+            return len(prompt.ids or await lease.runner.tokenize(prompt.rendered))
+
+        tokens, _ = await self._ask(spec, shape, request.keep_alive_s, count, slot=False)
+        return tokens
+
+    # ── vectors and scores ──────────────────────────────────────────────────────────
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        started = self.clock.monotonic()
+        spec = await self._catalogue.resolve(request.model)
+        shape = self._shape(spec, request.options)
+
+        async def vectors(lease: Lease) -> tuple[list[list[float]], int]:
+            if not request.inputs:
+                return [], 0
+            inputs = await embeddings.fit_inputs(
+                lease.runner, request.inputs, lease.plan.context_tokens, truncate=request.truncate
+            )
+            return await lease.runner.embed(inputs)
+
+        slot = bool(request.inputs)
+        (raw, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, vectors, slot=slot)
+        finished = tuple(
+            embeddings.finished_vector(one, normalize=request.normalize, dimensions=request.dimensions)
+            for one in raw
+        )
+        return EmbedResult(vectors=finished, usage=self._usage(started, load_s, tokens))
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        started = self.clock.monotonic()
+        spec = await self._catalogue.resolve(request.model)
+        if "rerank" not in spec.capabilities:
+            raise Unsupported(f"{spec.name} does not support rerank")
+        shape = self._shape(spec, request.options)
+
+        async def scores(lease: Lease) -> tuple[list[float], int]:
+            return await lease.runner.rerank(request.query, request.documents)
+
+        (found, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, scores)
+        return RerankResult(scores=tuple(found), usage=self._usage(started, load_s, tokens))
+
+    async def _ask(
+        self,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        question: Callable[[Lease], Awaitable[_Answer]],
+        *,
+        slot: bool = True,
+    ) -> tuple[_Answer, float]:
+        """The answer and the seconds until a runner was there; once more if the first one dies."""
+        for last in (False, True):
+            started = self.clock.monotonic()
+            lease = await self.acquire(spec, shape, keep_alive_s, slot=slot)
+            load_s = self.clock.monotonic() - started
+            try:
+                return await question(lease), load_s
+            except RunnerDied as error:
+                lease.broken(error)
+                if last:
+                    raise
+            finally:
+                lease.release()
+        raise AssertionError("the second try returns or raises")
+
+    def _usage(self, started: float, load_s: float, prompt_tokens: int) -> Usage:
+        total_s = self.clock.monotonic() - started
+        return Usage(prompt_tokens=prompt_tokens, load_s=load_s, prompt_s=total_s - load_s, total_s=total_s)
+
+    # ── what is loaded ──────────────────────────────────────────────────────────────
+
+    def loaded(self) -> list[LoadedModel]:
+        """Longest remaining time first, as Ollama lists them."""
+        models = [self._row(r) for r in self._fleet.residents if r.state == "ready"]
+        return sorted(models, key=lambda m: (-(m.expires_at or float("inf")), m.name))
+
+    def _row(self, resident: Resident) -> LoadedModel:
+        assert resident.runner is not None
+        now = self.clock.monotonic()
+        since = now if resident.active else resident.last_used
+        expires = plan.expires_at(since, resident.keep_alive_s)
+        memory_bytes, info = resident.runner.memory_bytes, resident.runner.info
+        on_gpu = bool(info.devices) and resident.plan.gpu_layers != 0
+        return LoadedModel(
+            name=resident.spec.display,
+            spec=resident.spec,
+            memory_bytes=memory_bytes,
+            vram_bytes=memory_bytes if on_gpu else 0,
+            context_tokens=resident.plan.context_tokens,
+            slots=resident.plan.slots,
+            slots_busy=resident.slots_busy,
+            expires_at=None if expires is None else self.clock.time() + (expires - now),
+            engine=info,
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queues."""
+        return self._fleet.waiting
+
+    async def unload(self, name: str) -> None:
+        """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
+
+        Returns when an idle one is gone. Finds a loaded model whose name the catalogue lost.
+        """
+        try:
+            spec: ModelSpec | None = await self._catalogue.resolve(name)
+        except ModelNotFound:
+            spec = None
+        key = load_key(spec) if spec is not None else None
+        chosen = [r for r in self._fleet.residents if r.key == key or name in (r.spec.name, r.spec.display)]
+        if spec is None and not chosen:
+            await self._catalogue.resolve(name)  # raises, in the catalogue's own words
+        for resident in chosen:
+            self._fleet.expire(resident)
+        with anyio.move_on_after(self._settings.unload_timeout_s):
+            await self._fleet.wait_until(lambda: all(r.state != "unloading" for r in chosen))
+
+    async def close(self, drain_s: float = 10.0) -> None:
+        """Refuse what is new or waits, let what runs end for `drain_s`, then stop it and unload.
+
+        Idempotent. The engines stay open: whoever made them closes them.
+        """
+        self._fleet.refuse_new()
+        with anyio.move_on_after(drain_s):
+            await self._fleet.wait_until(lambda: all(r.active == 0 for r in self._fleet.residents))
+        for job in list(self._jobs):
+            job.fail(Unavailable(CLOSING))
+        await self._fleet.unload_all()
+
+    # ── for jobs ────────────────────────────────────────────────────────────────────
+
+    async def find(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
+        """The model, and what the request's options come to for it.
+
+        Raises:
+            ModelNotFound, Unsupported, Invalid.
+        """
+        spec = await self._catalogue.resolve(request.model)
+        if request.load_only and request.keep_alive_s == 0:
+            return spec, options.DEFAULTS, self._shape(spec, request.options)
+        prompts.check(spec, request)
+        prompt = request.prompt
+        if isinstance(prompt, TextPrompt) and prompt.template and prompts.overrides_template(prompt):
+            if self._jinja_of is None:
+                raise Unsupported("this node cannot use a template that comes with the request")
+            spec = msgspec.structs.replace(spec, chat_template=self._jinja_of(prompt.template))
+        base = self._samplings.get(spec.digest)
+        if base is None:
+            if len(self._samplings) >= _REMEMBERED:
+                self._samplings.clear()
+            base = self._samplings[spec.digest] = options.model_sampling(spec.parameters)
+        return spec, options.overlay(base, request.sampling), self._shape(spec, request.options)
+
+    def _shape(self, spec: ModelSpec, asked: LoadOptions) -> Shape:
+        shape = self._shapes.get((spec.digest, asked))
+        if shape is None:
+            if len(self._shapes) >= _REMEMBERED:
+                self._shapes.clear()
+            shape = options.shape_of(spec, asked, self._settings.rules)
+            self._shapes[spec.digest, asked] = shape
+        return shape
+
+    async def acquire(
+        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+    ) -> Lease:
+        return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot)
+
+    def finished(self, job: Job) -> None:
+        self._jobs.discard(job)
