@@ -255,7 +255,7 @@ NO_SUCH_TOOL = {"type": "function", "function": {"name": "x"}}
         ({"tool_choice": NO_SUCH_TOOL, "tools": [CLOCK]}, "tool_choice", '"x"'),
         ({"logit_bias": {"a": 1}}, "logit_bias", "token ids"),
         ({"keep_alive": "soon"}, "keep_alive", "duration"),
-        ({"options": {"num_ctx": "big"}}, "options.num_ctx", "expected an integer"),
+        ({"options": {"num_ctx": "big"}}, "num_ctx", "must be of type integer"),
         ({"modalities": ["audio"]}, "modalities", "Audio"),
         ({"stop": [str(i) for i in range(65)]}, "stop", "at most 64"),
     ],

@@ -33,7 +33,7 @@ from ollama_distributed.gateway.dialects.fields import (
     within,
 )
 from ollama_distributed.gateway.dialects.openai_messages import checked_tools, named_tool
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options, sampling
+from ollama_distributed.gateway.dialects.options import keep_alive_s, merged_options
 
 # ── what comes in ───────────────────────────────────────────────────────────────────
 
@@ -109,7 +109,7 @@ class MessagesIn(msgspec.Struct, frozen=True, kw_only=True):
     thinking: ThinkingIn | None = None
     output_config: OutputConfig | None = None
     output_format: FormatIn | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
 
 
@@ -123,6 +123,14 @@ def inference_request(
     if not row.messages:
         raise Invalid("messages must hold at least one message", param="messages")
     offered = _tools(row.tools)
+    drawn, loading = merged_options(
+        row.options,
+        num_predict=within("max_tokens", row.max_tokens, 1, INT_MAX),
+        temperature=within("temperature", row.temperature, 0.0, 2.0),
+        top_p=within("top_p", row.top_p, 0.0, 1.0),
+        top_k=within("top_k", row.top_k, 0, INT_MAX),
+        stop=stops("stop_sequences", row.stop_sequences),
+    )
     return InferenceRequest(
         request_id=context.request_id,
         identity=context.identity,
@@ -133,15 +141,8 @@ def inference_request(
             tool_choice=_tool_choice(row.tool_choice, offered),
             parallel_tool_calls=not (row.tool_choice and row.tool_choice.disable_parallel_tool_use),
         ),
-        sampling=sampling(
-            row.options,
-            num_predict=within("max_tokens", row.max_tokens, 1, INT_MAX),
-            temperature=within("temperature", row.temperature, 0.0, 2.0),
-            top_p=within("top_p", row.top_p, 0.0, 1.0),
-            top_k=within("top_k", row.top_k, 0, INT_MAX),
-            stop=stops("stop_sequences", row.stop_sequences),
-        ),
-        options=load_options(row.options),
+        sampling=drawn,
+        options=loading,
         format=_format(row),
         think=_think(row),
         keep_alive_s=keep_alive_s(row.keep_alive),

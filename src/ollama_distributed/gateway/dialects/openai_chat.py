@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.base.errors import Invalid, Unsupported
-from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import ChatPrompt, InferenceRequest
 from ollama_distributed.gateway.dialects.contract import Generate, RequestContext
-from ollama_distributed.gateway.dialects.fields import INT_MAX, SEED_MAX, decode, need_model, stops, within
+from ollama_distributed.gateway.dialects.fields import decode, need_model, within
 from ollama_distributed.gateway.dialects.openai_chat_answer import ChatBody, ChatStream
 from ollama_distributed.gateway.dialects.openai_messages import (
     ChoiceIn,
@@ -28,15 +27,15 @@ from ollama_distributed.gateway.dialects.openai_messages import (
     tool_choice,
     tools,
 )
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options, sampling
-
-MAX_CHOICES = 128
-"""OpenAI's own bound on `n`; each choice is a generation of its own."""
-MAX_TOP_LOGPROBS = 20
-
-
-class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool | None = None
+from ollama_distributed.gateway.dialects.openai_sampling import (
+    MAX_CHOICES,
+    MAX_TOP_LOGPROBS,
+    StreamOptions,
+    choices,
+    max_tokens,
+    sampling,
+)
+from ollama_distributed.gateway.dialects.options import keep_alive_s
 
 
 class Reasoning(msgspec.Struct, frozen=True):
@@ -69,7 +68,7 @@ class ChatIn(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     reasoning: Reasoning | None = None
     modalities: list[str] | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
 
 
@@ -88,19 +87,19 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
     if top_logprobs and not row.logprobs:
         raise Invalid("top_logprobs needs logprobs: true", param="top_logprobs")
     effort = row.reasoning_effort or (row.reasoning.effort if row.reasoning else None)
+    drawn, loading = sampling(
+        row,
+        num_predict=max_tokens("max_completion_tokens", row.max_completion_tokens)
+        or max_tokens("max_tokens", row.max_tokens),
+        bias=row.logit_bias,
+    )
     first = InferenceRequest(
         request_id=context.request_id,
         identity=context.identity,
         model=model,
         prompt=prompt,
-        sampling=sampling(
-            row.options,
-            **common_sampling(row),
-            num_predict=max_tokens("max_completion_tokens", row.max_completion_tokens)
-            or max_tokens("max_tokens", row.max_tokens),
-            logit_bias=logit_bias(row.logit_bias),
-        ),
-        options=load_options(row.options),
+        sampling=drawn,
+        options=loading,
         format=response_format(row.response_format),
         think=think("reasoning_effort", effort),
         keep_alive_s=keep_alive_s(row.keep_alive),
@@ -135,61 +134,3 @@ def _prompt(row: ChatIn, rows: list[MessageIn]) -> tuple[ChatPrompt, bool]:
         parallel_tool_calls=row.parallel_tool_calls is not False and not legacy,
     )
     return prompt, legacy
-
-
-# ── shared with /v1/completions ─────────────────────────────────────────────────────
-
-
-def common_sampling(row: Any) -> dict[str, Any]:
-    """The fields that chat and completions share. OpenAI's defaults differ from Ollama's:
-    temperature and top_p are 1.0 unless the caller, or its `options`, say otherwise."""
-    options: Options | None = row.options
-    temperature = within("temperature", row.temperature, 0.0, 2.0)
-    if temperature is None and (options is None or options.temperature is None):
-        temperature = 1.0
-    top_p = within("top_p", row.top_p, 0.0, 1.0)
-    if top_p is None and (options is None or options.top_p is None):
-        top_p = 1.0
-    return {
-        "temperature": temperature,
-        "top_p": top_p,
-        "presence_penalty": within("presence_penalty", row.presence_penalty, -2.0, 2.0),
-        "frequency_penalty": within("frequency_penalty", row.frequency_penalty, -2.0, 2.0),
-        "seed": within("seed", row.seed, -SEED_MAX, SEED_MAX),
-        "stop": stops("stop", row.stop),
-    }
-
-
-def max_tokens(param: str, value: int | None) -> int | None:
-    """Negative, as some clients send it: no limit. 0 is refused: nothing could be answered."""
-    if value is None:
-        return None
-    if value == 0 or value > INT_MAX:
-        raise Invalid(
-            f"{param} must be at least 1, got {value}" if not value else f"{param} is too large", param=param
-        )
-    return max(value, -1)
-
-
-def logit_bias(bias: dict[str, float] | None) -> dict[str, float] | None:
-    for token, value in (bias or {}).items():
-        if not (token.isascii() and token.isdigit()):
-            raise Invalid(f'logit_bias keys are token ids, got "{token}"', param="logit_bias")
-        within(f"logit_bias.{token}", value, -100.0, 100.0)
-    return bias or None
-
-
-def choices(first: InferenceRequest, count: int) -> tuple[InferenceRequest, ...]:
-    """`count` requests that differ in id, and in seed where one was given."""
-    if count == 1:
-        return (first,)
-    return (first, *(_sibling(first, number) for number in range(1, count)))
-
-
-def _sibling(first: InferenceRequest, number: int) -> InferenceRequest:
-    drawn = first.sampling
-    if drawn.seed is not None and drawn.seed >= 0:
-        drawn = msgspec.structs.replace(drawn, seed=(drawn.seed + number) & INT_MAX)
-    return msgspec.structs.replace(
-        first, request_id=RequestId(f"{first.request_id}-{number}"), sampling=drawn
-    )

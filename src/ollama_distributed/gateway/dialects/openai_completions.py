@@ -27,18 +27,17 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.gateway.dialects.answer import Answer
 from ollama_distributed.gateway.dialects.contract import Generate, RequestContext
 from ollama_distributed.gateway.dialects.fields import INT_MAX, decode, need_model, within
-from ollama_distributed.gateway.dialects.openai_chat import (
+from ollama_distributed.gateway.dialects.openai_chat_answer import FINGERPRINT, usage_body
+from ollama_distributed.gateway.dialects.openai_errors import error_body
+from ollama_distributed.gateway.dialects.openai_sampling import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
     StreamOptions,
     choices,
-    common_sampling,
-    logit_bias,
     max_tokens,
+    sampling,
 )
-from ollama_distributed.gateway.dialects.openai_chat_answer import FINGERPRINT, usage_body
-from ollama_distributed.gateway.dialects.openai_errors import error_body
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options, sampling
+from ollama_distributed.gateway.dialects.options import keep_alive_s
 from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, DONE, json_text, json_value
 
 
@@ -60,7 +59,7 @@ class CompletionIn(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
     raw: bool | None = None
 
@@ -114,13 +113,7 @@ def parse_completion(body: bytes, context: RequestContext) -> Generate:
         raise Unsupported("echo needs a text prompt", param="echo")
     if row.suffix and not all(isinstance(prompt, str) for prompt in prompts):
         raise Unsupported("suffix needs a text prompt", param="suffix")
-    drawn = sampling(
-        row.options,
-        **common_sampling(row),
-        num_predict=max_tokens("max_tokens", row.max_tokens),
-        logit_bias=logit_bias(row.logit_bias),
-    )
-    options = load_options(row.options)
+    drawn, loading = sampling(row, num_predict=max_tokens("max_tokens", row.max_tokens), bias=row.logit_bias)
     alive_s = keep_alive_s(row.keep_alive)
     requests: list[InferenceRequest] = []
     for i, prompt in enumerate(prompts):
@@ -132,7 +125,7 @@ def parse_completion(body: bytes, context: RequestContext) -> Generate:
             if isinstance(prompt, str)
             else TokensPrompt(ids=prompt),
             sampling=drawn,
-            options=options,
+            options=loading,
             think=False,  # the answer is one text: reasoning would have no place in it
             keep_alive_s=alive_s,
             logprobs=logprobs is not None,

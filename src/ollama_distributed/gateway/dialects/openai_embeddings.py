@@ -14,7 +14,7 @@ from ollama_distributed.base.inference import EmbedRequest, EmbedResult
 from ollama_distributed.gateway.dialects.contract import Embed, RequestContext
 from ollama_distributed.gateway.dialects.fields import decode, need_model, within
 from ollama_distributed.gateway.dialects.openai_completions import text_or_tokens
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options
+from ollama_distributed.gateway.dialects.options import keep_alive_s, merged_options
 from ollama_distributed.gateway.dialects.sse import json_value
 
 MAX_INPUTS = 2048
@@ -27,7 +27,7 @@ class EmbeddingsIn(msgspec.Struct, frozen=True, kw_only=True):
     input: str | list[str | int | list[int]] | None = None
     encoding_format: str | None = None
     dimensions: int | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
 
 
@@ -52,7 +52,7 @@ def parse_embeddings(body: bytes, context: RequestContext) -> Embed:
         inputs=inputs,
         dimensions=within("dimensions", row.dimensions, 1, MAX_DIMENSIONS),
         keep_alive_s=keep_alive_s(row.keep_alive),
-        options=load_options(row.options),
+        options=merged_options(row.options)[1],
     )
 
     def encode(result: EmbedResult) -> bytes:

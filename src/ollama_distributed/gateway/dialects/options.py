@@ -1,4 +1,4 @@
-"""The `options` extension: any Ollama option on every dialect, and `keep_alive`.
+"""The fields that every dialect has beside its own: `options` (any Ollama option) and `keep_alive`.
 
 The dialect's own field wins over the option of the same meaning.
 """
@@ -6,71 +6,25 @@ The dialect's own field wins over the option of the same meaning.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.inference import LoadOptions, Sampling
-from ollama_distributed.gateway.dialects.fields import INT_MAX, SEED_MAX, stops, within
+from ollama_distributed.gateway.dialects.fields import INT_MAX
+from ollama_distributed.gateway.dialects.ollama_options import read_options
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """Ollama's `options` object; unknown ones are ignored."""
-
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repeat_last_n: int | None = None
-    repeat_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    num_predict: int | None = None
-    num_keep: int | None = None
-    stop: str | list[str] | None = None
-    num_ctx: int | None = None
-    num_batch: int | None = None
-    num_gpu: int | None = None
-    main_gpu: int | None = None
-    use_mmap: bool | None = None
-    num_thread: int | None = None
-
-
-_SAMPLING = tuple(n for n in Sampling.__struct_fields__ if n in Options.__struct_fields__ and n != "stop")
-_NO_LOAD_OPTIONS = LoadOptions()
-
-
-def sampling(options: Options | None, **own: Any) -> Sampling:
-    """The sampling asked for: `own` (the dialect's fields) before `options`."""
+def merged_options(options: Mapping[str, Any] | None, **own: Any) -> tuple[Sampling, LoadOptions]:
+    """What is asked for: `own` (the dialect's fields; None is not asked for) before `options`."""
+    sampling, loading = read_options(options)
     asked = {name: value for name, value in own.items() if value is not None}
-    if options is not None:
-        for name in _SAMPLING:
-            value = getattr(options, name)
-            if value is not None and name not in asked:
-                asked[name] = within(
-                    f"options.{name}", value, -INT_MAX, SEED_MAX if name == "seed" else INT_MAX
-                )
-        if "stop" not in asked:
-            asked["stop"] = stops("options.stop", options.stop)
-    if asked.get("seed", 0) > INT_MAX:
-        asked["seed"] &= INT_MAX
-    return Sampling(**asked)
-
-
-def load_options(options: Options | None) -> LoadOptions:
-    if options is None:
-        return _NO_LOAD_OPTIONS
-    return LoadOptions(
-        num_ctx=within("options.num_ctx", options.num_ctx, 0, INT_MAX) or None,
-        num_batch=within("options.num_batch", options.num_batch, 0, INT_MAX) or None,
-        num_gpu=options.num_gpu,
-        main_gpu=options.main_gpu,
-        use_mmap=options.use_mmap,
-        num_thread=within("options.num_thread", options.num_thread, 0, 1024) or None,
-    )
+    seed = asked.get("seed", sampling.seed)
+    if seed is not None and seed > INT_MAX:
+        asked["seed"] = seed & INT_MAX
+    return msgspec.structs.replace(sampling, **asked), loading
 
 
 _DURATION = re.compile(

@@ -14,7 +14,7 @@ from ollama_distributed.base.inference import RerankRequest, RerankResult
 from ollama_distributed.gateway.dialects.contract import HotRoute, RequestContext, Rerank
 from ollama_distributed.gateway.dialects.fields import INT_MAX, decode, need_model, within
 from ollama_distributed.gateway.dialects.openai_errors import render_error
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options
+from ollama_distributed.gateway.dialects.options import keep_alive_s, merged_options
 from ollama_distributed.gateway.dialects.sse import json_value
 
 MAX_DOCUMENTS = 10_000
@@ -31,7 +31,7 @@ class RerankIn(msgspec.Struct, frozen=True, kw_only=True):
     documents: list[str | DocumentIn] | None = None
     top_n: int | None = None
     return_documents: bool | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
 
 
@@ -58,7 +58,7 @@ def parse_rerank(body: bytes, context: RequestContext) -> Rerank:
         query=row.query,
         documents=texts,
         keep_alive_s=keep_alive_s(row.keep_alive),
-        options=load_options(row.options),
+        options=merged_options(row.options)[1],
     )
 
     def encode(result: RerankResult) -> bytes:

@@ -24,7 +24,6 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.gateway.dialects.contract import RequestContext
 from ollama_distributed.gateway.dialects.fields import INT_MAX, json_arguments, need_model, within
-from ollama_distributed.gateway.dialects.openai_chat import MAX_TOP_LOGPROBS, common_sampling
 from ollama_distributed.gateway.dialects.openai_messages import (
     FunctionIn,
     Part,
@@ -36,7 +35,8 @@ from ollama_distributed.gateway.dialects.openai_messages import (
     named_tool,
     think,
 )
-from ollama_distributed.gateway.dialects.options import Options, keep_alive_s, load_options, sampling
+from ollama_distributed.gateway.dialects.openai_sampling import MAX_TOP_LOGPROBS, sampling
+from ollama_distributed.gateway.dialects.options import keep_alive_s
 
 # ── what comes in ───────────────────────────────────────────────────────────────────
 
@@ -114,9 +114,9 @@ class ResponsesIn(msgspec.Struct, frozen=True, kw_only=True):
     previous_response_id: str | None = None
     conversation: str | dict[str, Any] | None = None
     prompt: dict[str, Any] | None = None
-    options: Options | None = None
+    options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
-    # OpenAI's endpoint has none of these; `options` reaches the same knobs.
+    # Not OpenAI's: taken here as on /v1/chat/completions.
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
@@ -138,6 +138,7 @@ def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceReq
     rows = _input(row)
     usable, choice = _tool_choice(row.tool_choice, _tools(row.tools))
     top_logprobs = within("top_logprobs", row.top_logprobs, 0, MAX_TOP_LOGPROBS) or 0
+    drawn, loading = sampling(row, num_predict=within("max_output_tokens", row.max_output_tokens, 1, INT_MAX))
     return InferenceRequest(
         request_id=context.request_id,
         identity=context.identity,
@@ -148,12 +149,8 @@ def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceReq
             tool_choice=choice,
             parallel_tool_calls=row.parallel_tool_calls is not False,
         ),
-        sampling=sampling(
-            row.options,
-            **common_sampling(row),
-            num_predict=within("max_output_tokens", row.max_output_tokens, 1, INT_MAX),
-        ),
-        options=load_options(row.options),
+        sampling=drawn,
+        options=loading,
         format=_format(row.text.format if row.text else None),
         think=think("reasoning.effort", row.reasoning.effort if row.reasoning else None),
         keep_alive_s=keep_alive_s(row.keep_alive),
