@@ -1,0 +1,138 @@
+"""One running answer of a runner: the request, its events, its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from ollama_distributed.adapters.engines.framing import ServerSentEvents
+from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
+from ollama_distributed.adapters.engines.llamacpp.protocol import error_of_body
+from ollama_distributed.base.errors import EngineError, OllamaDistributedError
+from ollama_distributed.serving.ports import Done, EngineEvent, EngineFailed, EngineSink
+
+MAX_ERROR_BODY_BYTES = 1_048_576
+
+
+class EventParser(Protocol):
+    def feed(self, data: bytes) -> list[EngineEvent]: ...
+
+
+class Call:
+    """A `Generation`. The sink gets exactly one last event, unless it is cancelled."""
+
+    def __init__(
+        self,
+        sink: EngineSink,
+        on_over: Callable[[Call], None],
+        on_lost: Callable[[Call, OllamaDistributedError], None],
+    ) -> None:
+        """`on_over`: it ended or was cancelled. `on_lost`: its connection broke; the owner
+        answers with `fail`, when it knows why."""
+        self._sink = sink
+        self._on_over = on_over
+        self._on_lost = on_lost
+        self._exchange: Exchange | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._events = ServerSentEvents()
+        self._parser: EventParser | None = None
+        self._status = 200
+        self._error_body = bytearray()
+        self._paused = False
+        self._over = False
+
+    # ── the caller's side (`Generation`) ────────────────────────────────────────────
+
+    def cancel(self) -> None:
+        self._end()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # ── the runner's side ───────────────────────────────────────────────────────────
+
+    def prepare(self, steps: Callable[[], Awaitable[None]]) -> None:
+        """Run `steps`, which ends in `send`; its errors end the call."""
+
+        async def run() -> None:
+            try:
+                await steps()
+            except OllamaDistributedError as exc:
+                self.fail(exc)
+
+        self._preparing = asyncio.get_running_loop().create_task(run(), name="prepare an answer")
+
+    def send(
+        self, address: Address, path: str, body: Mapping[str, Any], headers: Headers, parser: EventParser
+    ) -> None:
+        if self._over:
+            return
+        self._parser = parser
+        self._exchange = request(
+            address,
+            "POST",
+            path,
+            headers=headers,
+            body=msgspec.json.encode(body),
+            on_head=self._head,
+            on_body=self._body,
+            on_end=self._ended,
+            on_error=self._broken,
+        )
+        if self._paused:
+            self._exchange.pause()
+
+    def fail(self, error: OllamaDistributedError) -> None:
+        self._emit(EngineFailed(error))
+
+    def _head(self, status: int, _headers: Headers) -> None:
+        self._status = status
+
+    def _body(self, data: bytes) -> None:
+        if self._status >= 400:
+            self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
+            return
+        assert self._parser is not None
+        try:
+            for event_data in self._events.feed(data):
+                for event in self._parser.feed(event_data):
+                    self._emit(event)
+        except OllamaDistributedError as exc:
+            self.fail(exc)
+
+    def _ended(self) -> None:
+        if self._status >= 400:
+            self.fail(error_of_body(self._status, bytes(self._error_body)))
+        else:
+            self.fail(EngineError("the engine ended its answer without saying why"))
+
+    def _broken(self, error: OllamaDistributedError) -> None:
+        if not self._over:
+            self._on_lost(self, error)
+
+    def _emit(self, event: EngineEvent) -> None:
+        if self._over:
+            return
+        if isinstance(event, Done | EngineFailed):
+            self._end()
+        self._sink(event)
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        if self._preparing is not None and self._preparing is not asyncio.current_task():
+            self._preparing.cancel()
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._on_over(self)

@@ -1,0 +1,149 @@
+"""The llama.cpp engine: loads models into runner processes (`serving/ports.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ollama_distributed.adapters.engines.llamacpp import binary
+from ollama_distributed.adapters.engines.llamacpp.launch import CACHE_RAM_MIB, RunnerParams, runner_params
+from ollama_distributed.adapters.engines.llamacpp.process import (
+    SOCKET_NAME,
+    RunnerProcess,
+    exec_task,
+    new_secret,
+    private_folder,
+    serve_task,
+)
+from ollama_distributed.adapters.engines.llamacpp.program import Program
+from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, read_fragments
+from ollama_distributed.base.errors import LoadFailed, OllamaDistributedError, Unavailable
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.ports import EngineInfo, LoadPlan
+
+LOAD_DEADLINE_S = 1_800.0
+"""A 400 GB model from a slow disk."""
+LOAD_STALL_S = 60.0
+"""Neither CPU time nor memory moves for so long: a dead network disk, a hung driver."""
+
+
+class LlamaCppEngine:
+    """One way to run llama.cpp; see `discover.choose` for which."""
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        runtime_dir: Path | None = None,
+        load_deadline_s: float = LOAD_DEADLINE_S,
+        load_stall_s: float = LOAD_STALL_S,
+        cache_ram_mib: int = CACHE_RAM_MIB,
+    ) -> None:
+        """`runtime_dir`: where the runners' private folders go (None: the system's temporary
+        folder). `cache_ram_mib`: prompts kept in memory by each runner."""
+        self.program = program
+        self._runtime_dir = runtime_dir
+        self._load_deadline_s = load_deadline_s
+        self._load_stall_s = load_stall_s
+        self._cache_ram_mib = cache_ram_mib
+        self._runners: set[LlamaCppRunner] = set()
+        self._closed = False
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.program.info
+
+    def can_load(self, model: ModelSpec) -> bool:
+        return model.remote is None and bool(model.weights)
+
+    async def load(
+        self, model: ModelSpec, plan: LoadPlan, on_progress: Callable[[float], None] | None = None
+    ) -> LlamaCppRunner:
+        """Start a runner and wait until it answers. Cancel-safe: a cancelled load is ended.
+
+        Raises:
+            LoadFailed: with llama.cpp's own reason.
+            Unsupported: the model cannot run here.
+        """
+        if self._closed:
+            raise Unavailable("the engine is shutting down")
+        folder = await asyncio.to_thread(private_folder, self._runtime_dir)
+        process: RunnerProcess | None = None
+        try:
+            params = runner_params(
+                model,
+                plan,
+                socket=str(folder / SOCKET_NAME),
+                api_key=new_secret(),
+                cache_ram_mib=self._cache_ram_mib,
+            )
+            process = await self._started(folder, params)
+            fragments = asyncio.create_task(_fragments(model), name="read a vocabulary")
+            try:
+                await process.wait_ready(
+                    deadline_s=self._load_deadline_s,
+                    stall_s=self._load_stall_s,
+                    on_progress=_fraction(model, on_progress),
+                )
+            except LoadFailed as exc:
+                raise LoadFailed(f"cannot load {model.display}: {exc.message}") from exc
+            finally:
+                known = await fragments
+            if on_progress is not None:
+                on_progress(1.0)
+        except BaseException:
+            if process is not None:
+                await process.stop(grace_s=0.0)
+            else:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        runner = LlamaCppRunner(
+            process, plan=plan, info=self.info, params=params, fragments=known, on_gone=self._runners.discard
+        )
+        self._runners.add(runner)
+        return runner
+
+    async def close(self) -> None:
+        """End all runners."""
+        self._closed = True
+        await asyncio.gather(*(runner.unload(grace_s=1.0) for runner in list(self._runners)))
+
+    async def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
+        try:
+            if self.program.variant == "wheel":
+                return RunnerProcess(folder, serve_task(msgspec.to_builtins(params)))
+            argv = binary.argv(self.program.path, params, str(folder), self.program.flags)
+            await asyncio.to_thread(_write_private, folder, binary.files_of(params))
+            return RunnerProcess(folder, exec_task(argv))
+        except OSError as exc:
+            raise LoadFailed(f"cannot start a runner: {exc.strerror or exc}") from exc
+
+
+def _write_private(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(text, encoding="utf-8")
+
+
+async def _fragments(model: ModelSpec) -> Fragments | None:
+    if model.pooling:  # it generates nothing
+        return None
+    try:
+        return await asyncio.to_thread(read_fragments, model.weights)
+    except (OllamaDistributedError, OSError):
+        # llama.cpp's own reason, which it is about to give, tells more.
+        return None
+
+
+def _fraction(model: ModelSpec, on_progress: Callable[[float], None] | None) -> Callable[[int], None] | None:
+    """Progress as resident bytes over the file's: an estimate, never quite 1."""
+    if on_progress is None:
+        return None
+    report, whole = on_progress, max(model.weights_bytes, 1)
+    return lambda resident: report(min(resident / whole, 0.99))

@@ -1,0 +1,301 @@
+"""One loaded model of llama.cpp, over llama-server's HTTP protocol."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import base64
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from ollama_distributed.adapters.engines.http import fetch, fetch_json
+from ollama_distributed.adapters.engines.llamacpp import chat
+from ollama_distributed.adapters.engines.llamacpp.calls import Call
+from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
+from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams
+from ollama_distributed.adapters.engines.llamacpp.process import RunnerProcess
+from ollama_distributed.adapters.engines.llamacpp.protocol import (
+    CompletionStream,
+    completion_body,
+    completion_path,
+    error_of_body,
+    metric,
+)
+from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
+from ollama_distributed.base.errors import (
+    DeadlineExceeded,
+    EngineError,
+    OllamaDistributedError,
+    RunnerDied,
+    Unavailable,
+    Unsupported,
+)
+from ollama_distributed.base.inference import Message, Think, Tool
+from ollama_distributed.serving.ports import (
+    ChatRequest,
+    CompletionRequest,
+    EngineInfo,
+    EngineSink,
+    LoadPlan,
+    RunnerMetrics,
+)
+
+QUICK_S = 30.0
+"""Templates and tokens: microseconds of work, but the machine may be overcommitted."""
+BATCH_S = 600.0
+"""One batch of embeddings or documents."""
+HEALTH_S = 1.0
+METRICS_S = 0.2
+"""`/metrics` waits behind the batch that runs (trap 7); the last figures serve meanwhile."""
+EXIT_GRACE_S = 1.0
+"""Between a broken connection and the news of the process's end, which tells the reason."""
+
+
+class LlamaCppRunner:
+    def __init__(
+        self,
+        process: RunnerProcess,
+        *,
+        plan: LoadPlan,
+        info: EngineInfo,
+        params: RunnerParams,
+        fragments: Fragments | None,
+        on_gone: Callable[[LlamaCppRunner], None],
+    ) -> None:
+        self.process = process
+        self._plan = plan
+        self._info = info
+        self._params = params
+        self._fragments = fragments
+        self._on_gone = on_gone
+        self._headers = {"authorization": f"Bearer {params.api_key}"}
+        self._calls: set[Call] = set()
+        self._asking = 0
+        self._exit_callbacks: list[Callable[[OllamaDistributedError | None], None]] = []
+        self._gone = False
+        self._death: RunnerDied | None = None
+        self._burial: asyncio.Task[None] | None = None
+        self._last_metrics = RunnerMetrics(slots=plan.slots, slots_busy=0)
+        process.on_exit(self._exited)
+
+    # ── facts ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def plan(self) -> LoadPlan:
+        return self._plan
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.process.memory_bytes
+
+    def on_exit(self, callback: Callable[[OllamaDistributedError | None], None]) -> None:
+        if self._gone:
+            asyncio.get_running_loop().call_soon(callback, self._death)
+        else:
+            self._exit_callbacks.append(callback)
+
+    # ── answers ─────────────────────────────────────────────────────────────────────
+
+    def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
+        call = self._open(sink)
+
+        async def steps() -> None:
+            prepared = request
+            if request.images and not isinstance(request.prompt, str):
+                prepared = msgspec.structs.replace(request, prompt=await self._as_text(request.prompt))
+            body = completion_body(prepared, context_tokens=self._plan.context_tokens)
+            parser = CompletionStream(
+                fragments=self._fragments,
+                stop_at_tokens=None if request.shift else self._plan.context_tokens,
+                top_logprobs=request.top_logprobs or 0,
+            )
+            call.send(self.process.address, completion_path(request), body, self._headers, parser)
+
+        call.prepare(steps)
+        return call
+
+    def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
+        call = self._open(sink)
+
+        async def steps() -> None:
+            if chat.enforced(request):
+                await self._send_enforced(call, request)
+            else:
+                body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
+                parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
+                call.send(self.process.address, "/v1/chat/completions", body, self._headers, parser)
+
+        call.prepare(steps)
+        return call
+
+    async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
+        schema = chat.calls_schema(request)
+        # Under the schema the first token already belongs to the call: no room to think.
+        prompt = await self.apply_template(request.messages, request.tools, think=False)
+        completion = CompletionRequest(
+            prompt=prompt,
+            images=tuple(image for message in request.messages for image in message.images),
+            sampling=request.sampling,
+        )
+        body = completion_body(completion, context_tokens=self._plan.context_tokens) | {"json_schema": schema}
+        call.send(self.process.address, "/completion", body, self._headers, EnforcedCalls())
+
+    # ── questions ───────────────────────────────────────────────────────────────────
+
+    async def apply_template(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
+    ) -> str:
+        answer = await self._ask("/apply-template", chat.template_body(messages, tools, think))
+        return str(answer["prompt"])
+
+    async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
+        answer = await self._ask(
+            "/tokenize", {"content": text, "add_special": add_special, "parse_special": True}
+        )
+        return [int(token) for token in answer["tokens"]]
+
+    async def detokenize(self, ids: Sequence[int]) -> str:
+        return str((await self._ask("/detokenize", {"tokens": list(ids)}))["content"])
+
+    async def embed(self, inputs: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
+        if not self._params.pooling or self._params.pooling == "rank":
+            raise Unsupported(f"{self._params.alias} is not an embedding model")
+        body = {
+            "input": [text if isinstance(text, str) else list(text) for text in inputs],
+            "encoding_format": "base64",
+        }
+        answer = await self._ask("/v1/embeddings", body, deadline_s=BATCH_S)
+        rows = sorted(answer["data"], key=lambda row: int(row["index"]))
+        return [_floats(row["embedding"]) for row in rows], int(answer["usage"]["prompt_tokens"])
+
+    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
+        if self._params.pooling != "rank":
+            raise Unsupported(f"{self._params.alias} is not a rerank model")
+        body = {"query": query, "documents": list(documents)}
+        answer = await self._ask("/v1/rerank", body, deadline_s=BATCH_S)
+        scores = [0.0] * len(documents)
+        for row in answer["results"]:
+            scores[int(row["index"])] = float(row["relevance_score"])
+        return scores, int(answer["usage"]["prompt_tokens"])
+
+    async def healthy(self) -> bool:
+        """Asks `/health` only: it alone does not wait behind the batch (trap 7)."""
+        try:
+            answer = await fetch(self.process.address, "GET", "/health", deadline_s=HEALTH_S)
+        except OllamaDistributedError:
+            return False
+        return answer.status == 200
+
+    async def metrics(self) -> RunnerMetrics:
+        """Slots are counted here; speeds are the runner's, or the last known while it is busy."""
+        with contextlib.suppress(DeadlineExceeded, RunnerDied, Unavailable):
+            answer = await fetch(
+                self.process.address, "GET", "/metrics", headers=self._headers, deadline_s=METRICS_S
+            )
+            if answer.status == 200:
+                text = answer.body.decode("utf-8", "replace")
+                self._last_metrics = RunnerMetrics(
+                    slots=self._plan.slots,
+                    slots_busy=0,
+                    tokens_per_s=metric(text, "predicted_tokens_seconds"),
+                    prompt_tokens_per_s=metric(text, "prompt_tokens_seconds"),
+                )
+        running = len(self._calls) + self._asking
+        return msgspec.structs.replace(
+            self._last_metrics,
+            slots_busy=min(running, self._plan.slots),
+            queued=max(running - self._plan.slots, 0),
+        )
+
+    async def unload(self, grace_s: float = 2.0) -> None:
+        await self.process.stop(grace_s)
+        if self._burial is not None:
+            await asyncio.shield(self._burial)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────
+
+    async def _as_text(self, prompt: tuple[Any, ...]) -> str:
+        """A mixed prompt as text: an answer with images goes on from its text."""
+        parts = [prompt] if all(isinstance(part, int) for part in prompt) else prompt
+        return "".join([p if isinstance(p, str) else await self.detokenize(p) for p in parts])
+
+    async def _ask(self, path: str, body: dict[str, Any], *, deadline_s: float = QUICK_S) -> Any:
+        """One question with a whole answer.
+
+        Raises:
+            OllamaDistributedError: the runner's own error, or `RunnerDied`.
+        """
+        if self._gone:
+            raise self._unavailable()
+        self._asking += deadline_s == BATCH_S
+        try:
+            status, value = await fetch_json(
+                self.process.address, "POST", path, headers=self._headers, body=body, deadline_s=deadline_s
+            )
+        except (RunnerDied, Unavailable) as exc:
+            raise await self._why(exc) from exc
+        finally:
+            self._asking -= deadline_s == BATCH_S
+        if status >= 400:
+            raise error_of_body(status, msgspec.json.encode(value))
+        if not isinstance(value, dict):
+            raise EngineError(f"the engine answered {path} with something else than an object")
+        return value
+
+    def _open(self, sink: EngineSink) -> Call:
+        call = Call(sink, self._calls.discard, self._lost)
+        if self._gone:
+            call.prepare(self._refuse)
+        else:
+            self._calls.add(call)
+        return call
+
+    async def _refuse(self) -> None:
+        raise self._unavailable()
+
+    def _unavailable(self) -> OllamaDistributedError:
+        return self._death or Unavailable(f"{self._params.alias} is unloaded")
+
+    def _lost(self, call: Call, error: OllamaDistributedError) -> None:
+        """A stream broke: the process's end usually follows and tells more."""
+
+        async def tell() -> None:
+            raise await self._why(error)
+
+        call.prepare(tell)
+
+    async def _why(self, error: OllamaDistributedError) -> OllamaDistributedError:
+        await asyncio.wait([self.process.exited], timeout=EXIT_GRACE_S)
+        return self._unavailable() if self._gone else error
+
+    def _exited(self, _returncode: int) -> None:
+        self._gone = True
+        if not self.process.stopping:
+            self._death = RunnerDied(
+                f"the runner of {self._params.alias} died: {self.process.how_it_ended()}"
+            )
+        for call in list(self._calls):
+            call.fail(self._unavailable())
+        self._on_gone(self)
+        for callback in self._exit_callbacks:
+            callback(self._death)
+        self._exit_callbacks.clear()
+        if not self.process.stopping:
+            self._burial = asyncio.get_running_loop().create_task(
+                self.process.stop(0.0), name="bury a runner"
+            )
+
+
+def _floats(text: str) -> list[float]:
+    values = array.array("f", base64.b64decode(text))
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tolist()
