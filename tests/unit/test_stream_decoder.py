@@ -163,7 +163,12 @@ def test_reasoning_is_taken_apart_and_its_white_space_goes() -> None:
     heard, decoder = hear(rules, tokens("\n<th", "ink>\n\n", "I see", " </th", "ink>", "\n\n", "Yes", " "))
     assert (heard.thinking, heard.text) == ("I see ", "Yes ")
     assert decoder.completion_tokens == 8
-    assert decoder.reasoning_tokens == 7
+    assert decoder.reasoning_tokens == 6
+
+
+def test_an_answer_without_reasoning_counts_none() -> None:
+    heard, decoder = hear(DecoderRules(thinking_tags=TAGS), tokens(" ", "<th", "e end"))
+    assert (heard.text, decoder.reasoning_tokens, decoder.completion_tokens) == (" <the end", 0, 3)
 
 
 def test_reasoning_that_never_ends_is_reasoning() -> None:

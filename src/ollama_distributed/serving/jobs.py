@@ -8,8 +8,9 @@ that kills a runner is retried at most once).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Protocol
 
 import msgspec
 import structlog
@@ -41,6 +42,8 @@ from ollama_distributed.serving.prompts import Prompt
 from ollama_distributed.serving.residents import Lease
 
 log = structlog.get_logger(__name__)
+
+Step = Callable[[], Awaitable[None]]
 
 
 class Desk(Protocol):
@@ -113,7 +116,7 @@ class Job:
         self._paused = False
         self._over = False
         self._task: asyncio.Task[None] | None = None
-        self._go(self._begin())
+        self._go(self._begin)
 
     # ── Generation ──────────────────────────────────────────────────────────────────
 
@@ -150,13 +153,13 @@ class Job:
 
     # ── steps ───────────────────────────────────────────────────────────────────────
 
-    def _go(self, step: Coroutine[Any, Any, None]) -> None:
+    def _go(self, step: Step) -> None:
         self._task = asyncio.get_running_loop().create_task(self._guard(step))
 
-    async def _guard(self, step: Coroutine[Any, Any, None]) -> None:
+    async def _guard(self, step: Step) -> None:
         """The root of the job's tasks: whatever goes wrong becomes its last event."""
         try:
-            await step
+            await step()
         except OllamaDistributedError as error:
             self._failed(error)
         except Exception:
@@ -260,7 +263,7 @@ class Job:
             if not self._spoke and not self._retried:
                 self._retried = True
                 log.warning("serving.retried", request_id=self._request.request_id, reason=error.message)
-                self._go(self._run())
+                self._go(self._run)
                 return
         elif (
             isinstance(error, ContextExceeded)
@@ -271,7 +274,7 @@ class Job:
             and (self._request.shift or not isinstance(self._prompt.ask, CompletionRequest))
         ):
             self._cut = True
-            self._go(self._shorten(lease, self._prompt))
+            self._go(partial(self._shorten, lease, self._prompt))
             return
         self._end(EngineFailed(error))
 

@@ -122,11 +122,13 @@ class Decoder:
                 # The common path of a long answer: nothing is withheld, nothing may begin.
                 self._fed += len(text)
                 return Delta(text=text, logprobs=tokens.logprobs) if text or tokens.logprobs else None
-        else:
-            self.reasoning_tokens += count
         if tokens.raw or self._raw:
             text += self._characters(tokens.raw)
-        return self._advance(text, tokens.logprobs, last=False)
+        delta = self._advance(text, tokens.logprobs, last=False)
+        if self._phase != "answer":
+            # The token that begins the answer belongs to it, the tags to the reasoning.
+            self.reasoning_tokens += count
+        return delta
 
     def finish(self) -> Delta | None:
         """The generation is over: what was withheld is text after all."""
@@ -192,7 +194,7 @@ class Decoder:
                 if opening.startswith(trimmed) and not last:
                     self._maybe_tag = text
                     return "", ""
-                self._phase = "answer"
+                self._phase, self.reasoning_tokens = "answer", 0
                 return text, ""
             text = trimmed[len(opening) :]
             self._phase = "before"

@@ -1,0 +1,264 @@
+"""Capabilities, conversations and cuts."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_distributed.base.errors import Invalid, Unsupported
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.inference import (
+    ChatPrompt,
+    InferenceRequest,
+    JsonObject,
+    LoadOptions,
+    Message,
+    Sampling,
+    TextPrompt,
+    Tool,
+)
+from ollama_distributed.models.spec import ModelSpec, StoredMessage
+from ollama_distributed.serving import prompts
+from ollama_distributed.serving.embeddings import finished_vector, keep_ends
+from ollama_distributed.serving.options import (
+    DEFAULTS,
+    Rules,
+    merge_sampling,
+    model_sampling,
+    serves,
+    shape_of,
+)
+from ollama_distributed.testing.echo import echo_model
+
+USER = Message(role="user", content="hi")
+SYSTEM = Message(role="system", content="be brief")
+
+
+def model(**fields: object) -> ModelSpec:
+    return msgspec.structs.replace(echo_model("m"), **fields)
+
+
+def trained_for(context_tokens: int, **fields: object) -> ModelSpec:
+    architecture = msgspec.structs.replace(echo_model().architecture, context_tokens=context_tokens)
+    return model(architecture=architecture, **fields)
+
+
+def asks(prompt: object, **fields: object) -> InferenceRequest:
+    return InferenceRequest(
+        request_id=RequestId("r"),
+        identity=Identity("local"),
+        model="M",
+        prompt=prompt,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+chat = ChatPrompt(messages=(USER,))
+text = TextPrompt(text="hi")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "request_", "message"),
+    [
+        ({"completion"}, asks(chat, think=True), '"M" does not support thinking'),
+        ({"completion"}, asks(text, think="high"), '"M" does not support thinking'),
+        ({"embedding"}, asks(chat), '"M" does not support chat'),
+        ({"embedding"}, asks(text), '"M" does not support generate'),
+        (
+            {"completion"},
+            asks(TextPrompt(text="a", suffix="b")),
+            "registry.ollama.ai/library/m:latest does not support insert",
+        ),
+        (
+            {"completion"},
+            asks(ChatPrompt(messages=(USER,), tools=(Tool(name="f"),))),
+            "registry.ollama.ai/library/m:latest does not support tools",
+        ),
+        (
+            {"completion"},
+            asks(ChatPrompt(messages=(Message(role="user", images=(b"png",)),))),
+            "registry.ollama.ai/library/m:latest does not support vision",
+        ),
+    ],
+)
+def test_what_a_model_cannot_is_refused_in_the_words_of_ollama(
+    capabilities: set[str], request_: InferenceRequest, message: str
+) -> None:
+    with pytest.raises(Unsupported) as caught:
+        prompts.check(model(capabilities=frozenset(capabilities)), request_)
+    assert caught.value.message == message
+
+
+def test_think_false_is_no_question_of_capability() -> None:
+    prompts.check(model(capabilities=frozenset({"completion"})), asks(chat, think=False))
+
+
+def test_raw_stands_alone() -> None:
+    with pytest.raises(Invalid, match="raw mode does not support template, system, or context"):
+        prompts.check(model(), asks(TextPrompt(text="a", raw=True, system="b")))
+
+
+@pytest.mark.parametrize(
+    ("think", "format_", "expected"),
+    [
+        (None, None, True),
+        (False, None, False),
+        ("low", None, "low"),
+        (None, JsonObject(), False),
+        (True, JsonObject(), True),
+    ],
+)
+def test_a_model_that_thinks_does_so_unless_asked_not_to(
+    think: object, format_: object, expected: object
+) -> None:
+    spec = model(capabilities=frozenset({"completion", "thinking"}))
+    assert prompts.thinking_of(spec, asks(chat, think=think, format=format_)) == expected
+    assert prompts.thinking_of(model(), asks(chat, format=format_)) is None
+
+
+def test_the_conversation_begins_with_the_modelfile() -> None:
+    spec = model(system="sys", messages=(StoredMessage("user", "u0"), StoredMessage("assistant", "a0")))
+
+    def said(prompt: ChatPrompt | TextPrompt) -> list[str]:
+        return [f"{m.role[0]}:{m.content}" for m in prompts.conversation(spec, prompt)]
+
+    assert said(chat) == ["s:sys", "u:u0", "a:a0", "u:hi"]
+    # The client's system message, if it comes first, replaces the Modelfile's.
+    assert said(ChatPrompt(messages=(SYSTEM, USER))) == ["u:u0", "a:a0", "s:be brief", "u:hi"]
+    assert said(text) == ["s:sys", "u:u0", "a:a0", "u:hi"]
+    assert said(TextPrompt(text="hi", system="mine", context=(1,))) == ["s:mine", "u:hi"]
+
+
+@given(st.lists(st.sampled_from([SYSTEM, USER]), min_size=1, max_size=8), st.data())
+def test_dropping_the_oldest_keeps_system_and_the_rest_in_order(
+    messages: list[Message], data: st.DataObject
+) -> None:
+    dropped = data.draw(st.integers(0, len(messages) - 1))
+    left = prompts.without_oldest(messages, dropped)
+    assert left[-1] == messages[-1]
+    assert sum(m.role == "system" for m in left) == sum(m.role == "system" for m in messages)
+    assert len(left) >= len(messages) - dropped
+
+
+@given(st.integers(0, 400), st.integers(4, 100), st.integers(-1, 120))
+def test_cut_fits_and_keeps_both_ends(length: int, context: int, num_keep: int) -> None:
+    ids = tuple(range(length))
+    left = prompts.cut(ids, context, num_keep)
+    assert len(left) < context
+    if length < context:
+        assert left == ids
+    else:
+        keep = min(length if num_keep < 0 else num_keep, context - 1)
+        assert left[:keep] == ids[:keep]
+        rest = left[keep:]
+        assert rest == ids[length - len(rest) :]
+
+
+def test_an_answer_always_has_an_end() -> None:
+    assert prompts.bounded(DEFAULTS, 100, 0).num_predict == 1000
+    assert prompts.bounded(Sampling(num_predict=50), 100, 20).num_predict == 30
+    assert prompts.bounded(Sampling(num_predict=10), 100, 20).num_predict == 0
+
+
+@pytest.mark.parametrize("template", ["{{ .Prompt }}", "{{.Prompt}}", "{{ .Prompt }}\n"])
+def test_a_template_of_the_prompt_alone_needs_no_other_load(template: str) -> None:
+    assert not prompts.overrides_template(TextPrompt(text="a", template=template))
+    assert prompts.overrides_template(TextPrompt(text="a", template="<s>{{ .Prompt }}"))
+
+
+# ── options ─────────────────────────────────────────────────────────────────────────
+
+samplings = st.builds(
+    Sampling,
+    temperature=st.none() | st.floats(0, 2),
+    top_k=st.none() | st.integers(0, 100),
+    seed=st.none() | st.integers(-1, 9),
+    stop=st.none() | st.just(("x",)),
+)
+
+
+@given(samplings, samplings)
+def test_request_over_model_over_defaults(row: Sampling, asked: Sampling) -> None:
+    parameters = {k: v for k, v in msgspec.structs.asdict(row).items() if v is not None}
+    merged = merge_sampling({**parameters, "num_ctx": 8192, "unknown": "x"}, asked)
+    for name in Sampling.__struct_fields__:
+        wanted = getattr(asked, name)
+        if wanted is None:
+            wanted = parameters.get(name)
+        if wanted is None:
+            wanted = getattr(DEFAULTS, name)
+        assert getattr(merged, name) == wanted
+        assert wanted is not None
+
+
+def test_a_list_of_stops_of_a_modelfile() -> None:
+    assert model_sampling({"stop": ["a", "b"]}).stop == ("a", "b")
+    with pytest.raises(Invalid, match="wrong type"):
+        model_sampling({"temperature": "hot"})
+
+
+@pytest.mark.parametrize(
+    ("row", "asked", "trained", "tokens"),
+    [
+        (None, None, 0, 4096),
+        (None, None, 2048, 2048),
+        (8192, None, 0, 8192),
+        (8192, 1024, 0, 1024),
+        (None, 99999, 2048, 2048),
+        (None, 1, 0, 4),
+    ],
+)
+def test_context_from_request_modelfile_settings_and_training(
+    row: int | None, asked: int | None, trained: int, tokens: int
+) -> None:
+    spec = trained_for(trained, parameters={} if row is None else {"num_ctx": row})
+    assert shape_of(spec, LoadOptions(num_ctx=asked), Rules()).context_tokens == tokens
+
+
+def test_images_need_room() -> None:
+    spec = trained_for(0, capabilities=frozenset({"completion", "vision"}))
+    assert shape_of(spec, LoadOptions(num_ctx=512), Rules()).context_tokens == 2048
+
+
+def test_an_embedding_model_reads_its_input_in_one_step() -> None:
+    spec = trained_for(512, capabilities=frozenset({"embedding"}), pooling="mean")
+    shape = shape_of(spec, LoadOptions(num_batch=16), Rules())
+    assert (shape.context_tokens, shape.batch) == (512, 512)
+    assert shape_of(trained_for(0), LoadOptions(), Rules()).batch == 256
+
+
+def test_who_shares_a_runner() -> None:
+    spec = trained_for(0)
+
+    def shape(**asked: object) -> object:
+        return shape_of(spec, LoadOptions(**asked), Rules())  # type: ignore[arg-type]
+
+    plain = shape()
+    assert serves(plain, shape(num_ctx=4096))  # type: ignore[arg-type]
+    assert not serves(plain, shape(num_ctx=8192))  # type: ignore[arg-type]
+    assert not serves(plain, shape(num_thread=1))  # type: ignore[arg-type]
+    assert serves(shape(num_gpu=3, use_mmap=False), plain)  # type: ignore[arg-type]
+    assert not serves(plain, shape(num_gpu=3))  # type: ignore[arg-type]
+
+
+# ── vectors ─────────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=8), st.integers(1, 9))
+def test_vectors_have_length_one_after_the_cut(vector: list[float], dimensions: int) -> None:
+    got = finished_vector(vector, normalize=True, dimensions=dimensions)
+    assert len(got) == min(len(vector), dimensions)
+    length = sum(x * x for x in got) ** 0.5
+    assert length == pytest.approx(1.0) or not any(abs(x) > 1e-150 for x in vector[:dimensions])
+    assert finished_vector(vector, normalize=False, dimensions=None) == tuple(vector)
+
+
+@given(st.lists(st.integers(3, 9), max_size=20), st.integers(2, 30))
+def test_a_cut_text_keeps_what_the_tokenizer_put_around(body: list[int], limit: int) -> None:
+    got = keep_ends([1, *body, 2], body, limit)
+    assert (got[0], got[-1]) == (1, 2)
+    assert len(got) == min(limit, len(body) + 2)
+    assert list(got[1:-1]) == body[: len(got) - 2]

@@ -1,0 +1,423 @@
+"""Serving and answers together, on the echo engine: what a dialect sees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+import pytest
+
+from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.errors import (
+    ContextExceeded,
+    ModelNotFound,
+    RunnerDied,
+    Unavailable,
+    Unsupported,
+)
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.inference import (
+    ChatPrompt,
+    Delta,
+    EmbedRequest,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    InferenceRequest,
+    JsonObject,
+    LoadOptions,
+    Message,
+    Opened,
+    RerankRequest,
+    Sampling,
+    TextPrompt,
+    TokensPrompt,
+    Tool,
+)
+from ollama_distributed.base.tokens import Tokens
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.service import Serving
+from ollama_distributed.serving.settings import ServingSettings
+from ollama_distributed.streams.service import Answers
+from ollama_distributed.testing import echo_text
+from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
+
+
+class Models:
+    def __init__(self, *models: ModelSpec) -> None:
+        self.models = {m.display: m for m in models}
+
+    async def resolve(self, name: str) -> ModelSpec:
+        try:
+            return self.models[name]
+        except KeyError:
+            raise ModelNotFound(f"model '{name}' not found") from None
+
+
+class FixedMachine:
+    def cores(self) -> int:
+        return 2
+
+    def memory_available_bytes(self) -> int:
+        return 4 << 30
+
+
+class Listener:
+    """A sink that can be waited on."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.changed = asyncio.Event()
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        with anyio.fail_after(5):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+    async def end(self) -> Finished | Failed:
+        await self.until(lambda: bool(self.events) and isinstance(self.events[-1], Finished | Failed))
+        end = self.events[-1]
+        assert isinstance(end, Finished | Failed)
+        return end
+
+    @property
+    def text(self) -> str:
+        return "".join(e.text for e in self.events if isinstance(e, Delta))
+
+    @property
+    def thinking(self) -> str:
+        return "".join(e.thinking for e in self.events if isinstance(e, Delta))
+
+
+class Node:
+    def __init__(self, engine: EchoEngine, serving: Serving) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.answers = Answers(serving, SystemClock())
+
+    def ask(self, request: InferenceRequest) -> tuple[Listener, Generation]:
+        listener = Listener()
+        return listener, self.answers.open(request, listener)
+
+    async def finished(self, request: InferenceRequest) -> tuple[Listener, Finished]:
+        listener, _ = self.ask(request)
+        end = await listener.end()
+        assert isinstance(end, Finished), end
+        return listener, end
+
+    async def refused(self, request: InferenceRequest) -> Exception:
+        listener, _ = self.ask(request)
+        end = await listener.end()
+        assert isinstance(end, Failed), end
+        assert not any(isinstance(event, Opened) for event in listener.events)
+        return end.error
+
+
+@asynccontextmanager
+async def node(
+    *models: ModelSpec, engine: EchoEngine | None = None, **settings: object
+) -> AsyncIterator[Node]:
+    engine = engine or EchoEngine()
+    serving = Serving(
+        Models(*(models or (echo_model("m"), echo_model("n")))),
+        [engine],
+        FixedMachine(),
+        SystemClock(),
+        ServingSettings(**settings),  # type: ignore[arg-type]
+    )
+    try:
+        yield Node(engine, serving)
+    finally:
+        with anyio.fail_after(5):
+            await serving.close(drain_s=0)
+        assert engine.runners == []
+        assert not serving.loaded()
+
+
+def chat(content: str = "hello", **fields: object) -> InferenceRequest:
+    messages = fields.pop("messages", (Message(role="user", content=content),))
+    return ask(ChatPrompt(messages=messages, tools=fields.pop("tools", ())), **fields)  # type: ignore[arg-type]
+
+
+def ask(prompt: object, **fields: object) -> InferenceRequest:
+    defaults: dict[str, object] = {
+        "request_id": RequestId("r"),
+        "identity": Identity("local"),
+        "model": "m",
+        "prompt": prompt,
+    }
+    return InferenceRequest(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+async def test_a_chat_is_answered_and_counted() -> None:
+    async with node() as n:
+        listener, end = await n.finished(chat("hello world"))
+        assert listener.text == "hello world"
+        assert isinstance(listener.events[0], Opened)
+        assert listener.events[0].prompt_tokens > 0
+        assert end.reason == "stop"
+        assert end.usage.completion_tokens == 4
+        assert end.usage.prompt_tokens == listener.events[0].prompt_tokens
+        assert end.usage.total_s >= end.usage.load_s > 0
+        rows = n.serving.loaded()
+        assert [(r.name, r.slots_busy, r.context_tokens) for r in rows] == [("m", 0, 4096)]
+        left = rows[0].expires_at
+        assert left is not None
+        assert 290 < left - SystemClock.time() <= 300
+
+
+async def test_a_stop_ends_it_early_and_the_slot_is_free() -> None:
+    async with node(rules=Rules(slots=1)) as n:
+        asked = chat("one STOP two", sampling=Sampling(stop=("STOP",)))
+        for _ in range(3):
+            listener, end = await n.finished(asked)
+            assert (listener.text, end.stop_sequence) == ("one ", "STOP")
+        assert n.engine.loads == 1
+
+
+async def test_reasoning_is_taken_apart_unless_asked_not_to() -> None:
+    spec = msgspec.structs.replace(
+        echo_model("m"),
+        capabilities=frozenset({"completion", "thinking"}),
+        thinking_tags=("<think>", "</think>"),
+    )
+    said = "<think>\nhm\n</think>\n\nyes"
+    async with node(spec) as n:
+        listener, end = await n.finished(chat(said))
+        assert (listener.thinking, listener.text) == ("hm\n", "yes")
+        assert 0 < end.usage.reasoning_tokens < end.usage.completion_tokens
+        listener, _ = await n.finished(chat(said, think=False))
+        assert (listener.thinking, listener.text) == ("", said)
+
+
+async def test_limits_of_length() -> None:
+    async with node() as n:
+        listener, end = await n.finished(chat("hello world", sampling=Sampling(num_predict=2)))
+        assert (listener.text, end.reason) == ("hello ", "length")
+
+
+async def test_a_chat_too_long_loses_its_oldest_messages() -> None:
+    messages = (
+        Message(role="system", content="S" * 30),
+        Message(role="user", content="A" * 90),
+        Message(role="assistant", content="B" * 90),
+        Message(role="user", content="last"),
+    )
+    async with node() as n:
+        options = LoadOptions(num_ctx=64)
+        listener, end = await n.finished(chat(messages=messages, options=options))
+        assert listener.text == "last"
+        assert end.usage.prompt_tokens < 64
+        error = await n.refused(chat(messages=messages, options=options, truncate=False))
+        assert isinstance(error, ContextExceeded)
+        error = await n.refused(chat("C" * 300, options=options))
+        assert isinstance(error, ContextExceeded)
+        assert "last message alone" in str(error)
+
+
+async def test_a_text_too_long_is_cut_in_the_middle() -> None:
+    async with node() as n:
+        raw = TextPrompt(text="a" * 30 + "b" * 600 + "c" * 30, raw=True)
+        sampling = Sampling(num_keep=10)
+        asked = ask(raw, options=LoadOptions(num_ctx=64), sampling=sampling)
+        listener, end = await n.finished(asked)
+        assert end.usage.prompt_tokens == 37
+        assert listener.text.startswith("a" * 30 + "b")
+        assert listener.text.endswith("c" * 30)
+        error = await n.refused(msgspec.structs.replace(asked, truncate=False))
+        assert isinstance(error, ContextExceeded)
+        error = await n.refused(msgspec.structs.replace(asked, shift=False))
+        assert isinstance(error, ContextExceeded)
+
+
+async def test_context_carries_prompt_and_answer_and_comes_back() -> None:
+    async with node() as n:
+        _, first = await n.finished(ask(TextPrompt(text="hello"), want_context=True))
+        said = echo_text.detokenize(first.context).decode()
+        assert said == echo_text.render((Message(role="user", content="hello"),)) + "hello"
+        again = TextPrompt(text="more", context=first.context)
+        listener, second = await n.finished(ask(again, want_context=True))
+        assert listener.text == "more"
+        assert second.context[: len(first.context)] == first.context
+
+
+async def test_token_prompts_and_raw_texts_go_as_they_are() -> None:
+    async with node() as n:
+        listener, _ = await n.finished(ask(TokensPrompt(ids=tuple(echo_text.tokenize("abc def")))))
+        assert listener.text == "abc def"
+        listener, _ = await n.finished(ask(TextPrompt(text="<|user|>", raw=True)))
+        assert listener.text == "<|user|>"
+
+
+async def test_tools_are_parsed_by_the_engine() -> None:
+    async with node() as n:
+        asked = chat('call look {"at": "sky"}', tools=(Tool(name="look"),))
+        listener, end = await n.finished(asked)
+        calls = [c for e in listener.events if isinstance(e, Delta) for c in e.tool_calls]
+        assert calls
+        assert calls[0].name == "look"
+        assert end.reason == "tool_calls"
+        none = msgspec.structs.replace(
+            asked, prompt=msgspec.structs.replace(asked.prompt, tool_choice="none")
+        )
+        listener, end = await n.finished(none)
+        assert listener.text == 'call look {"at": "sky"}'
+        assert end.reason == "stop"
+
+
+async def test_formats_and_logprobs_pass() -> None:
+    async with node() as n:
+        listener, _ = await n.finished(chat("x", format=JsonObject(), logprobs=True, top_logprobs=2))
+        assert listener.text == '{"echo": "x"}'
+        logprobs = [lp for e in listener.events if isinstance(e, Delta) for lp in e.logprobs]
+        assert "".join(lp.token for lp in logprobs) == listener.text
+        assert len(logprobs[0].top) == 2
+
+
+async def test_load_render_and_unload() -> None:
+    async with node() as n:
+        _, end = await n.finished(chat(messages=(), load_only=True, keep_alive_s=-1.0))
+        assert end.reason == "load"
+        assert n.serving.loaded()[0].expires_at is None
+        _, end = await n.finished(chat("hi", render_only=True))
+        assert end.rendered == echo_text.render((Message(role="user", content="hi"),))
+        assert await n.answers.count_tokens(chat("hi")) == len(echo_text.tokenize(end.rendered))
+        _, end = await n.finished(chat(messages=(), load_only=True, keep_alive_s=0.0))
+        assert end.reason == "unload"
+        assert n.serving.loaded() == []
+        assert n.engine.loads == 1
+
+
+async def test_keep_alive_zero_unloads_after_the_request() -> None:
+    async with node() as n:
+        await n.finished(chat("hi", keep_alive_s=0.0))
+        await n.serving.unload("m")
+        assert n.engine.runners == []
+        with pytest.raises(ModelNotFound):
+            await n.serving.unload("nobody")
+
+
+async def test_a_cancelled_answer_frees_its_slot_whenever_it_comes() -> None:
+    async with node(engine=EchoEngine({"load_s": 0.02, "tokens_per_s": 50}), rules=Rules(slots=1)) as n:
+        loading, generation = n.ask(chat("a" * 300))
+        generation.cancel()
+        listener, generation = n.ask(chat("b" * 300))
+        queued, waiting = n.ask(chat("c" * 300))
+        await listener.until(lambda: listener.text != "")
+        assert n.serving.waiting == 1
+        waiting.cancel()
+        generation.cancel()
+        seen = len(listener.events)
+        other, _ = n.ask(chat("d", sampling=Sampling(num_predict=1)))
+        await other.end()
+        assert (loading.events, queued.events, len(listener.events)) == ([], [], seen)
+        assert n.serving.loaded()[0].slots_busy == 0
+        assert n.serving.waiting == 0
+
+
+async def test_a_runner_that_dies_before_a_token_is_replaced_once() -> None:
+    engine = EchoEngine(EchoSettings(fail_after_tokens=0, crashes=1))
+    async with node(engine=engine) as n:
+        listener, _ = await n.finished(chat("hello"))
+        assert (listener.text, engine.loads) == ("hello", 2)
+
+
+async def test_a_request_that_kills_each_runner_takes_two_at_most() -> None:
+    engine = EchoEngine(EchoSettings(fail_after_tokens=0))
+    async with node(engine=engine) as n:
+        listener, _ = n.ask(chat("hello"))
+        end = await listener.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, RunnerDied)
+        assert engine.loads == 2
+
+
+async def test_a_runner_that_dies_in_the_answer_is_an_error_and_the_next_loads_again() -> None:
+    engine = EchoEngine(EchoSettings(fail_after_tokens=2, crashes=1))
+    async with node(engine=engine) as n:
+        listener, _ = n.ask(chat("hello world"))
+        end = await listener.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, RunnerDied)
+        assert listener.text == "hello "
+        listener, _ = await n.finished(chat("hello world"))
+        assert (listener.text, engine.loads) == ("hello world", 2)
+
+
+async def test_an_answer_goes_on_from_another_runners_tokens() -> None:
+    async with node() as n:
+        heard: list[object] = []
+        done = asyncio.Event()
+
+        def hear(event: object) -> None:
+            heard.append(event)
+            if type(event).__name__ in ("Done", "EngineFailed"):
+                done.set()
+
+        asked = chat("hello world", sampling=Sampling(num_predict=3))
+        n.serving.start(asked, hear, tuple(echo_text.tokenize("hello ")))
+        with anyio.fail_after(5):
+            await done.wait()
+        # Two tokens were emitted elsewhere, so one of three is left.
+        assert "".join(e.text for e in heard if isinstance(e, Tokens)) == "wor"
+
+
+async def test_refusals() -> None:
+    async with node() as n:
+        assert isinstance(await n.refused(chat(model="nobody")), ModelNotFound)
+        assert isinstance(await n.refused(chat(think=True)), Unsupported)
+        error = await n.refused(ask(TextPrompt(text="a", template="[INST]{{ .Prompt }}")))
+        assert isinstance(error, Unsupported)
+        assert n.engine.loads == 0
+
+
+async def test_embeddings_are_normalised_and_cut() -> None:
+    async with node() as n:
+        asked = EmbedRequest(
+            request_id=RequestId("r"), identity=Identity("local"), model="m", inputs=("a", "b" * 300)
+        )
+        result = await n.answers.embed(asked)
+        assert [round(sum(x * x for x in v), 6) for v in result.vectors] == [1.0, 1.0]
+        assert result.usage.prompt_tokens == 101
+        short = await n.answers.embed(msgspec.structs.replace(asked, dimensions=8))
+        assert [len(v) for v in short.vectors] == [8, 8]
+        tight = msgspec.structs.replace(asked, options=LoadOptions(num_ctx=64), truncate=False)
+        with pytest.raises(ContextExceeded, match=r"^the input length exceeds the context length$"):
+            await n.answers.embed(tight)
+        empty = await n.answers.embed(msgspec.structs.replace(asked, inputs=()))
+        assert empty.vectors == ()
+
+
+async def test_rerank_orders() -> None:
+    async with node() as n:
+        asked = RerankRequest(
+            request_id=RequestId("r"),
+            identity=Identity("local"),
+            model="m",
+            query="red apple",
+            documents=("blue sea", "red apple"),
+        )
+        result = await n.answers.rerank(asked)
+        assert result.scores[1] > result.scores[0]
+
+
+async def test_closing_drains_then_stops() -> None:
+    async with node(engine=EchoEngine({"tokens_per_s": 20})) as n:
+        listener, _ = n.ask(chat("a" * 3000))
+        await listener.until(lambda: listener.text != "")
+        await n.serving.close(drain_s=0.01)
+        end = await listener.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, Unavailable)
+        assert isinstance(await n.refused(chat()), Unavailable)
