@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from ollama_distributed.base.errors import (
     BodyTooLarge,
+    EngineError,
     Forbidden,
     Invalid,
     ModelNotFound,
@@ -301,11 +302,13 @@ def test_stop_reasons(finished: Finished, reason: str, sequence: str | None) -> 
         assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
 
 
-def test_arguments_that_were_cut_are_kept() -> None:
+def test_arguments_that_are_not_whole() -> None:
     call = Delta(tool_calls=(ToolCall(id="t1", name="clock", arguments='{"a'),))
-    block = whole(parse(), call, Finished(reason="length")).content[0]
-    assert block.type == "tool_use"
-    assert block.input == {"_partial": '{"a'}
+    cut = whole(parse(), call, Finished(reason="length"))
+    assert cut.stop_reason == "max_tokens"
+    assert [block.input for block in cut.content if block.type == "tool_use"] == [{}]
+    with pytest.raises(EngineError, match='"clock"'):
+        whole(parse(), call, Finished(reason="stop"))
 
 
 def test_a_failure_ends_the_stream() -> None:

@@ -13,7 +13,7 @@ from ollama_distributed.base.inference import Delta, Finished, TokenLogprob, Too
 class Call:
     """A tool call as far as it has come."""
 
-    __slots__ = ("arguments", "id", "name", "place", "source_id")
+    __slots__ = ("_arguments", "id", "name", "place", "source_id")
 
     def __init__(self, place: int, source: ToolCall, call_id: str) -> None:
         self.place = place
@@ -21,7 +21,14 @@ class Call:
         self.source_id = source.id
         self.id = call_id
         self.name = source.name
-        self.arguments = ""
+        self._arguments: list[str] = []
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self._arguments)
+
+    def grow(self, fragment: str) -> None:
+        self._arguments.append(fragment)
 
 
 class ToolCalls:
@@ -46,7 +53,7 @@ class ToolCalls:
             call = Call(place, fragment, fragment.id or f"call_{self._request_id}_{place}")
             self.calls.append(call)
             self._current[fragment.index] = call
-        call.arguments += fragment.arguments
+        call.grow(fragment.arguments)
         return call, opens
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.inference import Delta, Event, Failed, Finished, Opened, ToolCall, Usage
 from ollama_distributed.gateway.dialects.answer import ToolCalls
 from ollama_distributed.gateway.dialects.anthropic_errors import error_body
@@ -76,25 +77,31 @@ class _Block:
             return {"type": "thinking", "thinking": "", "signature": ""}
         return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": {}}
 
-    def whole(self) -> Body:
+    def whole(self, *, cut: bool) -> Body:
         text = "".join(self.text)
         if self.kind == "text":
             return {"type": "text", "text": text}
         if self.kind == "thinking":
             return {"type": "thinking", "thinking": text, "signature": ""}
-        return self.start() | {"input": tool_input(text)}
+        return self.start() | {"input": tool_input(self.name, text, cut=cut)}
 
 
-def tool_input(arguments: str) -> Body:
-    """The arguments as the object that this API wants; text that is none (the answer was
-    cut short) is kept as a string under `_partial`."""
-    if not arguments.strip():
-        return {}
+def tool_input(name: str, arguments: str, *, cut: bool) -> Body:
+    """The arguments as the object that this API wants. Those of an answer that was `cut`
+    by the token limit are not whole: such a call has none, and the stop reason says why.
+
+    Raises:
+        EngineError: the model wrote something else.
+    """
     try:
-        value = msgspec.json.decode(arguments)
-    except (msgspec.DecodeError, RecursionError):
-        return {"_partial": arguments}
-    return value if isinstance(value, dict) else {"_partial": arguments}
+        value = msgspec.json.decode(arguments or "{}")
+    except (msgspec.DecodeError, RecursionError) as exc:
+        if cut:
+            return {}
+        raise EngineError(f'The model called "{name}" with arguments that are not JSON') from exc
+    if not isinstance(value, dict):
+        raise EngineError(f'The model called "{name}" with arguments that are not a JSON object')
+    return value
 
 
 def _before_delta(kind: str, field: str) -> bytes:
@@ -124,8 +131,6 @@ class MessageStream:
         self._call_blocks: list[_Block] = []
         self._begun = False
         self._ended = False
-        self.final: Body | None = None
-        """The message as it stands after the last event."""
 
     def feed(self, index: int, event: Event) -> bytes:  # noqa: ARG002 - one request only
         if self._ended:
@@ -208,13 +213,19 @@ class MessageStream:
         if not self._blocks:
             self._block("text", parts)  # an empty answer is one empty text
         self._stop(parts)
-        stop = stop_body(finished, called=bool(self._call_blocks), asked=self._stop_sequences)
-        usage = usage_body(finished.usage)
-        parts.append(sse_event("message_delta", {"type": "message_delta", "delta": stop, "usage": usage}))
+        ended = {"type": "message_delta", "delta": self._why(finished), "usage": usage_body(finished.usage)}
+        parts.append(sse_event("message_delta", ended))
         parts.append(sse_event("message_stop", {"type": "message_stop"}))
-        content = [block.whole() for block in self._blocks]
-        self.final = _message(self._context, self._model, content, stop, usage)
         return b"".join(parts)
+
+    def _why(self, finished: Finished) -> Body:
+        return stop_body(finished, called=bool(self._call_blocks), asked=self._stop_sequences)
+
+    def whole(self, finished: Finished) -> Body:
+        """The message that the events told."""
+        cut = finished.reason == "length"
+        content = [block.whole(cut=cut) for block in self._blocks]
+        return _message(self._context, self._model, content, self._why(finished), usage_body(finished.usage))
 
 
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
@@ -229,6 +240,5 @@ class MessageBody:
         self._stream = MessageStream(context, model, stop_sequences)
 
     def feed(self, index: int, event: Event) -> bytes:
-        self._stream.feed(index, event)
-        final, self._stream.final = self._stream.final, None
-        return json_value(final) if final is not None else b""
+        told = self._stream.feed(index, event)
+        return json_value(self._stream.whole(event)) if told and isinstance(event, Finished) else b""
