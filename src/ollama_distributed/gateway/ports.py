@@ -10,6 +10,7 @@ import msgspec
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import EngineInfo
+from ollama_distributed.serving.service import LoadedModel
 
 
 class Catalog(Protocol):
@@ -32,43 +33,10 @@ class Catalog(Protocol):
     async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool: ...
 
 
-class Resident(Protocol):
-    """One loaded model (`serving.service.LoadedModel`)."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def spec(self) -> ModelSpec: ...
-
-    @property
-    def memory_bytes(self) -> int: ...
-
-    @property
-    def vram_bytes(self) -> int: ...
-
-    @property
-    def context_tokens(self) -> int: ...
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def slots_busy(self) -> int: ...
-
-    @property
-    def expires_at(self) -> float | None:
-        """Seconds since the Unix epoch; None: never."""
-        ...
-
-    @property
-    def engine(self) -> EngineInfo: ...
-
-
 class Residents(Protocol):
     """The models in memory (`serving/service.py`)."""
 
-    def loaded(self) -> list[Resident]: ...
+    def loaded(self) -> list[LoadedModel]: ...
 
     async def unload(self, name: str) -> None: ...
 

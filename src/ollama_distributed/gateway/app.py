@@ -1,0 +1,159 @@
+"""The ASGI app of a node: the hot path for inference, FastAPI for the rest."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from ollama_distributed.access.service import Authenticator
+from ollama_distributed.base.clock import Clock, SystemClock
+from ollama_distributed.base.inference import Inference
+from ollama_distributed.gateway import openapi
+from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
+from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
+from ollama_distributed.gateway.core import HotPath
+from ollama_distributed.gateway.dialects.table import HOT_ROUTES
+from ollama_distributed.gateway.gate import Gate
+from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
+from ollama_distributed.gateway.routes.node import node_routes
+from ollama_distributed.gateway.routes.ollama import ollama_routes
+from ollama_distributed.gateway.routes.openai import openai_routes
+from ollama_distributed.gateway.routes.seed import seed_routes
+from ollama_distributed.gateway.routes.table import ColdRoute, Node
+from ollama_distributed.gateway.summary import Summary
+from ollama_distributed.gateway.tasks import Tasks
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """ASGI; `hot` is what the fast protocol calls without ASGI in between."""
+
+    def __init__(self, hot: HotPath, cold: ColdPath, routes: list[ColdRoute], tasks: Tasks) -> None:
+        self.hot = hot
+        self.cold_routes = routes
+        self._cold = cold
+        self._tasks = tasks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            if self.hot.serves(scope["path"]) and not _is_preflight(scope):
+                await serve_hot(self.hot, scope, receive, send)
+            else:
+                await self._cold(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:  # no WebSocket route exists yet: refuse the handshake
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def close(self) -> None:
+        """End the tasks that still wait for an answer. The server calls it at shutdown."""
+        await self._tasks.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return scope["method"] == "OPTIONS" and any(
+        name == b"access-control-request-method" for name, _ in scope["headers"]
+    )
+
+
+def create_app(
+    *,
+    inference: Inference,
+    catalog: Catalog,
+    residents: Residents,
+    authenticator: Authenticator,
+    version: VersionInfo,
+    policy: SitePolicy | None = None,
+    limits: Limits | None = None,
+    clock: Clock | None = None,
+    ready: Callable[[], bool] = lambda: True,
+) -> Gateway:
+    """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken."""
+    clock = clock or SystemClock()
+    metrics = GatewayMetrics()
+    tasks = Tasks()
+    gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
+    observe = functools.partial(_observe, metrics)
+    hot = HotPath(
+        routes=HOT_ROUTES, inference=inference, gate=gate, clock=clock, observe=observe, spawn=tasks
+    )
+    node = Node(
+        catalog=catalog,
+        residents=residents,
+        version=version,
+        metrics=metrics,
+        wall=clock.time,
+        ready=ready,
+    )
+
+    @functools.cache
+    def document() -> dict[str, Any]:
+        return openapi.document(HOT_ROUTES, routes, version=version.version)
+
+    routes = [
+        *node_routes(node, document),
+        *seed_routes(node),
+        *ollama_routes(node),
+        *openai_routes(node),
+    ]
+    cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe)
+    return Gateway(hot, cold, routes, tasks)
+
+
+def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
+    # Its own pages load scripts from elsewhere: ours are in routes/node.py.
+    app = FastAPI(
+        title="Ollama Distributed", version=version.version, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.router.redirect_slashes = False
+    app.add_exception_handler(HTTPException, on_http_exception)
+    for route in routes:
+        app.add_api_route(
+            route.path,
+            handler(route.verb, route.run),
+            methods=[route.method],
+            summary=route.summary,
+            tags=[route.tag],
+            response_model=None,
+            include_in_schema=False,
+        )
+    return app
+
+
+def _observe(metrics: GatewayMetrics, summary: Summary) -> None:
+    """One log line and the counters of a request that ended."""
+    metrics.observe(summary)
+    usage = summary.usage
+    log.info(
+        "gateway.request",
+        request_id=summary.request_id,
+        method=summary.method,
+        route=summary.route,
+        status=summary.status,
+        outcome=summary.outcome,
+        error=summary.error_code,
+        took_s=round(summary.took_s, 6),
+        first_byte_s=None if summary.first_byte_s is None else round(summary.first_byte_s, 6),
+        bytes_out=summary.bytes_out,
+        model=summary.model,
+        role=summary.role,
+        key_id=summary.key_id,
+        prompt_tokens=usage.prompt_tokens if usage else 0,
+        completion_tokens=usage.completion_tokens if usage else 0,
+    )

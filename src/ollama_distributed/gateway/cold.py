@@ -1,0 +1,266 @@
+"""Everything but inference: the checks and the one log line around FastAPI.
+
+FastAPI routes; this module admits the request first, shapes its errors by path, and sums it
+up when it is over. Handlers get a `ColdRequest` and return a `Response`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from ollama_distributed.access.roles import Verb, demand
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import (
+    BodyTooLarge,
+    Forbidden,
+    Internal,
+    Invalid,
+    MethodNotAllowed,
+    MissingBody,
+    NotFound,
+    OllamaDistributedError,
+)
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.gateway.asgi import Receive, Scope, Send, scope_head
+from ollama_distributed.gateway.core import RawHeaders, cors_headers
+from ollama_distributed.gateway.dialects.fields import decode
+from ollama_distributed.gateway.errors import as_ours
+from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
+from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.shapes import renderer_of
+from ollama_distributed.gateway.summary import Observer, Outcome, Summary
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+PUBLIC = frozenset({"/healthz", "/readyz"})
+"""Paths that need no identity: probes of a supervisor that has no key. They tell nothing else."""
+_KEY = "ollama_distributed.request"
+
+
+class ColdRequest:
+    """A request that was admitted, and what a handler may ask of it."""
+
+    def __init__(
+        self, head: Head, request_id: RequestId, identity: Identity | None, gate: Gate, guard: JsonGuard
+    ) -> None:
+        self.head = head
+        self.request_id = request_id
+        self.identity = identity
+        self.error_code = ""
+        self._gate = gate
+        self._guard = guard
+
+    @staticmethod
+    def of(request: Request) -> ColdRequest:
+        found: ColdRequest = request.scope[_KEY]
+        return found
+
+    async def body(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
+        """The JSON body, decoded; raises as `raw_body`, and `Invalid`."""
+        return decode(await self.raw_body(request), decoder)
+
+    async def raw_body(self, request: Request) -> bytes:
+        """The JSON body, checked.
+
+        Raises:
+            MissingBody, Malformed, BodyTooLarge, UnsupportedMedia
+        """
+        limits = self._gate.limits
+        check_body(self.head.headers, limits.body_bytes)
+        data = bytearray()
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > limits.body_bytes:
+                raise BodyTooLarge(too_large_text(limits.body_bytes))
+        if not data:
+            raise MissingBody("missing request body")
+        self._guard.check(bytes(data), max_string=limits.string_bytes)
+        return bytes(data)
+
+    async def upload(self, request: Request) -> AsyncIterator[bytes]:
+        """The body as it comes, of any size."""
+        check_body(self.head.headers, None)
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+
+
+def handler(
+    verb: Verb | None, run: Callable[[ColdRequest, Request], Awaitable[Response]]
+) -> Callable[[Request], Awaitable[Response]]:
+    """A FastAPI endpoint that demands `verb` (None: public) and shapes errors."""
+
+    async def endpoint(request: Request) -> Response:
+        cold = ColdRequest.of(request)
+        try:
+            if verb is not None:
+                if cold.identity is None:
+                    raise Forbidden("this route needs an identity")
+                demand(cold.identity, verb)
+            return await run(cold, request)
+        except ClientDisconnect:
+            raise
+        except Exception as exc:
+            return error_response(cold, exc)
+
+    endpoint.verb = verb  # type: ignore[attr-defined]  # the route table test reads it
+    endpoint.__name__ = run.__name__
+    endpoint.__doc__ = run.__doc__
+    return endpoint
+
+
+def error_response(cold: ColdRequest, exc: Exception) -> Response:
+    error = as_ours(exc)
+    if error is not exc:
+        log.error("gateway.request_broke", request_id=cold.request_id, path=cold.head.path, exc_info=exc)
+    cold.error_code = error.code
+    rendered = renderer_of(cold.head.path)(error, cold.request_id)
+    headers = dict(rendered.headers)
+    if isinstance(error, BodyTooLarge):
+        headers["connection"] = "close"  # the rest of the body is not read
+    return Response(rendered.body, rendered.status, headers, rendered.content_type)
+
+
+async def on_http_exception(request: Request, exc: Exception) -> Response:
+    """FastAPI's own 404 and 405, in the shape of the path."""
+    assert isinstance(exc, HTTPException)
+    error: OllamaDistributedError
+    if exc.status_code == 404:
+        error = NotFound("there is nothing at this path; /docs lists what is")
+    elif exc.status_code == 405:
+        error = MethodNotAllowed(f"{request.method} is not allowed here")
+    elif exc.status_code < 500:
+        error = Invalid("the request cannot be served as written")
+    else:
+        error = Internal("internal error; the log has the details under the request id")
+    response = error_response(ColdRequest.of(request), error)
+    if exc.headers and "allow" in {name.lower() for name in exc.headers}:
+        response.headers["allow"] = next(
+            value for name, value in exc.headers.items() if name.lower() == "allow"
+        )
+    return response
+
+
+class ColdPath:
+    """ASGI around the FastAPI app."""
+
+    def __init__(self, app: App, *, gate: Gate, clock: Clock, observe: Observer) -> None:
+        self._app = app
+        self._gate = gate
+        self._guard = JsonGuard(gate.limits)
+        self._clock = clock
+        self._observe = observe
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        head = scope_head(scope)
+        start = self._clock.monotonic()
+        cold = ColdRequest(head, request_id(head.headers), None, self._gate, self._guard)
+        extra: RawHeaders = [(b"x-request-id", cold.request_id.encode("ascii"))]
+        seen = _Seen(send, extra)
+        scope[_KEY] = cold
+        try:
+            refused = self._admit(cold, extra)
+            if refused is not None:
+                await refused(scope, receive, seen)
+            else:
+                await self._app(scope, receive, seen)
+        except ClientDisconnect:
+            pass  # nobody is left to answer
+        finally:
+            self._sum_up(cold, seen, scope, start)
+
+    def _admit(self, cold: ColdRequest, extra: RawHeaders) -> Response | None:
+        """The answer to a refused request or a preflight; None: go on."""
+        head = cold.head
+        try:
+            _, origin = self._gate.admit_site(head)
+            if origin is not None:
+                extra += cors_headers(origin)
+            if (
+                head.method == "OPTIONS"
+                and origin is not None
+                and "access-control-request-method" in head.headers
+            ):
+                return _preflight(head)
+            if head.path not in PUBLIC:
+                cold.identity = self._gate.admit(head, "read").identity
+        except OllamaDistributedError as exc:
+            response = error_response(cold, exc)
+            response.headers["connection"] = "close"
+            return response
+        return None
+
+    def _sum_up(self, cold: ColdRequest, seen: _Seen, scope: Scope, start: float) -> None:
+        outcome: Outcome = "error" if seen.status >= 400 else "ok"
+        if not seen.complete:
+            outcome = "cancelled"
+        route = scope.get("route")
+        identity = cold.identity
+        self._observe(
+            Summary(
+                request_id=cold.request_id,
+                method=cold.head.method,
+                route=getattr(route, "path", "unmatched"),
+                status=seen.status or 499,
+                outcome=outcome,
+                error_code=cold.error_code,
+                took_s=self._clock.monotonic() - start,
+                bytes_out=seen.bytes_out,
+                role=identity.role if identity else "",
+                key_id=(identity.key_id or "") if identity else "",
+                team=identity.team if identity else "",
+            )
+        )
+
+
+class _Seen:
+    """Adds headers to the answer and notes what left."""
+
+    def __init__(self, send: Send, extra: RawHeaders) -> None:
+        self._send = send
+        self._extra = extra
+        self.status = 0
+        self.bytes_out = 0
+        self.complete = False
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            for name, value in self._extra:
+                headers[name.decode("ascii")] = value.decode("latin-1")
+            headers.setdefault("x-content-type-options", "nosniff")
+            message = {**message, "headers": headers.raw}
+        elif message["type"] == "http.response.body":
+            self.bytes_out += len(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
+        await self._send(message)
+
+
+_HEADER_LIST = "authorization, content-type, x-api-key, x-request-id"
+_MOST_PREFLIGHT = 1024
+
+
+def _preflight(head: Head) -> Response:
+    """An allowed origin may use any method and the headers it names."""
+    wanted = head.headers.get("access-control-request-headers", "")
+    named = wanted if wanted.isprintable() and len(wanted) <= _MOST_PREFLIGHT else ""
+    return Response(
+        status_code=204,
+        headers={
+            "access-control-allow-methods": "GET, POST, PUT, PATCH, DELETE, HEAD, OPTIONS",
+            "access-control-allow-headers": named or _HEADER_LIST,
+            "access-control-max-age": "600",
+        },
+    )

@@ -1,0 +1,113 @@
+"""`/metrics`: what the gateway counts, in Prometheus' text form (version 0.0.4).
+
+Hand-made, as it needs three kinds of lines and no registry. Labels come from our own tables
+(route patterns, statuses, loaded models), never from a request: series stay bounded.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+
+from ollama_distributed.gateway.summary import Summary
+from ollama_distributed.serving.service import LoadedModel
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+_GAUGES = {
+    "slots": "Requests that the model can run at once.",
+    "slots_busy": "Requests that it runs now.",
+    "memory_bytes": "Memory of the loaded model.",
+    "vram_bytes": "Of that, on GPUs.",
+}
+"""Field of `LoadedModel` -> what it means."""
+
+
+class _Histogram:
+    __slots__ = ("_counts", "_sum")
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(_BUCKETS_S) + 1)
+        self._sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect.bisect_left(_BUCKETS_S, seconds)] += 1
+        self._sum += seconds
+
+    def lines(self, name: str, labels: str) -> Iterable[str]:
+        total = 0
+        for bound, count in zip((*_BUCKETS_S, "+Inf"), self._counts, strict=True):
+            total += count
+            yield f'{name}_bucket{{{labels},le="{bound}"}} {total}'
+        yield f"{name}_sum{{{labels}}} {self._sum:.6f}"
+        yield f"{name}_count{{{labels}}} {total}"
+
+
+class GatewayMetrics:
+    """Counts requests as they end."""
+
+    def __init__(self) -> None:
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._took: dict[str, _Histogram] = {}
+        self._first_byte: dict[str, _Histogram] = {}
+        self._tokens = {"prompt": 0, "cached": 0, "completion": 0}
+        self._bytes_out = 0
+
+    def observe(self, summary: Summary) -> None:
+        key = (summary.route, summary.outcome, summary.status)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        _of(self._took, summary.route).add(summary.took_s)
+        if summary.first_byte_s is not None:
+            _of(self._first_byte, summary.route).add(summary.first_byte_s)
+        self._bytes_out += summary.bytes_out
+        if summary.usage is not None:
+            self._tokens["prompt"] += summary.usage.prompt_tokens
+            self._tokens["cached"] += summary.usage.cached_tokens
+            self._tokens["completion"] += summary.usage.completion_tokens
+
+    def render(self, loaded: Iterable[LoadedModel]) -> str:
+        prefix = "ollama_distributed"
+        lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
+        for (route, outcome, status), count in sorted(self._requests.items()):
+            labels = f'route="{_label(route)}",outcome="{outcome}",status="{status}"'
+            lines.append(f"{prefix}_requests_total{{{labels}}} {count}")
+        for name, text, histograms in (
+            ("request_seconds", "Time from the head of a request to the end of its answer.", self._took),
+            ("first_byte_seconds", "Time to the first byte of the answer.", self._first_byte),
+        ):
+            lines += _head(f"{prefix}_{name}", "histogram", text)
+            for route, histogram in sorted(histograms.items()):
+                lines += histogram.lines(f"{prefix}_{name}", f'route="{_label(route)}"')
+        lines += _head(f"{prefix}_tokens_total", "counter", "Tokens; cached ones are among the prompt's.")
+        lines += [f'{prefix}_tokens_total{{kind="{kind}"}} {count}' for kind, count in self._tokens.items()]
+        lines += _head(f"{prefix}_response_bytes_total", "counter", "Bytes of answers' bodies.")
+        lines.append(f"{prefix}_response_bytes_total {self._bytes_out}")
+        lines += _residents(prefix, list(loaded))
+        return "\n".join(lines) + "\n"
+
+
+def _residents(prefix: str, loaded: list[LoadedModel]) -> list[str]:
+    lines = _head(f"{prefix}_models_loaded", "gauge", "Models in memory.")
+    lines.append(f"{prefix}_models_loaded {len(loaded)}")
+    for name, text in _GAUGES.items():
+        lines += _head(f"{prefix}_model_{name}", "gauge", text)
+        lines += [
+            f'{prefix}_model_{name}{{model="{_label(one.name)}"}} {getattr(one, name)}' for one in loaded
+        ]
+    return lines
+
+
+def _of(histograms: dict[str, _Histogram], route: str) -> _Histogram:
+    found = histograms.get(route)
+    if found is None:
+        found = histograms[route] = _Histogram()
+    return found
+
+
+def _head(name: str, kind: str, text: str) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def _label(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

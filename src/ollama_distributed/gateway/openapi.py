@@ -1,0 +1,113 @@
+"""The OpenAPI document: hot and cold routes, with the schemas of the structs they decode."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from ollama_distributed.gateway.dialects.anthropic_request import MessagesIn
+from ollama_distributed.gateway.dialects.contract import HotRoute
+from ollama_distributed.gateway.dialects.ollama_wire import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
+from ollama_distributed.gateway.dialects.openai_chat import ChatIn
+from ollama_distributed.gateway.dialects.openai_completions import CompletionIn
+from ollama_distributed.gateway.dialects.openai_embeddings import EmbeddingsIn
+from ollama_distributed.gateway.dialects.rerank import RerankIn
+from ollama_distributed.gateway.dialects.responses_request import ResponsesIn
+from ollama_distributed.gateway.errors import OllamaErrorBody, SeedErrorBody
+from ollama_distributed.gateway.routes.table import ColdRoute
+
+_TAGS = (
+    ("/api/v1/", "REST"),
+    ("/api/", "Ollama: inference"),
+    ("/v1/messages", "Anthropic"),
+    ("/", "OpenAI"),
+)
+HOT_BODIES: Mapping[str, tuple[type[Any], str]] = {
+    "/api/v1/generate": (GenerateBody, "Complete a prompt; one object, or lines with stream"),
+    "/api/v1/chat": (ChatBody, "Answer a chat; one object, or lines with stream"),
+    "/api/v1/embeddings": (EmbedBody, "Embed texts"),
+    "/api/generate": (GenerateBody, "Complete a prompt; streams unless told otherwise"),
+    "/api/chat": (ChatBody, "Answer a chat; streams unless told otherwise"),
+    "/api/embed": (EmbedBody, "Embed texts"),
+    "/api/embeddings": (EmbeddingsBody, "Embed one text (older form)"),
+    "/v1/chat/completions": (ChatIn, "Answer a chat"),
+    "/v1/completions": (CompletionIn, "Complete a prompt"),
+    "/v1/embeddings": (EmbeddingsIn, "Embed texts or tokens"),
+    "/v1/responses": (ResponsesIn, "Answer, stateless"),
+    "/v1/rerank": (RerankIn, "Order documents by relevance"),
+    "/rerank": (RerankIn, "Order documents by relevance"),
+    "/v1/messages": (MessagesIn, "Answer a chat"),
+    "/v1/messages/count_tokens": (MessagesIn, "Count the tokens of a chat"),
+}
+"""Path of a hot route -> the struct of its body and one line about it."""
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+
+def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str) -> dict[str, Any]:
+    cold = [route for route in cold if not route.hidden]
+    types: list[type[Any]] = [SeedErrorBody, OllamaErrorBody]
+    types += [body for body, _ in HOT_BODIES.values()]
+    types += [route.body for route in cold if route.body is not None]
+    types = list(dict.fromkeys(types))
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    reference = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in hot:
+        body, text = HOT_BODIES[route.path]
+        _add(paths, route.path, route.method, _tag(route.path), text, reference[body])
+    for one in cold:
+        schema = reference[one.body] if one.body is not None else None
+        _add(paths, one.path, one.method, one.tag, one.summary, schema)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Ollama Distributed", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "odk_… key; not needed at this machine",
+                }
+            },
+        },
+        "security": [{"key": []}, {}],
+    }
+
+
+def _tag(path: str) -> str:
+    return next(tag for prefix, tag in _TAGS if path.startswith(prefix))
+
+
+def _add(
+    paths: dict[str, dict[str, Any]],
+    path: str,
+    method: str,
+    tag: str,
+    summary: str,
+    body: Mapping[str, Any] | None,
+) -> None:
+    names = _PARAMETER.findall(path)
+    plain = _PARAMETER.sub(r"{\1}", path)
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', plain).rstrip('_')}",
+        "tags": [tag],
+        "summary": summary,
+        "responses": {"200": {"description": "As this API's own documentation has it."}},
+    }
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    elif plain.startswith("/api/blobs/") and method == "POST":
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    paths.setdefault(plain, {})[method.lower()] = operation

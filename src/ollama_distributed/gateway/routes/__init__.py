@@ -1,0 +1,1 @@
+"""Cold routes: management, lists, health, documentation."""

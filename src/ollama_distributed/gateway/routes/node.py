@@ -1,0 +1,68 @@
+"""The node itself: probes, metrics, documentation, the front page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from ollama_distributed.gateway import metrics
+from ollama_distributed.gateway.cold import ColdRequest
+from ollama_distributed.gateway.pages import docs_page, front_page, page_headers
+from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
+
+TAG = "Node"
+
+
+def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[ColdRoute]:
+    """`document`: makes the OpenAPI document."""
+
+    async def root(cold: ColdRequest, _request: Request) -> Response:
+        # Ollama's clients look for this exact text; only a browser asks for HTML.
+        if "text/html" not in cold.head.headers.get("accept", ""):
+            return PlainTextResponse("Ollama is running")
+        return Response(front_page(node.version), headers=page_headers(), media_type="text/html")
+
+    async def healthz(_cold: ColdRequest, _request: Request) -> Response:
+        return json_response({"status": "ok"})
+
+    async def readyz(_cold: ColdRequest, _request: Request) -> Response:
+        ready = node.ready()
+        return json_response({"status": "ready" if ready else "starting"}, 200 if ready else 503)
+
+    async def scrape(_cold: ColdRequest, _request: Request) -> Response:
+        text = node.metrics.render(node.residents.loaded())
+        return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
+
+    async def openapi(_cold: ColdRequest, _request: Request) -> Response:
+        return json_response(document())
+
+    async def docs(_cold: ColdRequest, _request: Request) -> Response:
+        return Response(docs_page(document()), headers=page_headers(), media_type="text/html")
+
+    return [
+        ColdRoute(
+            method="GET",
+            path="/",
+            verb="read",
+            run=root,
+            tag=TAG,
+            summary="'Ollama is running', or the front page",
+        ),
+        ColdRoute(method="HEAD", path="/", verb="read", run=root, tag=TAG, summary="", hidden=True),
+        ColdRoute(
+            method="GET", path="/healthz", verb=None, run=healthz, tag=TAG, summary="The process is alive"
+        ),
+        ColdRoute(method="GET", path="/readyz", verb=None, run=readyz, tag=TAG, summary="It takes requests"),
+        ColdRoute(
+            method="GET", path="/metrics", verb="read", run=scrape, tag=TAG, summary="Prometheus metrics"
+        ),
+        ColdRoute(
+            method="GET", path="/openapi.json", verb="read", run=openapi, tag=TAG, summary="This document"
+        ),
+        ColdRoute(
+            method="GET", path="/docs", verb="read", run=docs, tag=TAG, summary="This document, to read"
+        ),
+    ]

@@ -1,0 +1,32 @@
+"""OpenAI's model list; its bodies are `dialects/openai_models.py`'s."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ollama_distributed.gateway.cold import ColdRequest
+from ollama_distributed.gateway.dialects.openai_models import render_model, render_models
+from ollama_distributed.gateway.routes.models import namespace, newest_first
+from ollama_distributed.gateway.routes.table import ColdRoute, Node
+
+TAG = "OpenAI"
+_JSON = "application/json"
+
+
+def openai_routes(node: Node) -> list[ColdRoute]:
+    async def models(_cold: ColdRequest, _request: Request) -> Response:
+        specs = newest_first(node.catalog.list())
+        body = render_models((spec.display, spec.modified_at, namespace(spec)) for spec in specs)
+        return Response(body, media_type=_JSON)
+
+    async def model(_cold: ColdRequest, request: Request) -> Response:
+        spec = await node.catalog.resolve(request.path_params["model"])
+        return Response(render_model(spec.display, spec.modified_at, namespace(spec)), media_type=_JSON)
+
+    return [
+        ColdRoute(method="GET", path="/v1/models", verb="read", run=models, tag=TAG, summary="All models"),
+        ColdRoute(
+            method="GET", path="/v1/models/{model:path}", verb="read", run=model, tag=TAG, summary="One model"
+        ),
+    ]

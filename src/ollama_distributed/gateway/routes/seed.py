@@ -1,0 +1,110 @@
+"""The seed's management routes under `/api/v1`."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ollama_distributed.base.errors import NotOffered
+from ollama_distributed.gateway.cold import ColdRequest
+from ollama_distributed.gateway.routes.models import model_row, newest_first
+from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
+
+TAG = "REST"
+
+
+def seed_routes(node: Node) -> list[ColdRoute]:
+    handlers = _Handlers(node)
+    return [
+        ColdRoute(
+            method="GET",
+            path="/api/v1/models",
+            verb="read",
+            run=handlers.models,
+            tag=TAG,
+            summary="All models",
+        ),
+        ColdRoute(
+            method="POST",
+            path="/api/v1/models/{name:path}/download",
+            verb="models",
+            run=handlers.download,
+            tag=TAG,
+            summary="Not offered yet",
+        ),
+        ColdRoute(
+            method="GET",
+            path="/api/v1/models/{name:path}",
+            verb="read",
+            run=handlers.model,
+            tag=TAG,
+            summary="One model; its name may hold / and :",
+        ),
+        ColdRoute(
+            method="DELETE",
+            path="/api/v1/models/{name:path}",
+            verb="models",
+            run=handlers.delete,
+            tag=TAG,
+            summary="Unload and delete a model",
+        ),
+        ColdRoute(
+            method="GET", path="/api/v1/health", verb="read", run=handlers.health, tag=TAG, summary="Health"
+        ),
+        ColdRoute(
+            method="GET",
+            path="/api/v1/version",
+            verb="read",
+            run=handlers.version,
+            tag=TAG,
+            summary="Version of the program and its engines",
+        ),
+    ]
+
+
+class _Handlers:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def models(self, _cold: ColdRequest, _request: Request) -> Response:
+        specs = newest_first(self._node.catalog.list())
+        return json_response({"models": {spec.display: model_row(spec) for spec in specs}})
+
+    async def model(self, _cold: ColdRequest, request: Request) -> Response:
+        return json_response(model_row(await self._node.catalog.resolve(request.path_params["name"])))
+
+    async def delete(self, _cold: ColdRequest, request: Request) -> Response:
+        spec = await self._node.catalog.resolve(request.path_params["name"])
+        await self._node.residents.unload(spec.name)
+        await self._node.catalog.delete(spec.name)
+        return Response(status_code=204)
+
+    async def download(self, _cold: ColdRequest, _request: Request) -> Response:
+        raise NotOffered(
+            "download is not available in this version: it comes with model transfer. Until then bring "
+            "a model with 'ollama-distributed import FILE.gguf --name NAME'"
+        )
+
+    async def health(self, _cold: ColdRequest, _request: Request) -> Response:
+        ready = self._node.ready()
+        return json_response(
+            {
+                "status": "ok" if ready else "starting",
+                "node": self._node.version.node,
+                "version": self._node.version.version,
+                "models_loaded": len(self._node.residents.loaded()),
+            },
+            200 if ready else 503,
+        )
+
+    async def version(self, _cold: ColdRequest, _request: Request) -> Response:
+        version = self._node.version
+        return json_response(
+            {
+                "version": version.version,
+                "ollama": version.ollama,
+                "node": version.node,
+                "engine": version.engines[0] if version.engines else None,
+                "engines": version.engines,
+            }
+        )

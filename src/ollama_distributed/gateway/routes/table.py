@@ -1,0 +1,46 @@
+"""How a cold route is declared; `app.py` registers the tables of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ollama_distributed.access.roles import Verb
+from ollama_distributed.gateway.cold import ColdRequest
+from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
+
+Run = Callable[[ColdRequest, Request], Awaitable[Response]]
+
+
+class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
+    method: str
+    path: str
+    verb: Verb | None
+    """None: public."""
+    run: Run
+    summary: str
+    tag: str
+    body: type[Any] | None = None
+    """For the documentation; `run` decodes it itself."""
+    hidden: bool = False
+    """Not documented (HEAD beside a GET)."""
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """What cold routes work on."""
+
+    catalog: Catalog
+    residents: Residents
+    version: VersionInfo
+    metrics: GatewayMetrics
+    wall: Callable[[], float]
+    ready: Callable[[], bool]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
