@@ -219,6 +219,12 @@ def test_a_whole_response() -> None:
     assert (call.call_id, call.name, call.arguments) == ("c1", "clock", '{"a":1}')
 
 
+def test_the_response_shows_the_sampling_that_was_used() -> None:
+    call = parse(top_p=0.5, options={"temperature": 0.2, "num_predict": 7})
+    answer = whole(call, Delta(text="a"), Finished(reason="stop"))
+    assert (answer.temperature, answer.top_p, answer.max_output_tokens) == (0.2, 0.5, 7)
+
+
 def test_a_cut_answer_is_incomplete() -> None:
     events = stream_events(parse(stream=True), Delta(text="a"), Finished(reason="length", usage=USAGE))
     assert events[-1].type == "response.incomplete"

@@ -6,7 +6,6 @@ ignored, so nothing a client invents reaches a runner.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
 import re
@@ -95,9 +94,12 @@ def stops(param: str, value: str | list[str] | None) -> tuple[str, ...] | None:
 
 def decode_base64(param: str, text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as exc:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as exc:
         raise Invalid(f"{param} is not valid base64: {exc}", param=param) from exc
+    if not data:
+        raise Invalid(f"{param} is empty", param=param)
+    return data
 
 
 _DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*/?[\w.+-]*)(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)

@@ -17,8 +17,8 @@ def parse_responses(body: bytes, context: RequestContext) -> Generate:
     row = decode(body, _DECODER)
     request = inference_request(row, context)
     if row.stream:
-        return Generate((request,), ResponseStream(row, context), stream=True)
-    return Generate((request,), ResponseBody(row, context), stream=False)
+        return Generate((request,), ResponseStream(row, request.sampling, context), stream=True)
+    return Generate((request,), ResponseBody(row, request.sampling, context), stream=False)
 
 
 ROUTES: tuple[HotRoute, ...] = (

@@ -11,7 +11,16 @@ from __future__ import annotations
 from typing import Any
 
 from ollama_distributed.base.errors import Invalid, OllamaDistributedError, QueueFull
-from ollama_distributed.base.inference import Delta, Event, Failed, Finished, TokenLogprob, ToolCall, Usage
+from ollama_distributed.base.inference import (
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    Sampling,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
 from ollama_distributed.gateway.dialects.answer import Call, ToolCalls
 from ollama_distributed.gateway.dialects.contract import RequestContext
 from ollama_distributed.gateway.dialects.responses_request import ChoiceIn, ResponsesIn, ToolIn, namespaces
@@ -83,7 +92,7 @@ def logprob_rows(rows: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[Bo
 class Frame:
     """The `response` object around the output: what was asked, and how it stands."""
 
-    def __init__(self, row: ResponsesIn, context: RequestContext) -> None:
+    def __init__(self, row: ResponsesIn, sampling: Sampling, context: RequestContext) -> None:
         self.id = f"resp_{context.request_id}"
         self._context = context
         reasoning = row.reasoning
@@ -93,7 +102,7 @@ class Frame:
             "created_at": int(context.now),
             "background": False,
             "instructions": row.instructions,
-            "max_output_tokens": row.max_output_tokens,
+            "max_output_tokens": sampling.num_predict,
             "metadata": row.metadata or {},
             "model": row.model,
             "parallel_tool_calls": row.parallel_tool_calls is not False,
@@ -103,12 +112,12 @@ class Frame:
                 "summary": reasoning.summary if reasoning else None,
             },
             "store": False,
-            "temperature": 1.0 if row.temperature is None else row.temperature,
+            "temperature": sampling.temperature,
             "text": {"format": _format_body(row)},
             "tool_choice": _choice_body(row.tool_choice),
             "tools": [_tool_body(tool) for tool in row.tools or ()],
             "top_logprobs": row.top_logprobs or 0,
-            "top_p": 1.0 if row.top_p is None else row.top_p,
+            "top_p": sampling.top_p,
             "truncation": row.truncation or "auto",
             "user": row.user,
         }
@@ -188,8 +197,8 @@ class ResponseStream:
 
     content_type = CONTENT_TYPE
 
-    def __init__(self, row: ResponsesIn, context: RequestContext) -> None:
-        self._frame = Frame(row, context)
+    def __init__(self, row: ResponsesIn, sampling: Sampling, context: RequestContext) -> None:
+        self._frame = Frame(row, sampling, context)
         self._namespaces = namespaces(row.tools)
         self._request_id = context.request_id
         self._items: list[Item] = []
@@ -377,8 +386,8 @@ class ResponseBody:
 
     content_type = "application/json"
 
-    def __init__(self, row: ResponsesIn, context: RequestContext) -> None:
-        self._stream = ResponseStream(row, context)
+    def __init__(self, row: ResponsesIn, sampling: Sampling, context: RequestContext) -> None:
+        self._stream = ResponseStream(row, sampling, context)
 
     def feed(self, index: int, event: Event) -> bytes:
         self._stream.feed(index, event)
