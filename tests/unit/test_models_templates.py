@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_distributed.models.templates import PASSTHROUGH, RAW, stops_of, twin
+from ollama_distributed.models.templates import PASSTHROUGH, RAW, detect, refusal, twin
 from ollama_distributed.models.templates.formats import FORMATS, Format
-from ollama_distributed.models.templates.known import format_of, normalised, refusal
+from ollama_distributed.models.templates.known import format_of, normalised
 
 CHATML = """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>
@@ -73,6 +73,6 @@ def test_blanks_that_go_prints_are_kept_apart() -> None:
 
 
 def test_stops_are_texts_that_the_template_writes() -> None:
-    assert stops_of("x<|im_start|>y<|im_end|>") == ("<|im_start|>", "<|im_end|>")
-    assert stops_of("x<|im_start|>y") == ("<|im_start|>",)
-    assert stops_of("{{ messages }}") == ()
+    assert detect("x<|im_start|>y<|im_end|>") == ("chatml", ("<|im_start|>", "<|im_end|>"))
+    assert detect("x<|im_start|>y") == ("chatml", ("<|im_start|>",))
+    assert detect("{{ messages }}") == ("", ())

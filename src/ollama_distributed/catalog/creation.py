@@ -88,6 +88,8 @@ class Creation:
     async def write_layers(self) -> AsyncIterator[CreateStatus]:
         for status in self._statuses:
             yield CreateStatus(status=status)
+        if self._plan.detected:
+            yield CreateStatus(status=f"using autodetected template {self._plan.detected}")
         for layer in self._plan.layers:
             if isinstance(layer, NewLayer):
                 blob, made = await self._put(layer.content)

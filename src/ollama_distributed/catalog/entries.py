@@ -23,8 +23,7 @@ from ollama_distributed.models.gguf import (
 from ollama_distributed.models.manifest import Manifest, ModelConfig, parse_config, parse_manifest
 from ollama_distributed.models.names import ModelName
 from ollama_distributed.models.spec import Architecture, ModelSpec, StoredMessage
-from ollama_distributed.models.templates import RAW, twin
-from ollama_distributed.models.templates.known import refusal
+from ollama_distributed.models.templates import RAW, refusal, twin
 
 log = structlog.get_logger()
 

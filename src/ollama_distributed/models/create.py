@@ -26,8 +26,7 @@ from ollama_distributed.models.gguf.facts import architecture_name
 from ollama_distributed.models.manifest import Layer, ModelConfig, go_json
 from ollama_distributed.models.names import BlobId
 from ollama_distributed.models.spec import StoredMessage
-from ollama_distributed.models.templates import stops_of, twin
-from ollama_distributed.models.templates.known import refusal
+from ollama_distributed.models.templates import detect, refusal, twin
 
 MAX_FILES = 64
 MAX_PATH = 1_024
@@ -77,7 +76,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer | NewLayer, ...]
     config: ModelConfig
     detected: str = ""
-    """Name of the known format whose stop texts were added."""
+    """The known format of the file's own chat template, whose stop texts were added."""
 
 
 def check_paths(files: Mapping[str, str]) -> None:
@@ -125,7 +124,7 @@ def plan(
     if len(adapters) > 1:
         raise Invalid("only one adapter is currently supported")
 
-    stops = () if base else _detected_stops(files)
+    detected, stops = ("", ()) if base else _detected(files)
     if stops:
         inherited["stop"] = list(stops)
     if changes.template:
@@ -155,7 +154,7 @@ def plan(
             parser=changes.parser or config.parser,
             requires=changes.requires or config.requires,
         ),
-        detected="chat template" if stops else "",
+        detected=detected,
     )
 
 
@@ -194,11 +193,9 @@ def _config_of(files: Sequence[File]) -> ModelConfig:
     )
 
 
-def _detected_stops(files: Sequence[File]) -> tuple[str, ...]:
-    for file in files:
-        if kind_of(file.header) == "model":
-            return stops_of(chat_template_of(file.header))
-    return ()
+def _detected(files: Sequence[File]) -> tuple[str, tuple[str, ...]]:
+    model = next(file for file in files if kind_of(file.header) == "model")
+    return detect(chat_template_of(model.header))
 
 
 def _without(layers: list[Layer | NewLayer], *media_types: str) -> list[Layer | NewLayer]:

@@ -20,6 +20,8 @@ from ollama_distributed.base.errors import DiskFull, InvalidName, Unavailable
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+"""What file systems without hard links (exFAT, some network shares) answer."""
 STAGING = ".ollama-distributed"
 """Ours, beside Ollama's folders and on their file system: Ollama never looks into it, and
 a file inside its `blobs/` would count as complete, or be pruned."""
@@ -118,6 +120,24 @@ class Staged:
             self._placed = True
             os.fsync(folder)
             return os.fstat(self._file)
+
+    def place_new(self, folder: int, name: str) -> bool:
+        """As `place`, but never replaces. False: something is there already."""
+        _check(name)
+        with translated():
+            os.fsync(self._file)
+            try:
+                os.link(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder)
+            except FileExistsError:
+                return False
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+                # Such a file system cannot say who came first; the content is the same either way.
+                os.rename(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder)
+                self._placed = True
+            os.fsync(folder)
+        return True
 
     def discard(self) -> None:
         """Close; remove unless it was placed. Idempotent."""

@@ -20,7 +20,6 @@ from anyio import CapacityLimiter, to_thread
 
 from ollama_distributed.adapters.blobs.folders import (
     Folders,
-    Staged,
     listed,
     open_file,
     regular_stat,
@@ -150,7 +149,7 @@ class BlobStore:
             found = BlobId(hasher.hexdigest())
             if found != blob:
                 raise DigestMismatch(f'digest mismatch, expected "{blob}", got "{found}"')
-            return await self._in_thread(lambda: self._place(staged, blob))
+            return await self._in_thread(lambda: staged.place_new(self._folders.blobs, blob.filename))
 
     async def put_bytes(self, data: bytes) -> tuple[BlobId, bool]:
         def put() -> tuple[BlobId, bool]:
@@ -159,7 +158,7 @@ class BlobStore:
                 return blob, False
             with self._folders.staged() as staged:
                 staged.write(data)
-                return blob, self._place(staged, blob)
+                return blob, staged.place_new(self._folders.blobs, blob.filename)
 
         return await self._in_thread(put)
 
@@ -184,13 +183,6 @@ class BlobStore:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await to_thread.run_sync(work, limiter=self._threads)
-
-    def _place(self, staged: Staged, blob: BlobId) -> bool:
-        """True: this call made it. A twin that came first has the same content."""
-        if regular_stat(self._folders.blobs, blob.filename) is not None:
-            return False
-        staged.place(self._folders.blobs, blob.filename)
-        return True
 
     @contextlib.contextmanager
     def _opened(self, blob: BlobId) -> Iterator[tuple[int, int]]:

@@ -1,5 +1,5 @@
 """Modelfile TEMPLATEs (Go syntax) as Jinja twins. Go templates are never rendered by us."""
 
-from ollama_distributed.models.templates.known import PASSTHROUGH, RAW, stops_of, twin
+from ollama_distributed.models.templates.known import PASSTHROUGH, RAW, detect, refusal, twin
 
-__all__ = ["PASSTHROUGH", "RAW", "stops_of", "twin"]
+__all__ = ["PASSTHROUGH", "RAW", "detect", "refusal", "twin"]

@@ -102,12 +102,12 @@ _MARKERS: tuple[tuple[str, str], ...] = (
 """Text that only templates of one format hold -> format."""
 
 
-def stops_of(jinja: str) -> tuple[str, ...]:
-    """Stop texts that belong to a GGUF's own template, as Ollama adds them at create.
+def detect(jinja: str) -> tuple[str, tuple[str, ...]]:
+    """Format and stop texts of a GGUF's own template, as Ollama adds them at create; empty: unknown.
 
     Only texts that the template itself writes: no stop can cut what such a model never says.
     """
     for marker, name in _MARKERS:
         if marker in jinja:
-            return tuple(stop for stop in _BY_NAME[name].stops if stop in jinja)
-    return ()
+            return name, tuple(stop for stop in _BY_NAME[name].stops if stop in jinja)
+    return "", ()
