@@ -1,69 +1,79 @@
-"""The SDK: `Client` (asyncio), `SyncClient`, the requests and answers, one class per error."""
+"""The SDK: `Client` (asyncio), `SyncClient`, the requests and answers, one class per error.
 
-from ollama_distributed.client.aio import Client
-from ollama_distributed.client.errors import (
-    BadAnswer,
-    BlobNotFound,
-    BodyTooLarge,
-    Cancelled,
-    ClientError,
-    Conflict,
-    ConnectionFailed,
-    ConnectionLost,
-    ContextExceeded,
-    DeadlineExceeded,
-    DigestMismatch,
-    DiskFull,
-    EngineError,
-    Forbidden,
-    ForeignHost,
-    HeadersTooLarge,
-    Internal,
-    Invalid,
-    InvalidModel,
-    InvalidName,
-    LoadFailed,
-    Malformed,
-    MethodNotAllowed,
-    MissingBody,
-    ModelNotFound,
-    NoCapacity,
-    NotFound,
-    NotOffered,
-    Quarantined,
-    QueueFull,
-    RequestTimeout,
-    RunnerDied,
-    TimedOut,
-    Unauthenticated,
-    Unavailable,
-    Unsupported,
-    UnsupportedMedia,
-)
-from ollama_distributed.client.sync import SyncClient
-from ollama_distributed.client.wire import (
-    ChatRequest,
-    ChatResponse,
-    CreateRequest,
-    EmbeddingsRequest,
-    EmbeddingsResponse,
-    GenerateRequest,
-    GenerateResponse,
-    Health,
-    LoadedModel,
-    Logprob,
-    Message,
-    ModelDetails,
-    ModelInfo,
-    Progress,
-    RerankRequest,
-    RerankResponse,
-    RerankResult,
-    ShowResponse,
-    ToolCall,
-    ToolFunction,
-    Version,
-)
+Each name is imported from its module on first use: the command line starts with parts of this
+package alone.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ollama_distributed.client.aio import Client
+    from ollama_distributed.client.errors import (
+        BadAnswer,
+        BlobNotFound,
+        BodyTooLarge,
+        Cancelled,
+        ClientError,
+        Conflict,
+        ConnectionFailed,
+        ConnectionLost,
+        ContextExceeded,
+        DeadlineExceeded,
+        DigestMismatch,
+        DiskFull,
+        EngineError,
+        Forbidden,
+        ForeignHost,
+        HeadersTooLarge,
+        Internal,
+        Invalid,
+        InvalidModel,
+        InvalidName,
+        LoadFailed,
+        Malformed,
+        MethodNotAllowed,
+        MissingBody,
+        ModelNotFound,
+        NoCapacity,
+        NotFound,
+        NotOffered,
+        Quarantined,
+        QueueFull,
+        RequestTimeout,
+        RunnerDied,
+        TimedOut,
+        Unauthenticated,
+        Unavailable,
+        Unsupported,
+        UnsupportedMedia,
+    )
+    from ollama_distributed.client.sync import SyncClient
+    from ollama_distributed.client.wire import (
+        ChatRequest,
+        ChatResponse,
+        CreateRequest,
+        EmbeddingsRequest,
+        EmbeddingsResponse,
+        GenerateRequest,
+        GenerateResponse,
+        Health,
+        LoadedModel,
+        Logprob,
+        Message,
+        ModelDetails,
+        ModelInfo,
+        Progress,
+        RerankRequest,
+        RerankResponse,
+        RerankResult,
+        ShowResponse,
+        ToolCall,
+        ToolFunction,
+        Version,
+    )
 
 __all__ = [
     "BadAnswer",
@@ -127,3 +137,15 @@ __all__ = [
     "UnsupportedMedia",
     "Version",
 ]
+
+_CLIENTS = {"Client": "aio", "SyncClient": "sync"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in (_CLIENTS[name],) if name in _CLIENTS else ("wire", "errors"):
+        found = getattr(import_module(f"{__name__}.{module}"), name, None)
+        if found is not None:
+            return found
+    raise AssertionError(f"{name} is in __all__ and in no module")

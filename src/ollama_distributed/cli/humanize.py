@@ -1,0 +1,90 @@
+"""Sizes, times and shares as Ollama's command line shows them.
+
+Pure. Source: ollama/ollama `format/bytes.go`, `format/time.go`, `cmd/cmd.go` (ps, list).
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+_UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
+_FOREVER = timedelta(days=20 * 365)
+"""A model that never expires carries a time further away than this."""
+
+
+def size(bytes_: int) -> str:
+    for factor, unit in _UNITS:
+        if bytes_ >= factor:
+            value = bytes_ / factor
+            return f"{int(value)} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
+    return f"{bytes_} B"
+
+
+def count(number: int) -> str:
+    """Parameters of a model: `134.5M`."""
+    for factor, unit in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if number >= factor:
+            return f"{number / factor:.1f}{unit}"
+    return str(number)
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words, coarser the longer it is."""
+    whole = int(seconds)
+    if whole < 1:
+        return "Less than a second"
+    if whole < 60:
+        return "1 second" if whole == 1 else f"{whole} seconds"
+    minutes = whole // 60
+    if minutes < 60:
+        return "About a minute" if minutes == 1 else f"{minutes} minutes"
+    hours = round(seconds / 3600)
+    if hours < 48:
+        return "About an hour" if hours == 1 else f"{hours} hours"
+    days = hours // 24
+    if days < 14:
+        return f"{days} days"
+    if days < 60:
+        return f"{days // 7} weeks"
+    if days < 730:
+        return f"{days // 30} months"
+    return f"{days // 365} years"
+
+
+def ago(then: datetime | None, now: datetime) -> str:
+    if then is None:
+        return "Never"
+    if then - now > _FOREVER:
+        return "Forever"
+    passed = (now - then).total_seconds()
+    return f"{duration(passed)} ago" if passed >= 0 else f"{duration(-passed)} from now"
+
+
+def until(then: datetime | None, now: datetime) -> str:
+    """When a loaded model will be unloaded."""
+    if then is None:
+        return "Forever"
+    return "Stopping..." if then <= now else ago(then, now)
+
+
+def processor(size_bytes: int, vram_bytes: int) -> str:
+    """Where a loaded model lies."""
+    if vram_bytes == 0:
+        return "100% CPU"
+    if vram_bytes == size_bytes:
+        return "100% GPU"
+    if size_bytes == 0 or vram_bytes > size_bytes:
+        return "Unknown"
+    cpu = round((size_bytes - vram_bytes) / size_bytes * 100)
+    return f"{cpu}%/{100 - cpu}% CPU/GPU"
+
+
+def precise(nanoseconds: int) -> str:
+    """A duration as Go prints it, for `--verbose`: `1.5s`, `12.34ms`."""
+    if nanoseconds >= 60 * 10**9:
+        minutes, rest = divmod(nanoseconds, 60 * 10**9)
+        return f"{minutes}m{rest / 10**9:g}s"
+    for factor, unit in ((10**9, "s"), (10**6, "ms"), (10**3, "µs")):
+        if nanoseconds >= factor:
+            return f"{nanoseconds / factor:.9g}{unit}"
+    return f"{nanoseconds}ns"
