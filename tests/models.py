@@ -35,7 +35,7 @@ HELLO = "Hello! This model always answers with exactly these words."
 EMOJI = (
     "Gr\u00fc\u00dfe \U0001f600 and \U0001f468\u200d\U0001f469\u200d\U0001f467 from caf\u00e9 \u65e5\u672c."
 )
-WEATHER_CALL = {"name": "get_weather", "arguments": {"city": "Paris"}}
+WEATHER_CALL: dict[str, Any] = {"name": "get_weather", "arguments": {"city": "Paris"}}
 TOOL_CALL = f"<tool_call>\n{json.dumps(WEATHER_CALL)}\n</tool_call>"
 THOUGHT = "Let me think about it."
 CONCLUSION = "The answer is 42."

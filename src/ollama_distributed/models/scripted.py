@@ -9,8 +9,8 @@ the residual stream at the end is the embedding of the last token. That embeddin
 ±1 code; the output row of the token that follows holds the same code, scaled so that
 its logit beats all others by thousands: exact at any temperature and penalty in use.
 
-All tokens that can occur in a prompt (control tokens and plain bytes) share one code,
-which leads to the first word. Prompts never contain script tokens: the tokenizer builds
+All tokens that can occur in a prompt (control tokens, plain bytes, the space) share one
+code, which leads to the first word. Prompts never contain script tokens: the tokenizer builds
 a piece of three or more characters only out of known smaller pieces, and there are none;
 shorter pieces are byte tokens. A byte token is read by characters 3 and 4 of its text
 (`<0x41>`), so `<0x41>#7` is a second entry for the same byte. Continuing from the
@@ -106,6 +106,8 @@ Below the largest half-precision number, for GPUs that sum in it."""
 
 _SPECIAL = (b"<unk>", b"<s>", b"</s>", b"<|im_start|>", b"<|im_end|>")
 _BOS, _EOS, _UNKNOWN = 1, 4, 0
+_SPACE = "\u2581"
+"""What the tokenizer makes of a space; without its own token it would not come back as one."""
 _TYPE_NORMAL, _TYPE_UNKNOWN, _TYPE_CONTROL, _TYPE_BYTE = 1, 2, 3, 6
 _SHORTEST_PIECE = 3
 """Characters. Two characters next to each other in a prompt would be merged into a piece."""
@@ -134,8 +136,8 @@ def scripted_model(
     script_tokens = list(_tokens(script))
     if not script_tokens:
         raise ValueError("a script needs at least one character")
-    texts = [*_SPECIAL, *(b"<0x%02X>" % byte for byte in range(256))]
-    types = [_TYPE_UNKNOWN, *[_TYPE_CONTROL] * (len(_SPECIAL) - 1), *[_TYPE_BYTE] * 256]
+    texts = [*_SPECIAL, *(b"<0x%02X>" % byte for byte in range(256)), _SPACE.encode()]
+    types = [_TYPE_UNKNOWN, *[_TYPE_CONTROL] * (len(_SPECIAL) - 1), *[_TYPE_BYTE] * 256, _TYPE_NORMAL]
     first = len(texts)
     texts += [text for text, _ in script_tokens]
     types += [kind for _, kind in script_tokens]
@@ -176,7 +178,7 @@ def script_pieces(script: str | Sequence[str | bytes]) -> list[bytes]:
 def _spoken(text: bytes, kind: int) -> bytes:
     if kind == _TYPE_BYTE:
         return bytes([int(text[3:5], 16)])
-    return text.replace("\u2581".encode(), b" ")
+    return text.replace(_SPACE.encode(), b" ")
 
 
 def _tokens(script: str | Sequence[str | bytes]) -> Iterator[tuple[bytes, int]]:
@@ -186,7 +188,7 @@ def _tokens(script: str | Sequence[str | bytes]) -> Iterator[tuple[bytes, int]]:
         if isinstance(piece, int):
             yield b"<0x%02X>#%d" % (piece, position), _TYPE_BYTE
         else:
-            yield piece.replace(" ", "\u2581").encode(), _TYPE_NORMAL
+            yield piece.replace(" ", _SPACE).encode(), _TYPE_NORMAL
 
 
 def _cut(script: str | Sequence[str | bytes], taken: set[str]) -> Iterator[str | int]:
