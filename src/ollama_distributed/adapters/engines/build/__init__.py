@@ -1,0 +1,1 @@
+"""`engine build`: llama-server compiled for this machine's own CPU."""
