@@ -48,8 +48,8 @@ def parse_address(text: str) -> Address:
     if not is_loopback(host):
         raise Invalid(
             f"--listen {text}: this version listens on this machine only (127.0.0.1, ::1 or localhost), "
-            "because any other address needs TLS and keys for everyone. To reach it from elsewhere now, use an SSH "
-            "tunnel: ssh -L 8080:127.0.0.1:8080 HOST"
+            "because any other address needs TLS and keys for everyone. To reach it from elsewhere "
+            "now, use an SSH tunnel: ssh -L 8080:127.0.0.1:8080 HOST"
         )
     return Address(host, int(port))
 

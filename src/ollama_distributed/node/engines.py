@@ -1,0 +1,83 @@
+"""Makes the engines that the settings name, in order of preference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any, cast
+
+import msgspec
+import structlog
+
+from ollama_distributed.adapters.engines.llamacpp.discover import choose, wheel
+from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
+from ollama_distributed.adapters.engines.llamacpp.program import Program
+from ollama_distributed.base.errors import EngineError, Invalid, LoadFailed
+from ollama_distributed.catalog.ports import RemoteModels
+from ollama_distributed.node.settings import EngineSettings, Settings
+from ollama_distributed.serving.ports import Engine, EngineFactory
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+ENTRY_POINTS = "ollama_distributed.engines"
+
+
+class Engines(msgspec.Struct, frozen=True):
+    all: tuple[Engine, ...]
+    remotes: tuple[RemoteModels, ...]
+    """Those with models of their own."""
+
+
+async def make_engines(settings: Settings) -> Engines:
+    """llama.cpp first, then what `engines` adds.
+
+    Raises:
+        LoadFailed: llama.cpp does not run here and nothing else is configured.
+        Invalid: an engine's settings are wrong.
+    """
+    made: list[Engine] = []
+    try:
+        made.append(LlamaCppEngine(await _llama_cpp(settings), load_stall_s=settings.load_timeout))
+    except LoadFailed as failure:
+        if not settings.engines or settings.engine == "binary" or settings.llama_server is not None:
+            raise
+        log.warning("engines.no_llama_cpp", reason=failure.message)
+    made += [_make(one) for one in settings.engines]
+    remotes = [cast(RemoteModels, engine) for engine in made if hasattr(engine, "models")]
+    return Engines(tuple(made), tuple(remotes))
+
+
+async def _llama_cpp(settings: Settings) -> Program:
+    if settings.engine == "wheel":
+        return await wheel()
+    choice = await choose(configured=settings.llama_server, cache_dir=settings.cache_dir / "engines")
+    for refusal in choice.refused:
+        log.warning("engines.refused", path=refusal.path, reason=refusal.reason)
+    if settings.engine == "binary" and choice.program.variant == "wheel":
+        raise LoadFailed(
+            "the setting `engine: binary` wants a llama-server, and none was found that works: "
+            "name one with `llama_server`, or make one with `ollama-distributed engine build`"
+        )
+    return choice.program
+
+
+def _make(one: EngineSettings) -> Engine:
+    from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
+
+    factories: Mapping[str, EngineFactory] = {"openai": OpenAIEngine, "ollama": OllamaEngine}
+    factory = factories.get(one.kind) or _entry_point(one.kind)
+    settings: dict[str, Any] = dict(one.options)
+    if one.kind in factories:
+        settings |= {"name": one.name, "url": one.url, "api_key": one.api_key.get_secret_value()}
+    try:
+        return factory(settings)
+    except EngineError as failure:
+        raise Invalid(f"the engine {one.name!r}: {failure.message}") from failure
+
+
+def _entry_point(kind: str) -> EngineFactory:
+    known = entry_points(group=ENTRY_POINTS)
+    if kind not in known.names:
+        kinds = ", ".join(sorted({"openai", "ollama", *known.names}))
+        raise Invalid(f"there is no engine of kind {kind!r}; known kinds are {kinds}")
+    return cast(EngineFactory, known[kind].load())

@@ -1,0 +1,181 @@
+"""One node: built from its settings, run until told to stop.
+
+The order matters both ways. Up: lock the folder, bind the sockets (a taken port is said
+before anything is loaded), engines, store, catalogue, serving, the app. Down: accept no
+more, let running answers end until the drain deadline, unload, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import structlog
+import uvicorn
+
+from ollama_distributed._version import __version__
+from ollama_distributed.access.service import Authenticator
+from ollama_distributed.adapters.blobs.store import BlobStore
+from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.gateway.app import Gateway, create_app
+from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.ports import VersionInfo
+from ollama_distributed.node import data_dir
+from ollama_distributed.node.engines import Engines, make_engines
+from ollama_distributed.node.listeners import bind_all, bound
+from ollama_distributed.node.settings import Settings
+from ollama_distributed.serving.machine import LocalMachine
+from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.service import Serving
+from ollama_distributed.serving.settings import ServingSettings
+from ollama_distributed.streams.service import Answers
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+OLLAMA_API = "0.32.15"
+"""The Ollama version whose API is spoken (`/api/version`); clients compare it with what they need."""
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_LOADED_MODELS = 3
+MIB = 1024 * 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says when it listens, and leaves signals to the node."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Run a node until SIGINT or SIGTERM. `announce` gets the one `ready` line.
+
+    Raises:
+        Conflict: the data folder or a chosen port is in use.
+        Invalid, LoadFailed, Unavailable: the node cannot run as configured; says why.
+    """
+    with data_dir.locked(settings.data_dir):
+        listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
+        with contextlib.ExitStack() as sockets:
+            for listener in listeners:
+                sockets.callback(listener.close)
+            url = bound(listeners[0]).url
+            now = SystemClock().time()
+            node = data_dir.node_id(settings.data_dir, now)
+            keys = data_dir.keys(settings.data_dir, url, now)
+            authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
+            async with _built(settings, node, authenticator) as app:
+                await _serve(app, listeners, settings, lambda: announce(f"ready {url} node={node}"))
+
+
+@contextlib.asynccontextmanager
+async def _built(settings: Settings, node: NodeId, authenticator: Authenticator) -> AsyncIterator[Gateway]:
+    """The app over everything below it; on exit, drained and closed."""
+    clock = SystemClock()
+    engines = await make_engines(settings)
+    async with contextlib.AsyncExitStack() as closing:
+        for engine in engines.all:
+            closing.push_async_callback(engine.close)
+        store = BlobStore(settings.store_dir)
+        closing.callback(store.close)
+        catalog = Catalog(store, remotes=engines.remotes, clock=clock)
+        await catalog.start()
+        refreshing = asyncio.create_task(catalog.run(), name="catalog refresh")
+        closing.push_async_callback(_ended, refreshing)
+        serving = Serving(catalog, engines.all, LocalMachine(), clock, serving_settings(settings))
+        closing.push_async_callback(serving.close, settings.drain_timeout)
+        app = create_app(
+            inference=Answers(serving, clock),
+            catalog=catalog,
+            residents=serving,
+            authenticator=authenticator,
+            version=_version(node, engines),
+            policy=SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins),
+            clock=clock,
+        )
+        closing.push_async_callback(app.close)
+        for engine in engines.all:
+            info = engine.info
+            log.info(
+                "node.engine",
+                name=info.name,
+                variant=info.variant,
+                version=info.version,
+                instruction_set=info.instruction_set,
+                devices=info.devices,
+            )
+        yield app
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _serve(
+    app: Gateway, listeners: list[socket.socket], settings: Settings, announce: Callable[[], None]
+) -> None:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+    )
+    server = Server(config, announce)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        # A second signal means now: running answers are cut.
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        await server.serve(sockets=listeners)
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+
+
+def serving_settings(settings: Settings) -> ServingSettings:
+    return ServingSettings(
+        rules=Rules(
+            context_tokens=settings.context_length or DEFAULT_CONTEXT_TOKENS,
+            slots=settings.num_parallel,
+            kv_type=settings.kv_cache_type,
+            flash_attention=settings.flash_attention,
+        ),
+        keep_alive_s=settings.keep_alive,
+        max_loaded_models=settings.max_loaded_models or DEFAULT_LOADED_MODELS,
+        max_queue=settings.max_queue,
+        load_timeout_s=settings.load_timeout,
+        memory_limit_bytes=settings.memory_limit_mib * MIB,
+        threads=settings.threads,
+    )
+
+
+def _version(node: NodeId, engines: Engines) -> VersionInfo:
+    infos = tuple(engine.info for engine in engines.all)
+    return VersionInfo(version=__version__, ollama=OLLAMA_API, node=node, engines=infos)
