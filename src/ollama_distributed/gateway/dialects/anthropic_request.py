@@ -38,77 +38,77 @@ from ollama_distributed.gateway.dialects.options import keep_alive_s, merged_opt
 # ── what comes in ───────────────────────────────────────────────────────────────────
 
 
-class SourceIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicSource(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     media_type: str = ""
     data: str = ""
 
 
-class BlockIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicBlock(msgspec.Struct, frozen=True, kw_only=True):
     """A content block of any type."""
 
     type: str = ""
     text: str | None = None
-    source: SourceIn | str | None = None
+    source: AnthropicSource | str | None = None
     """A struct; a plain string in `search_result`."""
     title: str | None = None
     id: str | None = None
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[BlockIn] | None = None
+    content: str | list[AnthropicBlock] | None = None
     is_error: bool | None = None
     thinking: str | None = None
 
 
-class MessageIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: str
-    content: str | list[BlockIn]
+    content: str | list[AnthropicBlock]
 
 
-class ToolIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicTool(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     type: str | None = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
 
 
-class ChoiceIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "auto"
     name: str = ""
     disable_parallel_tool_use: bool | None = None
 
 
-class ThinkingIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicThinking(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     budget_tokens: int | None = None
 
 
-class FormatIn(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     schema: dict[str, Any] | None = None
 
 
-class OutputConfig(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicOutputConfig(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
-    format: FormatIn | None = None
+    format: AnthropicFormat | None = None
 
 
 class MessagesIn(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     max_tokens: int | None = None
-    messages: list[MessageIn] | None = None
-    system: str | list[BlockIn] | None = None
+    messages: list[AnthropicMessage] | None = None
+    system: str | list[AnthropicBlock] | None = None
     stream: bool | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     stop_sequences: list[str] | None = None
-    tools: list[ToolIn] | None = None
-    tool_choice: ChoiceIn | None = None
-    thinking: ThinkingIn | None = None
-    output_config: OutputConfig | None = None
-    output_format: FormatIn | None = None
+    tools: list[AnthropicTool] | None = None
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: AnthropicThinking | None = None
+    output_config: AnthropicOutputConfig | None = None
+    output_format: AnthropicFormat | None = None
     options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
 
@@ -152,12 +152,12 @@ def inference_request(
 # ── messages ────────────────────────────────────────────────────────────────────────
 
 
-def _system(system: str | list[BlockIn] | None) -> tuple[Message, ...]:
+def _system(system: str | list[AnthropicBlock] | None) -> tuple[Message, ...]:
     text = _text_of("system", system) if system else ""
     return (Message(role="system", content=text),) if text else ()
 
 
-def _text_of(at: str, content: str | list[BlockIn]) -> str:
+def _text_of(at: str, content: str | list[AnthropicBlock]) -> str:
     if isinstance(content, str):
         return content
     text, images = _text_and_images(at, content)
@@ -166,7 +166,7 @@ def _text_of(at: str, content: str | list[BlockIn]) -> str:
     return text
 
 
-def _messages(rows: list[MessageIn]) -> list[Message]:
+def _messages(rows: list[AnthropicMessage]) -> list[Message]:
     found: list[Message] = []
     names: dict[str, str] = {}
     """Tool use id -> tool name, for results that carry the id only."""
@@ -183,7 +183,7 @@ def _messages(rows: list[MessageIn]) -> list[Message]:
     return found
 
 
-def _assistant(at: str, content: str | list[BlockIn], names: dict[str, str]) -> Message:
+def _assistant(at: str, content: str | list[AnthropicBlock], names: dict[str, str]) -> Message:
     if isinstance(content, str):
         return Message(role="assistant", content=content)
     texts: list[str] = []
@@ -211,7 +211,7 @@ def _assistant(at: str, content: str | list[BlockIn], names: dict[str, str]) -> 
     )
 
 
-def _user(at: str, content: str | list[BlockIn], names: dict[str, str]) -> list[Message]:
+def _user(at: str, content: str | list[AnthropicBlock], names: dict[str, str]) -> list[Message]:
     """Tool results first, as messages of their own; then what the user says."""
     if isinstance(content, str):
         return [Message(role="user", content=content)]
@@ -225,7 +225,7 @@ def _user(at: str, content: str | list[BlockIn], names: dict[str, str]) -> list[
     return found
 
 
-def _result(at: str, block: BlockIn, names: dict[str, str]) -> Message:
+def _result(at: str, block: AnthropicBlock, names: dict[str, str]) -> Message:
     if not block.tool_use_id:
         raise Invalid(f"{at}.tool_use_id is required", param=f"{at}.tool_use_id")
     text, images = (
@@ -244,7 +244,7 @@ def _result(at: str, block: BlockIn, names: dict[str, str]) -> Message:
     )
 
 
-def _text_and_images(at: str, blocks: list[BlockIn]) -> tuple[str, tuple[bytes, ...]]:
+def _text_and_images(at: str, blocks: list[AnthropicBlock]) -> tuple[str, tuple[bytes, ...]]:
     texts: list[str] = []
     images: list[bytes] = []
     for i, block in enumerate(blocks):
@@ -268,28 +268,28 @@ def _text_and_images(at: str, blocks: list[BlockIn]) -> tuple[str, tuple[bytes, 
     return "\n".join(texts), tuple(images)
 
 
-def _image(at: str, source: SourceIn | str | None) -> bytes:
-    if not isinstance(source, SourceIn) or source.type != "base64":
+def _image(at: str, source: AnthropicSource | str | None) -> bytes:
+    if not isinstance(source, AnthropicSource) or source.type != "base64":
         raise Unsupported(f"{at} must have the type base64; images are not fetched from URLs", param=at)
     if source.media_type and source.media_type.lower() not in IMAGE_TYPES:
         raise Invalid(f'{at}.media_type "{source.media_type}" is not supported', param=f"{at}.media_type")
     return decode_base64(f"{at}.data", source.data)
 
 
-def _document(at: str, block: BlockIn) -> str:
-    if not isinstance(block.source, SourceIn) or block.source.type != "text":
+def _document(at: str, block: AnthropicBlock) -> str:
+    if not isinstance(block.source, AnthropicSource) or block.source.type != "text":
         raise Unsupported(f"{at}: only documents of the type text are supported, no PDF", param=at)
     return "\n".join(part for part in (block.title or "", block.source.data) if part)
 
 
-def _unsupported(at: str, block: BlockIn) -> Unsupported:
+def _unsupported(at: str, block: AnthropicBlock) -> Unsupported:
     return Unsupported(f'{at}.type "{block.type}" is not supported', param=f"{at}.type")
 
 
 # ── tools, thinking, format ─────────────────────────────────────────────────────────
 
 
-def _tools(rows: list[ToolIn] | None) -> tuple[Tool, ...]:
+def _tools(rows: list[AnthropicTool] | None) -> tuple[Tool, ...]:
     found: list[Tool] = []
     for i, row in enumerate(rows or ()):
         at = f"tools[{i}]"
@@ -306,7 +306,7 @@ def _tools(rows: list[ToolIn] | None) -> tuple[Tool, ...]:
     return checked_tools(found)
 
 
-def _tool_choice(row: ChoiceIn | None, offered: tuple[Tool, ...]) -> ToolChoice:
+def _tool_choice(row: AnthropicToolChoice | None, offered: tuple[Tool, ...]) -> ToolChoice:
     match row.type if row else "auto":
         case "auto":
             return "auto"

@@ -16,11 +16,11 @@ from ollama_distributed.gateway.dialects.contract import Generate, RequestContex
 from ollama_distributed.gateway.dialects.fields import decode, need_model, within
 from ollama_distributed.gateway.dialects.openai_chat_answer import ChatBody, ChatStream
 from ollama_distributed.gateway.dialects.openai_messages import (
-    ChoiceIn,
-    FormatIn,
-    FunctionIn,
-    MessageIn,
-    ToolIn,
+    OpenAIFormat,
+    OpenAIFunction,
+    OpenAIMessage,
+    OpenAITool,
+    OpenAIToolChoice,
     messages,
     response_format,
     think,
@@ -38,21 +38,21 @@ from ollama_distributed.gateway.dialects.openai_sampling import (
 from ollama_distributed.gateway.dialects.options import keep_alive_s
 
 
-class Reasoning(msgspec.Struct, frozen=True):
+class OpenAIReasoning(msgspec.Struct, frozen=True):
     effort: str | None = None
 
 
 class ChatIn(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
-    messages: list[MessageIn] | None = None
+    messages: list[OpenAIMessage] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    tools: list[ToolIn] | None = None
-    tool_choice: str | ChoiceIn | None = None
+    tools: list[OpenAITool] | None = None
+    tool_choice: str | OpenAIToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: list[FunctionIn] | None = None
-    function_call: str | FunctionIn | None = None
-    response_format: FormatIn | None = None
+    functions: list[OpenAIFunction] | None = None
+    function_call: str | OpenAIFunction | None = None
+    response_format: OpenAIFormat | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
@@ -66,7 +66,7 @@ class ChatIn(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
-    reasoning: Reasoning | None = None
+    reasoning: OpenAIReasoning | None = None
     modalities: list[str] | None = None
     options: dict[str, Any] | None = None
     keep_alive: str | float | None = None
@@ -116,13 +116,15 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
     return Generate(requests, ChatBody(context, model, count, legacy=legacy), stream=False)
 
 
-def _prompt(row: ChatIn, rows: list[MessageIn]) -> tuple[ChatPrompt, bool]:
+def _prompt(row: ChatIn, rows: list[OpenAIMessage]) -> tuple[ChatPrompt, bool]:
     """The prompt, and whether the caller speaks the older `functions`."""
     legacy = bool(row.functions) and not row.tools
     if legacy:
-        offered = tools([ToolIn(function=function) for function in row.functions or ()])
+        offered = tools([OpenAITool(function=function) for function in row.functions or ()])
         call = row.function_call
-        wanted = ChoiceIn(type="function", function=call) if isinstance(call, FunctionIn) else call
+        wanted = (
+            OpenAIToolChoice(type="function", function=call) if isinstance(call, OpenAIFunction) else call
+        )
     else:
         offered = tools(row.tools)
         wanted = row.tool_choice

@@ -99,47 +99,63 @@ def text_or_tokens(param: str, value: str | list[Any] | None) -> tuple[Prompt, .
 
 def parse_completion(body: bytes, context: RequestContext) -> Generate:
     row = decode(body, _DECODER)
-    model = need_model(row.model)
     prompts = text_or_tokens("prompt", row.prompt)
     count = within("n", row.n, 1, MAX_CHOICES) or 1
-    if row.best_of is not None and row.best_of != count:
-        raise Unsupported("best_of is supported only when it equals n", param="best_of")
-    if len(prompts) * count > MAX_CHOICES:
-        raise Invalid(f"prompt times n must be at most {MAX_CHOICES}, got {len(prompts) * count}", param="n")
-    logprobs = within("logprobs", row.logprobs, 0, MAX_TOP_LOGPROBS)
-    if row.echo and logprobs is not None:
-        raise Unsupported("echo with logprobs is not supported: the prompt is not scored", param="echo")
-    if row.echo and not all(isinstance(prompt, str) for prompt in prompts):
-        raise Unsupported("echo needs a text prompt", param="echo")
-    if row.suffix and not all(isinstance(prompt, str) for prompt in prompts):
-        raise Unsupported("suffix needs a text prompt", param="suffix")
-    drawn, loading = sampling(row, num_predict=max_tokens("max_tokens", row.max_tokens), bias=row.logit_bias)
-    alive_s = keep_alive_s(row.keep_alive)
-    requests: list[InferenceRequest] = []
-    for i, prompt in enumerate(prompts):
-        first = InferenceRequest(
-            request_id=RequestId(f"{context.request_id}-p{i}") if i else context.request_id,
-            identity=context.identity,
-            model=model,
-            prompt=TextPrompt(text=prompt, suffix=row.suffix or "", raw=bool(row.raw))
-            if isinstance(prompt, str)
-            else TokensPrompt(ids=prompt),
-            sampling=drawn,
-            options=loading,
-            think=False,  # the answer is one text: reasoning would have no place in it
-            keep_alive_s=alive_s,
-            logprobs=logprobs is not None,
-            top_logprobs=logprobs or 0,
-        )
-        requests += choices(first, count)
+    _check(row, prompts, count)
+    requests = _requests(row, context, prompts, count)
+    model = requests[0].model
     echoed = [
         prompt if row.echo and isinstance(prompt, str) else "" for prompt in prompts for _ in range(count)
     ]
     if row.stream:
         usage = bool(row.stream_options and row.stream_options.include_usage)
         stream = CompletionStream(context, model, echoed, len(prompts), with_usage=usage)
-        return Generate(tuple(requests), stream, stream=True)
-    return Generate(tuple(requests), CompletionBody(context, model, echoed, len(prompts)), stream=False)
+        return Generate(requests, stream, stream=True)
+    return Generate(requests, CompletionBody(context, model, echoed, len(prompts)), stream=False)
+
+
+def _check(row: CompletionIn, prompts: tuple[Prompt, ...], count: int) -> None:
+    """Refuse what this server does not do, rather than do something else."""
+    if row.best_of is not None and row.best_of != count:
+        raise Unsupported("best_of is supported only when it equals n", param="best_of")
+    if len(prompts) * count > MAX_CHOICES:
+        raise Invalid(f"prompt times n must be at most {MAX_CHOICES}, got {len(prompts) * count}", param="n")
+    if row.echo and row.logprobs is not None:
+        raise Unsupported("echo with logprobs is not supported: the prompt is not scored", param="echo")
+    for name in ("echo", "suffix"):
+        if getattr(row, name) and not all(isinstance(prompt, str) for prompt in prompts):
+            raise Unsupported(f"{name} needs a text prompt", param=name)
+
+
+def _requests(
+    row: CompletionIn, context: RequestContext, prompts: tuple[Prompt, ...], count: int
+) -> tuple[InferenceRequest, ...]:
+    """`count` requests for each prompt, in the order of the choices."""
+    drawn, loading = sampling(row, num_predict=max_tokens("max_tokens", row.max_tokens), bias=row.logit_bias)
+    logprobs = within("logprobs", row.logprobs, 0, MAX_TOP_LOGPROBS)
+    first = InferenceRequest(
+        request_id=context.request_id,
+        identity=context.identity,
+        model=need_model(row.model),
+        prompt=_prompt(row, prompts[0]),
+        sampling=drawn,
+        options=loading,
+        think=False,  # the answer is one text: reasoning would have no place in it
+        keep_alive_s=keep_alive_s(row.keep_alive),
+        logprobs=logprobs is not None,
+        top_logprobs=logprobs or 0,
+    )
+    found = list(choices(first, count))
+    for i, prompt in enumerate(prompts[1:], start=1):
+        name = RequestId(f"{context.request_id}-p{i}")
+        found += choices(msgspec.structs.replace(first, request_id=name, prompt=_prompt(row, prompt)), count)
+    return tuple(found)
+
+
+def _prompt(row: CompletionIn, prompt: Prompt) -> TextPrompt | TokensPrompt:
+    if isinstance(prompt, str):
+        return TextPrompt(text=prompt, suffix=row.suffix or "", raw=bool(row.raw))
+    return TokensPrompt(ids=prompt)
 
 
 # ── the answer ──────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ class ImageUrl(msgspec.Struct, frozen=True):
     url: str = ""
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIPart(msgspec.Struct, frozen=True, kw_only=True):
     """A content part: `text`, `refusal`, `image_url`, and kinds that are refused."""
 
     type: str = ""
@@ -45,42 +45,42 @@ class FunctionCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str | dict[str, Any] | None = None
 
 
-class CallIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIToolCall(msgspec.Struct, frozen=True, kw_only=True):
     id: str | None = None
     type: str | None = None
     function: FunctionCall | None = None
 
 
-class MessageIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIMessage(msgspec.Struct, frozen=True, kw_only=True):
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[OpenAIPart] | None = None
     name: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[CallIn] | None = None
+    tool_calls: list[OpenAIToolCall] | None = None
     function_call: FunctionCall | None = None
     tool_call_id: str | None = None
 
 
-class FunctionIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIFunction(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-class ToolIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAITool(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "function"
-    function: FunctionIn | None = None
+    function: OpenAIFunction | None = None
 
 
 class AllowedTools(msgspec.Struct, frozen=True, kw_only=True):
     mode: str = "auto"
-    tools: list[ToolIn] = []
+    tools: list[OpenAITool] = []
 
 
-class ChoiceIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
-    function: FunctionIn | None = None
+    function: OpenAIFunction | None = None
     allowed_tools: AllowedTools | None = None
 
 
@@ -88,7 +88,7 @@ class SchemaIn(msgspec.Struct, frozen=True, kw_only=True):
     schema: dict[str, Any] | None = None
 
 
-class FormatIn(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     json_schema: SchemaIn | None = None
     schema: dict[str, Any] | None = None
@@ -107,13 +107,13 @@ _ROLES = {
 }
 
 
-def messages(rows: list[MessageIn]) -> tuple[Message, ...]:
+def messages(rows: list[OpenAIMessage]) -> tuple[Message, ...]:
     names: dict[str, str] = {}
     """Tool call id -> function name, for results that carry the id only."""
     return tuple(_message(f"messages[{i}]", row, names) for i, row in enumerate(rows))
 
 
-def _message(at: str, row: MessageIn, names: dict[str, str]) -> Message:
+def _message(at: str, row: OpenAIMessage, names: dict[str, str]) -> Message:
     role = _ROLES.get(row.role.lower())
     if role is None:
         raise Invalid(
@@ -139,7 +139,7 @@ def _message(at: str, row: MessageIn, names: dict[str, str]) -> Message:
     return Message(role="system" if role == "system" else "user", content=text, images=images)
 
 
-def content_parts(at: str, parts: list[Part], joiner: str) -> tuple[str, tuple[bytes, ...]]:
+def content_parts(at: str, parts: list[OpenAIPart], joiner: str) -> tuple[str, tuple[bytes, ...]]:
     """The texts, joined, and the images. Audio and files are refused."""
     texts: list[str] = []
     images: list[bytes] = []
@@ -166,7 +166,7 @@ def content_parts(at: str, parts: list[Part], joiner: str) -> tuple[str, tuple[b
     return joiner.join(texts), tuple(images)
 
 
-def _calls(at: str, row: MessageIn) -> tuple[ToolCall, ...]:
+def _calls(at: str, row: OpenAIMessage) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     for i, call in enumerate(row.tool_calls or ()):
         here = f"{at}.tool_calls[{i}]"
@@ -186,7 +186,7 @@ MAX_TOOLS = 512
 """Every tool becomes prompt text and grammar; OpenAI itself takes 128."""
 
 
-def function_tool(param: str, function: FunctionIn | None) -> Tool:
+def function_tool(param: str, function: OpenAIFunction | None) -> Tool:
     if function is None or not function.name:
         raise Invalid(f"{param}.name is required", param=f"{param}.name")
     return Tool(
@@ -199,7 +199,7 @@ def function_tool(param: str, function: FunctionIn | None) -> Tool:
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
 
-def tools(rows: list[ToolIn] | None) -> tuple[Tool, ...]:
+def tools(rows: list[OpenAITool] | None) -> tuple[Tool, ...]:
     found: list[Tool] = []
     for i, row in enumerate(rows or ()):
         if row.type != "function":
@@ -222,7 +222,7 @@ def checked_tools(found: list[Tool]) -> tuple[Tool, ...]:
 
 
 def tool_choice(
-    choice: str | ChoiceIn | None, offered: tuple[Tool, ...]
+    choice: str | OpenAIToolChoice | None, offered: tuple[Tool, ...]
 ) -> tuple[tuple[Tool, ...], ToolChoice]:
     """The tools that may be used, and how."""
     if choice is None or isinstance(choice, str):
@@ -266,7 +266,7 @@ def allowed_tools(names: list[str], offered: tuple[Tool, ...]) -> tuple[Tool, ..
 # ── format and reasoning ────────────────────────────────────────────────────────────
 
 
-def response_format(row: FormatIn | None) -> Format | None:
+def response_format(row: OpenAIFormat | None) -> Format | None:
     if row is None or row.type in ("", "text"):
         return None
     if row.type == "json_object":

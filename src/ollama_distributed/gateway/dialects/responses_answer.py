@@ -1,7 +1,7 @@
 """POST /v1/responses: the answer, whole or as the ordered list of events.
 
 One state machine makes both: the stream tells of each step, the body shows the end.
-Reasoning, text and function calls are items of their
+ResponsesReasoning, text and function calls are items of their
 own; text and reasoning close when something else begins, calls at the end, for an engine
 may write several at once. Source: OpenAI API reference "Responses streaming events".
 """
@@ -23,7 +23,12 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.gateway.dialects.answer import Call, ToolCalls
 from ollama_distributed.gateway.dialects.contract import RequestContext
-from ollama_distributed.gateway.dialects.responses_request import ChoiceIn, ResponsesIn, ToolIn, namespaces
+from ollama_distributed.gateway.dialects.responses_request import (
+    ResponsesIn,
+    ResponsesTool,
+    ResponsesToolChoice,
+    namespaces,
+)
 from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, json_text, json_value, sse_event
 
 Body = dict[str, Any]
@@ -146,7 +151,7 @@ def _format_body(row: ResponsesIn) -> Body:
     return {"type": "json_schema", "name": form.name, "schema": form.schema, "strict": form.strict}
 
 
-def _choice_body(choice: str | ChoiceIn | None) -> Body | str:
+def _choice_body(choice: str | ResponsesToolChoice | None) -> Body | str:
     if choice is None or isinstance(choice, str):
         return choice or "auto"
     if choice.type == "function":
@@ -155,7 +160,7 @@ def _choice_body(choice: str | ChoiceIn | None) -> Body | str:
     return {"type": choice.type, "mode": choice.mode, "tools": names}
 
 
-def _tool_body(tool: ToolIn) -> Body:
+def _tool_body(tool: ResponsesTool) -> Body:
     if tool.type == "namespace":
         return {
             "type": "namespace",

@@ -25,8 +25,8 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.gateway.dialects.contract import RequestContext
 from ollama_distributed.gateway.dialects.fields import INT_MAX, json_arguments, need_model, within
 from ollama_distributed.gateway.dialects.openai_messages import (
-    FunctionIn,
-    Part,
+    OpenAIFunction,
+    OpenAIPart,
     allowed_tools,
     checked_tools,
     choice_mode,
@@ -41,66 +41,66 @@ from ollama_distributed.gateway.dialects.options import keep_alive_s
 # ── what comes in ───────────────────────────────────────────────────────────────────
 
 
-class TextIn(msgspec.Struct, frozen=True):
+class ResponsesSummary(msgspec.Struct, frozen=True):
     text: str = ""
 
 
-class ItemIn(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     """An input item of any type; `type` may be missing on a message."""
 
     type: str | None = None
     role: str | None = None
-    content: str | list[Part] | None = None
+    content: str | list[OpenAIPart] | None = None
     call_id: str | None = None
     name: str | None = None
     namespace: str | None = None
     arguments: str | None = None
-    output: str | list[Part] | None = None
-    summary: list[TextIn] | None = None
+    output: str | list[OpenAIPart] | None = None
+    summary: list[ResponsesSummary] | None = None
 
 
-class ToolIn(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     name: str = ""
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-    tools: list[ToolIn] | None = None
+    tools: list[ResponsesTool] | None = None
     """The functions of a `namespace`."""
 
 
-class ChoiceIn(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     name: str = ""
     mode: str = "auto"
-    tools: list[ToolIn] = []
+    tools: list[ResponsesTool] = []
 
 
-class FormatIn(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesFormat(msgspec.Struct, frozen=True, kw_only=True):
     type: str = "text"
     name: str = ""
     strict: bool | None = None
     schema: dict[str, Any] | None = None
 
 
-class TextConfig(msgspec.Struct, frozen=True, kw_only=True):
-    format: FormatIn | None = None
+class ResponsesText(msgspec.Struct, frozen=True, kw_only=True):
+    format: ResponsesFormat | None = None
 
 
-class Reasoning(msgspec.Struct, frozen=True, kw_only=True):
+class ResponsesReasoning(msgspec.Struct, frozen=True, kw_only=True):
     effort: str | None = None
     summary: str | None = None
 
 
 class ResponsesIn(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
-    input: str | list[ItemIn] | None = None
+    input: str | list[ResponsesItem] | None = None
     instructions: str | None = None
-    tools: list[ToolIn] | None = None
-    tool_choice: str | ChoiceIn | None = None
+    tools: list[ResponsesTool] | None = None
+    tool_choice: str | ResponsesToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    text: TextConfig | None = None
-    reasoning: Reasoning | None = None
+    text: ResponsesText | None = None
+    reasoning: ResponsesReasoning | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -163,77 +163,100 @@ def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceReq
 # ── input items -> messages ─────────────────────────────────────────────────────────
 
 
-class _Turn:
-    """What the assistant said between two items of somebody else."""
+class _Conversation:
+    """Messages so far, and what the assistant has said since somebody else spoke."""
 
     def __init__(self) -> None:
-        self.thinking = ""
-        self.content = ""
-        self.calls: list[ToolCall] = []
+        self.messages: list[Message] = []
+        self.names: dict[str, str] = {}
+        """Call id -> function name, for results that carry the id only."""
+        self._thinking = ""
+        self._content = ""
+        self._calls: list[ToolCall] = []
 
-    def message(self) -> Message | None:
-        if not (self.thinking or self.content or self.calls):
-            return None
-        return Message(
-            role="assistant", content=self.content, thinking=self.thinking, tool_calls=tuple(self.calls)
-        )
+    def think(self, text: str) -> None:
+        self._begin()
+        self._thinking += text
+
+    def say(self, text: str) -> None:
+        self._begin()
+        self._content = text
+
+    def call(self, call_id: str, name: str, arguments: str) -> None:
+        self._calls.append(ToolCall(id=call_id, name=name, arguments=arguments, index=len(self._calls)))
+        self.names[call_id] = name
+
+    def add(self, message: Message) -> None:
+        self.close()
+        self.messages.append(message)
+
+    def close(self) -> None:
+        """End the assistant's turn, if one is open."""
+        if self._thinking or self._content or self._calls:
+            said = Message(
+                role="assistant",
+                content=self._content,
+                thinking=self._thinking,
+                tool_calls=tuple(self._calls),
+            )
+            self.messages.append(said)
+        self._thinking, self._content, self._calls = "", "", []
+
+    def _begin(self) -> None:
+        """Reasoning and text come before the calls of a turn: after them a new one begins."""
+        if self._content or self._calls:
+            self.close()
 
 
 def _input(row: ResponsesIn) -> tuple[Message, ...]:
     if row.input is None:
         raise Invalid("input is required", param="input")
-    found: list[Message] = []
+    talk = _Conversation()
     if row.instructions:
-        found.append(Message(role="system", content=row.instructions))
+        talk.add(Message(role="system", content=row.instructions))
     if isinstance(row.input, str):
-        return (*found, Message(role="user", content=row.input))
-    if not row.input:
+        talk.add(Message(role="user", content=row.input))
+    elif not row.input:
         raise Invalid("input must not be empty", param="input")
-    names: dict[str, str] = {}
-    turn = _Turn()
+    else:
+        for i, item in enumerate(row.input):
+            _add_item(f"input[{i}]", item, talk)
+    talk.close()
+    return tuple(talk.messages)
 
-    def close() -> _Turn:
-        said = turn.message()
-        if said is not None:
-            found.append(said)
-        return _Turn()
 
-    for i, item in enumerate(row.input):
-        at = f"input[{i}]"
-        match item.type or ("message" if item.role else ""):
-            case "message" if item.role == "assistant":
-                if turn.content or turn.calls:
-                    turn = close()
-                turn.content, _ = _content(at, item, joiner="")
-            case "message":
-                turn = close()
-                found.append(_message(at, item))
-            case "reasoning":
-                if turn.content or turn.calls:
-                    turn = close()
-                turn.thinking += _reasoning(item)
-            case "function_call":
-                call = _call(at, item, len(turn.calls))
-                turn.calls.append(call)
-                names[call.id] = call.name
-            case "function_call_output":
-                turn = close()
-                found.append(_result(at, item, names))
-            case "item_reference":
-                raise Unsupported(
-                    f"{at}: item_reference is not supported: no items are kept here; send the item itself",
-                    param=at,
-                )
-            case other:
-                raise Unsupported(f'{at}.type "{other}" is not supported', param=f"{at}.type")
-    close()
-    return tuple(found)
+def _add_item(at: str, item: ResponsesItem, talk: _Conversation) -> None:
+    match item.type or ("message" if item.role else ""):
+        case "message" if item.role == "assistant":
+            talk.say(_content(at, item, joiner="")[0])
+        case "message":
+            talk.add(_message(at, item))
+        case "reasoning":
+            talk.think(_reasoning(item))
+        case "function_call":
+            name, call_id = _required(at, "name", item.name), _required(at, "call_id", item.call_id)
+            talk.call(call_id, name, json_arguments(f"{at}.arguments", item.arguments or ""))
+        case "function_call_output":
+            talk.add(_result(at, item, talk.names))
+        case "item_reference":
+            raise Unsupported(
+                f"{at}: item_reference is not supported: no items are kept here; send the item itself",
+                param=at,
+            )
+        case other:
+            raise Unsupported(f'{at}.type "{other}" is not supported', param=f"{at}.type")
+
+
+def _required(at: str, name: str, value: str | None) -> str:
+    if not value:
+        raise Invalid(f"{at}.{name} is required", param=f"{at}.{name}")
+    return value
 
 
 _ROLES = {"system": "system", "developer": "system", "user": "user"}
 
 
-def _message(at: str, item: ItemIn) -> Message:
+def _message(at: str, item: ResponsesItem) -> Message:
     role = _ROLES.get(item.role or "")
     if role is None:
         raise Invalid(
@@ -243,7 +266,7 @@ def _message(at: str, item: ItemIn) -> Message:
     return Message(role="system" if role == "system" else "user", content=text, images=images)
 
 
-def _content(at: str, item: ItemIn, joiner: str) -> tuple[str, tuple[bytes, ...]]:
+def _content(at: str, item: ResponsesItem, joiner: str) -> tuple[str, tuple[bytes, ...]]:
     if item.content is None:
         raise Invalid(f"{at}.content is required", param=f"{at}.content")
     if isinstance(item.content, str):
@@ -251,7 +274,7 @@ def _content(at: str, item: ItemIn, joiner: str) -> tuple[str, tuple[bytes, ...]
     return content_parts(f"{at}.content", item.content, joiner)
 
 
-def _reasoning(item: ItemIn) -> str:
+def _reasoning(item: ResponsesItem) -> str:
     """The text itself where the item has it, else its summary."""
     if isinstance(item.content, list) and item.content:
         return "".join(part.text or "" for part in item.content)
@@ -260,18 +283,8 @@ def _reasoning(item: ItemIn) -> str:
     return "\n".join(part.text for part in item.summary or ())
 
 
-def _call(at: str, item: ItemIn, index: int) -> ToolCall:
-    if not item.name:
-        raise Invalid(f"{at}.name is required", param=f"{at}.name")
-    if not item.call_id:
-        raise Invalid(f"{at}.call_id is required", param=f"{at}.call_id")
-    arguments = json_arguments(f"{at}.arguments", item.arguments or "")
-    return ToolCall(id=item.call_id, name=item.name, arguments=arguments, index=index)
-
-
-def _result(at: str, item: ItemIn, names: dict[str, str]) -> Message:
-    if not item.call_id:
-        raise Invalid(f"{at}.call_id is required", param=f"{at}.call_id")
+def _result(at: str, item: ResponsesItem, names: dict[str, str]) -> Message:
+    call_id = _required(at, "call_id", item.call_id)
     if item.output is None:
         raise Invalid(f"{at}.output is required", param=f"{at}.output")
     text, images = (
@@ -279,19 +292,19 @@ def _result(at: str, item: ItemIn, names: dict[str, str]) -> Message:
         if isinstance(item.output, str)
         else content_parts(f"{at}.output", item.output, joiner="\n")
     )
-    name = item.name or names.get(item.call_id, "")
-    return Message(role="tool", content=text, images=images, tool_name=name, tool_call_id=item.call_id)
+    name = item.name or names.get(call_id, "")
+    return Message(role="tool", content=text, images=images, tool_name=name, tool_call_id=call_id)
 
 
 # ── tools and format ────────────────────────────────────────────────────────────────
 
 
-def namespaces(rows: list[ToolIn] | None) -> dict[str, str]:
+def namespaces(rows: list[ResponsesTool] | None) -> dict[str, str]:
     """Function name -> the namespace that it came in; clients route calls by it."""
     return {tool.name: row.name for row in rows or () if row.type == "namespace" for tool in row.tools or ()}
 
 
-def _tools(rows: list[ToolIn] | None) -> tuple[Tool, ...]:
+def _tools(rows: list[ResponsesTool] | None) -> tuple[Tool, ...]:
     found: list[Tool] = []
     for i, row in enumerate(rows or ()):
         at = f"tools[{i}]"
@@ -302,19 +315,19 @@ def _tools(rows: list[ToolIn] | None) -> tuple[Tool, ...]:
     return checked_tools(found)
 
 
-def _function(at: str, row: ToolIn) -> Tool:
+def _function(at: str, row: ResponsesTool) -> Tool:
     if row.type != "function":
         raise Unsupported(
             f'{at}.type "{row.type}" is not supported; only functions that the caller runs are',
             param=f"{at}.type",
         )
     return function_tool(
-        at, FunctionIn(name=row.name, description=row.description, parameters=row.parameters)
+        at, OpenAIFunction(name=row.name, description=row.description, parameters=row.parameters)
     )
 
 
 def _tool_choice(
-    choice: str | ChoiceIn | None, offered: tuple[Tool, ...]
+    choice: str | ResponsesToolChoice | None, offered: tuple[Tool, ...]
 ) -> tuple[tuple[Tool, ...], ToolChoice]:
     if choice is None or isinstance(choice, str):
         return offered, choice_mode(choice or "auto", offered)
@@ -326,7 +339,7 @@ def _tool_choice(
     raise Unsupported(f'tool_choice of type "{choice.type}" is not supported', param="tool_choice")
 
 
-def _format(row: FormatIn | None) -> Format | None:
+def _format(row: ResponsesFormat | None) -> Format | None:
     if row is None or row.type == "text":
         return None
     if row.type == "json_object":
