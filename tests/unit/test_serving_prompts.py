@@ -31,6 +31,7 @@ from ollama_distributed.serving.options import (
     serves,
     shape_of,
 )
+from ollama_distributed.serving.residents import load_key
 from ollama_distributed.testing.echo import echo_model
 
 USER = Message(role="user", content="hi")
@@ -90,6 +91,13 @@ def test_what_a_model_cannot_is_refused_in_the_words_of_ollama(
     with pytest.raises(Unsupported) as caught:
         prompts.check(model(capabilities=frozenset(capabilities)), request_)
     assert caught.value.message == message
+
+
+def test_a_wish_to_think_is_no_demand() -> None:
+    wish = asks(chat, think=True, think_if_able=True)
+    spec = model(capabilities=frozenset({"completion"}))
+    prompts.check(spec, wish)
+    assert prompts.thinking_of(spec, wish) is None
 
 
 def test_think_false_is_no_question_of_capability() -> None:
@@ -165,8 +173,28 @@ def test_an_answer_always_has_an_end() -> None:
 
 @pytest.mark.parametrize("template", ["{{ .Prompt }}", "{{.Prompt}}", "{{ .Prompt }}\n"])
 def test_a_template_of_the_prompt_alone_needs_no_other_load(template: str) -> None:
-    assert not prompts.overrides_template(TextPrompt(text="a", template=template))
-    assert prompts.overrides_template(TextPrompt(text="a", template="<s>{{ .Prompt }}"))
+    spec = model(template_problem="unknown")
+    assert prompts.with_template(spec, TextPrompt(text="a", template=template)) == spec
+
+
+def test_a_known_template_of_the_request_is_another_load() -> None:
+    chatml = (
+        "{{ if .System }}<|im_start|>system\n{{ .System }}<|im_end|>\n{{ end }}"
+        "{{ if .Prompt }}<|im_start|>user\n{{ .Prompt }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+    )
+    spec = model(template_problem="unknown", remote=None)
+    changed = prompts.with_template(spec, TextPrompt(text="a", template=chatml))
+    assert "im_start" in changed.chat_template
+    assert load_key(model(remote=None)) != load_key(model(remote=None, chat_template=changed.chat_template))
+
+
+def test_templates_that_nobody_knows_are_refused() -> None:
+    with pytest.raises(Unsupported, match="TEMPLATE is not one that this server knows"):
+        prompts.with_template(model(remote=None), TextPrompt(text="a", template="[X]{{ .Prompt }}"))
+    with pytest.raises(Unsupported, match="runs on another server"):
+        prompts.with_template(model(), TextPrompt(text="a", template="[X]{{ .Prompt }}"))
+    with pytest.raises(Unsupported, match="unknown"):
+        prompts.with_template(model(template_problem="unknown"), chat)
 
 
 # ── options ─────────────────────────────────────────────────────────────────────────

@@ -138,6 +138,9 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     options: LoadOptions = LoadOptions()
     format: Format | None = None
     think: Think | None = None
+    think_if_able: bool = False
+    """`think` is a wish, not a demand: a model that cannot is no error (Anthropic's clients
+    ask for it whatever the model is)."""
     keep_alive_s: float | None = None
     """Seconds the model stays loaded after this request; negative: for ever; None: the
     server's default."""

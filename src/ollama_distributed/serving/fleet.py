@@ -21,6 +21,7 @@ import structlog
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
+    EngineError,
     LoadFailed,
     NoCapacity,
     OllamaDistributedError,
@@ -55,6 +56,9 @@ BUSY = "server busy, please try again.  maximum pending requests exceeded"
 
 CLOSING = "the node is shutting down"
 LOADING = "loading"
+
+LONGEST_TIMER_S = 86_400.0
+"""Loops differ in the longest timer they take; one that fires early looks again."""
 
 
 class Fleet:
@@ -160,7 +164,7 @@ class Fleet:
             if resident.expiry is not None:
                 resident.expiry.cancel()
             loop = asyncio.get_running_loop()
-            resident.expiry = loop.call_later(due - now, self._look, resident)
+            resident.expiry = loop.call_later(min(due - now, LONGEST_TIMER_S), self._look, resident)
             resident.expiry_due = due
 
     def _look(self, resident: Resident) -> None:
@@ -342,7 +346,8 @@ class Fleet:
     def _load_failed(self, resident: Resident, error: OllamaDistributedError) -> None:
         log.warning("serving.load_failed", model=resident.spec.display, reason=error.message)
         self._remove(resident)
-        self._count_crash(resident.key, error.message)
+        if isinstance(error, EngineError):
+            self._count_crash(resident.key, error.message)
         self._refuse(resident.key, resident.shape, error)
         self._pump()
 

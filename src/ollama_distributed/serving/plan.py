@@ -8,6 +8,7 @@ Traps behind the figures: DESIGN.md, "Inference engine".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -141,7 +142,7 @@ def renewed(current_s: float, asked_s: float | None) -> float:
 
 def expires_at(idle_since: float, keep_alive_s: float) -> float | None:
     """When an idle model goes; None: never. Same clock as `idle_since`."""
-    return None if keep_alive_s < 0 else idle_since + keep_alive_s
+    return idle_since + keep_alive_s if 0 <= keep_alive_s < math.inf else None
 
 
 # ── models that crash ───────────────────────────────────────────────────────────────

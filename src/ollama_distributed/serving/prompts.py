@@ -24,6 +24,7 @@ from ollama_distributed.base.inference import (
     Tool,
 )
 from ollama_distributed.models.spec import Capability, ModelSpec
+from ollama_distributed.models.templates import known as templates
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, Runner
 
 OPEN_ENDED_CONTEXTS = 10
@@ -59,7 +60,7 @@ def check(spec: ModelSpec, request: InferenceRequest) -> None:
         Invalid: the request contradicts itself.
     """
     prompt, able = request.prompt, spec.capabilities
-    if request.think and "thinking" not in able:
+    if request.think and "thinking" not in able and not request.think_if_able:
         raise Unsupported(f'"{request.model}" does not support thinking')
     if isinstance(prompt, TextPrompt) and prompt.raw and (prompt.template or prompt.system or prompt.context):
         raise Invalid("raw mode does not support template, system, or context")
@@ -95,13 +96,29 @@ def thinking_of(spec: ModelSpec, request: InferenceRequest) -> Think | None:
     return request.think
 
 
-def overrides_template(prompt: TextPrompt) -> bool:
-    """Whether the request brings a template that needs the model loaded with another one."""
-    return bool(prompt.template) and not puts_prompt_as_is(prompt)
+def with_template(spec: ModelSpec, prompt: TextPrompt | TokensPrompt | ChatPrompt) -> ModelSpec:
+    """The model with the template that the request brings, which takes a load of its own.
+
+    Raises:
+        Unsupported: the template has no Jinja twin, or the model's own has none.
+    """
+    if isinstance(prompt, TokensPrompt) or (isinstance(prompt, TextPrompt) and puts_prompt_as_is(prompt)):
+        return spec
+    if isinstance(prompt, TextPrompt) and prompt.template:
+        if spec.remote is not None:
+            raise Unsupported(f"{spec.display} runs on another server, which has its own template")
+        twin = templates.twin(prompt.template)
+        if twin is None:
+            raise Unsupported(templates.refusal(prompt.template))
+        return msgspec.structs.replace(spec, chat_template=twin, template_problem="")
+    if spec.template_problem:
+        raise Unsupported(spec.template_problem)
+    return spec
 
 
 def puts_prompt_as_is(prompt: TextPrompt) -> bool:
-    return prompt.raw or "".join((prompt.template or "").split()) in _PLAIN_TEMPLATES
+    """Whether no template is applied: raw, fill in the middle, or `{{ .Prompt }}`."""
+    return prompt.raw or bool(prompt.suffix) or "".join((prompt.template or "").split()) in _PLAIN_TEMPLATES
 
 
 # ── the conversation ────────────────────────────────────────────────────────────────
@@ -161,9 +178,8 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
     if prompt.suffix:
         ask = _completion(request, sampling, prompt.text, suffix=prompt.suffix)
         return Prompt(ask=ask, rendered=prompt.text)
-    thinking, text = None, prompt.text
+    thinking, text = thinking_of(spec, request), prompt.text
     if not puts_prompt_as_is(prompt):
-        thinking = thinking_of(spec, request)
         text = await runner.apply_template(conversation(spec, prompt), (), thinking)
     ids: tuple[int, ...] = ()
     if prompt.context or (request.want_context and not prompt.images):

@@ -24,7 +24,6 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
     Sampling,
-    TextPrompt,
     Usage,
 )
 from ollama_distributed.base.tokens import SourceSink
@@ -42,9 +41,6 @@ _Answer = TypeVar("_Answer")
 
 _REMEMBERED = 1024
 """Merged options kept for the next request; all are forgotten when so many came together."""
-
-JinjaOf = Callable[[str], str]
-"""Go template of a request -> its Jinja twin; raises `Unsupported` for one it does not know."""
 
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,14 +69,12 @@ class Serving:
         clock: Clock,
         settings: ServingSettings | None = None,
         *,
-        jinja_of: JinjaOf | None = None,
         estimate: Estimate = estimate_bytes,
     ) -> None:
         """`engines` in order of preference: the first that can load a model gets it."""
         self.clock = clock
         self._settings = settings or ServingSettings()
         self._catalogue = catalogue
-        self._jinja_of = jinja_of
         self._fleet = Fleet(engines, machine, clock, estimate, self._settings)
         self._jobs: set[Job] = set()
         self._samplings: dict[str, Sampling] = {}
@@ -248,11 +242,7 @@ class Serving:
         if request.load_only and request.keep_alive_s == 0:
             return spec, options.DEFAULTS, self._shape(spec, request.options)
         prompts.check(spec, request)
-        prompt = request.prompt
-        if isinstance(prompt, TextPrompt) and prompt.template and prompts.overrides_template(prompt):
-            if self._jinja_of is None:
-                raise Unsupported("this node cannot use a template that comes with the request")
-            spec = msgspec.structs.replace(spec, chat_template=self._jinja_of(prompt.template))
+        spec = prompts.with_template(spec, request.prompt)
         base = self._samplings.get(spec.digest)
         if base is None:
             if len(self._samplings) >= _REMEMBERED:

@@ -117,11 +117,14 @@ class Decoder:
         # An engine without ids sends an event a token; logprobs, where asked for, count exactly.
         count = len(tokens.ids) or len(tokens.logprobs) or (1 if text or tokens.raw else 0)
         self.completion_tokens += count
-        if self._phase == "answer":
-            if not (self._maybe_stop or self._raw or tokens.raw) and self._cannot_stop(text):
-                # The common path of a long answer: nothing is withheld, nothing may begin.
-                self._fed += len(text)
-                return Delta(text=text, logprobs=tokens.logprobs) if text or tokens.logprobs else None
+        if (
+            self._phase == "answer"
+            and not (self._maybe_stop or self._raw or tokens.raw)
+            and self._cannot_stop(text)
+        ):
+            # The common path of a long answer: nothing is withheld, nothing may begin.
+            self._fed += len(text)
+            return Delta(text=text, logprobs=tokens.logprobs) if text or tokens.logprobs else None
         if tokens.raw or self._raw:
             text += self._characters(tokens.raw)
         delta = self._advance(text, tokens.logprobs, last=False)
