@@ -6,7 +6,7 @@ import pytest
 
 from ollama_distributed.models.templates import PASSTHROUGH, RAW, detect, refusal, twin
 from ollama_distributed.models.templates.formats import FORMATS, Format
-from ollama_distributed.models.templates.known import format_of, normalised
+from ollama_distributed.models.templates.known import name_of, normalised
 
 CHATML = """{{ if .System }}<|im_start|>system
 {{ .System }}<|im_end|>
@@ -31,17 +31,14 @@ def test_usual_spellings_are_known(template: str, name: str) -> None:
         f"\n{template}\n",
         template.replace("{{ ", "{{"),
     ):
-        found = format_of(spelling)
-        assert found is not None
-        assert found.name == name
-        assert twin(spelling) == found.jinja()
+        assert name_of(spelling) == name
+        assert twin(spelling) == next(known for known in FORMATS if known.name == name).jinja()
 
 
 @pytest.mark.parametrize("known", FORMATS, ids=lambda known: known.name)
 def test_a_formats_own_spellings_give_a_twin_that_renders_alike(known: Format) -> None:
     for spelling in known.go_spellings():
-        found = format_of(spelling)
-        assert found is not None
+        found = next(one for one in FORMATS if one.name == name_of(spelling))
         assert (found.user, found.opening, found.system) == (known.user, known.opening, known.system)
 
 

@@ -211,6 +211,15 @@ FORMATS: tuple[Format, ...] = (
         stops=("[INST]", "[/INST]"),
     ),
     Format(
+        name="mixtral",
+        system=Turn("", " "),
+        system_place="inside",
+        user=Turn("[INST] ", " [/INST]"),
+        assistant=Turn(" ", ""),
+        opening=" ",
+        stops=("[INST]", "[/INST]"),
+    ),
+    Format(
         name="llama2-chat",
         start="[INST] ",
         system=Turn("<<SYS>>\n", "\n<</SYS>>\n\n"),
@@ -229,6 +238,14 @@ FORMATS: tuple[Format, ...] = (
         assistant=Turn("<start_of_turn>model\n", "<end_of_turn>\n"),
         opening="<start_of_turn>model\n",
         stops=("<start_of_turn>", "<end_of_turn>"),
+    ),
+    Format(
+        name="gemma3",
+        system=Turn("<start_of_turn>user\n", "<end_of_turn>\n"),
+        user=Turn("<start_of_turn>user\n", "<end_of_turn>\n"),
+        assistant=Turn("<start_of_turn>model\n", "<end_of_turn>\n"),
+        opening="<start_of_turn>model\n",
+        stops=("<end_of_turn>",),
     ),
     Format(
         name="gemma3-instruct",

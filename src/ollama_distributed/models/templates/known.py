@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import re
 
-from ollama_distributed.models.templates.formats import FORMATS, Format
+from ollama_distributed.models.templates.formats import FORMATS
+from ollama_distributed.models.templates.tools import QWEN25
 
 PASSTHROUGH = "{{ .Prompt }}"
 """The Go template of a model without one."""
@@ -45,10 +46,17 @@ _SHIPPED: dict[str, str] = {
     "ff417bcd727648d2cea9072e7596a142a45d62252606bc1b2906dd75a312a460": "starcoder2-instruct",
     "afb92aa3328db00d21faf8504790d8413c904b349b86fae332954bbe9c5899ca": "vicuna",
     "2f877f969346ff11f1c4df30c717db8a797a6353a9a32e4e4b33f0a89ba81f5d": "zephyr",
+    "eb4402837c7829a690fa845de4d7f3fd842c2adee476d5341da8a46ea9255175": "qwen2.5",
+    "1e65450c30670713aa47fe23e8b9662bdf4065e81cc8e3cbfaa98924fcc0d320": "qwen2.5",
+    "e0a42594d802e5d31cdc786deb4823edb8adff66094d49de8fffe976d753e348": "gemma3",
+    "4b19ac7dd2fb1ab2f2818b73454c5a9128ca39875a8fcf686a6b1c36100a0d68": "gemma3-instruct",
+    "715415638c9c4c0cb2b78783da041b97bd1205f8b9f9494bd7e5a850cb443602": "llama3-instruct",
 }
-"""sha256 of the normalised templates in Ollama's `template/` folder -> format."""
+"""sha256 of the normalised template -> format: those in Ollama's `template/` folder, then those of
+qwen2.5, qwen2.5-coder, gemma3, gemma3:270m and llama3.2-vision in its library."""
 
-_BY_NAME = {known.name: known for known in FORMATS}
+_STOPS = {known.name: known.stops for known in FORMATS}
+_TWINS = {known.name: known.jinja() for known in FORMATS} | {"qwen2.5": QWEN25}
 
 
 def normalised(go_template: str) -> str:
@@ -61,24 +69,24 @@ def normalised(go_template: str) -> str:
     return _ACTION.sub(action, go_template.replace("\r\n", "\n")).strip()
 
 
-_SPELLINGS: dict[str, Format] = {
-    normalised(spelling): known for known in reversed(FORMATS) for spelling in known.go_spellings()
+_SPELLINGS: dict[str, str] = {
+    normalised(spelling): known.name for known in reversed(FORMATS) for spelling in known.go_spellings()
 }
 _PASSTHROUGHS = frozenset(normalised(text) for text in (PASSTHROUGH, "{{ .Prompt }}{{ .Response }}"))
 
 
-def format_of(go_template: str) -> Format | None:
+def name_of(go_template: str) -> str | None:
+    """The format that this Go template is; None when it is not known."""
     text = normalised(go_template)
-    shipped = _SHIPPED.get(hashlib.sha256(text.encode()).hexdigest())
-    return _BY_NAME[shipped] if shipped else _SPELLINGS.get(text)
+    return _SHIPPED.get(hashlib.sha256(text.encode()).hexdigest()) or _SPELLINGS.get(text)
 
 
 def twin(go_template: str) -> str | None:
     """The Jinja template that renders what this Go template would; None when it is not known."""
     if normalised(go_template) in _PASSTHROUGHS:
         return RAW
-    known = format_of(go_template)
-    return None if known is None else known.jinja()
+    known = name_of(go_template)
+    return None if known is None else _TWINS[known]
 
 
 def refusal(go_template: str) -> str:
@@ -87,7 +95,7 @@ def refusal(go_template: str) -> str:
     return (
         f"TEMPLATE is not one that this server knows (it begins {first!r}): Go templates are matched with "
         "their Jinja twins, not rendered. Leave TEMPLATE out to use the model's own chat template, or use "
-        f"one of the known formats: {', '.join(sorted(_BY_NAME))}"
+        f"one of the known formats: {', '.join(sorted(_TWINS))}"
     )
 
 
@@ -109,5 +117,5 @@ def detect(jinja: str) -> tuple[str, tuple[str, ...]]:
     """
     for marker, name in _MARKERS:
         if marker in jinja:
-            return name, tuple(stop for stop in _BY_NAME[name].stops if stop in jinja)
+            return name, tuple(stop for stop in _STOPS[name] if stop in jinja)
     return "", ()
