@@ -15,6 +15,7 @@ from ollama_distributed.models.scripted import (
     TOOLS_TEMPLATE,
     scripted_model,
 )
+from tests.models import Models
 from tests.nodes import NodeProcess, running_node
 
 ANSWER = "The quick brown fox, 🦊, jumps over the lazy dog.\nTwice."
@@ -53,7 +54,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
 
 
 @pytest.fixture(scope="session")
-def embedder(node: NodeProcess, minilm_gguf: Path) -> str:
+def embedder(node: NodeProcess, models: Models) -> str:
     """all-MiniLM-L6-v2, 384 dimensions."""
-    add_model(node.url, "minilm", minilm_gguf.read_bytes())
+    add_model(node.url, "minilm", models.minilm().read_bytes())
     return "minilm"

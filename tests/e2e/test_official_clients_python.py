@@ -32,8 +32,10 @@ class Capital(BaseModel):
 
 
 @pytest.fixture
-def ollama_client(node: NodeProcess) -> ollama.Client:
-    return ollama.Client(host=node.url)
+def ollama_client(node: NodeProcess) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=node.url)
+    yield client
+    client._client.close()  # the client has no public way to close its connections
 
 
 def test_ollama_chat(ollama_client: ollama.Client) -> None:
