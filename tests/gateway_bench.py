@@ -1,17 +1,28 @@
-"""One hot path over a `ScriptedInference`, and an `Out` that remembers."""
+"""A hot path over a `ScriptedInference`, an `Out` that remembers, and a gateway on a socket."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import uvicorn
+
 from ollama_distributed.access.service import Authenticator
+from ollama_distributed.base.errors import ModelNotFound
 from ollama_distributed.base.inference import Delta, Finished, Opened, Usage
+from ollama_distributed.gateway.app import Gateway, create_app
 from ollama_distributed.gateway.core import HotPath
 from ollama_distributed.gateway.dialects import ollama, seed
+from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.ports import VersionInfo
+from ollama_distributed.gateway.protocol import protocol_class
 
 HOST = {"host": "127.0.0.1:8080"}
 WALL = 1_700_000_000.25
@@ -125,3 +136,161 @@ class Bench:
         exchange.receive(data)
         exchange.body_complete()
         return out
+
+
+# ── a gateway on a socket ───────────────────────────────────────────────────────────
+
+DEADLINE_S = 10.0
+
+
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait until `what`, with a deadline."""
+    assert what
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - the condition has no event to wait for
+            await asyncio.sleep(0.005)
+
+
+class NoModels:
+    """A catalogue without models."""
+
+    def list(self) -> list[Any]:
+        return []
+
+    async def resolve(self, name: str) -> Any:
+        raise ModelNotFound(f"model '{name}' not found")
+
+
+class NothingLoaded:
+    def loaded(self) -> list[Any]:
+        return []
+
+    async def unload(self, name: str) -> None:
+        return None
+
+
+def gateway(inference: Any, *, limits: Limits | None = None, **extra: Any) -> Gateway:
+    parts = {
+        "catalog": NoModels(),
+        "residents": NothingLoaded(),
+        "authenticator": Authenticator((), require_key=False, wall=lambda: WALL),
+        "version": VersionInfo(version="1.2.3", ollama="0.32.15", node="n1"),
+    }
+    return create_app(inference=inference, limits=limits, **{**parts, **extra})
+
+
+class Server:
+    def __init__(self, port: int, app: Gateway, watch: Any) -> None:
+        self.port = port
+        self.app = app
+        self.watch = watch
+
+    async def connect(self) -> Connection:
+        return Connection(*await asyncio.open_connection("127.0.0.1", self.port))
+
+
+@asynccontextmanager
+async def serving(app: Gateway, *, adapter: str, limits: Limits | None = None) -> AsyncIterator[Server]:
+    """`adapter`: `fast`, or `asgi` for the same limits with ASGI in between."""
+    limits = limits or Limits()
+    kind = fast_protocol_class(app.hot, limits) if adapter == "fast" else protocol_class(limits)
+    config = uvicorn.Config(
+        app, http=kind, ws="none", lifespan="on", proxy_headers=False, access_log=False, log_config=None
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await until(lambda: server.started or task.done(), "the server starts")
+        yield Server(listener.getsockname()[1], app, kind.watch)
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        async with asyncio.timeout(DEADLINE_S):
+            await task
+        listener.close()
+
+
+@asynccontextmanager
+async def talking(inference: Any, adapter: str, limits: Limits | None = None) -> AsyncIterator[Connection]:
+    """One connection to a gateway over `inference`."""
+    app = gateway(inference, limits=limits)
+    async with serving(app, adapter=adapter, limits=limits) as server, await server.connect() as client:
+        yield client
+
+
+class Answer:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Connection:
+    """A client that sends exactly the bytes it is told."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except OSError:
+            return
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def post(self, path: str, body: bytes | dict[str, Any], *fields: str) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        await self.send(request_bytes("POST", path, data, *fields))
+
+    async def head(self) -> tuple[int, dict[str, str]]:
+        async with asyncio.timeout(DEADLINE_S):
+            raw = await self.reader.readuntil(b"\r\n\r\n")
+        status, *lines = raw.decode("latin-1").split("\r\n")[:-2]
+        return int(status.split()[1]), {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)
+        }
+
+    async def chunk(self) -> bytes:
+        """One piece of a chunked body; empty at its end."""
+        async with asyncio.timeout(DEADLINE_S):
+            size = int(await self.reader.readuntil(b"\r\n"), 16)
+            data = await self.reader.readexactly(size + 2)
+        return data[:-2]
+
+    async def answer(self) -> Answer:
+        status, headers = await self.head()
+        if headers.get("transfer-encoding") == "chunked":
+            body = b""
+            while piece := await self.chunk():
+                body += piece
+        else:
+            async with asyncio.timeout(DEADLINE_S):
+                body = await self.reader.readexactly(int(headers.get("content-length", 0)))
+        return Answer(status, headers, body)
+
+    async def closed(self) -> bool:
+        """Whether the server closes the connection without another byte."""
+        async with asyncio.timeout(DEADLINE_S):
+            try:
+                return await self.reader.read(1) == b""
+            except ConnectionResetError:
+                return True
+
+
+def request_bytes(method: str, path: str, body: bytes = b"", *fields: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1:8080", *fields]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -1,0 +1,291 @@
+"""HTTP/1.1 under limits: uvicorn's protocol with deadlines, head limits and a connection cap.
+
+uvicorn 0.54 has no deadline for a head or a body, takes a head of any size and lets a slow
+reader hold its slot for ever (`reference/security.md`, 3). This subclass adds what is
+missing; all connections share one timer, so a request costs no timer of its own. The class
+it extends is half private: uvicorn is pinned to one minor version.
+
+A connection is in one phase at a time:
+
+    idle -> head -> body -> answering -> idle
+
+and each phase has its own deadline. Parser errors (two lengths, a length and chunks, bad
+syntax) are 400 and the end of the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING, Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from ollama_distributed.base.errors import (
+    HeadersTooLarge,
+    Malformed,
+    OllamaDistributedError,
+    RequestTimeout,
+    Unavailable,
+)
+from ollama_distributed.gateway.errors import render_seed
+from ollama_distributed.gateway.gate import request_id
+from ollama_distributed.gateway.limits import Limits
+
+if TYPE_CHECKING:
+    from uvicorn.config import Config
+    from uvicorn.server import ServerState
+
+_UPLOADS = b"/api/blobs/"
+"""Bodies of any length: no total deadline, only the rate."""
+
+
+class Phase(enum.Enum):
+    IDLE = enum.auto()
+    HEAD = enum.auto()
+    BODY = enum.auto()
+    ANSWERING = enum.auto()
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Make a subclass with `protocol_class` and give that to uvicorn."""
+
+    limits: Limits
+    watch: Watch
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.phase = Phase.HEAD
+        self._since = 0.0
+        """When the phase began."""
+        self._head_bytes = 0
+        self._head_size = 0
+        self._refusal: OllamaDistributedError | None = None
+        self._window_start = 0.0
+        self._window_bytes = 0
+        self._slow_since: float | None = None
+        self._slow_unsent = 0
+
+    # ── transport ───────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=self.limits.stream_buffer_bytes)
+        self._since = self.loop.time()
+        if not self.watch.add(self):
+            self.refuse(Unavailable("too many connections; try again"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.watch.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # refused: what still comes is not read
+        if self.phase is Phase.IDLE:
+            self._enter(Phase.HEAD)
+        elif self.phase is Phase.BODY:
+            self._window_bytes += len(data)
+        in_head = self.phase is Phase.HEAD
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.refuse(self._refusal or Malformed("the request is not valid HTTP/1.1"))
+            return
+        except httptools.HttpParserUpgrade:
+            # An offer (h2c) that we leave unanswered, as RFC 9110 7.8 allows. The parser
+            # stops there, so the connection ends with this answer.
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+        if in_head and self.phase is Phase.HEAD:  # one field may come in many pieces
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.header_bytes:
+                self.refuse(self._too_large())
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._slow_since = self.loop.time()
+        self._slow_unsent = self.transport.get_write_buffer_size()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._slow_since = None
+
+    # ── parser ──────────────────────────────────────────────────────────────────────
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._enter(Phase.HEAD)
+        self._head_size = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + 4)
+        if len(self.headers) > self.limits.header_fields:
+            self._refusal = self._too_large()
+            raise self._refusal
+
+    def on_headers_complete(self) -> None:
+        self.begin_body()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.body_complete()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """As the parent, but the watch keeps the idle deadline: no timer for each request."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        elif self.phase is Phase.ANSWERING:
+            self._enter(Phase.IDLE)
+
+    def begin_body(self) -> None:
+        self._enter(Phase.BODY)
+        self._window_start = self._since
+        self._window_bytes = 0
+
+    def body_complete(self) -> None:
+        # The answer may be complete already: a refusal does not wait for the body.
+        self._enter(Phase.IDLE if self.cycle.response_complete else Phase.ANSWERING)
+
+    # ── limits ──────────────────────────────────────────────────────────────────────
+
+    def _enter(self, phase: Phase) -> None:
+        self.phase = phase
+        self._since = self.loop.time()
+        self._head_bytes = 0
+
+    def _count(self, size: int) -> None:
+        self._head_size += size
+        if self._head_size > self.limits.header_bytes:
+            self._refusal = self._too_large()
+            raise self._refusal
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"the request head is larger than {self.limits.header_bytes} bytes "
+            f"or {self.limits.header_fields} fields"
+        )
+
+    def check_deadlines(self, now: float) -> None:
+        """Called by the watch about once a second."""
+        limits = self.limits
+        if self._slow_since is not None:
+            self._check_reader(now)
+            return
+        waited = now - self._since
+        if self.phase is Phase.HEAD:
+            if waited > limits.header_deadline_s:
+                self.refuse(RequestTimeout("the request head took too long"))
+        elif self.phase is Phase.BODY:
+            self._check_body(now, waited)
+        elif self.phase is Phase.IDLE and waited > limits.idle_s:
+            self.transport.close()
+
+    def _check_body(self, now: float, waited: float) -> None:
+        limits = self.limits
+        if self.flow.read_paused:  # we are the slow side
+            self._window_start, self._window_bytes = now, 0
+            return
+        if waited > limits.body_deadline_s and not self.url.startswith(_UPLOADS):
+            self.refuse(RequestTimeout("the request body took too long"))
+        elif now - self._window_start >= limits.body_rate_window_s:
+            if self._window_bytes < limits.body_rate_bytes_s * limits.body_rate_window_s:
+                self.refuse(RequestTimeout("the request body comes too slowly"))
+            self._window_start, self._window_bytes = now, 0
+
+    def _check_reader(self, now: float) -> None:
+        """Cut a client that takes less than the least rate; its generation is cancelled."""
+        assert self._slow_since is not None
+        if now - self._slow_since < self.limits.reader_deadline_s:
+            return
+        unsent = self.transport.get_write_buffer_size()
+        least = self.limits.body_rate_bytes_s * self.limits.reader_deadline_s
+        if self._slow_unsent - unsent < least:
+            self.transport.abort()
+            return
+        self._slow_since, self._slow_unsent = now, unsent
+
+    def refuse(self, error: OllamaDistributedError) -> None:
+        """Answer with an error if no answer has begun, and close."""
+        if self.transport.is_closing():
+            return
+        if not self.answer_began():
+            rendered = render_seed(error, request_id({}))
+            self.transport.write(
+                b"".join(
+                    (
+                        STATUS_LINE.get(rendered.status, b"HTTP/1.1 400 Bad Request\r\n"),
+                        b"content-type: application/json; charset=utf-8\r\n",
+                        b"content-length: %d\r\nconnection: close\r\n\r\n" % len(rendered.body),
+                        rendered.body,
+                    )
+                )
+            )
+        self.transport.close()
+
+    def answer_began(self) -> bool:
+        """Whether bytes of an answer that is not complete have left."""
+        return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+
+
+class Watch:
+    """All connections of one app: counts them and checks their deadlines with one timer."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._connections: set[LimitedProtocol] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        shortest = min(
+            limits.header_deadline_s, limits.body_rate_window_s, limits.reader_deadline_s, limits.idle_s
+        )
+        self._interval_s = min(1.0, shortest / 10)
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: LimitedProtocol) -> bool:
+        """False: there are too many already."""
+        if len(self._connections) >= self._limits.connections:
+            return False
+        self._connections.add(connection)
+        if self._timer is None:
+            self._arm(connection.loop)
+        return True
+
+    def remove(self, connection: LimitedProtocol) -> None:
+        self._connections.discard(connection)
+        if not self._connections and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(self._interval_s, self._check, loop)
+
+    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._arm(loop)
+        now = loop.time()
+        for connection in list(self._connections):
+            connection.check_deadlines(now)
+
+
+def protocol_class(limits: Limits) -> type[LimitedProtocol]:
+    """A protocol for `uvicorn.Config(http=...)`, with limits and a watch of its own."""
+    return type("NodeProtocol", (LimitedProtocol,), {"limits": limits, "watch": Watch(limits)})
