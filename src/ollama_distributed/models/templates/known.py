@@ -20,7 +20,8 @@ RAW = (
     "{%- for message in messages -%}{%- if message['role'] != 'system' -%}"
     "{{- message['content'] -}}{%- endif -%}{%- endfor -%}"
 )
-"""Twin of the passthrough: the texts as they are, one after the other."""
+"""Twin of the passthrough: the texts as they are, one after the other. A system text, which
+Ollama drops here, is put before the first prompt by llama.cpp."""
 
 _ACTION = re.compile(r"\{\{(-?)\s*(.*?)\s*(-?)\}\}", re.DOTALL)
 _BLANKS = re.compile(r"\s+")
