@@ -1,0 +1,164 @@
+"""Serving and answers on the real engine, with models whose answers are known."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from tests.answering import Node, ask, chat, node
+from tests.integration.llamacpp_programs import program_named
+from tests.models import CONCLUSION, EMOJI, HELLO, THOUGHT, WEATHER_CALL, Models, model_spec
+
+from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
+from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.base.errors import LoadFailed, RunnerDied
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.inference import (
+    Delta,
+    EmbedRequest,
+    Failed,
+    LoadOptions,
+    Sampling,
+    TextPrompt,
+    Tool,
+)
+from ollama_distributed.serving.options import Rules
+
+pytestmark = [pytest.mark.integration, pytest.mark.anyio]
+
+CAPABLE = frozenset({"completion", "tools", "thinking"})
+
+
+@pytest.fixture
+async def there(models: Models, tmp_path: Path) -> AsyncIterator[Node]:
+    engine = LlamaCppEngine(await program_named("wheel"), runtime_dir=tmp_path / "run")
+    specs = [
+        model_spec(models.scripted(), display="hello"),
+        model_spec(models.emoji(), display="emoji"),
+        model_spec(models.endless(), display="endless"),
+        model_spec(models.tools(), display="tools", capabilities=CAPABLE),
+        model_spec(
+            models.thinking(),
+            display="thinking",
+            capabilities=CAPABLE,
+            thinking_tags=("<think>", "</think>"),
+        ),
+        model_spec(models.minilm(), display="minilm", pooling="mean", capabilities=frozenset({"embedding"})),
+        model_spec(models.corrupt("header-cut"), display="broken"),
+    ]
+    async with node(engine, *specs, rules=Rules(slots=1, context_tokens=512), max_loaded_models=8) as there:
+        yield there
+    await engine.close()
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+async def test_a_chat(there: Node) -> None:
+    listener, end = await there.finished(chat("Hi", model="hello"))
+    assert listener.text == HELLO
+    assert end.reason == "stop"
+    assert end.usage.completion_tokens > 3
+    assert end.usage.prompt_tokens > 3
+    # The same again finds the prompt in the cache.
+    _, again = await there.finished(chat("Hi", model="hello"))
+    assert again.usage.cached_tokens > 0
+    assert again.usage.load_s < end.usage.load_s
+
+
+async def test_characters_in_parts_and_a_stop_across_tokens(there: Node) -> None:
+    listener, _ = await there.finished(chat(model="emoji"))
+    assert listener.text == EMOJI
+    stop = EMOJI[9:12]
+    listener, end = await there.finished(chat(model="emoji", sampling=Sampling(stop=(stop,))))
+    assert (listener.text, end.stop_sequence) == (EMOJI.partition(stop)[0], stop)
+
+
+async def test_context_goes_out_and_comes_back(there: Node) -> None:
+    _, first = await there.finished(ask(TextPrompt(text="a"), model="hello", want_context=True))
+    # llama.cpp counts the end of the answer, but does not send it.
+    assert len(first.context) == first.usage.prompt_tokens + first.usage.completion_tokens - 1
+    more = TextPrompt(text="b", context=first.context)
+    _, second = await there.finished(ask(more, model="hello", want_context=True))
+    assert second.context[: len(first.context)] == first.context
+
+
+async def test_reasoning_and_tools(there: Node) -> None:
+    listener, _ = await there.finished(chat(model="thinking"))
+    assert (listener.thinking.strip(), listener.text) == (THOUGHT, CONCLUSION)
+    tool = Tool(
+        name="get_weather",
+        parameters={"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    )
+    listener, end = await there.finished(
+        chat(model="tools", tools=(tool,), options=LoadOptions(num_ctx=4096))
+    )
+    names = {c.name for e in listener.events if isinstance(e, Delta) for c in e.tool_calls if c.name}
+    assert names == {WEATHER_CALL["name"]}
+    assert end.reason == "tool_calls"
+
+
+async def test_a_prompt_longer_than_the_context_is_cut(there: Node) -> None:
+    raw = TextPrompt(text="and so on " * 400, raw=True)
+    _, end = await there.finished(ask(raw, model="hello", sampling=Sampling(num_predict=4)))
+    assert 128 < end.usage.prompt_tokens < 512
+
+
+async def test_a_client_that_goes_away_frees_the_slot_within_a_second(there: Node) -> None:
+    listener, generation = there.ask(chat(model="endless"))
+    await listener.until(lambda: len(listener.text) > 100)
+    generation.cancel()
+    started = time.monotonic()
+    limit = Sampling(num_predict=1)
+    _, end = await there.finished(chat(model="endless", sampling=limit))
+    assert end.reason == "length"
+    assert time.monotonic() - started < 1.0
+
+
+async def test_a_killed_runner_is_an_error_and_the_next_request_loads_again(there: Node) -> None:
+    listener, _ = there.ask(chat(model="endless"))
+    await listener.until(lambda: len(listener.text) > 100)
+    lease = await there.serving.acquire(*await _load_of(there, "endless"), None, slot=False)
+    runner = lease.runner
+    assert isinstance(runner, LlamaCppRunner)
+    os.kill(runner.process.pid, signal.SIGKILL)
+    end = await listener.end()
+    lease.release()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, RunnerDied)
+    _, again = await there.finished(chat(model="endless", sampling=Sampling(num_predict=3)))
+    assert again.usage.completion_tokens == 3
+
+
+async def _load_of(there: Node, name: str) -> tuple[object, object]:
+    spec, _, shape = await there.serving.find(chat(model=name))
+    return spec, shape
+
+
+async def test_a_broken_file_is_refused_with_a_reason(there: Node) -> None:
+    error = await there.refused(chat(model="broken"))
+    assert isinstance(error, LoadFailed)
+    assert "broken" in str(error)
+
+
+async def test_embeddings(there: Node) -> None:
+    asked = EmbedRequest(
+        request_id=RequestId("r"),
+        identity=Identity("local"),
+        model="minilm",
+        inputs=("the cat sat on the mat", "a kitten rests on a rug", "stock markets fell", "word " * 900),
+        options=LoadOptions(num_ctx=256),
+    )
+    result = await there.answers.embed(asked)
+    cat, kitten, stocks, long = result.vectors
+
+    def likeness(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    assert likeness(cat, cat) == pytest.approx(1.0)
+    assert likeness(long, long) == pytest.approx(1.0)
+    assert likeness(cat, kitten) > likeness(cat, stocks)
+    assert 256 < result.usage.prompt_tokens < 300
