@@ -24,6 +24,7 @@ THOUGHT, CONCLUSION = "First I count the letters.", "There are three."
 MODELS = {
     "scripted": scripted_model(ANSWER, chat_template=CHATML_TEMPLATE),
     "scripted-tools": scripted_model(WEATHER_CALL, chat_template=TOOLS_TEMPLATE),
+    "scripted-no-call": scripted_model("I would rather talk.", chat_template=TOOLS_TEMPLATE),
     "scripted-thinking": scripted_model(
         f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}", chat_template=THINKING_TEMPLATE
     ),
