@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 import anyio
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
@@ -289,7 +291,81 @@ async def test_who_waits_is_told_when_the_node_closes() -> None:
 async def test_a_question_without_a_slot_never_waits_for_one() -> None:
     async with running() as (fleet, _):
         leases = [await soon(asked(fleet, "a")) for _ in range(2)]
-        extra = await soon(asyncio.ensure_future(fleet.acquire(echo_model("a"), SHAPE, None, slot=False)))
+        waits = asked(fleet, "a")
+        await turn()
+        question = asyncio.ensure_future(fleet.acquire(echo_model("a"), SHAPE, None, slot=False))
+        leases.append(await soon(question))
         assert (fleet.residents[0].active, fleet.residents[0].slots_busy) == (3, 2)
-        for lease in (*leases, extra):
+        assert not waits.done()
+        for lease in leases:
             lease.release()
+        (await soon(waits)).release()
+
+
+# ── any order of events ─────────────────────────────────────────────────────────────
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[tuple[str, int]]:
+    """Who asks for which model (and how), who leaves, who is done, which runner dies."""
+    acts = st.sampled_from(["ask"] * 5 + ["wide", "count", "release", "release", "leave", "crash", "turn"])
+    return draw(st.lists(st.tuples(acts, st.integers(0, 7)), max_size=40))
+
+
+async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
+    wide = msgspec.structs.replace(SHAPE, context_tokens=8192)
+    async with running(engine, memory_limit_bytes=250 * MIB, max_loaded_models=3, max_queue=6) as (fleet, _):
+        tasks: list[asyncio.Task[Lease]] = []
+        leases: list[Lease] = []
+
+        def look() -> None:
+            assert sum(r.memory_bytes for r in fleet.residents) <= 250 * MIB
+            assert len(fleet.residents) <= 3
+            assert 0 <= fleet.waiting <= 6
+            for r in fleet.residents:
+                assert 0 <= r.slots_busy <= r.plan.slots
+                assert r.slots_busy <= r.active
+                assert r.state != "unloading" or r.active == 0
+            for task in [t for t in tasks if t.done()]:
+                tasks.remove(task)
+                if not task.cancelled() and task.exception() is None:
+                    leases.append(task.result())
+                elif not task.cancelled():
+                    assert isinstance(task.exception(), QueueFull | Quarantined)
+
+        for act, number in history:
+            name, shape = "abcd"[number % 4], wide if act == "wide" else SHAPE
+            if act in ("ask", "wide", "count"):
+                work = fleet.acquire(
+                    echo_model(name), shape, -1.0 if number % 2 else 0.0, slot=act != "count"
+                )
+                tasks.append(asyncio.ensure_future(work))
+            elif act == "release" and leases:
+                leases.pop(number % len(leases)).release()
+            elif act == "leave" and tasks:
+                tasks[number % len(tasks)].cancel()
+            elif act == "crash" and engine.runners:
+                engine.runners[number % len(engine.runners)].crash()
+            elif act == "turn":
+                await turn()
+            look()
+            await asyncio.sleep(0)
+            look()
+        # Whoever is left gets a turn, as long as those who have one give it back.
+        with anyio.fail_after(5):
+            while tasks or leases:
+                for lease in leases:
+                    lease.release()
+                leases.clear()
+                await asyncio.sleep(0)
+                look()
+        assert fleet.waiting == 0
+        assert all(r.active == r.slots_busy == 0 for r in fleet.residents)
+
+
+@settings(max_examples=300, deadline=None)
+@given(histories(), st.sampled_from([0.0, 0.0002]))
+def test_whatever_happens_room_holds_and_all_are_served(
+    history: list[tuple[str, int]], load_s: float
+) -> None:
+    asyncio.run(live(history, EchoEngine({"load_s": load_s})))

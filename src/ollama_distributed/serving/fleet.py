@@ -207,13 +207,24 @@ class Fleet:
                     self._unload(resident)
                 break
             if not resident.takes(ticket.shape, slot=ticket.slot):
+                self._serve_questions(queue, resident)
                 break
             queue.popleft()
-            self._waiting -= 1
-            if not ticket.future.done():
-                ticket.future.set_result(resident.lease(self, ticket.keep_alive_s, slot=ticket.slot))
+            self._grant(ticket, resident)
         if not queue:
             del self._queues[key]
+
+    def _serve_questions(self, queue: deque[Ticket], resident: Resident) -> None:
+        """All slots are busy: those who need none (to count tokens) do not wait for one."""
+        for ticket in [t for t in queue if resident.takes(t.shape, slot=t.slot)]:
+            if resident.drain_from is None or ticket.number < resident.drain_from:
+                queue.remove(ticket)
+                self._grant(ticket, resident)
+
+    def _grant(self, ticket: Ticket, resident: Resident) -> None:
+        self._waiting -= 1
+        if not ticket.future.done():
+            ticket.future.set_result(resident.lease(self, ticket.keep_alive_s, slot=ticket.slot))
 
     def _begin_loads(self) -> None:
         """In the order of arrival; one that must wait for room lets nobody pass it."""
