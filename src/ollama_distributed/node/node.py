@@ -23,6 +23,8 @@ from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.gateway.app import Gateway, create_app
+from ollama_distributed.gateway.fast import fast_protocol_class
+from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir
@@ -78,12 +80,15 @@ async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
             node = data_dir.node_id(settings.data_dir, now)
             keys = data_dir.keys(settings.data_dir, url, now)
             authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
-            async with _built(settings, node, authenticator) as app:
-                await _serve(app, listeners, settings, lambda: announce(f"ready {url} node={node}"))
+            limits = Limits()
+            async with _built(settings, node, authenticator, limits) as app:
+                await _serve(app, limits, listeners, settings, lambda: announce(f"ready {url} node={node}"))
 
 
 @contextlib.asynccontextmanager
-async def _built(settings: Settings, node: NodeId, authenticator: Authenticator) -> AsyncIterator[Gateway]:
+async def _built(
+    settings: Settings, node: NodeId, authenticator: Authenticator, limits: Limits
+) -> AsyncIterator[Gateway]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
     engines = await make_engines(settings)
@@ -105,6 +110,7 @@ async def _built(settings: Settings, node: NodeId, authenticator: Authenticator)
             authenticator=authenticator,
             version=_version(node, engines),
             policy=SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins),
+            limits=limits,
             clock=clock,
         )
         closing.push_async_callback(app.close)
@@ -128,11 +134,15 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 async def _serve(
-    app: Gateway, listeners: list[socket.socket], settings: Settings, announce: Callable[[], None]
+    app: Gateway,
+    limits: Limits,
+    listeners: list[socket.socket],
+    settings: Settings,
+    announce: Callable[[], None],
 ) -> None:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=fast_protocol_class(app.hot, limits),
         ws="none",
         lifespan="off",
         log_config=None,
