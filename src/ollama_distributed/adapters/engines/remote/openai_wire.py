@@ -1,0 +1,359 @@
+"""The JSON of OpenAI-compatible servers (vLLM, SGLang, others), out and in. Pure.
+
+llama-server has routes of its own that say more; they are spoken by `llamacpp.protocol`.
+Sources: OpenAI API reference (completions, chat, streaming); vLLM "OpenAI-Compatible
+Server" (extra parameters, `return_token_ids`); SGLang "OpenAI APIs".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+import msgspec
+
+from ollama_distributed.adapters.engines.llamacpp.chat import template_body
+from ollama_distributed.adapters.engines.llamacpp.protocol import prompt_value
+from ollama_distributed.base.errors import (
+    ContextExceeded,
+    EngineError,
+    Invalid,
+    ModelNotFound,
+    OllamaDistributedError,
+    QueueFull,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from ollama_distributed.base.inference import (
+    Format,
+    JsonObject,
+    JsonSchema,
+    NamedTool,
+    Sampling,
+    TokenLogprob,
+    ToolCall,
+    TopLogprob,
+)
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, Tokens
+from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
+
+ServerKind = Literal["vllm", "sglang", "llama-server", "openai"]
+
+_CONTEXT = re.compile(
+    r"maximum context length|context length|exceeds? the (model's )?context|too long", re.IGNORECASE
+)
+_NUMBERS = re.compile(r"\d+")
+
+# ── out ─────────────────────────────────────────────────────────────────────────────
+
+
+def completion_body(model: str, request: CompletionRequest, kind: ServerKind) -> dict[str, Any]:
+    """Raises `Unsupported` for what `/v1/completions` cannot say."""
+    if request.images:
+        raise Unsupported("this engine takes images in a chat only")
+    if request.grammar:
+        raise Unsupported("this engine takes a JSON schema, but no grammar")
+    prompt = prompt_value(request.prompt)
+    if isinstance(prompt, list) and any(isinstance(part, str) for part in prompt):
+        raise Unsupported("this engine takes a prompt as text or as token ids, not as both")
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt,
+        **_shared(request.sampling, request.format, kind),
+    }
+    if request.suffix:
+        body["suffix"] = request.suffix
+    if request.top_logprobs is not None:
+        body["logprobs"] = request.top_logprobs
+    if kind == "vllm":
+        body |= {"return_token_ids": True, "skip_special_tokens": True, "add_special_tokens": True}
+    return body
+
+
+def chat_body(model: str, request: ChatRequest, kind: ServerKind) -> dict[str, Any]:
+    tools = () if request.tool_choice == "none" else request.tools
+    body = {
+        "model": model,
+        **template_body(request.messages, tools, request.think),
+        **_shared(request.sampling, request.format, kind),
+    }
+    if kind == "openai":
+        # Extensions of the others; a strict server refuses what it does not know.
+        body.pop("add_generation_prompt", None)
+        body.pop("chat_template_kwargs", None)
+    if tools:
+        body["parallel_tool_calls"] = request.parallel_tool_calls
+        match request.tool_choice:
+            case NamedTool(name):
+                body["tool_choice"] = {"type": "function", "function": {"name": name}}
+            case choice:
+                body["tool_choice"] = choice
+    if request.top_logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    return body
+
+
+def _shared(sampling: Sampling, form: Format | None, kind: ServerKind) -> dict[str, Any]:
+    body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
+        if (value := getattr(sampling, name)) is not None:
+            body[name] = value
+    if sampling.num_predict is not None and sampling.num_predict >= 0:
+        body["max_tokens"] = sampling.num_predict
+    if sampling.seed is not None and sampling.seed >= 0:
+        body["seed"] = sampling.seed
+    if sampling.logit_bias:
+        body["logit_bias"] = dict(sampling.logit_bias)
+    if kind in ("vllm", "sglang"):
+        if sampling.top_k:  # 0 is "off" to us and an error to them
+            body["top_k"] = sampling.top_k
+        if sampling.min_p is not None:
+            body["min_p"] = sampling.min_p
+        if sampling.repeat_penalty is not None:
+            body["repetition_penalty"] = sampling.repeat_penalty
+    match form:
+        case JsonObject():
+            body["response_format"] = {"type": "json_object"}
+        case JsonSchema(schema):
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": dict(schema)},
+            }
+        case None:
+            pass
+    return body
+
+
+# ── in ──────────────────────────────────────────────────────────────────────────────
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolDelta(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    function: _Function = msgspec.field(default_factory=_Function)
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_ToolDelta] | None = None
+
+
+class _Top(msgspec.Struct):
+    token: str = ""
+    logprob: float = 0.0
+    bytes: list[int] | None = None
+
+
+class _Entry(_Top):
+    top_logprobs: list[_Top] = []
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Entry] | None = None
+    """Of a chat."""
+    tokens: list[str] | None = None
+    """Of a completion, with the three below."""
+    token_logprobs: list[float | None] | None = None
+    top_logprobs: list[dict[str, float] | None] | None = None
+
+
+class _Choice(msgspec.Struct):
+    text: str = ""
+    token_ids: list[int] | None = None
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Cached(msgspec.Struct):
+    cached_tokens: int | None = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    prompt_tokens_details: _Cached | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | str | None = None
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+
+
+class OpenAIStream:
+    """Turns the events of `/v1/completions` and `/v1/chat/completions` into engine events."""
+
+    def __init__(self) -> None:
+        self._reason = ""
+        self._usage = _Usage()
+
+    def feed(self, data: bytes) -> list[EngineEvent]:
+        """Raises `EngineError` for an event that is not the API's."""
+        if data == b"[DONE]":
+            return [self._done()] if self._reason else []
+        try:
+            chunk = _chunk.decode(data)
+        except msgspec.DecodeError as exc:
+            raise EngineError("the engine sent an event that is not its protocol") from exc
+        if chunk.error is not None:
+            message = chunk.error if isinstance(chunk.error, str) else chunk.error.message
+            return [EngineFailed(error_of(500, message))]
+        self._usage = chunk.usage or self._usage
+        events: list[EngineEvent] = []
+        for choice in chunk.choices:
+            self._reason = choice.finish_reason or self._reason
+            if choice.delta is not None:
+                events.append(_chat_delta(choice, choice.delta))
+            elif choice.text or choice.token_ids:
+                events.append(Tokens(tuple(choice.token_ids or ()), choice.text, _logprobs(choice.logprobs)))
+        return [event for event in events if event != ChatDelta()]
+
+    def _done(self) -> Done:
+        reasons: dict[str, Literal["stop", "length", "tool_calls"]] = {
+            "length": "length",
+            "tool_calls": "tool_calls",
+            "function_call": "tool_calls",
+        }
+        details = self._usage.prompt_tokens_details
+        return Done(
+            reason=reasons.get(self._reason, "stop"),
+            prompt_tokens=self._usage.prompt_tokens,
+            cached_tokens=(details.cached_tokens or 0) if details else 0,
+            completion_tokens=self._usage.completion_tokens or 0,
+        )
+
+
+def _chat_delta(choice: _Choice, delta: _Delta) -> ChatDelta:
+    return ChatDelta(
+        text=delta.content or "",
+        thinking=delta.reasoning_content or delta.reasoning or "",
+        tool_calls=tuple(
+            ToolCall(
+                id=call.id or "",
+                name=call.function.name or "",
+                arguments=call.function.arguments or "",
+                index=call.index,
+            )
+            for call in delta.tool_calls or ()
+        ),
+        logprobs=_logprobs(choice.logprobs),
+    )
+
+
+def _logprobs(wire: _Logprobs | None) -> tuple[TokenLogprob, ...]:
+    if wire is None:
+        return ()
+    if wire.content is not None:
+        return tuple(
+            TokenLogprob(
+                e.token,
+                e.logprob,
+                _bytes(e),
+                tuple(TopLogprob(t.token, t.logprob, _bytes(t)) for t in e.top_logprobs),
+            )
+            for e in wire.content
+        )
+    tops = wire.top_logprobs or []
+    return tuple(
+        TokenLogprob(
+            token,
+            logprob or 0.0,
+            token.encode(),
+            tuple(
+                TopLogprob(t, p, t.encode()) for t, p in ((tops[i] if i < len(tops) else None) or {}).items()
+            ),
+        )
+        for i, (token, logprob) in enumerate(zip(wire.tokens or (), wire.token_logprobs or (), strict=False))
+    )
+
+
+def _bytes(entry: _Top) -> bytes:
+    return bytes(entry.bytes) if entry.bytes is not None else entry.token.encode()
+
+
+# ── errors, metrics, models ─────────────────────────────────────────────────────────
+
+
+def read_error(status: int, body: bytes) -> OllamaDistributedError:
+    try:
+        value = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        value = None
+    message = ""
+    if isinstance(value, dict):
+        error = value.get("error", value)
+        message = error if isinstance(error, str) else str(error.get("message") or error.get("detail") or "")
+    return error_of(status, message or f"the engine answered with status {status}")
+
+
+def error_of(status: int, message: str) -> OllamaDistributedError:
+    if status in (400, 413, 422, 500) and _CONTEXT.search(message):
+        numbers = sorted({int(n) for n in _NUMBERS.findall(message)}, reverse=True)
+        context = numbers[1] if len(numbers) > 1 else 0
+        return ContextExceeded(message, prompt_tokens=numbers[0] if context else 0, context_tokens=context)
+    match status:
+        case 400 | 413 | 422:
+            return Invalid(message)
+        case 401 | 403:
+            return Unauthenticated(f"the engine refused the node's key: {message}")
+        case 404:
+            return ModelNotFound(message)
+        case 429:
+            return QueueFull(message)
+        case 501:
+            return Unsupported(message)
+        case 503:
+            return Unavailable(message)
+        case _:
+            return EngineError(message)
+
+
+class Gauges(msgspec.Struct, frozen=True):
+    """Names of a server's figures in its `/metrics`."""
+
+    busy: str
+    queued: str
+    speed: str = ""
+    kv: tuple[str, ...] = ()
+
+
+GAUGES: dict[ServerKind, Gauges] = {
+    "vllm": Gauges("vllm:num_requests_running", "vllm:num_requests_waiting",
+                   kv=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")),
+    "sglang": Gauges("sglang:num_running_reqs", "sglang:num_queue_reqs", "sglang:gen_throughput",
+                     ("sglang:token_usage",)),
+    "llama-server": Gauges("llamacpp:requests_processing", "llamacpp:requests_deferred",
+                           "llamacpp:predicted_tokens_seconds", ("llamacpp:kv_cache_usage_ratio",)),
+}  # fmt: skip
+
+
+def gauge(text: str, name: str) -> float | None:
+    """The sum of a metric over its labels (engines, ranks); None when it is not there."""
+    found = re.findall(rf"^{re.escape(name)}(?:\{{[^}}]*\}})? (\S+)", text, re.MULTILINE) if name else []
+    try:
+        return sum(map(float, found)) if found else None
+    except ValueError:
+        return None
+
+
+def kind_of(owner: str) -> ServerKind:
+    """From `owned_by` in `/v1/models`."""
+    known: dict[str, ServerKind] = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama-server"}
+    return known.get(owner.lower(), "openai")
