@@ -89,7 +89,8 @@ def create_app(
     metrics = GatewayMetrics()
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
-    observe = functools.partial(_observe, metrics)
+    # Bound once: the lazy logger would make a new one for each request.
+    observe = functools.partial(_observe, metrics, log.bind())
     hot = HotPath(
         routes=HOT_ROUTES, inference=inference, gate=gate, clock=clock, observe=observe, spawn=tasks
     )
@@ -136,11 +137,11 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
     return app
 
 
-def _observe(metrics: GatewayMetrics, summary: Summary) -> None:
+def _observe(metrics: GatewayMetrics, logger: Any, summary: Summary) -> None:
     """One log line and the counters of a request that ended."""
     metrics.observe(summary)
     usage = summary.usage
-    log.info(
+    logger.info(
         "gateway.request",
         request_id=summary.request_id,
         method=summary.method,

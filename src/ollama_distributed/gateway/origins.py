@@ -8,6 +8,7 @@ these headers and pass. There is no `*`: an origin is named, or it is not allowe
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ _SEEN_MOST = 256
 """Verdicts kept; a client that invents names only empties the cache."""
 
 
+@functools.lru_cache(maxsize=1024)
 def is_loopback(name: str) -> bool:
     """Whether a host name or address, without port or brackets, is this machine itself."""
     if name == "localhost" or name.endswith(".localhost"):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tests.gateway_bench import HELLO, STAMP, USAGE, Bench
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.gateway_bench import HELLO, STAMP, USAGE, Bench
 
 from ollama_distributed.base import errors as e
 from ollama_distributed.base.inference import (
@@ -240,7 +240,19 @@ def test_every_field_of_generate():
 
 
 def test_null_means_absent():
-    names = "prompt suffix images system template context raw format keep_alive options think".split()
+    names = [
+        "prompt",
+        "suffix",
+        "images",
+        "system",
+        "template",
+        "context",
+        "raw",
+        "format",
+        "keep_alive",
+        "options",
+        "think",
+    ]
     request = asked("/api/generate", {"model": "m", **dict.fromkeys(names), "stream": False, "shift": None})
     assert request.prompt == TextPrompt(text="")
     assert request.truncate
@@ -429,8 +441,29 @@ JSON = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    "prompt suffix images system template context raw format stream keep_alive options think messages tools "
-    "truncate shift logprobs top_logprobs _debug_render_only input dimensions".split()
+    [
+        "prompt",
+        "suffix",
+        "images",
+        "system",
+        "template",
+        "context",
+        "raw",
+        "format",
+        "stream",
+        "keep_alive",
+        "options",
+        "think",
+        "messages",
+        "tools",
+        "truncate",
+        "shift",
+        "logprobs",
+        "top_logprobs",
+        "_debug_render_only",
+        "input",
+        "dimensions",
+    ]
 )
 
 

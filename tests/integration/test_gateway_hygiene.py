@@ -1,0 +1,372 @@
+"""Hostile and slow clients over real sockets (`reference/security.md`, 3); all bounded."""
+
+import asyncio
+import json
+import socket
+
+import pytest
+from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking, until
+
+from ollama_distributed.base.inference import Delta
+from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.testing.inference import ScriptedInference
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+GEN = {"model": "m", "prompt": "p", "stream": False}
+QUICK = Limits(
+    header_deadline_s=0.3,
+    body_deadline_s=0.6,
+    body_rate_window_s=0.2,
+    idle_s=0.4,
+    reader_deadline_s=0.3,
+    connections=8,
+)
+"""The same rules in a hurry."""
+
+
+@pytest.fixture(params=["asgi", "fast"])
+def adapter(request):
+    return request.param
+
+
+def hello():
+    return ScriptedInference(HELLO)
+
+
+# ── smuggling and syntax ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 5",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: 5\r\nContent-Length: 5",
+        "Content-Length: +5",
+        "Content-Length: -5",
+        "Content-Length: 0x5",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked",
+        "Content-Length : 5",
+        "X: a\x00b",
+    ],
+)
+async def test_two_readings_of_one_request_are_refused(adapter, fields):
+    async with talking(hello(), adapter) as client:
+        smuggled = request_bytes("GET", "/api/version")
+        head = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n\r\n"
+        await client.send(head.encode("latin-1") + b"0\r\n\r\n" + smuggled)
+        answer = await client.answer()
+        assert answer.status == 400
+        assert await client.closed(), "the smuggled request is never answered"
+
+
+@pytest.mark.parametrize(
+    "junk", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"\x00" * 64, b"SSH-2.0-x\r\n"]
+)
+async def test_what_is_not_http_is_400(adapter, junk):
+    async with talking(hello(), adapter) as client:
+        await client.send(junk)
+        answer = await client.answer()
+        assert answer.status == 400
+        assert answer.json()["error"]["code"] == "malformed_body"
+        assert await client.closed()
+
+
+# ── head ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["X-Long: " + "a" * 20_000],
+        [f"X-{number}: a" for number in range(100)],
+        [f"X-{number}: {'a' * 400}" for number in range(60)],
+    ],
+)
+async def test_large_heads_are_431(adapter, fields):
+    async with talking(hello(), adapter) as client:
+        await client.send(request_bytes("GET", "/api/version", b"", *fields))
+        answer = await client.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (431, "headers_too_large")
+        assert await client.closed()
+
+
+async def test_a_long_url_is_431(adapter):
+    async with talking(hello(), adapter) as client:
+        await client.send(request_bytes("GET", "/api/version?" + "a" * 20_000))
+        assert (await client.answer()).status == 431
+
+
+async def test_a_field_without_end_is_431(adapter):
+    async with talking(hello(), adapter) as client:
+        await client.send(b"GET / HTTP/1.1\r\nX: ")
+        answer = asyncio.ensure_future(client.answer())
+        async with asyncio.timeout(5):
+            while not answer.done():
+                client.writer.write(b"a" * 1024)
+                await asyncio.sleep(0.002)
+        assert (await answer).status == 431
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
+async def test_a_slow_head_is_408(adapter, first):
+    async with talking(hello(), adapter, QUICK) as client:
+        await client.send(first)
+        answer = await client.answer()
+        assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
+        assert await client.closed()
+
+
+async def test_a_trickled_head_is_408_too(adapter):
+    async with talking(hello(), adapter, QUICK) as client:
+        answer = asyncio.ensure_future(client.answer())
+        async with asyncio.timeout(5):
+            for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1000:
+                if answer.done():
+                    break
+                client.writer.write(bytes([byte]))
+                await asyncio.sleep(0.02)
+        assert (await answer).status == 408
+
+
+# ── body ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/show"])
+async def test_a_body_that_does_not_come_is_408(adapter, path):
+    async with talking(hello(), adapter, QUICK) as client:
+        await client.send(request_bytes("POST", path, b"x" * 1000)[:-900])
+        assert (await client.answer()).status == 408
+        assert await client.closed()
+
+
+async def test_a_body_that_comes_too_slowly_is_408(adapter):
+    async with talking(hello(), adapter, QUICK) as client:
+        await client.send(request_bytes("POST", "/api/generate", b"x" * 1000)[:-1000])
+        answer = asyncio.ensure_future(client.answer())
+        async with asyncio.timeout(5):
+            while not answer.done():
+                client.writer.write(b"x")
+                await asyncio.sleep(0.03)
+        assert (await answer).status == 408
+
+
+@pytest.mark.parametrize(
+    ("path", "limit"), [("/api/embed", 4 << 20), ("/api/generate", 64 << 20), ("/api/show", 4 << 20)]
+)
+async def test_a_large_body_is_refused_before_it_is_read(adapter, path, limit):
+    inference = hello()
+    async with talking(inference, adapter) as client:
+        await client.send(
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {limit + 1}\r\n\r\n".encode()
+        )
+        answer = await client.answer()
+        assert answer.status == 413
+        assert answer.headers["connection"] == "close"
+        assert await client.closed()
+        assert inference.requests == []
+
+
+async def test_an_endless_chunked_body_is_413(adapter):
+    limits = Limits(body_bytes=65_536)
+    async with talking(hello(), adapter, limits) as client:
+        await client.send(
+            b"POST /api/embed HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        answer = asyncio.ensure_future(client.answer())
+        for _ in range(100):
+            if answer.done():
+                break
+            client.writer.write(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+            await asyncio.sleep(0.005)
+        assert (await answer).status == 413
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "deflate", "gzip, gzip"])
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/api/show", "/v1/responses"])
+async def test_compressed_bodies_are_415(adapter, path, encoding):
+    async with talking(hello(), adapter) as client:
+        await client.post(path, b"\x1f\x8b\x08", f"Content-Encoding: {encoding}")
+        assert (await client.answer()).status == 415
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/generate", "/api/show", "/v1/messages", "/v1/embeddings", "/api/v1/chat"]
+)
+@pytest.mark.parametrize(
+    "body", [b"[" * 5000, b'{"a":1,"a":2}', b'{"a":NaN}', b"{", b"\xff\xfe", b'{"a":' + b"1" * 30 + b"}"]
+)
+async def test_bad_json_is_400_in_every_dialect(adapter, path, body):
+    inference = hello()
+    async with talking(inference, adapter) as client:
+        await client.post(path, body)
+        answer = await client.answer()
+        assert answer.status == 400
+        assert "error" in answer.json()
+        assert inference.requests == []
+
+
+# ── browsers ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", ["/api/generate", "/api/delete", "/api/tags", "/", "/healthz"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1.nip.io",
+        "2130706433",
+        "0x7f.0.0.1",
+        "192.168.1.5",
+        "169.254.169.254",
+        "0.0.0.0",
+        "[::ffff:10.0.0.1]",
+        "localhost@evil.example",
+        "localhost evil",
+        "",
+        "xn--lcalhost-54a",
+    ],
+)
+async def test_foreign_hosts_are_403(adapter, path, host):
+    async with talking(hello(), adapter) as client:
+        method = "POST" if path == "/api/generate" else "DELETE" if path == "/api/delete" else "GET"
+        await client.send(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
+        assert (await client.answer()).status == 403
+
+
+@pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: evil.example\r\n"])
+async def test_no_host_and_two_hosts_are_400(adapter, hosts):
+    for path in ("/api/generate", "/api/version"):
+        async with talking(hello(), adapter) as client:
+            await client.send(f"POST {path} HTTP/1.1\r\n{hosts}Content-Length: 0\r\n\r\n".encode())
+            assert (await client.answer()).status == 400
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        (["Content-Type: application/x-www-form-urlencoded"], 200),  # curl -d
+        (["Content-Type: text/plain"], 200),
+        ([], 200),
+        (["Origin: http://localhost:3000", "Content-Type: application/json"], 200),
+        (["Origin: tauri://localhost", "Content-Type: application/json"], 200),
+        (["Origin: http://127.0.0.1:8080", "Content-Type: text/plain"], 415),
+        (["Origin: http://localhost", "Content-Type: application/x-www-form-urlencoded"], 415),
+        (["Sec-Fetch-Site: same-origin", "Content-Type: text/plain"], 415),
+        (["Sec-Fetch-Site: same-origin"], 415),
+        (["Sec-Fetch-Site: cross-site", "Content-Type: application/json"], 403),
+        (["Origin: https://evil.example", "Content-Type: application/json"], 403),
+        (["Origin: null", "Content-Type: application/json"], 403),
+        (["Origin: http://localhost.evil.example", "Content-Type: application/json"], 403),
+        (
+            ["Origin: https://evil.example", "Sec-Fetch-Site: same-origin", "Content-Type: application/json"],
+            403,
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions"])
+async def test_what_a_browser_may_send(adapter, path, fields, status):
+    body = GEN if path == "/api/generate" else {"model": "m", "messages": [{"role": "user", "content": "p"}]}
+    async with talking(hello(), adapter) as client:
+        await client.post(path, body, *fields)
+        answer = await client.answer()
+        assert answer.status == status
+        assert answer.headers.get("access-control-allow-origin") != "*"
+
+
+async def test_a_foreign_preflight_is_403(adapter):
+    async with talking(hello(), adapter) as client:
+        await client.send(
+            request_bytes(
+                "OPTIONS",
+                "/api/generate",
+                b"",
+                "Origin: https://evil.example",
+                "Access-Control-Request-Method: POST",
+            )
+        )
+        answer = await client.answer()
+        assert answer.status == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "field", ["X-Forwarded-For: 127.0.0.1", "Forwarded: for=127.0.0.1", "Via: 1.1 proxy"]
+)
+@pytest.mark.parametrize("path", ["/api/generate", "/api/version"])
+async def test_behind_a_proxy_nobody_is_local(adapter, path, field):
+    async with talking(hello(), adapter) as client:
+        await client.send(request_bytes("POST" if path == "/api/generate" else "GET", path, b"{}", field))
+        answer = await client.answer()
+        assert answer.status == 401
+        assert answer.headers["www-authenticate"] == "Bearer"
+
+
+# ── connections ─────────────────────────────────────────────────────────────────────
+
+
+async def test_an_idle_connection_is_closed(adapter):
+    async with talking(hello(), adapter, QUICK) as client:
+        await client.post("/api/generate", GEN)
+        assert (await client.answer()).status == 200
+        assert await client.closed()
+
+
+async def test_more_connections_than_allowed_are_503(adapter):
+    app = gateway(hello(), limits=QUICK)
+    async with serving(app, adapter=adapter, limits=QUICK) as server:
+        clients = [await server.connect() for _ in range(QUICK.connections)]
+        await until(lambda: len(server.watch) == QUICK.connections, "all are accepted")
+        async with await server.connect() as late:
+            assert (await late.answer()).status == 503
+            assert await late.closed()
+        for client in clients:
+            async with client:
+                pass
+        await until(lambda: len(server.watch) == 0, "their places are free")
+        async with await server.connect() as again:
+            await again.post("/api/generate", GEN)
+            assert (await again.answer()).status == 200
+
+
+async def test_a_reader_that_stops_is_cut_and_its_slot_freed(adapter):
+    inference = ScriptedInference(hold=True)
+    app = gateway(inference, limits=QUICK)
+    async with serving(app, adapter=adapter, limits=QUICK) as server:
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        with sock:
+            sock.sendall(
+                request_bytes("POST", "/api/generate", json.dumps({"model": "m", "prompt": "p"}).encode())
+            )
+            await until(lambda: bool(inference.generations), "the request opens")
+            generation = inference.generations[0]
+            sent = 0
+            async with asyncio.timeout(10):
+                while not generation.paused:
+                    generation.emit(Delta(text="x" * 65_536))
+                    sent += 65_536
+                    assert sent < 64 << 20
+                    await asyncio.sleep(0)
+            await until(lambda: generation.cancelled > 0, "the slot is freed")
+
+
+async def test_slow_clients_do_not_disturb_a_good_one(adapter):
+    limits = Limits(header_deadline_s=5.0)
+    async with serving(gateway(hello(), limits=limits), adapter=adapter, limits=limits) as server:
+        slow = [await server.connect() for _ in range(200)]
+        for client in slow:
+            await client.send(b"GET / HTTP/1.1\r\nHost: ")
+        async with await server.connect() as good:
+            async with asyncio.timeout(3):
+                for _ in range(20):
+                    await good.post("/api/generate", GEN)
+                    assert (await good.answer()).status == 200
+        for client in slow:
+            async with client:
+                pass
