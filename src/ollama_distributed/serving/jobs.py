@@ -70,6 +70,7 @@ class Job:
     """Implements `Generation`."""
 
     __slots__ = (
+        "_asked",
         "_cut",
         "_desk",
         "_generation",
@@ -104,7 +105,7 @@ class Job:
         self._started = desk.clock.monotonic()
         self._load_s = 0.0
         self._spec: ModelSpec | None = None
-        self._sampling = Sampling()
+        self._asked = self._sampling = Sampling()
         self._shape: Shape | None = None
         self._lease: Lease | None = None
         self._prompt: Prompt | None = None
@@ -168,7 +169,7 @@ class Job:
 
     async def _begin(self) -> None:
         request = self._request
-        self._spec, self._sampling, self._shape = await self._desk.find(request)
+        self._spec, self._asked, self._shape = await self._desk.find(request)
         if request.load_only and request.keep_alive_s == 0:
             await self._desk.unload(request.model)
             self._end(Skipped(reason="unload"))
@@ -188,6 +189,7 @@ class Job:
         if request.load_only:
             self._end(Skipped(reason="load", load_s=self._load_s))
             return
+        self._sampling = prompts.bounded(self._asked, lease.plan.context_tokens, len(self._resume_ids))
         prompt = await prompts.prepare(lease.runner, self._spec, request, self._sampling)
         if request.render_only:
             self._end(
@@ -224,14 +226,12 @@ class Job:
             # The sink may cancel at any event.
             return
         ask = prompt.ask
-        sampling = prompts.bounded(ask.sampling, lease.plan.context_tokens, len(self._resume_ids))
         if isinstance(ask, ChatRequest):
-            self._generation = lease.runner.chat(msgspec.structs.replace(ask, sampling=sampling), self._hear)
+            self._generation = lease.runner.chat(ask, self._hear)
         else:
-            text = _continued(prompt, self._resume_ids) if self._resume_ids else ask.prompt
-            self._generation = lease.runner.generate(
-                msgspec.structs.replace(ask, sampling=sampling, prompt=text), self._hear
-            )
+            if self._resume_ids:
+                ask = msgspec.structs.replace(ask, prompt=_continued(prompt, self._resume_ids))
+            self._generation = lease.runner.generate(ask, self._hear)
         if self._paused:
             self._generation.pause()
 

@@ -162,7 +162,10 @@ class Decoder:
         return None
 
     def _cannot_stop(self, text: str) -> bool:
-        return not any(start in text for start in self._stop_starts)
+        for start in self._stop_starts:  # noqa: SIM110 - a third of the time of any(), for each token
+            if start in text:
+                return False
+        return True
 
     def _until_stop(self, text: str, *, last: bool) -> str:
         """The part of `text` that no stop sequence can claim; the rest is withheld or dropped."""
