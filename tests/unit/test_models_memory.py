@@ -55,6 +55,14 @@ def test_kv_of_a_known_model() -> None:
     assert need.total_bytes == need.weights_bytes + need.kv_bytes + need.compute_bytes + need.runner_bytes
 
 
+def test_the_estimate_lies_above_what_was_seen_and_not_far() -> None:
+    """Resident MiB of a runner with SmolLM2-135M Q4_1 after a 600-token prompt (the wheel, CPU)."""
+    for slots, context, kv, seen in ((1, 2048, "f16", 201), (4, 8192, "f16", 876), (4, 8192, "q8_0", 539)):
+        asked: dict[str, Any] = {"context_tokens": context, "slots": slots, "kv_type": kv}
+        need = estimate(SMOL, weights_bytes=98_362_432, **asked).total_bytes / (1 << 20)
+        assert seen < need < 1.35 * seen, (slots, context, kv, need)
+
+
 @given(architectures, st.integers(1, 16), st.integers(1, 200_000), kv_types)
 def test_more_never_needs_less(architecture: Architecture, slots: int, context: int, kv: Any) -> None:
     def total(**changes: Any) -> int:
@@ -70,6 +78,7 @@ def test_more_never_needs_less(architecture: Architecture, slots: int, context: 
     assert total() <= total(context_tokens=context + 1)
     assert total() < total(weights_bytes=11)
     assert total() <= total(batch=512)
+    assert total() <= total(flash_attention=False)
     if kv == "q4_0":
         # A row of a few numbers pads to a block; real rows have 64 and more.
         wide = msgspec.structs.replace(architecture, key_length=64, value_length=64)
