@@ -14,7 +14,7 @@ from ollama_distributed.cli.session import Session
 from ollama_distributed.cli.terminal import clean, clean_line
 
 if TYPE_CHECKING:
-    from ollama_distributed.client.wire import LoadedModel, ModelInfo, ShowResponse
+    from ollama_distributed.client.wire import ModelInfo, ShowResponse
 
 PANEL = "Models"
 _ID_LENGTH = 12
@@ -91,18 +91,11 @@ def ps(ctx: typer.Context) -> None:
             humanize.processor(model.size, model.size_vram),
             str(model.context_length),
             humanize.until(model.expires_at, now),
-            engine_text(model),
+            str(model.engine or ""),
         )
         for model in loaded
     ]
     output.write(output.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "ENGINE"), rows))
-
-
-def engine_text(model: LoadedModel) -> str:
-    """Engine, version and instruction set in one cell."""
-    if isinstance(model.engine, dict):
-        return " ".join(str(part) for part in model.engine.values() if isinstance(part, str) and part)
-    return str(model.engine or "")
 
 
 def show(
@@ -216,23 +209,15 @@ def remove(
     ctx: typer.Context,
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", autocompletion=model_names)],
 ) -> None:
-    """Delete models; files that no other model uses are deleted with them.
+    """Unload and delete models; files that no other model uses are deleted with them.
 
     \b
     Examples:
       ollama-distributed rm mymodel:backup
     """
-    from ollama_distributed.client.errors import ClientError, NotFound
-
     session: Session = ctx.obj
     with session.client() as client:
         for name in models:
-            try:
-                client.models.unload(name)  # the server keeps a deleted model's process running
-            except NotFound:
-                raise
-            except ClientError as problem:
-                output.note(f"could not unload '{clean_line(name)}' first: {clean_line(str(problem))}")
             client.models.delete(name)
             output.note(f"deleted '{clean_line(name)}'")
 

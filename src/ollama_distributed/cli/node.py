@@ -52,6 +52,4 @@ def _run(ctx: typer.Context, module_name: str, attribute: str) -> None:
         single.command(ctx.info_name)(found)
         found = single
     given = ["--data-dir", ctx.obj.data_dir] if ctx.obj.data_dir and ctx.info_name == "serve" else []
-    typer.main.get_command(found).main(
-        args=[*given, *ctx.args], prog_name=f"ollama-distributed {ctx.info_name}", obj=ctx.obj
-    )
+    typer.main.get_command(found).main(args=[*given, *ctx.args], prog_name=ctx.info_name, parent=ctx.parent)

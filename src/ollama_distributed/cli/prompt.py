@@ -14,9 +14,11 @@ from ollama_distributed.cli.problem import Problem
 QUOTES = '"""'
 IMAGE_BYTES = 100 * 1024 * 1024
 """Larger than any photo; a device file or a video named `.png` must not fill the memory."""
+_FILE_END = r"\.(?:jpe?g|png|webp)"
 _IMAGE_PATH = re.compile(
-    """(?:"(?P<quoted>[^"\n]+?\\.(?:jpe?g|png|webp))"|'(?P<single>[^'\n]+?\\.(?:jpe?g|png|webp))'"""
-    """|(?P<plain>(?:~|\\.{1,2})?/(?:\\.|[^\\s\\])+?\\.(?:jpe?g|png|webp))(?![\\w.]))""",
+    rf"\"(?P<double>[^\"\n]+?{_FILE_END})\""
+    rf"|'(?P<single>[^'\n]+?{_FILE_END})'"
+    rf"|(?P<plain>(?:~|\.{{1,2}})?/(?:\\.|[^\s\\])+?{_FILE_END})(?![\w.])",
     re.IGNORECASE,
 )
 
@@ -64,7 +66,7 @@ def images(
     kept: list[str] = []
     end = 0
     for match in _IMAGE_PATH.finditer(text):
-        name = match["quoted"] or match["single"] or re.sub(r"\\(.)", r"\1", match["plain"])
+        name = match["double"] or match["single"] or re.sub(r"\\(.)", r"\1", match["plain"])
         path = Path(name).expanduser()
         data = read(path)
         if data is None:

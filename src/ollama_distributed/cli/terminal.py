@@ -102,7 +102,7 @@ class Wrapper:
             space, gap = "\n", -self._column
         piece = space + self._word
         self._column += gap + wide
-        if self._column >= self._width:
-            self._column %= self._width
+        if self._column > self._width:
+            self._column %= self._width  # the terminal broke a word longer than its line
         self._word, self._space = "", ""
         return piece

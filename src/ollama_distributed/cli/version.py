@@ -32,12 +32,11 @@ def version(ctx: typer.Context) -> None:
         with session.client(retries=0) as client:
             answer = client.version()
         told["server"] = answer.version
-        engine = answer.engine
-        if isinstance(engine, str):
-            told["engine"] = engine
-        elif engine is not None:
-            told["engine"] = " ".join(filter(None, (engine.name, engine.version)))
-            told["instruction_set"] = engine.instruction_set
+        if answer.engine is not None:
+            told["engine"] = " ".join(
+                filter(None, (answer.engine.name, answer.engine.variant, answer.engine.version))
+            )
+            told["instruction_set"] = answer.engine.instruction_set
     except ClientError as error:
         problem = error
     told = {name: value for name, value in told.items() if value}

@@ -200,6 +200,20 @@ class ModelList(msgspec.Struct, kw_only=True):
     models: Mapping[str, ModelInfo] = {}
 
 
+class EngineInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What runs a model."""
+
+    name: str = ""
+    variant: str = ""
+    """`wheel`, `binary`, `built`, or a remote engine's address."""
+    version: str = ""
+    instruction_set: str = ""
+    devices: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.name, self.variant, self.version, self.instruction_set)))
+
+
 class LoadedModel(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str
     model: str = ""
@@ -210,7 +224,9 @@ class LoadedModel(msgspec.Struct, kw_only=True, omit_defaults=True):
     details: ModelDetails = msgspec.field(default_factory=ModelDetails)
     expires_at: datetime | None = None
     context_length: int = 0
-    engine: Any = None
+    slots: int = 0
+    slots_busy: int = 0
+    engine: EngineInfo | None = None
 
 
 class LoadedList(msgspec.Struct, kw_only=True):
@@ -266,16 +282,17 @@ class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
 # ── the server ──────────────────────────────────────────────────────────────────────
 
 
-class EngineVersion(msgspec.Struct, kw_only=True, omit_defaults=True):
-    name: str = ""
-    version: str = ""
-    instruction_set: str = ""
-
-
 class Version(msgspec.Struct, kw_only=True, omit_defaults=True):
     version: str = ""
-    engine: EngineVersion | str | None = None
+    ollama: str = ""
+    """The Ollama version whose API is spoken."""
+    node: str = ""
+    engine: EngineInfo | None = None
+    engines: Sequence[EngineInfo] = ()
 
 
 class Health(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: str = ""
+    node: str = ""
+    version: str = ""
+    models_loaded: int = 0
