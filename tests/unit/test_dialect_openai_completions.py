@@ -8,7 +8,7 @@ from array import array
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._models import construct_type
 from openai.types import Completion, CreateEmbeddingResponse, Model
@@ -142,6 +142,7 @@ def test_text_offsets_run_on_through_a_stream() -> None:
     assert found[0]["top_logprobs"] is None
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(
     st.lists(st.builds(Delta, text=st.text(max_size=6), thinking=st.text(max_size=3)), max_size=8),
     st.sampled_from(["stop", "length"]),
@@ -180,6 +181,7 @@ def test_embedding_inputs(given_input: object, expected: tuple[object, ...]) -> 
     assert (request.dimensions, request.options.num_ctx, request.keep_alive_s) == (8, 64, -1)
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=8))
 def test_both_encodings_carry_the_same_numbers(vector: list[float]) -> None:
     result = EmbedResult(vectors=(tuple(vector),), usage=Usage(prompt_tokens=4))

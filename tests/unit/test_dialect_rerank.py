@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_distributed.base.errors import Invalid
@@ -44,6 +44,7 @@ def test_answer() -> None:
     }
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(
     st.lists(st.floats(-10, 10), min_size=1, max_size=10),
     st.one_of(st.none(), st.integers(1, 12)),

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._types import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
@@ -175,6 +175,11 @@ def test_refusals_name_the_field(fields: dict[str, Any], param: str, words: str)
     assert words in caught.value.message
 
 
+@pytest.mark.parametrize(("asked", "cut"), [(None, True), ("auto", True), ("disabled", False)])
+def test_truncation(asked: str | None, cut: bool) -> None:
+    assert parse(truncation=asked).requests[0].truncate == cut
+
+
 def test_stateless_fields_that_ask_for_nothing_pass() -> None:
     assert parse(background=False, previous_response_id=None, conversation=None).requests
 
@@ -279,6 +284,7 @@ deltas = st.one_of(
 )
 
 
+@settings(deadline=None)  # a busy machine is not a defect
 @given(st.lists(deltas, max_size=12), st.sampled_from(["stop", "length", "tool_calls"]))
 def test_stream_and_whole_agree(rows: list[Delta], reason: Any) -> None:
     """The official accumulator takes every sequence and ends with the non-streaming body."""
