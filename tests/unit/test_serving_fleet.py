@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import anyio
 import msgspec
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
+    DeadlineExceeded,
     LoadFailed,
     NoCapacity,
     Quarantined,
@@ -25,7 +27,7 @@ from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.fleet import Fleet
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import LoadPlan
-from ollama_distributed.serving.residents import Lease
+from ollama_distributed.serving.residents import Lease, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
 
@@ -275,6 +277,48 @@ async def test_a_load_without_progress_fails() -> None:
     async with running(EchoEngine({"load_s": 30.0}), load_timeout_s=0.02) as (fleet, _):
         with pytest.raises(LoadFailed, match="no progress"):
             await soon(asked(fleet, "a"))
+
+
+class Defective(EchoEngine):
+    """Raises what no engine should."""
+
+    async def load(self, *_: object, **__: object) -> NoReturn:
+        raise ZeroDivisionError
+
+
+async def test_a_defect_of_an_engine_hangs_nobody() -> None:
+    async with running(Defective()) as (fleet, _):
+        with pytest.raises(LoadFailed, match="see the node's log"):
+            await soon(asked(fleet, "a"))
+
+
+async def test_a_wait_has_a_deadline() -> None:
+    async with running(queue_timeout_s=0.01) as (fleet, _):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        with pytest.raises(DeadlineExceeded):
+            await soon(asked(fleet, "a"))
+        assert fleet.waiting == 0
+        for lease in leases:
+            lease.release()
+
+
+async def test_a_busy_model_that_is_to_go_goes_when_it_is_done() -> None:
+    async with running() as (fleet, _):
+        lease = await soon(asked(fleet, "a", -1.0))
+        fleet.expire(fleet.residents[0])
+        await turn()
+        assert names(fleet) == ["a"]
+        lease.release()
+        await within(fleet, lambda: not fleet.residents)
+
+
+def test_names_of_the_same_files_share_a_runner() -> None:
+    here = msgspec.structs.replace(echo_model("a"), remote=None, weights="/w")
+    alias = msgspec.structs.replace(here, name="b", display="b", digest="other")
+    assert load_key(here) == load_key(alias)
+    for other in ({"weights": "/v"}, {"adapters": ("/l",)}, {"projectors": ("/l",)}, {"chat_template": "x"}):
+        assert load_key(msgspec.structs.replace(here, **other)) != load_key(here)
+    assert load_key(echo_model("a")) != load_key(echo_model("b"))
 
 
 async def test_who_waits_is_told_when_the_node_closes() -> None:

@@ -223,6 +223,17 @@ async def test_a_cancelled_answer_frees_its_slot_whenever_it_comes() -> None:
         assert n.serving.waiting == 0
 
 
+async def test_a_slow_reader_pauses_the_engine_even_before_it_began() -> None:
+    async with node(engine=EchoEngine({"load_s": 0.005})) as n:
+        listener, generation = n.ask(chat("hello world"))
+        generation.pause()
+        await n.finished(chat("other"))
+        assert listener.text == ""
+        generation.resume()
+        await listener.end()
+        assert listener.text == "hello world"
+
+
 async def test_a_runner_that_dies_before_a_token_is_replaced_once() -> None:
     engine = EchoEngine(EchoSettings(fail_after_tokens=0, crashes=1))
     async with node(engine=engine) as n:
@@ -294,6 +305,28 @@ async def test_embeddings_are_normalised_and_cut() -> None:
             await n.answers.embed(tight)
         empty = await n.answers.embed(msgspec.structs.replace(asked, inputs=()))
         assert empty.vectors == ()
+
+
+async def test_embeddings_survive_one_death_of_the_runner() -> None:
+    async with node() as n:
+        asked = EmbedRequest(
+            request_id=RequestId("r"), identity=Identity("local"), model="m", inputs=("a", (16777313,))
+        )
+        await n.answers.embed(asked)
+        deaths = 1
+
+        async def die_once(*_: object) -> tuple[list[list[float]], int]:
+            nonlocal deaths
+            if deaths:
+                deaths -= 1
+                raise RunnerDied("gone")
+            return [[3.0, 4.0]], 1
+
+        for _ in range(2):
+            n.engine.runners[0].embed = die_once  # type: ignore[method-assign]
+            result = await n.answers.embed(asked)
+        assert result.vectors == ((0.6, 0.8),)
+        assert n.engine.loads == 2
 
 
 async def test_rerank_orders() -> None:

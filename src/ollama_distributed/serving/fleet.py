@@ -30,6 +30,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.loading import end_runner, load_runner
 from ollama_distributed.serving.options import Shape, plan_of, serves
 from ollama_distributed.serving.plan import (
     CRASHES,
@@ -322,29 +323,16 @@ class Fleet:
         self._spawn(self._load(resident, engine), LOADING)
 
     async def _load(self, resident: Resident, engine: Engine) -> None:
-        started, timeout_s = self._clock.monotonic(), self._settings.load_timeout_s
-        name = resident.spec.display
+        started, name = self._clock.monotonic(), resident.spec.display
+        stall_s = self._settings.load_timeout_s
         try:
-            with anyio.fail_after(timeout_s) as scope:
-
-                def progressed(_: float) -> None:
-                    scope.deadline = anyio.current_time() + timeout_s
-
-                runner = await engine.load(resident.spec, resident.plan, progressed)
-        except TimeoutError:
-            self._load_failed(resident, LoadFailed(f"{name} made no progress loading for {timeout_s:.0f} s"))
-            return
+            runner = await load_runner(engine, resident.spec, resident.plan, stall_s)
         except OllamaDistributedError as error:
             self._load_failed(resident, error)
             return
         except asyncio.CancelledError:
             self._remove(resident)
             raise
-        except Exception:
-            # A defect of an engine must not leave the requests hanging; the log has it whole.
-            log.exception("serving.load_defect", model=name)
-            self._load_failed(resident, LoadFailed(f"the engine failed to load {name}; see the node's log"))
-            return
         now = self._clock.monotonic()
         log.info("serving.loaded", model=name, took_s=round(now - started, 3), threads=resident.plan.threads)
         resident.runner, resident.state, resident.last_used = runner, "ready", now
@@ -395,12 +383,7 @@ class Fleet:
     async def _end(self, resident: Resident, runner: Runner) -> None:
         name = resident.spec.display
         try:
-            with anyio.move_on_after(self._settings.unload_timeout_s) as scope:
-                await runner.unload()
-            if scope.cancelled_caught:
-                log.error("serving.unload_stuck", model=name)
-        except Exception:
-            log.exception("serving.unload_failed", model=name)
+            await end_runner(runner, name, self._settings.unload_timeout_s)
         finally:
             if resident.state == "unloading":
                 log.info("serving.unloaded", model=name)
