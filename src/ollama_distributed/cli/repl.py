@@ -60,6 +60,7 @@ SET_HELP = """  /set parameter NAME VALUE   A model option, for example: /set pa
   /set think [LEVEL], nothink Thinking on or off"""
 SHOW_HELP = """  /show info, license, modelfile, parameters, system, template"""
 _SHOWN = ("license", "modelfile", "parameters", "system", "template")
+PLACEHOLDER = "Send a message (/? for help)"
 LEAVE_HINT = "Use Ctrl-D or /bye to leave."
 
 
@@ -102,7 +103,10 @@ class Repl:
         lines = Lines()
         while True:
             try:
-                line = self._session.prompt("... " if lines.open else ">>> ")
+                line = self._session.prompt(
+                    "... " if lines.open else ">>> ",
+                    placeholder=None if lines.open else [("ansibrightblack", PLACEHOLDER)],
+                )
             except KeyboardInterrupt:
                 lines.drop()
                 print(LEAVE_HINT)

@@ -18,6 +18,8 @@ from ollama_distributed.cli.problem import Problem
 from ollama_distributed.client import address
 
 if TYPE_CHECKING:
+    import ssl
+
     from ollama_distributed.client.sync import SyncClient
 
 Output = Literal["table", "json", "yaml"]
@@ -38,6 +40,11 @@ class Target(NamedTuple):
     api_key: str | None
     ca: str | None
     """PEM text of the authority that signed the server's certificate."""
+
+    def tls(self) -> ssl.SSLContext:
+        import ssl
+
+        return ssl.create_default_context(cadata=self.ca)
 
 
 @dataclass
@@ -77,17 +84,12 @@ class Session:
         from ollama_distributed.client.transport import TIMEOUT_S
 
         target = self.target()
-        verify: bool | ssl.SSLContext = True
-        if target.ca is not None:
-            import ssl
-
-            verify = ssl.create_default_context(cadata=target.ca)
         return SyncClient(
             target.url,
             target.api_key or "",
             timeout=timeout_s or TIMEOUT_S,
             retries=retries,
-            verify=verify,
+            verify=True if target.ca is None else target.tls(),
         )
 
 
