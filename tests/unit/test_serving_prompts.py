@@ -100,6 +100,11 @@ def test_a_wish_to_think_is_no_demand() -> None:
     assert prompts.thinking_of(spec, wish) is None
 
 
+def test_tools_that_must_not_be_called_need_no_capability() -> None:
+    prompt = ChatPrompt(messages=(USER,), tools=(Tool(name="f"),), tool_choice="none")
+    prompts.check(model(capabilities=frozenset({"completion"})), asks(prompt))
+
+
 def test_think_false_is_no_question_of_capability() -> None:
     prompts.check(model(capabilities=frozenset({"completion"})), asks(chat, think=False))
 

@@ -281,6 +281,16 @@ async def test_an_answer_goes_on_from_another_runners_tokens() -> None:
         assert "".join(e.text for e in heard if isinstance(e, Tokens)) == "wor"
 
 
+async def test_a_model_without_a_usable_template_loads_and_answers_raw_prompts_only() -> None:
+    spec = msgspec.structs.replace(echo_model("m"), template_problem="TEMPLATE is unknown")
+    async with node(spec) as n:
+        _, end = await n.finished(chat(messages=(), load_only=True))
+        assert end.reason == "load"
+        assert str(await n.refused(chat())) == "TEMPLATE is unknown"
+        listener, _ = await n.finished(ask(TextPrompt(text="hi", raw=True)))
+        assert listener.text == "hi"
+
+
 async def test_refusals() -> None:
     async with node() as n:
         assert isinstance(await n.refused(chat(model="nobody")), ModelNotFound)

@@ -69,7 +69,7 @@ def check(spec: ModelSpec, request: InferenceRequest) -> None:
         raise Unsupported(f'"{request.model}" does not support {what}')
     needed: list[Capability] = []
     if isinstance(prompt, ChatPrompt):
-        if prompt.tools:
+        if tools_of(prompt):
             needed.append("tools")
         if any(message.images for message in prompt.messages):
             needed.append("vision")

@@ -242,7 +242,8 @@ class Serving:
         if request.load_only and request.keep_alive_s == 0:
             return spec, options.DEFAULTS, self._shape(spec, request.options)
         prompts.check(spec, request)
-        spec = prompts.with_template(spec, request.prompt)
+        if not request.load_only:
+            spec = prompts.with_template(spec, request.prompt)
         base = self._samplings.get(spec.digest)
         if base is None:
             if len(self._samplings) >= _REMEMBERED:
