@@ -185,59 +185,61 @@ async def test_an_endless_chunked_body_is_413(adapter):
         assert (await answer).status == 413
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "zstd", "br", "deflate", "gzip, gzip"])
-@pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions", "/api/show", "/v1/responses"])
-async def test_compressed_bodies_are_415(adapter, path, encoding):
-    async with talking(hello(), adapter) as client:
-        await client.post(path, b"\x1f\x8b\x08", f"Content-Encoding: {encoding}")
-        assert (await client.answer()).status == 415
+async def test_compressed_bodies_are_415(adapter):
+    async with serving(gateway(hello()), adapter=adapter) as server:
+        for encoding in ("gzip", "zstd", "br", "deflate", "gzip, gzip"):
+            for path in ("/api/generate", "/v1/chat/completions", "/api/show", "/v1/responses"):
+                async with await server.connect() as client:
+                    await client.post(path, b"\x1f\x8b\x08", f"Content-Encoding: {encoding}")
+                    assert (await client.answer()).status == 415, (path, encoding)
 
 
-@pytest.mark.parametrize(
-    "path", ["/api/generate", "/api/show", "/v1/messages", "/v1/embeddings", "/api/v1/chat"]
-)
-@pytest.mark.parametrize(
-    "body", [b"[" * 5000, b'{"a":1,"a":2}', b'{"a":NaN}', b"{", b"\xff\xfe", b'{"a":' + b"1" * 30 + b"}"]
-)
-async def test_bad_json_is_400_in_every_dialect(adapter, path, body):
+BAD_JSON = (b"[" * 5000, b'{"a":1,"a":2}', b'{"a":NaN}', b"{", b"\xff\xfe", b'{"a":' + b"1" * 30 + b"}")
+
+
+async def test_bad_json_is_400_in_every_dialect(adapter):
     inference = hello()
-    async with talking(inference, adapter) as client:
-        await client.post(path, body)
-        answer = await client.answer()
-        assert answer.status == 400
-        assert "error" in answer.json()
-        assert inference.requests == []
+    async with serving(gateway(inference), adapter=adapter) as server, await server.connect() as client:
+        for path in ("/api/generate", "/api/show", "/v1/messages", "/v1/embeddings", "/api/v1/chat"):
+            for body in BAD_JSON:
+                await client.post(path, body)
+                answer = await client.answer()
+                assert answer.status == 400, (path, body)
+                assert "error" in answer.json()
+    assert inference.requests == []
 
 
 # ── browsers ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("path", ["/api/generate", "/api/delete", "/api/tags", "/", "/healthz"])
-@pytest.mark.parametrize(
-    "host",
-    [
-        "evil.example",
-        "evil.example:8080",
-        "localhost.evil.example",
-        "127.0.0.1.evil.example",
-        "127.0.0.1.nip.io",
-        "2130706433",
-        "0x7f.0.0.1",
-        "192.168.1.5",
-        "169.254.169.254",
-        "0.0.0.0",
-        "[::ffff:10.0.0.1]",
-        "localhost@evil.example",
-        "localhost evil",
-        "",
-        "xn--lcalhost-54a",
-    ],
+FOREIGN = (
+    "evil.example",
+    "evil.example:8080",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "127.0.0.1.nip.io",
+    "2130706433",
+    "0x7f.0.0.1",
+    "192.168.1.5",
+    "169.254.169.254",
+    "0.0.0.0",
+    "[::ffff:10.0.0.1]",
+    "localhost@evil.example",
+    "localhost evil",
+    "",
+    "xn--lcalhost-54a",
 )
-async def test_foreign_hosts_are_403(adapter, path, host):
-    async with talking(hello(), adapter) as client:
-        method = "POST" if path == "/api/generate" else "DELETE" if path == "/api/delete" else "GET"
-        await client.send(f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n".encode())
-        assert (await client.answer()).status == 403
+
+
+async def test_foreign_hosts_are_403(adapter):
+    targets = ("POST /api/generate", "DELETE /api/delete", "GET /api/tags", "GET /", "GET /healthz")
+    async with serving(gateway(hello()), adapter=adapter) as server:
+        for host in FOREIGN:
+            for target in targets:
+                async with await server.connect() as client:
+                    head = f"{target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n"
+                    await client.send(head.encode())
+                    assert (await client.answer()).status == 403, (target, host)
 
 
 @pytest.mark.parametrize("hosts", ["", "Host: localhost\r\nHost: evil.example\r\n"])
@@ -248,36 +250,37 @@ async def test_no_host_and_two_hosts_are_400(adapter, hosts):
             assert (await client.answer()).status == 400
 
 
-@pytest.mark.parametrize(
-    ("fields", "status"),
-    [
-        (["Content-Type: application/x-www-form-urlencoded"], 200),  # curl -d
-        (["Content-Type: text/plain"], 200),
-        ([], 200),
-        (["Origin: http://localhost:3000", "Content-Type: application/json"], 200),
-        (["Origin: tauri://localhost", "Content-Type: application/json"], 200),
-        (["Origin: http://127.0.0.1:8080", "Content-Type: text/plain"], 415),
-        (["Origin: http://localhost", "Content-Type: application/x-www-form-urlencoded"], 415),
-        (["Sec-Fetch-Site: same-origin", "Content-Type: text/plain"], 415),
-        (["Sec-Fetch-Site: same-origin"], 415),
-        (["Sec-Fetch-Site: cross-site", "Content-Type: application/json"], 403),
-        (["Origin: https://evil.example", "Content-Type: application/json"], 403),
-        (["Origin: null", "Content-Type: application/json"], 403),
-        (["Origin: http://localhost.evil.example", "Content-Type: application/json"], 403),
-        (
-            ["Origin: https://evil.example", "Sec-Fetch-Site: same-origin", "Content-Type: application/json"],
-            403,
-        ),
-    ],
+BROWSERS = (
+    (["Content-Type: application/x-www-form-urlencoded"], 200),  # curl -d
+    (["Content-Type: text/plain"], 200),
+    ([], 200),
+    (["Origin: http://localhost:3000", "Content-Type: application/json"], 200),
+    (["Origin: tauri://localhost", "Content-Type: application/json"], 200),
+    (["Origin: http://127.0.0.1:8080", "Content-Type: text/plain"], 415),
+    (["Origin: http://localhost", "Content-Type: application/x-www-form-urlencoded"], 415),
+    (["Sec-Fetch-Site: same-origin", "Content-Type: text/plain"], 415),
+    (["Sec-Fetch-Site: same-origin"], 415),
+    (["Sec-Fetch-Site: cross-site", "Content-Type: application/json"], 403),
+    (["Origin: https://evil.example", "Content-Type: application/json"], 403),
+    (["Origin: null", "Content-Type: application/json"], 403),
+    (["Origin: http://localhost.evil.example", "Content-Type: application/json"], 403),
+    (
+        ["Origin: https://evil.example", "Sec-Fetch-Site: same-origin", "Content-Type: application/json"],
+        403,
+    ),
 )
+
+
 @pytest.mark.parametrize("path", ["/api/generate", "/v1/chat/completions"])
-async def test_what_a_browser_may_send(adapter, path, fields, status):
-    body = GEN if path == "/api/generate" else {"model": "m", "messages": [{"role": "user", "content": "p"}]}
-    async with talking(hello(), adapter) as client:
-        await client.post(path, body, *fields)
-        answer = await client.answer()
-        assert answer.status == status
-        assert answer.headers.get("access-control-allow-origin") != "*"
+async def test_what_a_browser_may_send(adapter, path):
+    chat = {"model": "m", "messages": [{"role": "user", "content": "p"}]}
+    async with serving(gateway(hello()), adapter=adapter) as server:
+        for fields, status in BROWSERS:
+            async with await server.connect() as client:
+                await client.post(path, GEN if path == "/api/generate" else chat, *fields)
+                answer = await client.answer()
+                assert answer.status == status, fields
+                assert answer.headers.get("access-control-allow-origin") != "*"
 
 
 async def test_a_foreign_preflight_is_403(adapter):
