@@ -25,6 +25,7 @@ from ollama_distributed.base.errors import (
     DiskFull,
     InvalidModel,
     OllamaDistributedError,
+    Unavailable,
 )
 from ollama_distributed.models.names import BlobId, ModelName
 from ollama_distributed.models.scripted import scripted_model
@@ -125,6 +126,22 @@ async def test_only_blobs_that_no_manifest_names_are_collected(store: BlobStore,
     assert foreign.exists()
 
 
+@pytest.mark.parametrize("where", ["registry.ollama.ai", "registry.ollama.ai/me/model/tag"])
+async def test_nothing_is_collected_while_a_manifest_may_hide_behind_a_link(
+    store: BlobStore, tmp_path: Path, where: str
+) -> None:
+    """Ollama follows links under `manifests/`; we do not, so we cannot know what they need."""
+    used = (await store.put_bytes(b"1"))[0]
+    await store.write_manifest(NAME, str(used).encode())
+    path = tmp_path / "models/manifests" / where
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    (tmp_path / "models/manifests/.DS_Store").write_bytes(b"a plain file is no reason to stop")
+    assert await store.collect({used}, set()) == []
+    path.unlink()
+    assert await store.collect({used}, set()) == [used]
+
+
 def test_leftovers_of_a_crash_are_removed_at_start(tmp_path: Path) -> None:
     root = tmp_path / "models"
     BlobStore(root).close()
@@ -210,7 +227,7 @@ async def test_links_in_the_store_lead_nowhere(store: BlobStore, tmp_path: Path)
         await store.read_blob(blob, 100)
     assert await store.blob_size(blob) is None
     assert await store.read_manifest(NAME) is None
-    with pytest.raises((OllamaDistributedError, OSError)):
+    with pytest.raises(Unavailable, match="cannot be used"):
         await store.write_manifest(NAME, b"x")
     assert await store.scan() == {}
     assert files(outside) == []

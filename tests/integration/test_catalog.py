@@ -297,6 +297,7 @@ async def test_a_damaged_model_says_what_is_wrong_and_can_be_deleted(
 ) -> None:
     ollama_store(root, "registry.ollama.ai/library/broken/latest", model=MODEL[:-64])
     ollama_store(root)
+    ollama_store(root, "registry.ollama.ai/library/lora/latest", adapter=b"GGUF no adapter at all!!")
     (root / "manifests/registry.ollama.ai/library/junk").mkdir()
     (root / "manifests/registry.ollama.ai/library/junk/latest").write_bytes(b"{")
     catalog = Catalog(store, clock=clock)
@@ -306,6 +307,8 @@ async def test_a_damaged_model_says_what_is_wrong_and_can_be_deleted(
         await catalog.resolve("broken")
     with pytest.raises(InvalidModel, match="manifest is not valid"):
         await catalog.resolve("junk")
+    with pytest.raises(InvalidModel, match="version"):
+        await catalog.resolve("lora")
     await catalog.delete("broken")
     await catalog.delete("junk")
     with pytest.raises(ModelNotFound):

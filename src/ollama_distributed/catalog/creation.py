@@ -165,5 +165,7 @@ def _check_supported(request: CreateRequest) -> None:
         )
     if request.draft_files:
         raise Unsupported("DRAFT models are not supported")
+    if request.info:
+        raise Unsupported("'info' cannot be set; it is read from the model's own file")
     if request.remote_host:
         raise Unsupported("models on remote hosts are not supported; configure the host as an engine")

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import BlobNotFound, InvalidModel
+from ollama_distributed.base.errors import InvalidModel
 from ollama_distributed.catalog.ports import ManifestStamp, Store, StoredManifest
 from ollama_distributed.models import manifest as media
 from ollama_distributed.models import parameters
@@ -65,9 +65,8 @@ async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> E
     models = manifest.of_type(media.MODEL)
     if config.model_format not in ("", "gguf") or not models:
         raise InvalidModel(f"the model's format is {config.model_format or 'unknown'}; only GGUF can be run")
-    for layer in manifest.of_type(*media.GGUF_TYPES):
-        if await store.blob_size(layer.blob) is None:
-            raise BlobNotFound(f'blob "{layer.digest}" not found')
+    for layer in manifest.of_type(media.ADAPTER):
+        await store.read_header(layer.blob)  # nothing reaches a runner unread
     header = await store.read_header(models[0].blob)
     projectors = manifest.of_type(media.PROJECTOR)
     heard = tuple([await store.read_header(layer.blob) for layer in projectors])

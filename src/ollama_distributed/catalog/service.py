@@ -111,7 +111,7 @@ class Catalog:
         if spec is None:
             broken = self._broken.get(key)
             if broken is not None:
-                raise broken.error
+                raise broken.error.with_traceback(None)
             raise ModelNotFound(f"model '{name}' not found")
         return spec
 
@@ -227,7 +227,7 @@ class Catalog:
         await self._look_again(name)
         broken = self._broken.get(name.key)
         if name.key not in self._entries and broken is not None:
-            raise broken.error
+            raise broken.error.with_traceback(None)
         return self._entries.get(name.key)
 
     def _settled(self, name: ModelName) -> ModelName:

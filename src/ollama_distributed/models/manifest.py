@@ -33,8 +33,6 @@ DRAFT = _IMAGE + "draft"
 EMBED = _IMAGE + "embed"
 """Deprecated in 2023; ignored."""
 
-GGUF_TYPES = frozenset({MODEL, ADAPTER, PROJECTOR, DRAFT})
-
 _DIGEST = re.compile(rb"sha256[:-]([0-9a-f]{64})")
 
 MAX_MANIFEST_BYTES = 4 << 20

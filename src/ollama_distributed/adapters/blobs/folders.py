@@ -22,6 +22,10 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What file systems without hard links (exFAT, some network shares) answer."""
+_UNUSABLE = frozenset(
+    {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+)
+"""The store is read-only or damaged, or a link or file lies where a folder should."""
 STAGING = ".ollama-distributed"
 """Ours, beside Ollama's folders and on their file system: Ollama never looks into it, and
 a file inside its `blobs/` would count as complete, or be pruned."""
@@ -158,7 +162,7 @@ def translated() -> Iterator[None]:
     except OSError as exc:
         if exc.errno in _FULL:
             raise DiskFull("the disk of the model store is full; free some space and try again") from exc
-        if exc.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO):
+        if exc.errno in _UNUSABLE:
             reason = os.strerror(exc.errno)
             raise Unavailable(f"the model store cannot be used: {reason}") from exc
         raise
@@ -200,6 +204,16 @@ def regular_stat(folder: int, name: str) -> os.stat_result | None:
     except FileNotFoundError:
         return None
     return found if _regular(found) else None
+
+
+def harmless(folder: int, name: str) -> bool:
+    """What was not found as expected is no manifest of Ollama's either: it is gone, or a plain
+    file where folders are, or a folder where files are; but no link, which Ollama would follow."""
+    try:
+        found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    return _regular(found) or (found.st_mode & 0o170000) == 0o040000
 
 
 def _regular(found: os.stat_result) -> bool:

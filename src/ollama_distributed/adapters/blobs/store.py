@@ -20,6 +20,7 @@ from anyio import CapacityLimiter, to_thread
 
 from ollama_distributed.adapters.blobs.folders import (
     Folders,
+    harmless,
     listed,
     open_file,
     regular_stat,
@@ -74,7 +75,7 @@ class BlobStore:
 
     async def write_manifest(self, name: ModelName, data: bytes) -> ManifestStamp:
         def write() -> ManifestStamp:
-            with translated(), self._folders.staged() as staged:
+            with self._folders.staged() as staged:
                 staged.write(data)
                 with self._folders.below(self._folders.manifests, name.parts[:3], create=True) as folder:
                     return _stamp(staged.place(folder, name.tag))
@@ -84,7 +85,7 @@ class BlobStore:
     async def delete_manifest(self, name: ModelName) -> bool:
         def delete() -> bool:
             try:
-                with translated(), self._folders.below(self._folders.manifests, name.parts[:3]) as folder:
+                with self._folders.below(self._folders.manifests, name.parts[:3]) as folder:
                     os.unlink(name.tag, dir_fd=folder)
                     os.fsync(folder)
             except (FileNotFoundError, NotADirectoryError):
@@ -168,12 +169,12 @@ class BlobStore:
             if doomed:
                 try:
                     doomed -= self._referenced()
-                except InvalidModel as exc:
+                except (InvalidModel, OSError) as exc:
                     # What a manifest needs is unknown: nothing may go.
-                    log.warning("store.collect_skipped", error=exc.message)
+                    log.warning("store.collect_skipped", error=str(exc))
                     return []
             for blob in sorted(doomed):
-                with contextlib.suppress(FileNotFoundError), translated():
+                with contextlib.suppress(FileNotFoundError):
                     os.unlink(blob.filename, dir_fd=self._folders.blobs)
             return sorted(doomed)
 
@@ -182,13 +183,16 @@ class BlobStore:
     # ── in a worker thread ──────────────────────────────────────────────────────────
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await to_thread.run_sync(work, limiter=self._threads)
+        def translating() -> T:
+            with translated():
+                return work()
+
+        return await to_thread.run_sync(translating, limiter=self._threads)
 
     @contextlib.contextmanager
     def _opened(self, blob: BlobId) -> Iterator[tuple[int, int]]:
         try:
-            with translated():
-                file = open_file(self._folders.blobs, blob.filename)
+            file = open_file(self._folders.blobs, blob.filename)
         except FileNotFoundError as exc:
             raise BlobNotFound(f'blob "{blob}" not found') from exc
         try:
@@ -212,29 +216,39 @@ class BlobStore:
                 if found is not None:
                     yield name, _stamp(found)
 
-    def _walk(self, folder: int, parts: tuple[str, ...]) -> Iterator[tuple[tuple[str, str, str], int]]:
-        """Every folder `host/namespace/model`."""
+    def _walk(
+        self, folder: int, parts: tuple[str, ...], *, strict: bool = False
+    ) -> Iterator[tuple[tuple[str, str, str], int]]:
+        """Every folder `host/namespace/model`. What cannot be read is skipped, or, if `strict`, raised."""
         if len(parts) == 3:
             yield (parts[0], parts[1], parts[2]), folder
             return
         for part in listed(folder):
             try:
                 with self._folders.below(folder, (part,)) as inner:
-                    yield from self._walk(inner, (*parts, part))
-            except (FileNotFoundError, NotADirectoryError, InvalidName):
-                continue
+                    yield from self._walk(inner, (*parts, part), strict=strict)
+            except (FileNotFoundError, NotADirectoryError):
+                if strict and not harmless(folder, part):
+                    raise
             except OSError as exc:
+                if strict:
+                    raise
                 log.warning("store.folder_skipped", folder="/".join((*parts, part)), error=exc.strerror)
 
     def _referenced(self) -> set[BlobId]:
-        """Every digest that any manifest names, also one that cannot be parsed."""
+        """Every digest that any manifest names, also one that cannot be parsed.
+
+        Raises when a manifest may be there that cannot be read (Ollama follows links, we do not):
+        its blobs must not be taken for unused.
+        """
         found: set[BlobId] = set()
-        for parts, folder in self._walk(self._folders.manifests, ()):
-            del parts
+        for _, folder in self._walk(self._folders.manifests, (), strict=True):
             for tag in listed(folder):
-                with contextlib.suppress(FileNotFoundError):
-                    stored = _read_manifest(folder, tag)
-                    found |= named_blobs(stored.data)
+                try:
+                    found |= named_blobs(_read_manifest(folder, tag).data)
+                except FileNotFoundError:
+                    if not harmless(folder, tag):
+                        raise
         return found
 
     def _prune(self, name: ModelName) -> None:
