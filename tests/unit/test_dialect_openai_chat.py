@@ -365,6 +365,21 @@ def test_a_stream_in_order() -> None:
     assert rows[0].usage is None
 
 
+def test_reasoning_streams_under_both_names() -> None:
+    call = parse(stream=True)
+    call.encoder.feed(0, Opened())
+    row = json.loads(call.encoder.feed(0, Delta(thinking="hm"))[6:])
+    assert row["choices"][0]["delta"] == {"reasoning": "hm", "reasoning_content": "hm"}
+
+
+def test_calls_that_were_cut_say_length() -> None:
+    events = [Delta(tool_calls=(ToolCall(id="c1", name="clock", arguments="{"),)), Finished(reason="length")]
+    assert body(parse(), *events)["choices"][0]["finish_reason"] == "length"
+    call = parse(stream=True)
+    *_, last = chunks(b"".join(call.encoder.feed(0, event) for event in events))
+    assert last.choices[0].finish_reason == "length"
+
+
 def test_text_that_breaks_lines_elsewhere_is_escaped() -> None:
     call = parse(stream=True)
     call.encoder.feed(0, Opened())

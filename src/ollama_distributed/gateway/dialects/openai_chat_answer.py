@@ -6,6 +6,7 @@ that clients read: `reasoning` (Ollama, vLLM, OpenRouter) and `reasoning_content
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ollama_distributed.base.inference import (
@@ -40,10 +41,8 @@ def usage_body(usages: list[Usage], prompts: int = 1) -> dict[str, Any]:
     }
 
 
-def logprobs_body(rows: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
-    if not rows:
-        return None
-    content = [
+def logprob_rows(rows: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    return [
         {
             "token": row.token,
             "logprob": row.logprob,
@@ -54,7 +53,10 @@ def logprobs_body(rows: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> dict[s
         }
         for row in rows
     ]
-    return {"content": content, "refusal": None}
+
+
+def logprobs_body(rows: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    return {"content": logprob_rows(rows), "refusal": None} if rows else None
 
 
 def finish_reason(finished: Finished, *, called: bool, legacy: bool) -> str:

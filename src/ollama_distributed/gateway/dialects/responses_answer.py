@@ -1,9 +1,9 @@
 """POST /v1/responses: the answer, whole or as the ordered list of events.
 
 One state machine makes both: the stream tells of each step, the body shows the end.
-ResponsesReasoning, text and function calls are items of their
-own; text and reasoning close when something else begins, calls at the end, for an engine
-may write several at once. Source: OpenAI API reference "Responses streaming events".
+Reasoning, text and function calls are items of their own; text and reasoning close when
+something else begins, calls at the end, for an engine may write several at once.
+Source: OpenAI API reference "Responses streaming events".
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.gateway.dialects.answer import Call, ToolCalls
 from ollama_distributed.gateway.dialects.contract import RequestContext
+from ollama_distributed.gateway.dialects.openai_chat_answer import logprob_rows
 from ollama_distributed.gateway.dialects.responses_request import (
     ResponsesIn,
     ResponsesTool,
@@ -78,20 +79,6 @@ class Item:
 
 def output_text(text: str, logprobs: list[TokenLogprob]) -> Body:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprob_rows(logprobs)}
-
-
-def logprob_rows(rows: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[Body]:
-    return [
-        {
-            "token": row.token,
-            "logprob": row.logprob,
-            "bytes": list(row.bytes),
-            "top_logprobs": [
-                {"token": t.token, "logprob": t.logprob, "bytes": list(t.bytes)} for t in row.top
-            ],
-        }
-        for row in rows
-    ]
 
 
 class Frame:
