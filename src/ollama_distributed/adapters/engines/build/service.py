@@ -103,6 +103,7 @@ async def build(
     jobs: int | None = None,
     force: bool = False,
     self_test: SelfTest = fit_for_use,
+    toolchain: Toolchain | None = None,
 ) -> BuiltEngine:
     """Build, or find what was built before. Cancel-safe: the tools end, the work folder stays.
 
@@ -117,7 +118,7 @@ async def build(
     if not force and (built := await asyncio.to_thread(find_built, engines, cpu)):
         report(plan.progress("done", built.path))
         return built
-    toolchain = find_toolchain()
+    toolchain = toolchain or find_toolchain()
     key = plan.cache_key(cpu)
     with _locked(engines / f"{key}.lock") as lock, (engines / f"{key}.log").open("ab") as log:
         work = _Build(engines, key, cpu, toolchain, lock, log, report)
@@ -223,7 +224,7 @@ class _Build:
                 self._log.write(line)
                 text = line.decode(errors="replace").rstrip()
                 tail = [*tail[1 - _TAIL_LINES :], text]
-                if step == "compile" and (made := plan.compile_progress(text)):
+                if made := plan.compile_progress(text) if step == "compile" else plan.progress(step, text):
                     self._report(made)
             await process.wait()
         finally:
