@@ -12,7 +12,7 @@ from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
 from ollama_distributed.adapters.engines.llamacpp.protocol import error_of_body
 from ollama_distributed.base.errors import EngineError, OllamaDistributedError
-from ollama_distributed.serving.ports import Done, EngineEvent, EngineFailed, EngineSink
+from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink
 
 MAX_ERROR_BODY_BYTES = 1_048_576
 

@@ -33,7 +33,8 @@ from ollama_distributed.base.inference import (
     Tool,
     ToolCall,
 )
-from ollama_distributed.serving.ports import ChatDelta, ChatRequest, Done, EngineEvent, EngineFailed, Progress
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, Progress
+from ollama_distributed.serving.ports import ChatRequest
 
 # ── out ─────────────────────────────────────────────────────────────────────────────
 
@@ -187,12 +188,12 @@ def parse_calls(text: str, new_id: Callable[[], str]) -> tuple[ToolCall, ...]:
     """The calls of a completed answer under `calls_schema`.
 
     Raises:
-        EngineError: the answer was cut off before it was whole.
+        EngineError: the answer is not whole.
     """
     try:
         found: _Call | list[_Call] = _calls.decode(text)
     except msgspec.DecodeError as exc:
-        raise EngineError("the model's tool call was cut off; allow more tokens (num_predict)") from exc
+        raise EngineError("the model's tool call is not whole") from exc
     calls = found if isinstance(found, list) else [found]
     return tuple(
         ToolCall(id=new_id(), name=c.name, arguments=bytes(c.arguments).decode(), index=i)

@@ -6,8 +6,9 @@ import msgspec
 
 from ollama_distributed.adapters.engines.llamacpp.chat import parse_calls
 from ollama_distributed.adapters.engines.llamacpp.protocol import CompletionStream
+from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.ids import random_id
-from ollama_distributed.serving.ports import ChatDelta, Done, EngineEvent, Tokens
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, Tokens
 
 
 class EnforcedCalls:
@@ -18,8 +19,10 @@ class EnforcedCalls:
         self._text: list[str] = []
 
     def feed(self, data: bytes) -> list[EngineEvent]:
-        """Raises:
-        EngineError: the calls were cut off.
+        """As the other streams. Calls cut off by the token limit are dropped: `length` says so.
+
+        Raises:
+            EngineError: the model ended without whole calls.
         """
         events: list[EngineEvent] = []
         for event in self._stream.feed(data):
@@ -27,11 +30,16 @@ class EnforcedCalls:
                 case Tokens():
                     self._text.append(event.text)
                 case Done():
-                    calls = parse_calls("".join(self._text), lambda: f"call_{random_id(24)}")
-                    events += [
-                        ChatDelta(tool_calls=calls),
-                        msgspec.structs.replace(event, reason="tool_calls"),
-                    ]
+                    events += self._end(event)
                 case _:
                     events.append(event)
         return events
+
+    def _end(self, done: Done) -> list[EngineEvent]:
+        try:
+            calls = parse_calls("".join(self._text), lambda: f"call_{random_id(24)}")
+        except EngineError:
+            if done.reason == "length":
+                return [done]
+            raise
+        return [ChatDelta(tool_calls=calls), msgspec.structs.replace(done, reason="tool_calls")]

@@ -72,7 +72,7 @@ class LlamaCppEngine:
         """
         if self._closed:
             raise Unavailable("the engine is shutting down")
-        folder = await asyncio.to_thread(private_folder, self._runtime_dir)
+        folder = private_folder(self._runtime_dir)
         process: RunnerProcess | None = None
         try:
             params = runner_params(
@@ -80,9 +80,10 @@ class LlamaCppEngine:
                 plan,
                 socket=str(folder / SOCKET_NAME),
                 api_key=new_secret(),
+                gpu=bool(self.program.devices),
                 cache_ram_mib=self._cache_ram_mib,
             )
-            process = await self._started(folder, params)
+            process = self._started(folder, params)
             fragments = asyncio.create_task(_fragments(model), name="read a vocabulary")
             try:
                 await process.wait_ready(
@@ -100,7 +101,7 @@ class LlamaCppEngine:
             if process is not None:
                 await process.stop(grace_s=0.0)
             else:
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
             raise
         runner = LlamaCppRunner(
             process, plan=plan, info=self.info, params=params, fragments=known, on_gone=self._runners.discard
@@ -113,12 +114,12 @@ class LlamaCppEngine:
         self._closed = True
         await asyncio.gather(*(runner.unload(grace_s=1.0) for runner in list(self._runners)))
 
-    async def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
+    def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
         try:
             if self.program.variant == "wheel":
                 return RunnerProcess(folder, serve_task(msgspec.to_builtins(params)))
             argv = binary.argv(self.program.path, params, str(folder), self.program.flags)
-            await asyncio.to_thread(_write_private, folder, binary.files_of(params))
+            _write_private(folder, binary.files_of(params))
             return RunnerProcess(folder, exec_task(argv))
         except OSError as exc:
             raise LoadFailed(f"cannot start a runner: {exc.strerror or exc}") from exc

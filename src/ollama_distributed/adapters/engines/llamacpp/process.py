@@ -61,6 +61,7 @@ class RunnerProcess:
         self._tail = stderr.Tail()
         self._callbacks: list[Callable[[int], None]] = []
         self._stopping = False
+        self._removal: asyncio.Task[None] | None = None
         self.exited: asyncio.Future[int] = self._loop.create_future()
         """Its return code; negative: the signal that ended it."""
         guard = {**msgspec.to_builtins(Guard(parent_pid=os.getpid())), **task.get("guard", {})}
@@ -190,7 +191,8 @@ class RunnerProcess:
 
     async def _buried(self) -> None:
         await asyncio.wait([self.exited], timeout=KILL_WAIT_S)
-        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+        if self._removal is not None:
+            await self._removal
 
     def _signal(self, number: signal.Signals) -> None:
         # The whole session: a binary may have started helpers of its own.
@@ -219,10 +221,14 @@ class RunnerProcess:
         returncode = self._popen.wait()
         self._read_stderr()
         self._close_stderr()
+        self._removal = self._loop.create_task(self._remove_folder(), name="remove a runner's folder")
         self.exited.set_result(returncode)
         for callback in self._callbacks:
             callback(returncode)
         self._callbacks.clear()
+
+    async def _remove_folder(self) -> None:
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     def _read_stderr(self) -> None:
         pipe = self._popen.stderr

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     ContextExceeded,
@@ -32,14 +33,8 @@ from ollama_distributed.base.inference import (
     TokenLogprob,
     TopLogprob,
 )
-from ollama_distributed.serving.ports import (
-    CompletionRequest,
-    Done,
-    EngineEvent,
-    EngineFailed,
-    Progress,
-    Tokens,
-)
+from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, Progress, Tokens
+from ollama_distributed.serving.ports import CompletionRequest
 
 SAMPLERS = ["penalties", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 """Penalties see all candidates, temperature only those that are left: Ollama's meaning."""
@@ -147,12 +142,16 @@ def _bias(token: str, value: float) -> list[int | float]:
 
 
 def format_fields(output: Format | None, grammar: str = "") -> dict[str, Any]:
+    """Raises:
+    Invalid: the schema cannot be kept.
+    """
     match output:
         case None:
             return {"grammar": grammar} if grammar else {}
         case JsonObject():
             return {"json_schema": {"type": "object"}}
         case JsonSchema(schema):
+            check_schema(schema)
             return {"json_schema": dict(schema) or {"type": "object"}}
 
 
@@ -261,6 +260,10 @@ class CompletionStream:
         if missing > 0 and self._fragments is not None:
             ids = (self._fragments.withheld(missing, chunk.content, ids[0]) or ()) + ids
         logprobs = tuple(token_logprob(p, self._top) for p in chunk.completion_probabilities or ())
+        if missing > 0 and len(logprobs) == 1:
+            # Only the token that completed the character came with a figure: it stands for all of them.
+            whole = chunk.content
+            logprobs = (msgspec.structs.replace(logprobs[0], token=whole, bytes=whole.encode()),)
         events: list[EngineEvent] = []
         if chunk.content:
             events.append(Tokens((*self._silent, *ids), chunk.content, logprobs))
@@ -299,17 +302,17 @@ class CompletionStream:
 def token_logprob(wire: WireLogprob, top: int) -> TokenLogprob:
     return TokenLogprob(
         token=wire.token,
-        logprob=UNLIKELY if wire.logprob is None else wire.logprob,
+        logprob=_finite(wire.logprob),
         bytes=bytes(wire.bytes or ()),
         top=tuple(
-            TopLogprob(
-                token=t.token,
-                logprob=UNLIKELY if t.logprob is None else t.logprob,
-                bytes=bytes(t.bytes or ()),
-            )
+            TopLogprob(token=t.token, logprob=_finite(t.logprob), bytes=bytes(t.bytes or ()))
             for t in wire.top_logprobs[:top]
         ),
     )
+
+
+def _finite(logprob: float | None) -> float:
+    return UNLIKELY if logprob is None else max(logprob, UNLIKELY)
 
 
 def error_of_body(status: int, body: bytes) -> OllamaDistributedError:

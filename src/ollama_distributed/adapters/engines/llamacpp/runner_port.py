@@ -34,12 +34,12 @@ from ollama_distributed.base.errors import (
     Unavailable,
     Unsupported,
 )
-from ollama_distributed.base.inference import Message, Think, Tool
+from ollama_distributed.base.inference import JsonSchema, Message, Think, Tool
+from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.serving.ports import (
     ChatRequest,
     CompletionRequest,
     EngineInfo,
-    EngineSink,
     LoadPlan,
     RunnerMetrics,
 )
@@ -144,8 +144,9 @@ class LlamaCppRunner:
             prompt=prompt,
             images=tuple(image for message in request.messages for image in message.images),
             sampling=request.sampling,
+            format=JsonSchema(schema),
         )
-        body = completion_body(completion, context_tokens=self._plan.context_tokens) | {"json_schema": schema}
+        body = completion_body(completion, context_tokens=self._plan.context_tokens)
         call.send(self.process.address, "/completion", body, self._headers, EnforcedCalls())
 
     # ── questions ───────────────────────────────────────────────────────────────────
@@ -284,14 +285,14 @@ class LlamaCppRunner:
             )
         for call in list(self._calls):
             call.fail(self._unavailable())
-        self._on_gone(self)
         for callback in self._exit_callbacks:
             callback(self._death)
         self._exit_callbacks.clear()
-        if not self.process.stopping:
-            self._burial = asyncio.get_running_loop().create_task(
-                self.process.stop(0.0), name="bury a runner"
-            )
+        self._burial = asyncio.get_running_loop().create_task(self._bury(), name="bury a runner")
+
+    async def _bury(self) -> None:
+        await self.process.stop(0.0)
+        self._on_gone(self)
 
 
 def _floats(text: str) -> list[float]:

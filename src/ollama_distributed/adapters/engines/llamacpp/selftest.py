@@ -15,16 +15,10 @@ from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.base.errors import DeadlineExceeded, EngineError, OllamaDistributedError
 from ollama_distributed.base.inference import Sampling
+from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, Tokens
 from ollama_distributed.models.scripted import scripted_model
 from ollama_distributed.models.spec import Architecture, ModelSpec
-from ollama_distributed.serving.ports import (
-    CompletionRequest,
-    Done,
-    EngineEvent,
-    EngineFailed,
-    LoadPlan,
-    Tokens,
-)
+from ollama_distributed.serving.ports import CompletionRequest, LoadPlan
 
 ANSWER = "The quick brown fox jumps over the lazy dog, 1234567890 times ✓."
 PLAN = LoadPlan(slots=1, context_tokens=512, threads=1)

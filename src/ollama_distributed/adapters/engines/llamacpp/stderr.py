@@ -11,11 +11,13 @@ MAX_REASON_CHARS = 400
 
 _PREFIX = re.compile(r"^(?:[\d.]+ [DIWE] )?(?:\w+ +)?\w*: ")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
+_SOURCE = re.compile(r"\S*/([\w.-]+\.(?:cpp|c|h|hpp|cu|m)):")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _REASONS = (
-    "error loading model:",
+    "gguf_init_",
     "GGML_ASSERT",
     "GGML_ABORT",
+    "error loading model:",
     "out of memory",
     "failed to allocate",
     "unable to allocate",
@@ -61,7 +63,7 @@ def reason(tail: str) -> str:
 
 def _clean(line: str, sign: str) -> str:
     text = line.partition(sign)[2] if sign == "error loading model:" else _PREFIX.sub("", line)
-    return _ADDRESS.sub("0x…", text.strip())[:MAX_REASON_CHARS]
+    return _ADDRESS.sub("0x…", _SOURCE.sub(r"\1:", text.strip()))[:MAX_REASON_CHARS]
 
 
 def end_of(returncode: int) -> str:

@@ -12,14 +12,15 @@ Source: `server_context::process_token` and `validate_utf8` of llama.cpp b11549.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ollama_distributed.models.gguf.header import Array, Scalar, Value, read_header
+from ollama_distributed.models.gguf.header import Array, Header, NeedMore, Scalar, Value, read_header
 
 _TYPE_NORMAL, _TYPE_BYTE = 1, 6
 """`tokenizer.ggml.token_type`"""
+FIRST_READ_BYTES = 8 * 1024 * 1024
+"""Holds the header of a model with 150,000 tokens."""
 MAX_WITHHELD = 8
 """Tokens to look for at once; a character has at most four bytes."""
 
@@ -40,19 +41,24 @@ class Fragments:
         ending = self._bytes.get(last)
         if not 0 < count <= MAX_WITHHELD or ending is None or not data.endswith(ending):
             return None
-        found = self._cuts(data[: len(data) - len(ending)], 0, count)
+        found = self._cuts(data[: len(data) - len(ending)], count, last)
         return min(found, key=self._merge_order, default=None)
 
-    def _cuts(self, data: bytes, start: int, count: int) -> Iterator[tuple[int, ...]]:
+    def _cuts(self, data: bytes, count: int, following: int) -> Iterator[tuple[int, ...]]:
+        """Every way to write `data`, whose end is incomplete, with `count` tokens."""
         if count == 0:
-            if start == len(data):
+            if not data:
                 yield ()
             return
-        for end in range(start + 1, min(len(data), start + self._longest) + 1):
-            ids = self._ids.get(data[start:end])
-            if ids and ends_incomplete(data[:end]):
-                for rest in self._cuts(data, end, count - 1):
-                    yield (ids[0], *rest)
+        if not ends_incomplete(data):
+            return
+        for start in range(max(0, len(data) - self._longest), len(data)):
+            ids = self._ids.get(data[start:])
+            if ids:
+                # Of entries with equal bytes (no trained vocabulary has any) the nearest to the next.
+                token = min(ids, key=lambda i: abs(i - following))
+                for before in self._cuts(data[:start], count - 1, token):
+                    yield (*before, token)
 
     def _merge_order(self, ids: tuple[int, ...]) -> tuple[list[int], tuple[int, ...]]:
         return sorted(i for i in ids if len(self._bytes[i]) > 1), ids
@@ -71,13 +77,12 @@ def ends_incomplete(data: bytes) -> bool:
 
 
 def read_fragments(path: str) -> Fragments:
-    """From a GGUF file that was checked before. Blocks: for a worker thread."""
-    with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        view = memoryview(data)
-        try:
-            metadata = read_header(view, len(data), verbose=True).metadata
-        finally:
-            view.release()
+    """From a GGUF file. Blocks: for a worker thread.
+
+    Raises:
+        InvalidModel: the file is damaged.
+    """
+    metadata = _header(Path(path)).metadata
     tokens, kinds = (
         _values(metadata.get("tokenizer.ggml.tokens")),
         _values(metadata.get("tokenizer.ggml.token_type")),
@@ -85,6 +90,18 @@ def read_fragments(path: str) -> Fragments:
     names = [str(token) for token in tokens]
     numbers = [int(kind) for kind in kinds] or [_TYPE_NORMAL] * len(names)
     return Fragments(fragments_of(str(metadata.get("tokenizer.ggml.model")), names, numbers))
+
+
+def _header(path: Path) -> Header:
+    size = path.stat().st_size
+    wanted = FIRST_READ_BYTES
+    with path.open("rb") as file:
+        while True:
+            file.seek(0)
+            try:
+                return read_header(file.read(wanted), size, verbose=True)
+            except NeedMore:
+                wanted *= 4
 
 
 def _values(value: Value | None) -> tuple[Scalar, ...]:

@@ -1,0 +1,307 @@
+"""The ten traps of DESIGN.md, "Inference engine": each seen once, none may come back."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from tests.integration.llamacpp_programs import PROGRAMS, program_named
+from tests.models import SMOLLM2, Models, model_spec
+
+from ollama_distributed.adapters.engines.http import fetch
+from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
+from ollama_distributed.adapters.engines.llamacpp.launch import MAX_BATCH, MAX_CPU_BATCH, runner_params
+from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.adapters.engines.llamacpp.vocabulary import read_fragments
+from ollama_distributed.base.errors import ContextExceeded, LoadFailed
+from ollama_distributed.base.inference import Message, NamedTool, Sampling, Tool
+from ollama_distributed.base.tokens import Done, Progress, Tokens
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
+from ollama_distributed.testing.recording import Recording
+
+pytestmark = [pytest.mark.integration, pytest.mark.anyio]
+
+needs_smollm2 = pytest.mark.skipif(not SMOLLM2.exists(), reason="the real model is not here (make models)")
+
+Loader = Callable[..., Awaitable[LlamaCppRunner]]
+
+
+@pytest.fixture(params=PROGRAMS)
+async def load(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Loader]:
+    """A builder: model (and plan's fields) -> runner; all are ended afterwards."""
+    engine = LlamaCppEngine(await program_named(request.param), runtime_dir=tmp_path / "run")
+
+    async def start(model: ModelSpec | Path, **plan: int) -> LlamaCppRunner:
+        spec = model if isinstance(model, ModelSpec) else model_spec(model)
+        return await engine.load(spec, LoadPlan(**{"slots": 1, "context_tokens": 2048, "threads": 1, **plan}))
+
+    yield start
+    await engine.close()
+
+
+def smollm2() -> ModelSpec:
+    return model_spec(SMOLLM2)
+
+
+def say(prompt: str, *, shift: bool = True, **sampling: float) -> CompletionRequest:
+    fields = {"temperature": 0.0, **sampling}
+    return CompletionRequest(prompt=prompt, sampling=Sampling(**fields), shift=shift)  # type: ignore[arg-type]
+
+
+async def answer(runner: LlamaCppRunner, request: CompletionRequest) -> Recording:
+    recording = Recording()
+    runner.generate(request, recording)
+    await recording.done()
+    return recording
+
+
+LONG_PROMPT = "The quick brown fox jumps over the lazy dog and runs away. " * 220
+"""2,900 tokens of SmolLM2: over five seconds on two cores."""
+
+
+async def test_trap_1_a_runner_uses_the_threads_of_its_plan(load: Loader, models: Models) -> None:
+    """Two runners at two threads on two cores fall to a sixth of their speed."""
+    runner = await load(models.endless(), threads=1, context_tokens=65_536)
+    recording = Recording()
+    generation = runner.generate(say("go"), recording)
+    await recording.pieces(1)
+    process = psutil.Process(runner.process.pid)
+    before, started = process.cpu_times(), time.monotonic()
+    await asyncio.sleep(1.0)
+    after, wall_s = process.cpu_times(), time.monotonic() - started
+    generation.cancel()
+    # One thread computes; the one that writes the stream adds a little.
+    assert after.user - before.user < 1.5 * wall_s
+
+
+@needs_smollm2
+async def test_trap_2_a_cancel_is_seen_while_the_prompt_is_read(load: Loader) -> None:
+    runner = await load(smollm2(), context_tokens=4096)
+    reading = Recording()
+    reader = runner.generate(say(LONG_PROMPT), reading)
+    times = [await progress(reading, steps) for steps in (1, 2, 3)]
+    step_s = max(times[1] - times[0], times[2] - times[1])
+    reader.cancel()
+    cancelled_at = time.monotonic()
+    await answer(runner, say("Hi", num_predict=1))
+    # A cancel that is not seen costs the rest of the prompt: twenty steps more.
+    assert time.monotonic() - cancelled_at < 1.0 + 3 * step_s
+
+
+@needs_smollm2
+async def test_trap_3_a_long_prompt_does_not_stall_the_other_streams(load: Loader) -> None:
+    runner = await load(smollm2(), slots=2, context_tokens=4096)
+    other, reading = Recording(), Recording()
+    running = runner.generate(say("Count: one, two,", num_predict=2000), other)
+    await other.pieces(3)
+    reader = runner.generate(say(LONG_PROMPT), reading)
+    seen = []
+    for steps in (1, 2, 3):
+        await progress(reading, steps)
+        seen.append(len(other.events))
+    reader.cancel()
+    running.cancel()
+    assert seen[0] < seen[1] < seen[2]  # a token of the other between any two steps
+    read = [e.processed for e in reading.events if isinstance(e, Progress)]
+    assert max(later - earlier for earlier, later in itertools.pairwise(read)) <= MAX_CPU_BATCH
+
+
+async def progress(recording: Recording, steps: int) -> float:
+    """When so many steps of the prompt were read."""
+    async with asyncio.timeout(40):
+        while len([e for e in recording.events if isinstance(e, Progress) and e.processed]) < steps:
+            assert not any(isinstance(e, Tokens) for e in recording.events), "read too fast to test"
+            await asyncio.sleep(0.005)
+    return time.monotonic()
+
+
+@pytest.mark.parametrize(("gpu", "most"), [(True, MAX_BATCH), (False, MAX_CPU_BATCH)])
+def test_traps_2_and_3_the_step_is_small_whatever_the_plan_says(models: Models, gpu: bool, most: int) -> None:
+    plan = LoadPlan(slots=1, context_tokens=8192, threads=1, batch=2048)
+    params = runner_params(model_spec(models.scripted()), plan, socket="/s.sock", api_key="k", gpu=gpu)
+    assert params.batch == params.ubatch == most
+
+
+async def test_trap_4_no_request_fails_200_in_a_row_and_16_at_once(load: Loader, models: Models) -> None:
+    runner = await load(models.scripted("one two three"), slots=4)
+    for _ in range(200):
+        assert (await answer(runner, say("go\n"))).text == "one two three"
+    many = [Recording() for _ in range(16)]
+    for recording in many:
+        runner.generate(say("go\n"), recording)
+    for recording in many:
+        await recording.done()
+        assert recording.text == "one two three"
+
+
+async def test_trap_5_an_aborting_load_is_an_error_with_its_reason(load: Loader, models: Models) -> None:
+    started = time.monotonic()
+    with pytest.raises(LoadFailed) as aborted:
+        await load(models.corrupt("absurd-layers"))
+    assert "GGML_ASSERT" in aborted.value.message
+    assert "SIGABRT" in aborted.value.message
+    with pytest.raises(LoadFailed, match="magic"):
+        await load(models.corrupt("not-gguf"))
+    with pytest.raises(LoadFailed, match="not within the file bounds"):
+        await load(models.corrupt("data-cut"))
+    assert time.monotonic() - started < 15  # no debugger was started on the corpse
+    assert (await answer(await load(models.scripted("fine")), say("go\n"))).text == "fine"
+
+
+async def test_trap_6_a_prompt_over_the_context_is_refused_with_the_numbers(
+    load: Loader, models: Models
+) -> None:
+    runner = await load(models.scripted("fine"), context_tokens=256)
+    recording = Recording()
+    runner.generate(say("x" * 1000), recording)
+    error = (await recording.failed()).error
+    assert isinstance(error, ContextExceeded)
+    assert (error.prompt_tokens, error.context_tokens) == (1001, 256)
+
+
+async def test_trap_6_a_full_context_ends_with_length_or_slides(load: Loader, models: Models) -> None:
+    runner = await load(models.endless(), context_tokens=256)
+    full = await answer(runner, say("go\n", shift=False))
+    done = full.events[-1]
+    assert isinstance(done, Done)
+    assert done.reason == "length"
+    assert done.prompt_tokens + done.completion_tokens in range(254, 257)
+    slid = await answer(runner, say("go\n", num_predict=600))
+    done = slid.events[-1]
+    assert isinstance(done, Done)
+    assert done.completion_tokens == 600
+
+
+async def test_trap_6_one_full_slot_leaves_the_others_alone(load: Loader, models: Models) -> None:
+    """With a unified KV cache its exhaustion kills all streams."""
+    runner = await load(models.endless(), slots=3, context_tokens=256)
+    recordings = [Recording() for _ in range(3)]
+    for recording in recordings:
+        runner.generate(say("go\n", shift=False), recording)
+    for recording in recordings:
+        assert (await recording.done()).reason == "length"
+
+
+async def test_trap_6_an_embedding_input_may_fill_the_models_whole_context(
+    load: Loader, models: Models
+) -> None:
+    runner = await load(model_spec(models.minilm(), pooling="mean"), context_tokens=512)
+    vectors, tokens = await runner.embed(["word " * 500])
+    assert tokens > MAX_BATCH
+    assert len(vectors[0]) == 384
+    with pytest.raises(ContextExceeded) as refused:
+        await runner.embed(["fine", "word " * 600])
+    assert refused.value.prompt_tokens > refused.value.context_tokens > 0
+    assert len((await runner.embed(["fine"]))[0]) == 1
+
+
+async def test_trap_7_the_dangerous_defaults_are_off(load: Loader, models: Models) -> None:
+    runner = await load(models.scripted("fine"))
+    address = runner.process.address
+    headers = {"origin": "http://evil.example"}
+    for path, body in (("/completion", b'{"prompt":"x"}'), ("/tokenize", b'{"content":"x"}')):
+        refused = await fetch(address, "POST", path, headers=headers, body=body, deadline_s=5)
+        assert refused.status == 401, path
+        assert refused.headers.get("access-control-allow-origin", "") not in ("*", "http://evil.example")
+    key = {"authorization": f"Bearer {runner._params.api_key}"}
+    assert (await fetch(address, "GET", "/", headers=key, deadline_s=5)).status == 404
+    assert (await fetch(address, "GET", "/slots", headers=key, deadline_s=5)).status == 501
+    saved = b'{"filename":"x"}'
+    for method, path, body in (
+        ("POST", "/slots/0?action=save", saved),
+        ("POST", "/props", b'{"x":1}'),
+    ):
+        assert (await fetch(address, method, path, headers=key, body=body, deadline_s=5)).status >= 400, path
+    assert runner._params.cache_ram_mib <= 512
+
+
+@needs_smollm2
+async def test_trap_7_health_does_not_wait_behind_the_batch(load: Loader) -> None:
+    runner = await load(smollm2(), context_tokens=4096)
+    recording = Recording()
+    generation = runner.generate(say(LONG_PROMPT), recording)
+    await progress(recording, 1)
+    started = time.monotonic()
+    assert await runner.healthy()
+    metrics = await runner.metrics()
+    assert time.monotonic() - started < 2.0  # a step takes about one second, the prompt twenty
+    assert metrics.slots_busy == 1
+    generation.cancel()
+
+
+WEATHER = Tool(
+    name="weather",
+    parameters={
+        "type": "object",
+        "properties": {"city": {"$ref": "#/$defs/city"}, "days": {"type": "integer"}},
+        "required": ["city"],
+        "$defs": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    },
+)
+STOP = Tool(name="stop")
+
+
+@needs_smollm2
+@pytest.mark.parametrize(
+    ("choice", "parallel"), [("required", True), ("required", False), (NamedTool("weather"), True)]
+)
+async def test_trap_8_a_required_tool_is_called(load: Loader, choice: object, parallel: bool) -> None:
+    runner = await load(smollm2())
+    recording = Recording()
+    messages = (Message(role="user", content="Write a poem. Do not use any tool."),)
+    runner.chat(
+        ChatRequest(
+            messages=messages,
+            tools=(WEATHER, STOP),
+            tool_choice=choice,  # type: ignore[arg-type]
+            parallel_tool_calls=parallel,
+            sampling=Sampling(temperature=0.0, num_predict=120),
+        ),
+        recording,
+    )
+    done = await recording.done()
+    assert done.reason == "tool_calls", done
+    assert recording.tool_calls
+    for call in recording.tool_calls:
+        assert call.id
+        assert call.name in (("weather",) if isinstance(choice, NamedTool) else ("weather", "stop"))
+        if call.name == "weather":
+            assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+    assert len(recording.tool_calls) == 1 or (parallel and choice == "required")
+
+
+async def test_trap_8_no_tools_are_offered_when_none_is_chosen(load: Loader, models: Models) -> None:
+    runner = await load(models.tools())
+    recording = Recording()
+    messages = (Message(role="user", content="hi"),)
+    runner.chat(ChatRequest(messages=messages, tools=(STOP,), tool_choice="none"), recording)
+    assert (await recording.done()).reason == "stop"
+    assert not recording.tool_calls
+
+
+@needs_smollm2
+def test_trap_9_reading_a_real_vocabulary_is_quick() -> None:
+    """`gguf.GGUFReader` takes 2.6-10 s on a real file."""
+    started = time.process_time()
+    read_fragments(str(SMOLLM2))
+    assert time.process_time() - started < 1.5
+
+
+async def test_trap_10_what_waits_behind_the_slots_is_seen(load: Loader, models: Models) -> None:
+    """The caller keeps calls within the slots; the runner's figures show when it does not."""
+    runner = await load(models.endless(), slots=2, context_tokens=8192)
+    recordings = [Recording() for _ in range(3)]
+    generations = [runner.generate(say("go"), recording) for recording in recordings]
+    await recordings[0].pieces(1)
+    metrics = await runner.metrics()
+    assert (metrics.slots_busy, metrics.queued) == (2, 1)
+    for generation in generations:
+        generation.cancel()
+    assert (await runner.metrics()).slots_busy == 0
