@@ -136,9 +136,9 @@ def test_a_whole_completion_with_logprobs_and_usage_per_prompt() -> None:
 def test_text_offsets_run_on_through_a_stream() -> None:
     call = parse(stream=True, logprobs=0)
     token = TokenLogprob("xy", -1.0, b"xy")
-    out = b"".join(call.encoder.feed(0, Delta(text="xy", logprobs=(token,))) for _ in range(2))
+    out = b"".join(call.encoder.feed(0, Delta(text="xy", logprobs=(token,))) for _ in range(3))
     found = [json.loads(block[6:])["choices"][0]["logprobs"] for block in out.decode().split("\n\n")[:-1]]
-    assert [row["text_offset"] for row in found] == [[0], [2]]
+    assert [row["text_offset"] for row in found] == [[0], [2], [4]]
     assert found[0]["top_logprobs"] is None
 
 
