@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import os
 import stat
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from ollama_distributed.adapters.engines.build import plan, service
+from ollama_distributed.adapters.engines.build import plan, service, source
 from ollama_distributed.adapters.engines.build.toolchain import Toolchain, find_toolchain, write_wrappers
 from ollama_distributed.adapters.engines.llamacpp.discover import BuildInfo
-from ollama_distributed.base.errors import Conflict, DigestMismatch, DiskFull, EngineError
+from ollama_distributed.base.errors import Conflict, DigestMismatch, DiskFull, EngineError, Unavailable
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -154,6 +157,55 @@ async def test_a_wrong_archive_is_refused(tmp_path: Path, toolchain: Toolchain) 
             toolchain=toolchain,
             archive=tmp_path / "other.tar.gz",
         )
+
+
+def sdist(path: Path) -> str:
+    """A source archive as the index has it; its sha256."""
+    root = f"{plan.SOURCE_PACKAGE}-{plan.SOURCE_VERSION}"
+    files = {
+        "PKG-INFO": f"Metadata-Version: 2.1\nName: {plan.SOURCE_PACKAGE}\nVersion: {plan.SOURCE_VERSION}\n",
+        "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "setuptools.build_meta"\n',
+        "setup.py": "raise SystemExit('the source was run')\n",
+        f"{plan.SOURCE_TREE}/CMakeLists.txt": "",
+    }
+    with tarfile.open(path / f"{root}.tar.gz", "w:gz") as tar:
+        for name, text in files.items():
+            info = tarfile.TarInfo(f"{root}/{name}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return hashlib.sha256((path / f"{root}.tar.gz").read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where pip looks."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+async def test_pip_fetches_the_source_and_runs_nothing_of_it(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "SOURCE_SHA256", sdist(index))
+    got = await source.download(tmp_path)
+    source.check(got)
+    source.unpack(got, tmp_path / "source")
+    assert await source.download(tmp_path) == got
+    assert not (tmp_path / "download").exists()
+
+
+async def test_pip_refuses_another_file(index: Path, tmp_path: Path) -> None:
+    sdist(index)
+    with pytest.raises(Unavailable, match="--source"):
+        await source.download(tmp_path)
+
+
+async def test_pip_finds_nothing(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="pip config list"):
+        await source.download(tmp_path)
 
 
 async def test_the_real_compiler_makes_a_program(tmp_path: Path) -> None:
