@@ -180,10 +180,11 @@ def gateway(inference: Any, *, limits: Limits | None = None, **extra: Any) -> Ga
 
 
 class Server:
-    def __init__(self, port: int, app: Gateway, watch: Any) -> None:
+    def __init__(self, port: int, app: Gateway, watch: Any, server: uvicorn.Server) -> None:
         self.port = port
         self.app = app
         self.watch = watch
+        self.server = server
 
     async def connect(self) -> Connection:
         return Connection(*await asyncio.open_connection("127.0.0.1", self.port))
@@ -202,7 +203,7 @@ async def serving(app: Gateway, *, adapter: str, limits: Limits | None = None) -
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started or task.done(), "the server starts")
-        yield Server(listener.getsockname()[1], app, kind.watch)
+        yield Server(listener.getsockname()[1], app, kind.watch, server)
     finally:
         server.should_exit = True
         server.force_exit = True

@@ -221,3 +221,18 @@ async def test_an_offer_to_upgrade_is_ignored(adapter):
             request_bytes("GET", "/api/version", b"", "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c")
         )
         assert (await client.answer()).status == 200
+
+
+async def test_shutdown_lets_a_running_answer_end(adapter):
+    inference = ScriptedInference(hold=True)
+    async with serving(gateway(inference), adapter=adapter) as server, await server.connect() as client:
+        async with await server.connect() as idle:
+            await client.post("/api/generate", GEN)
+            await until(lambda: bool(inference.generations), "the request opens")
+            inference.generations[0].emit(Delta(text="a"))
+            server.server.should_exit = True
+            assert await idle.closed()
+        inference.generations[0].emit(Delta(text="b"), Finished(reason="stop"))
+        answer = await client.answer()
+        assert [json.loads(line)["response"] for line in answer.body.splitlines()] == ["a", "b", ""]
+        assert await client.closed()

@@ -359,6 +359,18 @@ async def test_a_reader_that_stops_is_cut_and_its_slot_freed(adapter):
             await until(lambda: generation.cancelled > 0, "the slot is freed")
 
 
+async def test_refused_connections_are_counted():
+    app = gateway(hello())
+    async with serving(app, adapter="fast") as server:
+        async with await server.connect() as client:
+            await client.send(b"\x00" * 64)
+            assert (await client.answer()).status == 400
+        async with await server.connect() as client:
+            await client.send(request_bytes("GET", "/metrics"))
+            text = (await client.answer()).body.decode()
+    assert 'requests_total{route="connection",outcome="error",status="400"} 1' in text
+
+
 async def test_slow_clients_do_not_disturb_a_good_one(adapter):
     limits = Limits(header_deadline_s=5.0)
     async with serving(gateway(hello(), limits=limits), adapter=adapter, limits=limits) as server:

@@ -25,6 +25,7 @@ from ollama_distributed.base.errors import (
     MethodNotAllowed,
     MissingBody,
     OllamaDistributedError,
+    Unavailable,
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -93,6 +94,8 @@ class HotPath:
         self.observe = observe
         self.spawn = spawn
         self.guard = JsonGuard(gate.limits)
+        self.bodies_bytes = 0
+        """Bytes of the bodies of all exchanges that have not ended."""
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:
             methods = self._routes.setdefault(route.path, {})
@@ -182,12 +185,15 @@ class Exchange:
         """A piece of the body."""
         if self.ended:
             return
+        path = self._path
         self._received += len(data)
+        path.bodies_bytes += len(data)
         if self._received > self._limit:
-            self._chunks.clear()
             self.fail(BodyTooLarge(too_large_text(self._limit)), close=True)
-            return
-        self._chunks.append(data)
+        elif path.bodies_bytes > path.gate.limits.bodies_bytes:
+            self.fail(Unavailable("too many large requests at once; try again"), close=True)
+        else:
+            self._chunks.append(data)
 
     def body_complete(self) -> None:
         """The whole body is here: run the call."""
@@ -403,6 +409,8 @@ class Exchange:
         """The one place where an exchange ends."""
         self.ended = True
         self._generations = []
+        self._chunks = []
+        self._path.bodies_bytes -= self._received
         first = self._first_byte_at
         identity = self._identity
         self._path.observe(

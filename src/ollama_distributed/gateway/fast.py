@@ -12,10 +12,13 @@ import asyncio
 import http
 from typing import Any
 
+from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.ids import RequestId
 from ollama_distributed.gateway.core import Exchange, HotPath, RawHeaders
 from ollama_distributed.gateway.gate import read_head
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
+from ollama_distributed.gateway.summary import Summary
 
 _CLOSE = (b"connection", b"close")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -172,6 +175,19 @@ class FastProtocol(LimitedProtocol):
         super().resume_writing()
         if self._running is not None and self._running.exchange is not None:
             self._running.exchange.resume()
+
+    def refused(self, error: OllamaDistributedError, status: int, own_id: RequestId) -> None:
+        self.hot.observe(
+            Summary(
+                request_id=own_id,
+                method="",
+                route="connection",
+                status=status,
+                outcome="error",
+                error_code=error.code,
+                took_s=0.0,
+            )
+        )
 
     # ── the cycle's side ────────────────────────────────────────────────────────────
 

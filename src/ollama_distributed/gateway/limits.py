@@ -30,6 +30,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """JSON body; a 128k-token prompt is about 0.5 MiB."""
     large_body_bytes: int = 64 * MIB
     """JSON body on routes that take images."""
+    bodies_bytes: int = 512 * MIB
+    """Bodies of all inference requests that are not answered yet, together."""
     string_bytes: int = 2 * MIB
     large_string_bytes: int = 32 * MIB
     """One image in base64."""

@@ -49,7 +49,7 @@ class SitePolicy:
     as `https://name[:port]`, port `*` for any.
 
     Raises:
-        ValueError: an entry is `*` or not an origin.
+        Invalid: an entry is `*` or not an origin.
     """
 
     def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
@@ -146,5 +146,8 @@ def _is_navigation(method: str, headers: Mapping[str, str]) -> bool:
 def _configured(origin: str) -> tuple[str, str, str | None]:
     match = _ORIGIN.fullmatch(origin.lower())
     if match is None or "*" in match[2]:
-        raise ValueError(f"not a web origin: {origin!r}; write it as https://name or https://name:port")
+        raise Invalid(
+            f"{origin!r} is not a web origin: write each as https://name or https://name:port "
+            "(port * for any); '*' alone would let every web page use this node"
+        )
     return (match[1], match[2], match[3])

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from typing import TYPE_CHECKING, Any
+import resource
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -29,6 +30,7 @@ from ollama_distributed.base.errors import (
     RequestTimeout,
     Unavailable,
 )
+from ollama_distributed.base.ids import RequestId
 from ollama_distributed.gateway.errors import render_seed
 from ollama_distributed.gateway.gate import request_id
 from ollama_distributed.gateway.limits import Limits
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
+_DESCRIPTOR_SHARE = 0.8
+"""Of the process's file descriptors; the rest is for models, runners and logs."""
 _UPLOADS = b"/api/blobs/"
 """Bodies of any length: no total deadline, only the rate."""
 
@@ -127,14 +131,20 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
-        self._count(len(url))
+        self._head_size += len(url)
+        if self._head_size > self.limits.header_bytes:
+            self._refuse_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
-        if len(self.headers) > self.limits.header_fields:
-            self._refusal = self._too_large()
-            raise self._refusal
+        """As the parent, in one call a field, with the limits."""
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        headers = self.headers
+        headers.append((name, value))
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > self.limits.header_bytes or len(headers) > self.limits.header_fields:
+            self._refuse_head()
 
     def on_headers_complete(self) -> None:
         self.begin_body()
@@ -172,11 +182,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._since = self.loop.time()
         self._head_bytes = 0
 
-    def _count(self, size: int) -> None:
-        self._head_size += size
-        if self._head_size > self.limits.header_bytes:
-            self._refusal = self._too_large()
-            raise self._refusal
+    def _refuse_head(self) -> NoReturn:
+        """Stop the parser; `data_received` answers."""
+        self._refusal = self._too_large()
+        raise self._refusal
 
     def _too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(
@@ -227,8 +236,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Answer with an error if no answer has begun, and close."""
         if self.transport.is_closing():
             return
+        own_id = request_id({})
+        rendered = render_seed(error, own_id)
+        self.refused(error, rendered.status, own_id)
         if not self.answer_began():
-            rendered = render_seed(error, request_id({}))
             self.transport.write(
                 b"".join(
                     (
@@ -241,6 +252,9 @@ class LimitedProtocol(HttpToolsProtocol):
             )
         self.transport.close()
 
+    def refused(self, error: OllamaDistributedError, status: int, own_id: RequestId) -> None:
+        """Hook: this connection ends with an error that no request's own log line tells."""
+
     def answer_began(self) -> bool:
         """Whether bytes of an answer that is not complete have left."""
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
@@ -250,7 +264,7 @@ class Watch:
     """All connections of one app: counts them and checks their deadlines with one timer."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+        self._most = _most_connections(limits)
         self._connections: set[LimitedProtocol] = set()
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(
@@ -263,7 +277,7 @@ class Watch:
 
     def add(self, connection: LimitedProtocol) -> bool:
         """False: there are too many already."""
-        if len(self._connections) >= self._limits.connections:
+        if len(self._connections) >= self._most:
             return False
         self._connections.add(connection)
         if self._timer is None:
@@ -284,6 +298,13 @@ class Watch:
         now = loop.time()
         for connection in list(self._connections):
             connection.check_deadlines(now)
+
+
+def _most_connections(limits: Limits) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return limits.connections
+    return min(limits.connections, max(1, int(soft * _DESCRIPTOR_SHARE)))
 
 
 def protocol_class(limits: Limits) -> type[LimitedProtocol]:

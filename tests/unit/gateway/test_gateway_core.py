@@ -221,6 +221,25 @@ def test_body_limits_by_route():
     assert out.headers["connection"] == "close"
 
 
+def test_all_bodies_together_are_bounded():
+    one = Bench(ScriptedInference(hold=True), limits=Limits(bodies_bytes=1000))
+    exchange, out = one.open("/api/generate")
+    exchange.receive(b"x" * 900)
+    late, refused = one.open("/api/generate")
+    late.receive(b"x" * 200)
+    assert refused.status == 503
+    assert out.status == 0
+    exchange.disconnected()
+    assert one.path.bodies_bytes == 0
+    again, fine = one.open("/api/generate")
+    again.receive(BODY)
+    again.body_complete()
+    assert fine.status == 0
+    one.inference.generations[0].emit(Finished(reason="stop"))
+    assert fine.status == 200
+    assert one.path.bodies_bytes == 0
+
+
 def test_long_strings_by_route():
     limits = Limits(string_bytes=100, large_string_bytes=1000)
     one = Bench(ScriptedInference(HELLO), limits=limits)
@@ -250,7 +269,7 @@ def test_every_hot_route_refuses_strangers_and_empty_bodies(route):
 
 def test_origin_settings_refuse_a_star():
     for entry in ("*", "https://*", "example.com", "https://*.example.com"):
-        with pytest.raises(ValueError, match="origin"):
+        with pytest.raises(e.Invalid, match="origin"):
             SitePolicy(origins=[entry])
     policy = SitePolicy(origins=["https://app.example", "http://dev.example:*"])
     assert policy.allows_origin("https://app.example", "localhost")
