@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,8 @@ from tests.nodes import NodeProcess, running_node
 
 pytestmark = pytest.mark.e2e
 
+MESSAGES = [{"role": "user", "content": "x"}]
+_numbers = itertools.count()
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
 DEADLINE_S = 10.0
 MIB = 1024 * 1024
@@ -49,82 +52,100 @@ def runners(node: NodeProcess) -> list[psutil.Process]:
     ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def talker(node: NodeProcess) -> str:
-    """A model that never stops by itself."""
-    add_model(node.url, "endless", scripted_model("on and on ", chat_template=CHATML_TEMPLATE, endless=True))
-    return "endless"
+    """A model that never stops by itself; new each time, since three crashes quarantine one."""
+    name = f"endless-{next(_numbers)}"
+    add_model(
+        node.url, name, scripted_model("on and on ", chat_template=CHATML_TEMPLATE, endless=True, name=name)
+    )
+    return name
+
+
+@contextmanager
+def new_runner(node: NodeProcess) -> Iterator[Callable[[], psutil.Process]]:
+    """Gives the one runner that was started inside the `with`."""
+    before = {runner.pid for runner in runners(node)}
+
+    def find() -> psutil.Process:
+        (found,) = (runner for runner in runners(node) if runner.pid not in before)
+        return found
+
+    yield find
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
 def test_kill_9_of_a_runner_in_mid_stream(node: NodeProcess, talker: str, round_: int) -> None:
+    kill_at = random.Random(round_).randint(1, 40)
+    lines: list[dict[str, object]] = []
+    body = {"model": talker, "prompt": "x", "options": {"num_predict": -1}}
     with node.http() as http:
         http.post("/api/generate", json={"model": "scripted", "stream": False}).raise_for_status()
-        others = {runner.pid for runner in runners(node)}
-        kill_at = random.Random(round_).randint(1, 40)
-        lines: list[dict[str, object]] = []
-        with http.stream(
-            "POST", "/api/generate", json={"model": talker, "prompt": "x", "options": {"num_predict": -1}}
-        ) as answer:
+        with new_runner(node) as runner, http.stream("POST", "/api/generate", json=body) as answer:
             assert answer.status_code == 200
             for line in answer.iter_lines():
                 lines.append(json.loads(line))
                 if len(lines) == kill_at:
-                    (victim,) = (r for r in runners(node) if r.pid not in others)
-                    os.kill(victim.pid, signal.SIGKILL)
-        assert "error" in lines[-1], lines[-1]
+                    os.kill(runner().pid, signal.SIGKILL)
+        assert str(lines[-1].get("error", "")).strip(), lines[-1]
         assert not any(line.get("done") for line in lines)
-        assert str(lines[-1]["error"]).strip()
 
         assert http.get("/healthz").status_code == 200
-        assert (
-            http.post("/api/generate", json={"model": "scripted", "prompt": "x", "stream": False}).json()[
-                "response"
-            ]
-            == ANSWER
-        )
-        again = http.post(
-            "/api/generate",
-            json={"model": talker, "prompt": "x", "stream": False, "options": {"num_predict": 5}},
-        )
+        other = http.post("/api/generate", json={"model": "scripted", "prompt": "x", "stream": False})
+        assert other.json()["response"] == ANSWER
+        again = http.post("/api/generate", json={**body, "stream": False, "options": {"num_predict": 5}})
         assert again.status_code == 200, again.text
         http.post("/api/generate", json={"model": talker, "keep_alive": 0}).raise_for_status()
 
 
-def test_kill_9_of_a_runner_speaks_each_dialect(node: NodeProcess, talker: str) -> None:
-    requests = {
-        "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}]},
-        "/v1/messages": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 100_000},
-        "/api/chat": {"messages": [{"role": "user", "content": "x"}]},
-        "/api/v1/generate": {"prompt": "x"},
-    }
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 100_000}),
+        ("/api/chat", {"messages": MESSAGES}),
+        ("/api/v1/generate", {"prompt": "x"}),
+    ],
+)
+def test_kill_9_of_a_runner_speaks_each_dialect(
+    node: NodeProcess, talker: str, path: str, body: dict[str, object]
+) -> None:
+    seen: list[str] = []
+    request = {"model": talker, "stream": True, **body}
+    with node.http() as http, new_runner(node) as runner, http.stream("POST", path, json=request) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            seen.append(line)
+            if len(seen) == 24:
+                os.kill(runner().pid, signal.SIGKILL)
+    assert '"error"' in "".join(seen[-3:]), seen[-3:]
+    assert "[DONE]" not in "".join(seen)
+
+
+def test_a_model_that_keeps_crashing_is_quarantined_with_the_reason(node: NodeProcess, talker: str) -> None:
+    body = {"model": talker, "prompt": "x"}
     with node.http() as http:
-        http.post("/api/generate", json={"model": talker, "keep_alive": 0})
-        for path, body in requests.items():
-            others = {runner.pid for runner in runners(node)}
-            with http.stream("POST", path, json={"model": talker, "stream": True, **body}) as answer:
-                assert answer.status_code == 200
-                seen = []
-                for line in answer.iter_lines():
-                    seen.append(line)
-                    if len(seen) == 12:
-                        for victim in runners(node):
-                            if victim.pid not in others:
-                                os.kill(victim.pid, signal.SIGKILL)
-            assert '"error"' in "".join(seen[-3:]), (path, seen[-3:])
-            assert "[DONE]" not in "".join(seen)
+        for _ in range(3):
+            with new_runner(node) as runner, http.stream("POST", "/api/generate", json=body) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                os.kill(runner().pid, signal.SIGKILL)
+                assert "error" in list(lines)[-1]
+        refused = http.post("/api/generate", json=body)
+        assert refused.status_code == 503, refused.text
+        assert "crashed" in refused.json()["error"]
+        assert http.post("/api/generate", json={"model": "scripted", "prompt": "x"}).status_code == 200
 
 
 def test_a_client_that_goes_away_frees_the_slot(node: NodeProcess, talker: str) -> None:
-    with node.http() as http:
-        http.post("/api/generate", json={"model": talker, "keep_alive": 0}).raise_for_status()
-        others = {runner.pid for runner in runners(node)}
+    with node.http() as http, new_runner(node) as runner:
         with http.stream("POST", "/api/generate", json={"model": talker, "prompt": "x"}) as answer:
             next(answer.iter_lines())
-            (runner,) = (r for r in runners(node) if r.pid not in others)
-            runner.cpu_percent()
+            process = runner()
         left_at = time.monotonic()
-        wait_for(lambda: runner.cpu_percent(0.1) < 20, "the runner is idle")
+        wait_for(lambda: process.cpu_percent(0.1) < 20, "the runner is idle")
         assert time.monotonic() - left_at < 2
 
 

@@ -12,6 +12,7 @@ import structlog
 from ollama_distributed.adapters.engines.llamacpp.discover import choose, wheel
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.program import Program
+from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
 from ollama_distributed.base.errors import EngineError, Invalid, LoadFailed
 from ollama_distributed.catalog.ports import RemoteModels
 from ollama_distributed.node.settings import EngineSettings, Settings
@@ -62,8 +63,6 @@ async def _llama_cpp(settings: Settings) -> Program:
 
 
 def _make(one: EngineSettings) -> Engine:
-    from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
-
     factories: Mapping[str, EngineFactory] = {"openai": OpenAIEngine, "ollama": OllamaEngine}
     factory = factories.get(one.kind) or _entry_point(one.kind)
     settings: dict[str, Any] = dict(one.options)
