@@ -407,7 +407,7 @@ async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
         assert all(r.active == r.slots_busy == 0 for r in fleet.residents)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200)
 @given(histories(), st.sampled_from([0.0, 0.0002]))
 def test_whatever_happens_room_holds_and_all_are_served(
     history: list[tuple[str, int]], load_s: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -31,6 +33,7 @@ from ollama_distributed.serving.options import (
     serves,
     shape_of,
 )
+from ollama_distributed.serving.reasoning import Reasoning
 from ollama_distributed.serving.residents import load_key
 from ollama_distributed.testing.echo import echo_model
 
@@ -120,7 +123,7 @@ def test_raw_stands_alone() -> None:
         (None, None, True),
         (False, None, False),
         ("low", None, "low"),
-        (None, JsonObject(), False),
+        (None, JsonObject(), True),
         (True, JsonObject(), True),
     ],
 )
@@ -295,3 +298,38 @@ def test_a_cut_text_keeps_what_the_tokenizer_put_around(body: list[int], limit: 
     assert (got[0], got[-1]) == (1, 2)
     assert len(got) == min(limit, len(body) + 2)
     assert list(got[1:-1]) == body[: len(got) - 2]
+
+
+# ── reasoning before a grammar ──────────────────────────────────────────────────────
+
+
+@given(
+    st.text("ab ", max_size=6),
+    st.text("ab <\n", max_size=10),
+    st.text("ab", max_size=4),
+    st.lists(st.integers(0, 60), max_size=10),
+    st.booleans(),
+)
+def test_the_end_of_the_thoughts_is_found_however_they_are_cut(
+    blank: str, thoughts: str, after: str, at: list[int], inside: bool
+) -> None:
+    blank = " " * len(blank)
+    head = ("" if inside else f"{blank}<think>") + f"{thoughts}</think>"
+    whole = head + after
+    edges = sorted({0, len(whole), *(place % (len(whole) + 1) for place in at)})
+    watch, passed = Reasoning(("<think>", "</think>"), inside=inside), 0
+    for a, b in itertools.pairwise(edges):
+        before = len(watch.text)
+        verdict, mine = watch.feed(whole[a:b])
+        assert verdict != "answers"
+        passed = before + mine if verdict in ("reasons", "closed") else passed
+        if verdict == "closed":
+            break
+    assert watch.text == head
+    assert passed == len(head)
+
+
+def test_an_answer_without_thoughts_is_seen_at_once() -> None:
+    watch = Reasoning(("<think>", "</think>"), inside=False)
+    assert watch.feed(" <t")[0] == "unclear"
+    assert watch.feed("he")[0] == "answers"

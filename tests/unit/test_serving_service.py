@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -96,6 +97,34 @@ async def test_reasoning_is_taken_apart_unless_asked_not_to() -> None:
         assert 0 < end.usage.reasoning_tokens < end.usage.completion_tokens
         listener, _ = await n.finished(chat(said, think=False))
         assert (listener.thinking, listener.text) == ("", said)
+
+
+def thinker() -> ModelSpec:
+    return msgspec.structs.replace(
+        echo_model("m"),
+        capabilities=frozenset({"completion", "thinking"}),
+        thinking_tags=("<think>", "</think>"),
+    )
+
+
+async def test_a_grammar_holds_after_the_reasoning() -> None:
+    async with node(thinker(), rules=Rules(slots=1)) as n:
+        said = "<think>\nhm, well\n</think>\n\nnot JSON"
+        listener, end = await n.finished(chat(said, format=JsonObject()))
+        assert listener.thinking == "hm, well\n"
+        assert json.loads(listener.text) == {"echo": said}
+        assert end.usage.reasoning_tokens > 0
+        assert end.usage.completion_tokens > end.usage.reasoning_tokens
+        assert end.usage.prompt_tokens == listener.events[0].prompt_tokens  # type: ignore[union-attr]
+        _, end = await n.finished(chat(said, format=JsonObject(), sampling=Sampling(num_predict=3)))
+        assert (end.reason, end.usage.completion_tokens) == ("length", 3)
+
+
+async def test_a_grammar_holds_from_the_start_where_there_is_no_reasoning() -> None:
+    async with node(thinker()) as n:
+        for think in (None, False):
+            listener, _ = await n.finished(chat("not JSON", format=JsonObject(), think=think))
+            assert (listener.thinking, listener.text) == ("", '{"echo": "not JSON"}')
 
 
 async def test_limits_of_length() -> None:

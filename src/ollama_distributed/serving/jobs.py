@@ -33,12 +33,14 @@ from ollama_distributed.base.tokens import (
     Skipped,
     SourceEvent,
     SourceSink,
+    Tokens,
 )
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import prompts
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
 from ollama_distributed.serving.prompts import Prompt
+from ollama_distributed.serving.reasoning import Reasoning
 from ollama_distributed.serving.residents import Lease
 
 log = structlog.get_logger(__name__)
@@ -74,11 +76,13 @@ class Job:
         "_cut",
         "_desk",
         "_generation",
+        "_held",
         "_lease",
         "_load_s",
         "_over",
         "_paused",
         "_prompt",
+        "_reasoning",
         "_request",
         "_resume_ids",
         "_retried",
@@ -89,6 +93,7 @@ class Job:
         "_spoke",
         "_started",
         "_task",
+        "_thought",
     )
 
     def __init__(
@@ -110,6 +115,12 @@ class Job:
         self._lease: Lease | None = None
         self._prompt: Prompt | None = None
         self._generation: Generation | None = None
+        self._reasoning: Reasoning | None = None
+        """Watches the thoughts that come before a grammar holds."""
+        self._held: list[Tokens] = []
+        """Tokens of which it is not clear yet whether they are thoughts."""
+        self._thought = 0
+        """Tokens of the thoughts, once a grammar holds."""
         self._spoke = False
         """A token is out: it cannot begin again."""
         self._retried = False
@@ -229,6 +240,11 @@ class Job:
         if isinstance(ask, ChatRequest):
             self._generation = lease.runner.chat(ask, self._hear)
         else:
+            self._thought = 0
+            if ask.format is not None and prompt.thinking_tags is not None:
+                self._reasoning = Reasoning(prompt.thinking_tags, inside=prompt.starts_in_thinking)
+                self._held.clear()
+                ask = msgspec.structs.replace(ask, format=None)
             if self._resume_ids:
                 ask = msgspec.structs.replace(ask, prompt=_continued(prompt, self._resume_ids))
             self._generation = lease.runner.generate(ask, self._hear)
@@ -245,11 +261,71 @@ class Job:
             assert isinstance(event, EngineFailed)
             self._failed(event.error)
         elif kind is Done:
-            self._end(event)
+            self._done(event)
+        elif self._reasoning is not None and isinstance(event, Tokens):
+            self._watch(self._reasoning, event)
+        elif self._thought and kind is Progress:
+            # Of the thoughts, which the runner read as a prompt: nobody asked for that.
+            return
         else:
             if kind is not Progress:
                 self._spoke = True
             self._sink(event)
+
+    def _done(self, event: EngineEvent) -> None:
+        assert isinstance(event, Done)
+        self._flush()
+        if self._thought:
+            # Counts and times of two runs: the prompt's are the first's, seen on the way.
+            event = Done(
+                reason=event.reason,
+                prompt_tokens=0,
+                cached_tokens=0,
+                completion_tokens=self._thought + event.completion_tokens,
+            )
+        if not self._over:
+            self._end(event)
+
+    def _watch(self, reasoning: Reasoning, event: Tokens) -> None:
+        """Thoughts pass; where they end, or if there are none, the grammar begins to hold."""
+        verdict, thoughts = reasoning.feed(event.text)
+        self._held.append(event)
+        if verdict == "unclear":
+            return
+        self._reasoning = None if verdict in ("closed", "answers") else reasoning
+        if verdict == "answers":
+            self._held.clear()
+            self._constrain("", 0)
+            return
+        if verdict == "closed":
+            self._held[-1] = msgspec.structs.replace(event, text=event.text[:thoughts])
+        reasoning.tokens += sum(len(held.ids) or 1 for held in self._held)
+        self._flush()
+        if verdict == "closed" and not self._over:
+            self._constrain(reasoning.text + "\n\n", reasoning.tokens)
+
+    def _flush(self) -> None:
+        held, self._held = self._held, []
+        for event in held:
+            if not self._over:
+                self._spoke = True
+                self._sink(event)
+
+    def _constrain(self, thoughts: str, emitted: int) -> None:
+        """Generate the answer with its grammar, after these thoughts, on the same lease."""
+        lease, prompt, generation = self._lease, self._prompt, self._generation
+        assert lease is not None
+        assert prompt is not None
+        assert isinstance(prompt.ask, CompletionRequest)
+        self._thought = emitted
+        if generation is not None:
+            generation.cancel()
+        sampling = prompts.bounded(self._sampling, lease.plan.context_tokens, emitted)
+        text = (prompt.ids, thoughts) if prompt.ids else prompt.rendered + thoughts
+        ask = msgspec.structs.replace(prompt.ask, sampling=sampling, prompt=text)
+        self._generation = lease.runner.generate(ask, self._hear)
+        if self._paused:
+            self._generation.pause()
 
     def _failed(self, error: OllamaDistributedError) -> None:
         """Begin again where that is allowed, else pass it on."""

@@ -85,15 +85,10 @@ def check(spec: ModelSpec, request: InferenceRequest) -> None:
 
 
 def thinking_of(spec: ModelSpec, request: InferenceRequest) -> Think | None:
-    """What the template is told: on by default for a model that can.
-
-    Off under a grammar, which holds from the first token and would forbid the reasoning.
-    """
+    """What the template is told: on by default for a model that can."""
     if "thinking" not in spec.capabilities:
         return None
-    if request.think is None:
-        return request.format is None
-    return request.think
+    return True if request.think is None else request.think
 
 
 def with_template(spec: ModelSpec, prompt: TextPrompt | TokensPrompt | ChatPrompt) -> ModelSpec:
@@ -190,7 +185,7 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
         rendered=text,
         ids=ids,
         images=len(prompt.images),
-        thinking_tags=_tags(spec, request, thinking),
+        thinking_tags=_tags(spec, thinking),
     )
 
 
@@ -267,7 +262,7 @@ async def _prepare_chat(
         ask=_completion(request, sampling, text, images=images),
         rendered=text,
         images=len(images),
-        thinking_tags=_tags(spec, request, thinking),
+        thinking_tags=_tags(spec, thinking),
     )
 
 
@@ -296,6 +291,6 @@ def _completion(
     )
 
 
-def _tags(spec: ModelSpec, request: InferenceRequest, thinking: Think | None) -> tuple[str, str] | None:
+def _tags(spec: ModelSpec, thinking: Think | None) -> tuple[str, str] | None:
     """Tags to take apart; without thinking Ollama leaves a stray block in the text, so do we."""
-    return spec.thinking_tags if thinking and request.format is None else None
+    return spec.thinking_tags if thinking else None
