@@ -133,9 +133,10 @@ def test_a_model_that_keeps_crashing_is_quarantined_with_the_reason(node: NodePr
                 next(lines)
                 os.kill(runner().pid, signal.SIGKILL)
                 assert "error" in list(lines)[-1]
-        refused = http.post("/api/generate", json=body)
-        assert refused.status_code == 503, refused.text
-        assert "crashed" in refused.json()["error"]
+        refused = http.post("/api/v1/generate", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "quarantined")
+        assert "SIGKILL" in refused.json()["error"]["message"]
+        assert http.post("/api/generate", json=body).status_code == 500, "Ollama's status for a broken model"
         assert http.post("/api/generate", json={"model": "scripted", "prompt": "x"}).status_code == 200
 
 
