@@ -351,6 +351,36 @@ def test_model_names_complete(server: Double) -> None:
     assert done.stdout.strip() == "smollm2:135m"
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("run smollm2:1", ["135m"]),  # bash puts it behind the colon, where its last word begins
+        ("run smo", ["smollm2:135m"]),
+        ("show ", ["smollm2:135m", "other"]),
+        ("sho", ["show"]),
+    ],
+)
+def test_bash_completes_names_with_a_colon(
+    server: Double, tmp_path: Path, typed: str, offered: list[str]
+) -> None:
+    server.on("GET", "/api/v1/models", Reply(body={"models": {"smollm2:135m": INFO, "other": {}}}))
+    program = tmp_path / "ollama-distributed"
+    program.write_text(f'#!/bin/sh\nexec {" ".join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    script = (
+        'source <("$1" completion bash); COMP_LINE="$2"; COMP_POINT=${#COMP_LINE}; '
+        '_ollama_distributed_completion "$1"; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(program), f"ollama-distributed {typed}"],
+        env=_environment(server),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.split() == offered, done.stderr
+
+
 def test_a_terminal_gets_no_escape_of_the_model(server: Double) -> None:
     server.on("POST", "/api/v1/generate", Reply(lines=[{"response": "\x1b]0;pwned\x07ok"}, DONE]))
     main, terminal = pty.openpty()
@@ -425,3 +455,31 @@ def test_without_the_nodes_extra_serve_says_how_to_get_it() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert "pip install 'ollama-distributed[node]'" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_for_the_shell(server: Double, tmp_path: Path, shell: str) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "completion", shell, "--install"],
+        env=_environment(server, HOME=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
+    assert any("_OLLAMA_DISTRIBUTED_COMPLETE" in text for text in written)
+
+
+def test_engine_lists_and_tests_what_can_run(server: Double, tmp_path: Path) -> None:
+    env = _environment(server, OLLAMA_DISTRIBUTED_CACHE_DIR=str(tmp_path), PATH=os.defpath)
+    listed = subprocess.run(
+        [*PROGRAM, "engine", "list", "-o", "json"], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert [row["variant"] for row in json.loads(listed.stdout)][-1] == "wheel"
+    failed = subprocess.run(
+        [*PROGRAM, "engine", "test", sys.executable], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert failed.returncode == 1
+    assert "Error:" in failed.stderr
+    assert failed.stdout == ""

@@ -14,6 +14,21 @@ from ollama_distributed.cli.session import Session
 _PROGRAM = "ollama-distributed"
 _VARIABLE = "_OLLAMA_DISTRIBUTED_COMPLETE"
 SHELLS = ("bash", "zsh", "fish")
+_BASH = f"""\
+_ollama_distributed_completion() {{
+    local IFS=$' \\t\\n' line="${{COMP_LINE:0:$COMP_POINT}}" words cur
+    read -ra words <<< "$line"
+    [[ "$line" == *[[:space:]] ]] && words+=("''")
+    cur="${{words[-1]}}"
+    IFS=$'\\n'
+    COMPREPLY=( $( env COMP_WORDS="${{words[*]}}" COMP_CWORD=$(( ${{#words[@]}} - 1 )) \\
+                   {_VARIABLE}=complete_bash "$1" ) )
+    [[ "$cur" == *:* ]] && COMPREPLY=( "${{COMPREPLY[@]#"${{cur%"${{cur##*:}}"}}"}}" )
+    return 0
+}}
+complete -o default -F _ollama_distributed_completion {_PROGRAM}
+"""
+"""Ours for bash, whose words end at a colon: `smollm2:13` would never become `smollm2:135m`."""
 _PATIENCE_S = 1.0
 """Someone waits with a finger on the tab key."""
 
@@ -41,13 +56,18 @@ def completion(
         raise typer.BadParameter("choose bash, zsh or fish", param_hint="SHELL")
     from typer import _completion_shared as scripts
 
-    if install:
-        _, path = scripts.install(shell=shell, prog_name=_PROGRAM, complete_var=_VARIABLE)
-        output.note(f"written to {path}; it works in new terminals")
-    else:
-        output.write(
-            scripts.get_completion_script(prog_name=_PROGRAM, complete_var=_VARIABLE, shell=shell) + "\n"
-        )
+    script = (
+        _BASH
+        if shell == "bash"
+        else scripts.get_completion_script(prog_name=_PROGRAM, complete_var=_VARIABLE, shell=shell) + "\n"
+    )
+    if not install:
+        output.write(script)
+        return
+    _, path = scripts.install(shell=shell, prog_name=_PROGRAM, complete_var=_VARIABLE)
+    if shell == "bash":
+        path.write_text(script)
+    output.note(f"written to {path}; it works in new terminals")
 
 
 def model_names(ctx: typer.Context) -> list[str]:

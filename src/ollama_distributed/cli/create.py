@@ -108,7 +108,7 @@ def _make(session: Session, name: str, asked: Modelfile, folder: Path, quantize:
                     task = tasks[label] = progress.add_task(label, total=line.total)
                 progress.update(task, completed=line.completed or 0)
             elif line.status != last:
-                progress.console.print(clean_line(line.status))
+                progress.console.print(clean_line(line.status), soft_wrap=True)
                 last = line.status
 
 
