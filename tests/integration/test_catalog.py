@@ -369,6 +369,21 @@ async def test_creates_and_deletes_at_once_never_lose_a_shared_blob(catalog: Cat
             assert spec.system == "same text for all"
 
 
+async def test_deleting_the_base_in_the_middle_of_a_create_takes_nothing_from_it(catalog: Catalog) -> None:
+    """The weights are shared (pinned while the create runs), and so is a text (stored again)."""
+    await upload(catalog)
+    await made(catalog, model="base", files={"m.gguf": DIGEST}, system="shared")
+    deleted = False
+    async for status in catalog.create(CreateRequest(model="child", from_="base", system="shared")):
+        if status.status == "writing manifest":
+            await catalog.delete("base")
+            deleted = True
+    assert deleted
+    child = await catalog.resolve("child")
+    assert (child.system, child.weights_bytes) == ("shared", len(MODEL))
+    assert await catalog.has_blob(DIGEST)
+
+
 class Remote:
     def __init__(self) -> None:
         self.specs: list[ModelSpec] = []

@@ -218,8 +218,14 @@ def test_hostile_headers_are_refused_with_a_reason(file: bytes) -> None:
 def test_a_count_that_fits_the_file_but_not_a_header_is_refused() -> None:
     """A 'file' of 1 TiB may claim 2^36 strings: the header's own limit stops it."""
     file = gguf([*LLAMA, strings("x", ["y"], count=1 << 36)])
-    with pytest.raises(InvalidModel, match="claims"):
+    with pytest.raises(InvalidModel, match="elements, more than the header can hold"):
         read_header(file, 1 << 40)
+
+
+def test_a_token_of_megabytes_is_refused_also_when_it_is_only_walked_over() -> None:
+    file = gguf([*LLAMA, strings("tokenizer.ggml.tokens", ["x" * (5 << 20), *["y"] * 2_000])])
+    with pytest.raises(InvalidModel, match="has a string that claims"):
+        read_header(file)
 
 
 def _use(header: Header) -> None:
