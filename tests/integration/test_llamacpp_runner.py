@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import signal
@@ -256,6 +257,27 @@ async def test_a_schema_is_kept_against_the_models_will(load: Loader, models: Mo
     runner.generate(request, recording)
     await recording.done()
     assert recording.text == '"no"'
+
+
+async def test_a_schema_with_unknown_keywords_still_binds(load: Loader, models: Models) -> None:
+    """llguidance drops the whole schema for a keyword it does not know, unless told otherwise."""
+    runner = await load(models.random())
+    schema = {
+        "type": "object",
+        "properties": {"a": {"oneOf": [{"const": "x"}, {"const": "y"}]}, "b": {"type": "boolean"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+        "x-guidance": {"lenient": False},
+        "$comment": "kept",
+        "readOnly": True,
+    }
+    for seed in range(3):
+        recording = Recording()
+        sampling = Sampling(temperature=1.0, seed=seed, num_predict=400)
+        request = CompletionRequest(prompt="go\n", format=JsonSchema(schema), sampling=sampling)
+        runner.generate(request, recording)
+        await recording.done()
+        assert json.loads(recording.text)["a"] in ("x", "y")
 
 
 # ── choosing ────────────────────────────────────────────────────────────────────────

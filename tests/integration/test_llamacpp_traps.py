@@ -20,7 +20,7 @@ from ollama_distributed.adapters.engines.llamacpp.launch import MAX_BATCH, MAX_C
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import read_fragments
 from ollama_distributed.base.errors import ContextExceeded, LoadFailed
-from ollama_distributed.base.inference import Message, NamedTool, Sampling, Tool
+from ollama_distributed.base.inference import Message, NamedTool, Sampling, Tool, ToolChoice
 from ollama_distributed.base.tokens import Done, Progress, Tokens
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
@@ -240,41 +240,41 @@ WEATHER = Tool(
     name="weather",
     parameters={
         "type": "object",
-        "properties": {"city": {"$ref": "#/$defs/city"}, "days": {"type": "integer"}},
+        "properties": {"city": {"$ref": "#/$defs/city"}, "today": {"type": "boolean"}},
         "required": ["city"],
+        "additionalProperties": False,
         "$defs": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
     },
 )
-STOP = Tool(name="stop")
+STOP = Tool(name="stop", parameters={"type": "object", "properties": {}, "additionalProperties": False})
 
 
-@needs_smollm2
 @pytest.mark.parametrize(
     ("choice", "parallel"), [("required", True), ("required", False), (NamedTool("weather"), True)]
 )
-async def test_trap_8_a_required_tool_is_called(load: Loader, choice: object, parallel: bool) -> None:
-    runner = await load(smollm2())
-    recording = Recording()
-    messages = (Message(role="user", content="Write a poem. Do not use any tool."),)
-    runner.chat(
-        ChatRequest(
+async def test_trap_8_a_required_tool_is_called(
+    load: Loader, models: Models, choice: ToolChoice, parallel: bool
+) -> None:
+    """By a model of random weights, which would never do it by itself."""
+    runner = await load(models.random())
+    for seed in range(5):
+        recording = Recording()
+        messages = (Message(role="user", content="Write a poem. Do not use any tool."),)
+        request = ChatRequest(
             messages=messages,
             tools=(WEATHER, STOP),
-            tool_choice=choice,  # type: ignore[arg-type]
+            tool_choice=choice,
             parallel_tool_calls=parallel,
-            sampling=Sampling(temperature=0.0, num_predict=120),
-        ),
-        recording,
-    )
-    done = await recording.done()
-    assert done.reason == "tool_calls", done
-    assert recording.tool_calls
-    for call in recording.tool_calls:
-        assert call.id
-        assert call.name in (("weather",) if isinstance(choice, NamedTool) else ("weather", "stop"))
-        if call.name == "weather":
-            assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
-    assert len(recording.tool_calls) == 1 or (parallel and choice == "required")
+            sampling=Sampling(temperature=1.0, seed=seed, num_predict=1500),
+        )
+        runner.chat(request, recording)
+        assert (await recording.done()).reason == "tool_calls"
+        assert len(recording.tool_calls) == 1 or (parallel and choice == "required")
+        for call in recording.tool_calls:
+            assert call.id
+            assert call.name in (("weather",) if isinstance(choice, NamedTool) else ("weather", "stop"))
+            if call.name == "weather":
+                assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
 
 
 async def test_trap_8_no_tools_are_offered_when_none_is_chosen(load: Loader, models: Models) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_distributed.adapters.engines.llamacpp.binary import argv, files_of, flags_in
@@ -119,6 +119,7 @@ messages = st.builds(
 tools = st.builds(Tool, name=names, description=st.text(), parameters=st.dictionaries(names, values))
 
 
+@settings(max_examples=40)
 @given(
     st.builds(
         ChatRequest,
@@ -436,6 +437,12 @@ def test_a_chat_stream_with_thoughts_and_calls() -> None:
 def test_a_schema_that_would_be_ignored_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(Invalid):
         check_schema(schema)
+
+
+def test_our_settings_for_the_grammar_win() -> None:
+    request = CompletionRequest(prompt="x", format=JsonSchema({"x-guidance": {"lenient": False}}))
+    schema = completion_body(request, context_tokens=64)["json_schema"]
+    assert schema["x-guidance"]["lenient"] is True
 
 
 def test_a_deep_schema_is_refused_and_a_plain_one_is_not() -> None:

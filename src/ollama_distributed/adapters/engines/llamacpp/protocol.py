@@ -41,6 +41,8 @@ SAMPLERS = ["penalties", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 UNLIKELY = -9999.0
 """Stands for a log probability of minus infinity, which JSON cannot hold (OpenAI's value)."""
 MAX_BIAS = 100.0
+WHITE_SPACE = r"[ \n\t]{0,20}"
+"""Between two tokens of JSON; room for pretty printing."""
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)", re.DOTALL)
 
 # ── out ─────────────────────────────────────────────────────────────────────────────
@@ -149,10 +151,19 @@ def format_fields(output: Format | None, grammar: str = "") -> dict[str, Any]:
         case None:
             return {"grammar": grammar} if grammar else {}
         case JsonObject():
-            return {"json_schema": {"type": "object"}}
+            return {"json_schema": guided({"type": "object"})}
         case JsonSchema(schema):
             check_schema(schema)
-            return {"json_schema": dict(schema) or {"type": "object"}}
+            return {"json_schema": guided(dict(schema) or {"type": "object"})}
+
+
+def guided(schema: dict[str, Any], *, compact: bool = False) -> dict[str, Any]:
+    """The schema with our settings for llguidance, which the wheel compiles it with; others
+    ignore them. Without, `oneOf` or any keyword that it does not know would make it drop the
+    whole constraint silently, and a model may write white space until its limit."""
+    settings: dict[str, Any] = {"lenient": True, "coerce_one_of": True}
+    settings |= {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITE_SPACE}
+    return {**schema, "x-guidance": settings}
 
 
 # ── in ──────────────────────────────────────────────────────────────────────────────

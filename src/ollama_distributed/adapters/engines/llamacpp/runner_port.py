@@ -23,8 +23,10 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     completion_body,
     completion_path,
     error_of_body,
+    guided,
     metric,
 )
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
@@ -34,7 +36,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
     Unsupported,
 )
-from ollama_distributed.base.inference import JsonSchema, Message, Think, Tool
+from ollama_distributed.base.inference import Message, Think, Tool
 from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.serving.ports import (
     ChatRequest,
@@ -138,15 +140,16 @@ class LlamaCppRunner:
 
     async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
         schema = chat.calls_schema(request)
+        check_schema(schema)
         # Under the schema the first token already belongs to the call: no room to think.
         prompt = await self.apply_template(request.messages, request.tools, think=False)
         completion = CompletionRequest(
             prompt=prompt,
             images=tuple(image for message in request.messages for image in message.images),
             sampling=request.sampling,
-            format=JsonSchema(schema),
         )
         body = completion_body(completion, context_tokens=self._plan.context_tokens)
+        body["json_schema"] = guided(schema, compact=True)
         call.send(self.process.address, "/completion", body, self._headers, EnforcedCalls())
 
     # ── questions ───────────────────────────────────────────────────────────────────
