@@ -196,7 +196,7 @@ async def serving(app: Gateway, *, adapter: str, limits: Limits | None = None) -
     limits = limits or Limits()
     kind = fast_protocol_class(app.hot, limits) if adapter == "fast" else protocol_class(limits)
     config = uvicorn.Config(
-        app, http=kind, ws="none", lifespan="on", proxy_headers=False, access_log=False, log_config=None
+        app, http=kind, ws="none", lifespan="off", proxy_headers=False, access_log=False, log_config=None
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -209,6 +209,7 @@ async def serving(app: Gateway, *, adapter: str, limits: Limits | None = None) -
         server.force_exit = True
         async with asyncio.timeout(DEADLINE_S):
             await task
+            await app.close()
         listener.close()
 
 

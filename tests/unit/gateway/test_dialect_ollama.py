@@ -147,7 +147,7 @@ def test_tool_arguments_that_are_no_object_fail():
 
 @pytest.mark.parametrize(("keep", "reason"), [(None, "load"), (0, "unload")])
 def test_an_empty_prompt_loads_or_unloads(keep, reason):
-    one = bench(Finished(reason=reason))
+    one = bench(Finished(reason=reason, usage=Usage(total_s=0.2, load_s=0.1)))
     out = one.post("/api/generate", {"model": "m", "keep_alive": keep})
     assert out.headers["content-type"].startswith("application/json")
     assert out.json() == {**BASE, "response": "", "done": True, "done_reason": reason}

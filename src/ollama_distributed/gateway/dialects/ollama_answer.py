@@ -207,6 +207,8 @@ def done(finished: Finished) -> bytes:
     """`,"done":true` and what follows it."""
     reason = _DONE_REASON.get(finished.reason, finished.reason)
     parts = [b',"done":true,"done_reason":"', reason.encode("ascii"), b'"']
+    if finished.reason in ("load", "unload"):
+        return b"".join(parts)  # nothing was counted: Ollama sends no figures here
     if finished.context:
         parts += (b',"context":', _encode(finished.context))
     for name, value in counts(finished.usage):
