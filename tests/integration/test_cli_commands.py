@@ -483,3 +483,25 @@ def test_engine_lists_and_tests_what_can_run(server: Double, tmp_path: Path) -> 
     assert failed.returncode == 1
     assert "Error:" in failed.stderr
     assert failed.stdout == ""
+
+
+def test_the_base_install_is_enough_for_every_client_command(server: Double, tmp_path: Path) -> None:
+    digest = _gguf(tmp_path / "m.gguf")
+    _takes_blobs(server, digest)
+    code = (
+        "import sys\n"
+        "extra = 'fastapi starlette uvicorn uvloop httptools psutil pydantic_settings structlog xllamacpp'\n"
+        "sys.modules.update(dict.fromkeys(extra.split()))\n"
+        "import ollama_distributed.cli.repl, ollama_distributed.cli.inference\n"
+        "from ollama_distributed.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "import", str(tmp_path / "m.gguf"), "-n", "m"],
+        env=_environment(server),
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    assert server.asked[-1].json == {"model": "m", "files": {"m.gguf": digest}}
