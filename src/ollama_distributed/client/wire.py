@@ -106,7 +106,9 @@ class Timings(msgspec.Struct, kw_only=True, omit_defaults=True):
     eval_duration: int = 0
 
 
-class _Generated(msgspec.Struct, kw_only=True, omit_defaults=True):
+class GenerateResponse(Timings, kw_only=True, omit_defaults=True):
+    """A whole answer, or one piece of a streamed one."""
+
     model: str = ""
     created_at: str = ""
     response: str = msgspec.field(default_factory=str)
@@ -118,22 +120,15 @@ class _Generated(msgspec.Struct, kw_only=True, omit_defaults=True):
     context: Sequence[int] | None = None
 
 
-# The timings are printed last, as servers send them: msgspec takes the last base's fields first.
-class GenerateResponse(Timings, _Generated, kw_only=True, omit_defaults=True):
+class ChatResponse(Timings, kw_only=True, omit_defaults=True):
     """A whole answer, or one piece of a streamed one."""
 
-
-class _Chatted(msgspec.Struct, kw_only=True, omit_defaults=True):
     model: str = ""
     created_at: str = ""
     message: Message = msgspec.field(default_factory=lambda: Message(role="assistant"))
     logprobs: Sequence[Logprob] | None = None
     done: bool = False
     done_reason: str | None = None
-
-
-class ChatResponse(Timings, _Chatted, kw_only=True, omit_defaults=True):
-    """A whole answer, or one piece of a streamed one."""
 
 
 class EmbeddingsRequest(msgspec.Struct, kw_only=True, omit_defaults=True):
