@@ -270,9 +270,9 @@ def test_events_come_in_order_with_their_indexes() -> None:
     assert events[0][1]["message"]["usage"]["input_tokens"] == 7
     assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2][1]["usage"] == {
-        "input_tokens": 4,
+        "input_tokens": 7,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 3,
+        "cache_read_input_tokens": 0,
         "output_tokens": 5,
         "output_tokens_details": {"thinking_tokens": 2},
     }

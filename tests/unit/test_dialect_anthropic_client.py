@@ -94,7 +94,7 @@ def test_messages(client: Anthropic, wire: Wire) -> None:
     )
     assert [block.type for block in answer.content] == ["thinking", "text"]
     assert answer.stop_reason == "end_turn"
-    assert (answer.usage.input_tokens, answer.usage.cache_read_input_tokens) == (5, 2)
+    assert (answer.usage.input_tokens, answer.usage.cache_read_input_tokens) == (7, 0)
     assert wire.asked is not None
     assert wire.asked.options.num_ctx == 64
 

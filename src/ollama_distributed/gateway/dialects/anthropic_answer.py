@@ -22,11 +22,12 @@ Body = dict[str, Any]
 
 
 def usage_body(usage: Usage) -> Body:
-    """Anthropic counts cached input apart from the rest."""
+    """All input is `input_tokens`: the cache fields count what `cache_control` asked for, and that
+    is ignored here; clients that read one number only then read the right one."""
     body: Body = {
-        "input_tokens": max(usage.prompt_tokens - usage.cached_tokens, 0),
+        "input_tokens": usage.prompt_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_read_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
     }
     if usage.reasoning_tokens:

@@ -145,6 +145,7 @@ def inference_request(
         options=loading,
         format=_format(row),
         think=_think(row),
+        think_if_able=True,  # agents send an effort to every model by habit
         keep_alive_s=keep_alive_s(row.keep_alive),
     )
 

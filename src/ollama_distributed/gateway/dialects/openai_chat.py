@@ -102,6 +102,7 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
         options=loading,
         format=response_format(row.response_format),
         think=think("reasoning_effort", effort),
+        think_if_able=True,  # agents send an effort to every model by habit
         keep_alive_s=keep_alive_s(row.keep_alive),
         logprobs=bool(row.logprobs),
         top_logprobs=top_logprobs,

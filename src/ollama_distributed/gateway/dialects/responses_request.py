@@ -153,6 +153,7 @@ def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceReq
         options=loading,
         format=_format(row.text.format if row.text else None),
         think=think("reasoning.effort", row.reasoning.effort if row.reasoning else None),
+        think_if_able=True,  # agents send an effort to every model by habit
         keep_alive_s=keep_alive_s(row.keep_alive),
         truncate=row.truncation != "disabled",
         logprobs=bool(top_logprobs) or LOGPROBS in (row.include or ()),
