@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ollama_distributed.base.errors import Invalid, InvalidModel
@@ -101,6 +101,11 @@ def test_what_is_wrong_is_said_with_its_line(source: str, message: str) -> None:
         parse(source)
 
 
+def test_tabs_inside_an_argument_stay() -> None:
+    assert parse_commands("FROM a\nMESSAGE\tuser\tone\ttwo")[1] == Command("message", "one\ttwo", "user")
+    assert parse_commands('FROM a\nMESSAGE user "\t"')[1] == Command("message", "\t", "user")
+
+
 def test_deprecated_parameters_are_dropped() -> None:
     assert parse("FROM a\nPARAMETER mirostat 2").parameters == {}
 
@@ -115,6 +120,7 @@ commands = st.one_of(
 )
 
 
+@settings(max_examples=500)
 @given(st.lists(commands, max_size=6))
 def test_what_is_printed_reads_back(rows: list[Command]) -> None:
     rows = [Command("from", "base"), *rows]

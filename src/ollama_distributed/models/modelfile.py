@@ -162,26 +162,30 @@ def generated(
 
 
 def _command(line: str, row: int) -> tuple[str, str]:
-    word = line
-    for index, character in enumerate(line):
-        if character in " \t":
-            word = line[:index]
-            break
+    word, blank, rest = _cut(line)
     name = word.lower()
     if name not in _COMMANDS:
         raise InvalidModel(f"(line {row}): {_UNKNOWN_COMMAND}")
-    if word == line:
+    if not blank:
         raise InvalidModel(f"(line {row}): {name.upper()} has no argument")
-    return name, line[len(word) + 1 :]
+    return name, rest
 
 
 def _option(name: str, rest: str, row: int) -> tuple[str, str]:
-    option, separator, argument = rest.lstrip(" \t").replace("\t", " ", 1).partition(" ")
+    option, blank, argument = _cut(rest.lstrip(" \t"))
     if name == "message" and option not in _ROLES:
         raise InvalidModel(f'(line {row}): message role must be one of "system", "user", or "assistant"')
-    if not separator or not option.replace("_", "").isalnum() or not option.isascii():
+    if not blank or not option.replace("_", "").isalnum() or not option.isascii():
         raise InvalidModel(f"(line {row}): {name.upper()} takes a name and a value")
     return option, argument
+
+
+def _cut(text: str) -> tuple[str, str, str]:
+    """The first word, the blank after it, and the rest."""
+    for index, character in enumerate(text):
+        if character in " \t":
+            return text[:index], character, text[index + 1 :]
+    return text, "", ""
 
 
 def _argument(first: str, lines: Sequence[str], row: int) -> tuple[str, int]:
