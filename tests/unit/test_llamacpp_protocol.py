@@ -271,6 +271,7 @@ def test_an_error_in_the_stream_ends_it() -> None:
         (400, {"type": "invalid_request_error", "message": "m"}, Invalid),
         (500, {"type": "server_error", "message": '"json_schema": bad'}, Invalid),
         (501, {"type": "not_supported_error", "message": "m"}, Unsupported),
+        (500, {"type": "server_error", "message": "image input is not supported - hint: x"}, Unsupported),
         (503, {"type": "unavailable_error", "message": "m"}, Unavailable),
         (401, {"type": "authentication_error", "message": "m"}, EngineError),
         (500, {}, EngineError),
@@ -568,6 +569,7 @@ def test_the_reason_of_a_failure() -> None:
     assert reason("llama_model_load: error loading model: unknown model architecture: 'x'") == (
         "unknown model architecture: 'x'"
     )
+    assert reason("init: failed to parse:\n bad\n") == "failed to parse: bad"
     assert reason("all is well\n") == ""
 
 
@@ -585,4 +587,6 @@ def test_what_programs_say_about_themselves() -> None:
         == "AVX2 AMX_INT8"
     )
     assert binary_version("version: 11669 (abc123)\nbuilt with clang") == "b11669"
+    assert binary_version("version: 0.6.0-dev (build 11669, commit x)") == "b11669"
+    assert binary_version("version: 0.6.0-dev (build 0, commit unknown)") == "0.6.0-dev"
     assert binary_version("nothing") == ""

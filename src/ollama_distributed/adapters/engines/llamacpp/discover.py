@@ -31,7 +31,7 @@ BINARY_NAME = "llama-server"
 BUILT_GLOB = "*/llama-server"
 """`engine build` keeps each build in a folder of its own in the cache directory."""
 INFO_FILE = "engine.json"
-"""Beside a built binary: what it was built for."""
+"""Beside a finished build: what it was built for."""
 VERDICTS_FILE = "self-tests.json"
 QUESTION_S = 30.0
 """For `--help` and `--version`."""
@@ -73,7 +73,7 @@ async def choose(
 ) -> Choice:
     """The best program that works.
 
-    `cache_dir`: where `engine build` keeps its builds and this keeps its verdicts (None:
+    `cache_dir`: where `engine build` keeps its builds (one folder each) and this its verdicts (None:
     neither). `search_path`: None for PATH; empty for no search.
 
     Raises:
@@ -145,7 +145,7 @@ def _candidates(
     if configured is not None:
         found.append(("binary", configured))
     if cache_dir is not None:
-        builds = [p for p in cache_dir.glob(BUILT_GLOB) if os.access(p, os.X_OK)]
+        builds = [p for p in cache_dir.glob(BUILT_GLOB) if (p.parent / INFO_FILE).exists()]
         found += [("built", p) for p in sorted(builds, key=lambda p: p.stat().st_mtime, reverse=True)]
     if search_path != "":
         on_path = shutil.which(BINARY_NAME, path=search_path)

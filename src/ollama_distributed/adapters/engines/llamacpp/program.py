@@ -46,12 +46,16 @@ def instruction_set(system_info: str) -> str:
     return " ".join(name for name in _SHOWN if name in on and not (name == "AVX" and "AVX2" in on))
 
 
-_VERSION = re.compile(r"version: *(?:b?(\d+)|(\S+))(?: *\((\w+)\))?")
+_BUILD = re.compile(r"\(build (\d+)|version: *b?(\d+)\b(?!\.)")
+_NAMED = re.compile(r"version: *([\w.-]+)")
 
 
 def binary_version(text: str) -> str:
-    """`b11669` out of `version: 11669 (abc1234)`; empty when it does not say."""
-    found = _VERSION.search(text)
-    if not found:
-        return ""
-    return f"b{found[1]}" if found[1] else found[2]
+    """`b11669` out of `version: 11669 (abc1234)` or `version: 0.6.0 (build 11669, ...)`; its
+    name where the build has no number; empty when it does not say."""
+    build = _BUILD.search(text)
+    number = int(build[1] or build[2]) if build else 0
+    if number:
+        return f"b{number}"
+    named = _NAMED.search(text)
+    return named[1] if named else ""

@@ -342,6 +342,8 @@ def error_of(status: int, error: WireError) -> OllamaDistributedError:
         return context_exceeded(int(found[1]), int(found[2]))
     if "json_schema" in message or "grammar" in message:
         return Invalid(f"format: {message}")
+    if "input is not supported" in message:  # images or sound for a model without a projector
+        return Unsupported(message.partition(" - hint")[0])
     match error.type:
         case "invalid_request_error":
             return Invalid(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 
@@ -53,11 +54,12 @@ class Tail:
 
 def reason(tail: str) -> str:
     """Why it failed, in one line; empty when nothing tells."""
-    lines = [line for line in (_ANSI.sub("", raw).strip() for raw in tail.splitlines()) if line]
+    stripped = (_ANSI.sub("", raw).strip() for raw in tail.splitlines())
+    lines = [line for line in stripped if any(c.isalnum() for c in line)]
     for sign in _REASONS:
-        for line in lines:
+        for line, following in itertools.zip_longest(lines, lines[1:], fillvalue=""):
             if sign in line:
-                return _clean(line, sign)
+                return _clean(f"{line} {following}" if line.endswith(":") else line, sign)
     return ""
 
 
