@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ollama_distributed.gateway.core import Exchange, HotPath, RawHeaders
+from ollama_distributed.gateway.core import Exchange, HotPath
 from ollama_distributed.gateway.gate import Head, read_head
+from ollama_distributed.gateway.out import RawHeaders
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

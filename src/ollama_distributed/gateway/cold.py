@@ -31,11 +31,11 @@ from ollama_distributed.base.errors import (
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, scope_head
-from ollama_distributed.gateway.core import RawHeaders, cors_headers
 from ollama_distributed.gateway.dialects.fields import decode
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
 from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.out import RawHeaders, cors_headers
 from ollama_distributed.gateway.shapes import renderer_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary
 

@@ -35,7 +35,6 @@ from ollama_distributed.gateway.dialects.contract import (
     CountTokens,
     Embed,
     Encoder,
-    ErrorResponse,
     Generate,
     HotRoute,
     RequestContext,
@@ -44,29 +43,13 @@ from ollama_distributed.gateway.dialects.contract import (
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
 from ollama_distributed.gateway.jsonguard import JsonGuard
-from ollama_distributed.gateway.summary import Observer, Outcome, Summary
+from ollama_distributed.gateway.out import Out, RawHeaders, cors_headers, error_response_headers
+from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
-RawHeaders = list[tuple[bytes, bytes]]
 _JSON = b"application/json; charset=utf-8"
 _VERB: Verb = "inference"
-
-
-class Out(Protocol):
-    """Where an answer goes; called on the event loop, never blocks."""
-
-    def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """A whole answer; `headers` hold its Content-Length."""
-        ...
-
-    def start(self, status: int, headers: RawHeaders) -> None:
-        """The head of a streamed answer."""
-        ...
-
-    def write(self, data: bytes) -> None: ...
-
-    def end(self) -> None: ...
 
 
 class Spawn(Protocol):
@@ -292,7 +275,7 @@ class Exchange:
         if type(event) is Delta:
             return
         if type(event) is Finished:
-            self._usage = event.usage if self._usage is None else _add(self._usage, event.usage)
+            self._usage = event.usage if self._usage is None else together(self._usage, event.usage)
             self._left -= 1
             if self._left == 0:
                 self._finish(encoder)
@@ -431,32 +414,3 @@ class Exchange:
                 usage=self._usage,
             )
         )
-
-
-def cors_headers(origin: str) -> RawHeaders:
-    return [
-        (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id"),
-        (b"vary", b"origin"),
-    ]
-
-
-def error_response_headers(rendered: ErrorResponse, *, close: bool) -> RawHeaders:
-    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in rendered.headers]
-    if close:
-        headers.append((b"connection", b"close"))
-    return headers
-
-
-def _add(one: Usage, two: Usage) -> Usage:
-    """Tokens of several answers to one prompt; the times are the longest."""
-    return Usage(
-        prompt_tokens=max(one.prompt_tokens, two.prompt_tokens),
-        cached_tokens=max(one.cached_tokens, two.cached_tokens),
-        completion_tokens=one.completion_tokens + two.completion_tokens,
-        reasoning_tokens=one.reasoning_tokens + two.reasoning_tokens,
-        total_s=max(one.total_s, two.total_s),
-        load_s=max(one.load_s, two.load_s),
-        prompt_s=max(one.prompt_s, two.prompt_s),
-        completion_s=max(one.completion_s, two.completion_s),
-    )

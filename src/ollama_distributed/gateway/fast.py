@@ -14,9 +14,10 @@ from typing import Any
 
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import RequestId
-from ollama_distributed.gateway.core import Exchange, HotPath, RawHeaders
+from ollama_distributed.gateway.core import Exchange, HotPath
 from ollama_distributed.gateway.gate import read_head
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.out import RawHeaders
 from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
 from ollama_distributed.gateway.summary import Summary
 

@@ -34,3 +34,17 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 Observer = Callable[[Summary], None]
 """Called once per request; must not raise."""
+
+
+def together(one: Usage, two: Usage) -> Usage:
+    """Tokens of several answers to one prompt; the times are the longest."""
+    return Usage(
+        prompt_tokens=max(one.prompt_tokens, two.prompt_tokens),
+        cached_tokens=max(one.cached_tokens, two.cached_tokens),
+        completion_tokens=one.completion_tokens + two.completion_tokens,
+        reasoning_tokens=one.reasoning_tokens + two.reasoning_tokens,
+        total_s=max(one.total_s, two.total_s),
+        load_s=max(one.load_s, two.load_s),
+        prompt_s=max(one.prompt_s, two.prompt_s),
+        completion_s=max(one.completion_s, two.completion_s),
+    )

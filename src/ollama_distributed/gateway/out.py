@@ -1,0 +1,40 @@
+"""Where an answer goes, and the headers that any answer may need."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ollama_distributed.gateway.dialects.contract import ErrorResponse
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+class Out(Protocol):
+    """Where an answer goes; called on the event loop, never blocks."""
+
+    def respond(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """A whole answer; `headers` hold its Content-Length."""
+        ...
+
+    def start(self, status: int, headers: RawHeaders) -> None:
+        """The head of a streamed answer."""
+        ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def cors_headers(origin: str) -> RawHeaders:
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"access-control-expose-headers", b"x-request-id"),
+        (b"vary", b"origin"),
+    ]
+
+
+def error_response_headers(rendered: ErrorResponse, *, close: bool) -> RawHeaders:
+    headers = [(name.encode("ascii"), value.encode("latin-1")) for name, value in rendered.headers]
+    if close:
+        headers.append((b"connection", b"close"))
+    return headers
