@@ -149,9 +149,12 @@ def instruction_set(cpu: Cpu) -> str:
 
 
 def pays(cpu: Cpu) -> bool:
-    """Whether the CPU has what the wheel (AVX2; on ARM plain NEON) leaves unused."""
-    wheel = {"AVX2", "FP16"}
-    return bool(set(instruction_set(cpu).split()) - wheel - {cpu.machine})
+    """Whether a build is worth minutes of compiling, against the wheel (AVX2; plain NEON).
+
+    Measured with a 135M model in Q4: AMX 2.5 times as fast, AVX-512 only 1.0 to 1.13 times.
+    On ARM the integer instructions are what the wheel leaves unused; not measured here.
+    """
+    return bool({"AMX_INT8", "DOTPROD", "I8MM"} & set(instruction_set(cpu).split()))
 
 
 def cache_key(cpu: Cpu) -> str:
