@@ -70,24 +70,53 @@ async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
         Conflict: the data folder or a chosen port is in use.
         Invalid, LoadFailed, Unavailable: the node cannot run as configured; says why.
     """
-    with data_dir.locked(settings.data_dir):
+    stop = Stop()
+    with stop.on_signals(), data_dir.locked(settings.data_dir), contextlib.ExitStack() as sockets:
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
-        with contextlib.ExitStack() as sockets:
-            for listener in listeners:
-                sockets.callback(listener.close)
-            url = bound(listeners[0]).url
-            now = SystemClock().time()
-            node = data_dir.node_id(settings.data_dir, now)
-            keys = data_dir.keys(settings.data_dir, url, now)
-            authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
-            limits = Limits()
-            async with _built(settings, node, authenticator, limits) as app:
-                await _serve(app, limits, listeners, settings, lambda: announce(f"ready {url} node={node}"))
+        for listener in listeners:
+            sockets.callback(listener.close)
+        url = bound(listeners[0]).url
+        now = SystemClock().time()
+        node = data_dir.node_id(settings.data_dir, now)
+        keys = data_dir.keys(settings.data_dir, url, now)
+        authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
+        limits = Limits()
+        async with _built(settings, node, authenticator, limits, lambda: not stop.wanted) as app:
+            server = Server(_http(app, limits, settings), lambda: announce(f"ready {url} node={node}"))
+            stop.server = server
+            if not stop.wanted:
+                await server.serve(sockets=listeners)
+
+
+class Stop:
+    """SIGINT and SIGTERM. The first lets running answers end, the second cuts them."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.server: Server | None = None
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self.server is not None:
+            self.server.force_exit = self.wanted
+            self.server.should_exit = True
+        self.wanted = True
 
 
 @contextlib.asynccontextmanager
 async def _built(
-    settings: Settings, node: NodeId, authenticator: Authenticator, limits: Limits
+    settings: Settings, node: NodeId, authenticator: Authenticator, limits: Limits, ready: Callable[[], bool]
 ) -> AsyncIterator[Gateway]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
@@ -102,7 +131,8 @@ async def _built(
         refreshing = asyncio.create_task(catalog.run(), name="catalog refresh")
         closing.push_async_callback(_ended, refreshing)
         serving = Serving(catalog, engines.all, LocalMachine(), clock, serving_settings(settings))
-        closing.push_async_callback(serving.close, settings.drain_timeout)
+        # The HTTP server has let answers end by then: what still runs has had its time.
+        closing.push_async_callback(serving.close, 0.0)
         app = create_app(
             inference=Answers(serving, clock),
             catalog=catalog,
@@ -112,6 +142,7 @@ async def _built(
             policy=SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins),
             limits=limits,
             clock=clock,
+            ready=ready,
         )
         closing.push_async_callback(app.close)
         for engine in engines.all:
@@ -133,14 +164,8 @@ async def _ended(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _serve(
-    app: Gateway,
-    limits: Limits,
-    listeners: list[socket.socket],
-    settings: Settings,
-    announce: Callable[[], None],
-) -> None:
-    config = uvicorn.Config(
+def _http(app: Gateway, limits: Limits, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=fast_protocol_class(app.hot, limits),
         ws="none",
@@ -152,21 +177,6 @@ async def _serve(
         proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
-    server = Server(config, announce)
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        # A second signal means now: running answers are cut.
-        server.force_exit = server.should_exit
-        server.should_exit = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    try:
-        await server.serve(sockets=listeners)
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 def serving_settings(settings: Settings) -> ServingSettings:

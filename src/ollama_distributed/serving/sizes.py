@@ -25,6 +25,7 @@ def estimate_bytes(spec: ModelSpec, plan: LoadPlan) -> int:
         slots=plan.slots,
         kv_type=plan.kv_type,
         batch=plan.batch,
+        flash_attention=plan.flash_attention is not False,
     ).total_bytes
 
 
@@ -38,6 +39,7 @@ def what_fits(spec: ModelSpec, shape: Shape, memory_bytes: int) -> str:
         slots=1,
         kv_type=shape.kv_type,
         batch=shape.batch,
+        flash_attention=shape.flash_attention is not False,
     )
     if fit is not None:
         return f"it fits with num_ctx {fit.context_tokens} ({mib(fit.need.total_bytes)} MiB)"
