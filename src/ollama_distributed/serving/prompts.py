@@ -175,11 +175,20 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
         return Prompt(ask=ask, rendered=prompt.text)
     thinking, text = thinking_of(spec, request), prompt.text
     if not puts_prompt_as_is(prompt):
-        text = await runner.apply_template(conversation(spec, prompt), (), thinking)
+        messages = conversation(spec, prompt)
+        rendered = await _rendered(runner, spec, request, messages)
+        if rendered is None:
+            return _parsed_by_engine(spec, request, sampling, messages)
+        text = rendered
     ids: tuple[int, ...] = ()
     if prompt.context or (request.want_context and not prompt.images):
         # These ids go to the runner too, so that the text is not taken apart twice.
-        ids = (*prompt.context, *await runner.tokenize(text, add_special=not prompt.context))
+        try:
+            ids = (*prompt.context, *await runner.tokenize(text, add_special=not prompt.context))
+        except Unsupported:
+            # A server elsewhere without such a route: the answer has no context to go on from.
+            if spec.remote is None or prompt.context:
+                raise
     return Prompt(
         ask=_completion(request, sampling, ids or text, images=prompt.images),
         rendered=text,
@@ -243,27 +252,57 @@ async def _prepare_chat(
 ) -> Prompt:
     prompt = request.prompt
     assert isinstance(prompt, ChatPrompt)
-    thinking, tools = thinking_of(spec, request), tools_of(prompt)
-    images = tuple(image for message in messages for image in message.images)
+    tools = tools_of(prompt)
     if tools and not request.render_only:
-        ask = ChatRequest(
-            messages=messages,
-            tools=tools,
-            tool_choice=prompt.tool_choice,
-            parallel_tool_calls=prompt.parallel_tool_calls,
-            sampling=sampling,
-            format=request.format,
-            think=thinking,
-            top_logprobs=request.top_logprobs if request.logprobs else None,
-        )
-        return Prompt(ask=ask, images=len(images))
-    text = await runner.apply_template(messages, tools, thinking)
+        return _parsed_by_engine(spec, request, sampling, messages)
+    text = await _rendered(runner, spec, request, messages, tools)
+    if text is None:
+        return _parsed_by_engine(spec, request, sampling, messages)
+    images = _images(messages)
     return Prompt(
         ask=_completion(request, sampling, text, images=images),
         rendered=text,
         images=len(images),
-        thinking_tags=_tags(spec, thinking),
+        thinking_tags=_tags(spec, thinking_of(spec, request)),
     )
+
+
+async def _rendered(
+    runner: Runner,
+    spec: ModelSpec,
+    request: InferenceRequest,
+    messages: tuple[Message, ...],
+    tools: tuple[Tool, ...] = (),
+) -> str | None:
+    """The prompt text; None for a server elsewhere that renders chats but does not show how."""
+    try:
+        return await runner.apply_template(messages, tools, thinking_of(spec, request))
+    except Unsupported:
+        if spec.remote is None or request.render_only:
+            raise
+        return None
+
+
+def _parsed_by_engine(
+    spec: ModelSpec, request: InferenceRequest, sampling: Sampling, messages: tuple[Message, ...]
+) -> Prompt:
+    """A chat that the engine renders and takes apart itself; it cannot be continued elsewhere."""
+    chat = request.prompt if isinstance(request.prompt, ChatPrompt) else None
+    ask = ChatRequest(
+        messages=messages,
+        tools=tools_of(chat) if chat else (),
+        tool_choice=chat.tool_choice if chat else "none",
+        parallel_tool_calls=chat.parallel_tool_calls if chat else True,
+        sampling=sampling,
+        format=request.format,
+        think=thinking_of(spec, request),
+        top_logprobs=request.top_logprobs if request.logprobs else None,
+    )
+    return Prompt(ask=ask, images=len(_images(messages)))
+
+
+def _images(messages: tuple[Message, ...]) -> tuple[bytes, ...]:
+    return tuple(image for message in messages for image in message.images)
 
 
 def tools_of(prompt: ChatPrompt) -> tuple[Tool, ...]:
