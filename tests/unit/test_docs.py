@@ -1,0 +1,112 @@
+"""The documentation against the program: links, routes, commands, error codes, make targets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from tests.gateway_bench import gateway
+
+from ollama_distributed.cli.engine import app as engine_app
+from ollama_distributed.cli.main import app
+from ollama_distributed.client.errors import BY_CODE, ClientError
+from ollama_distributed.gateway.errors import OLLAMA_STATUS, STATUS
+from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.testing.inference import ScriptedInference
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(page.relative_to(ROOT)): page.read_text()
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+API = PAGES["docs/api.md"]
+_LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
+_HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
+_WAY_THERE = {"connection_failed", "connection_lost", "timed_out", "bad_answer"}
+"""Codes that only the SDK has: no server answered them."""
+
+
+def anchors(page: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    texts = (match["text"].lower() for match in _HEADING.finditer(page))
+    return {re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-") for text in texts}
+
+
+def documented(code: str) -> list[str]:
+    """The row of an error code in the table of docs/api.md, as its cells."""
+    (row,) = (line for line in API.splitlines() if line.startswith("| `") and f"`{code}`" in line)
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    for match in _LINK.finditer(PAGES[name]):
+        target, anchor = match["target"], match["anchor"]
+        if "://" in target:
+            continue
+        file = (ROOT / name).parent / target if target else ROOT / name
+        assert file.exists(), f"{name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{name} links to {target}#{anchor}"
+
+
+def test_every_route_is_in_the_api_page() -> None:
+    app = gateway(ScriptedInference([]))
+    hot = [(route.method, route.path) for route in app.hot.routes()]
+    cold = [(route.method, route.path) for route in app.cold_routes if not route.hidden]
+    assert len(hot) > 10
+    assert len(cold) > 20
+    for method, path in hot + cold:
+        written = f"`{method} {path.replace(':path', '')}`"
+        assert written in API, f"docs/api.md lacks {written}"
+
+
+def test_no_route_is_invented() -> None:
+    app = gateway(ScriptedInference([]))
+    routes = {(route.method, route.path) for route in app.hot.routes()}
+    routes |= {(route.method, route.path.replace(":path", "")) for route in app.cold_routes}
+    written = re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`\s]*)`", API)
+    assert set(written) <= routes
+
+
+@pytest.mark.parametrize("error", STATUS, ids=lambda error: error.__name__)
+def test_every_error_has_its_row(error: type) -> None:
+    _, status, ollama, retryable = documented(error.code)  # type: ignore[attr-defined]
+    assert status == str(STATUS[error])
+    assert ollama == str(OLLAMA_STATUS[error])
+    assert (retryable == "yes") == error.retryable  # type: ignore[attr-defined]
+
+
+def test_the_codes_that_only_the_sdk_has_are_in_its_page() -> None:
+    codes = {error.code for error in STATUS}
+    assert BY_CODE.keys() - codes == _WAY_THERE
+    for code in _WAY_THERE:
+        name: type[ClientError] = BY_CODE[code]
+        assert f"`{name.__name__}`" in PAGES["docs/sdk.md"]
+
+
+def test_every_metric_is_in_the_api_page() -> None:
+    names = set(re.findall(r"^# TYPE (\S+)", GatewayMetrics().render([]), re.MULTILINE))
+    assert names
+    for name in names:
+        assert f"`{name}`" in API
+
+
+def test_every_command_is_in_the_cli_page() -> None:
+    page = PAGES["docs/cli.md"]
+    group = typer.main.get_command(app)
+    engine = typer.main.get_command(engine_app)
+    commands = [name for name, command in group.commands.items() if not command.hidden]  # type: ignore[attr-defined]
+    assert len(commands) > 12
+    commands += [f"engine {name}" for name in engine.commands]  # type: ignore[attr-defined]
+    for name in commands:
+        assert re.search(rf"`{name}[ `]", page), f"docs/cli.md lacks {name}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    said = re.findall(r"(?:`|^)make ([a-z][a-z0-9-]*)(?=[`\s])", PAGES[name], re.MULTILINE)
+    assert set(said) <= targets
