@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROGRAM = ROOT / ".venv/bin/ollama-distributed"
 MODEL = "smollm2:135m"
-PROMPT = "Why is the sky blue? Answer in two sentences."
+PROMPT = "What is a cluster of computers? Answer in two sentences."
 READY_S = 60.0
 
 
@@ -78,7 +78,7 @@ def main() -> None:
 
             if not has_model(url):
                 cli("import", str(model_file().relative_to(ROOT)), "--name", MODEL)
-            cli("run", MODEL, PROMPT)
+            cli("run", MODEL, PROMPT, "--option", "temperature=0")  # the likeliest words
             cli("ps")
             print(
                 f"\nIt answered at {url}:  /api/* (Ollama)   /v1/* (OpenAI, Anthropic)   /docs\n"
