@@ -9,11 +9,14 @@ import pytest
 import typer.main
 from tests.gateway_bench import gateway
 
+from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
 from ollama_distributed.cli.engine import app as engine_app
 from ollama_distributed.cli.main import app
 from ollama_distributed.client.errors import BY_CODE, ClientError
 from ollama_distributed.gateway.errors import OLLAMA_STATUS, STATUS
 from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.node.settings import read_settings
+from ollama_distributed.testing.echo import EchoEngine
 from ollama_distributed.testing.inference import ScriptedInference
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +106,20 @@ def test_every_command_is_in_the_cli_page() -> None:
     commands += [f"engine {name}" for name in engine.commands]  # type: ignore[attr-defined]
     for name in commands:
         assert re.search(rf"`{name}[ `]", page), f"docs/cli.md lacks {name}"
+
+
+def test_the_engines_of_the_settings_examples_can_be_made(tmp_path: Path) -> None:
+    makers = {"openai": OpenAIEngine, "ollama": OllamaEngine, "echo": EchoEngine}
+    examples = re.findall(r"^```yaml\n(.*?)^```$", PAGES["docs/engines.md"], re.MULTILINE | re.DOTALL)
+    assert examples
+    for example in examples:
+        file = tmp_path / "node.yaml"
+        file.write_text(example)
+        engines = read_settings(file).engines
+        assert engines
+        for one in engines:
+            server = {"name": one.name, "url": one.url, "api_key": one.api_key.get_secret_value()}
+            makers[one.kind]({**one.options, **(server if one.url else {})})
 
 
 @pytest.mark.parametrize("name", PAGES)
