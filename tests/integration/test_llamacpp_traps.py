@@ -298,10 +298,15 @@ async def test_trap_10_what_waits_behind_the_slots_is_seen(load: Loader, models:
     """The caller keeps calls within the slots; the runner's figures show when it does not."""
     runner = await load(models.endless(), slots=2, context_tokens=8192)
     recordings = [Recording() for _ in range(3)]
-    generations = [runner.generate(say("go"), recording) for recording in recordings]
-    await recordings[0].pieces(1)
-    metrics = await runner.metrics()
-    assert (metrics.slots_busy, metrics.queued) == (2, 1)
+    generations = [runner.generate(say("go"), recording) for recording in recordings[:2]]
+    for recording in recordings[:2]:
+        await recording.pieces(1)
+    generations.append(runner.generate(say("go"), recordings[2]))
+    async with asyncio.timeout(30):
+        while (metrics := await runner.metrics()).queued != 1:
+            await asyncio.sleep(0.01)
+    assert metrics.slots_busy == 2
+    assert not recordings[2].events
     for generation in generations:
         generation.cancel()
     assert (await runner.metrics()).slots_busy == 0
