@@ -113,6 +113,7 @@ class Bench:
             clock=self.clock,
             observe=self.summaries.append,
             spawn=self.spawn,
+            offload=self.offload,
         )
 
     def spawn(self, coroutine: Any) -> Any:
@@ -122,6 +123,9 @@ class Bench:
         except StopIteration:
             return lambda: None
         raise AssertionError("the fake waited")
+
+    async def offload(self, work: Any) -> Any:
+        return work()
 
     def open(
         self, path: str, *, method: str = "POST", peer: str | None = "127.0.0.1", **headers: str

@@ -162,6 +162,21 @@ async def test_chunked_request_body(adapter):
         assert (await client.answer()).json()["response"] == "Hello"
 
 
+async def test_large_bodies_and_small_ones_in_order(adapter):
+    """Large ones are read in a thread."""
+    inference = ScriptedInference(HELLO)
+    async with talking(inference, adapter) as client:
+        for number in range(4):
+            size = 500_000 if number % 2 == 0 else 5
+            await client.post("/api/generate", {**GEN, "system": "x" * size, "stream": False})
+            assert (await client.answer()).json()["response"] == "Hello"
+        await client.post("/api/generate", {**GEN, "system": 3, "suffix": "x" * 500_000})
+        assert (await client.answer()).status == 400
+        await client.post("/api/show", {"model": 3, "system": "x" * 500_000})
+        assert (await client.answer()).status == 400
+    assert [len(request.prompt.system) for request in inference.requests] == [500_000, 5, 500_000, 5]
+
+
 async def test_expect_continue(adapter):
     async with talking(ScriptedInference(HELLO), adapter) as client:
         body = json.dumps({**GEN, "stream": False}).encode()

@@ -30,6 +30,7 @@ from ollama_distributed.gateway.routes.seed import seed_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.tasks import Tasks
+from ollama_distributed.gateway.workers import Workers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -91,8 +92,15 @@ def create_app(
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
     # Bound once: the lazy logger would make a new one for each request.
     observe = functools.partial(_observe, metrics, log.bind())
+    offload = Workers()
     hot = HotPath(
-        routes=HOT_ROUTES, inference=inference, gate=gate, clock=clock, observe=observe, spawn=tasks
+        routes=HOT_ROUTES,
+        inference=inference,
+        gate=gate,
+        clock=clock,
+        observe=observe,
+        spawn=tasks,
+        offload=offload,
     )
     node = Node(
         catalog=catalog,
@@ -113,7 +121,7 @@ def create_app(
         *ollama_routes(node),
         *openai_routes(node),
     ]
-    cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe)
+    cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)
     return Gateway(hot, cold, routes, tasks)
 
 

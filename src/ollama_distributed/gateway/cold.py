@@ -35,9 +35,11 @@ from ollama_distributed.gateway.dialects.fields import decode
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
 from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.out import RawHeaders, cors_headers
 from ollama_distributed.gateway.shapes import renderer_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary
+from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -52,14 +54,15 @@ class ColdRequest:
     """A request that was admitted, and what a handler may ask of it."""
 
     def __init__(
-        self, head: Head, request_id: RequestId, identity: Identity | None, gate: Gate, guard: JsonGuard
+        self, head: Head, request_id: RequestId, limits: Limits, guard: JsonGuard, offload: Offload
     ) -> None:
         self.head = head
         self.request_id = request_id
-        self.identity = identity
+        self.identity: Identity | None = None
         self.error_code = ""
-        self._gate = gate
+        self._limits = limits
         self._guard = guard
+        self._offload = offload
 
     @staticmethod
     def of(request: Request) -> ColdRequest:
@@ -68,7 +71,8 @@ class ColdRequest:
 
     async def body(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         """The JSON body, decoded; raises as `raw_body`, and `Invalid`."""
-        return decode(await self.raw_body(request), decoder)
+        body = await self.raw_body(request)
+        return await self._apart(body, lambda: decode(body, decoder))
 
     async def raw_body(self, request: Request) -> bytes:
         """The JSON body, checked.
@@ -76,7 +80,7 @@ class ColdRequest:
         Raises:
             MissingBody, Malformed, BodyTooLarge, UnsupportedMedia
         """
-        limits = self._gate.limits
+        limits = self._limits
         check_body(self.head.headers, limits.body_bytes)
         data = bytearray()
         async for chunk in request.stream():
@@ -85,8 +89,13 @@ class ColdRequest:
                 raise BodyTooLarge(too_large_text(limits.body_bytes))
         if not data:
             raise MissingBody("missing request body")
-        self._guard.check(bytes(data), max_string=limits.string_bytes)
-        return bytes(data)
+        body = bytes(data)
+        await self._apart(body, lambda: self._guard.check(body, max_string=limits.string_bytes))
+        return body
+
+    async def _apart(self, body: bytes, work: Callable[[], T]) -> T:
+        """`work` on a body, in a thread if the body is large."""
+        return work() if len(body) <= INLINE_BYTES else await self._offload(work)
 
     async def upload(self, request: Request) -> AsyncIterator[bytes]:
         """The body as it comes, of any size."""
@@ -155,17 +164,18 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 class ColdPath:
     """ASGI around the FastAPI app."""
 
-    def __init__(self, app: App, *, gate: Gate, clock: Clock, observe: Observer) -> None:
+    def __init__(self, app: App, *, gate: Gate, clock: Clock, observe: Observer, offload: Offload) -> None:
         self._app = app
         self._gate = gate
         self._guard = JsonGuard(gate.limits)
         self._clock = clock
         self._observe = observe
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = scope_head(scope)
         start = self._clock.monotonic()
-        cold = ColdRequest(head, request_id(head.headers), None, self._gate, self._guard)
+        cold = ColdRequest(head, request_id(head.headers), self._gate.limits, self._guard, self._offload)
         extra: RawHeaders = [(b"x-request-id", cold.request_id.encode("ascii"))]
         seen = _Seen(send, extra)
         scope[_KEY] = cold

@@ -45,11 +45,14 @@ from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, 
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.out import Out, RawHeaders, cors_headers, error_response_headers
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
+from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _JSON = b"application/json; charset=utf-8"
 _VERB: Verb = "inference"
+_PIECE_BYTES = 16 * 1024
+"""Pieces of a body smaller than this are joined as they come."""
 
 
 class Spawn(Protocol):
@@ -70,12 +73,14 @@ class HotPath:
         clock: Clock,
         observe: Observer,
         spawn: Spawn,
+        offload: Offload,
     ) -> None:
         self.inference = inference
         self.gate = gate
         self.clock = clock
         self.observe = observe
         self.spawn = spawn
+        self.offload = offload
         self.guard = JsonGuard(gate.limits)
         self.bodies_bytes = 0
         """Bytes of the bodies of all exchanges that have not ended."""
@@ -126,6 +131,7 @@ class Exchange:
         "_model",
         "_out",
         "_path",
+        "_paused",
         "_received",
         "_request_id",
         "_route",
@@ -145,7 +151,7 @@ class Exchange:
         self._request_id: RequestId = request_id(head.headers)
         self._call_headers: RawHeaders = [(b"x-request-id", self._request_id.encode("ascii"))]
         self._identity: Identity | None = None
-        self._chunks: list[bytes] = []
+        self._chunks: list[bytes | bytearray] = []
         self._received = 0
         self._body: list[bytes] = []
         self._encoder: Encoder | None = None
@@ -155,6 +161,7 @@ class Exchange:
         self._usage: Usage | None = None
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
+        self._paused = False
         self._first_byte_at: float | None = None
         self._bytes_out = 0
         self.ended = False
@@ -175,6 +182,12 @@ class Exchange:
             self.fail(BodyTooLarge(too_large_text(self._limit)), close=True)
         elif path.bodies_bytes > path.gate.limits.bodies_bytes:
             self.fail(Unavailable("too many large requests at once; try again"), close=True)
+        elif self._chunks and len(self._chunks[-1]) < _PIECE_BYTES:
+            # A client may send a byte a chunk: a list of those takes fifty times their size.
+            last = self._chunks[-1]
+            if isinstance(last, bytes):
+                last = self._chunks[-1] = bytearray(last)
+            last += data
         else:
             self._chunks.append(data)
 
@@ -182,19 +195,22 @@ class Exchange:
         """The whole body is here: run the call."""
         if self.ended or self._identity is None:
             return
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        if self._received > INLINE_BYTES:
+            self._path.spawn(self._read_large(self._identity))
+            return
         try:
-            self._run(self._parse(body, self._identity))
+            self._run(self._parse(self._take_body(), self._identity))
         except Exception as exc:
             self._fail_by(exc)
 
     def pause(self) -> None:
-        """The reader is slow: stop reading from the engine."""
+        """The reader is slow: stop reading from the engine, or do not begin."""
+        self._paused = True
         for generation in self._generations:
             generation.pause()
 
     def resume(self) -> None:
+        self._paused = False
         for generation in self._generations:
             generation.resume()
 
@@ -217,6 +233,28 @@ class Exchange:
             check_body(self._head.headers, self._limit)
         except OllamaDistributedError as exc:
             self.fail(exc, close=True)
+
+    async def _read_large(self, identity: Identity) -> None:
+        """The task of a large body; a task root, so it catches everything.
+
+        It is not cancelled when the exchange ends before it: no generation runs yet, and a
+        thread cannot be stopped. What it made is then dropped.
+        """
+
+        def read() -> Call | None:
+            return None if self.ended else self._parse(self._take_body(), identity)
+
+        try:
+            call = await self._path.offload(read)
+            if call is not None and not self.ended:
+                self._run(call)
+        except Exception as exc:
+            self._fail_by(exc)
+
+    def _take_body(self) -> bytes:
+        chunks, self._chunks = self._chunks, []
+        # Of `bytes` only, and many: then the join lets other threads run.
+        return bytes(chunks[0]) if len(chunks) == 1 else b"".join(map(bytes, chunks))
 
     def _parse(self, body: bytes, identity: Identity) -> Call:
         if not body:
@@ -256,6 +294,8 @@ class Exchange:
                     generation.cancel()
                 return
             self._generations.append(generation)
+            if self._paused:
+                generation.pause()
 
     def _on_event(self, index: int, event: Event) -> None:
         if self.ended:

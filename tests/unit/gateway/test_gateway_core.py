@@ -1,6 +1,7 @@
 """The sans-IO hot path: admission, the one end of an exchange, cancel, backpressure."""
 
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from ollama_distributed.base.inference import Delta, EmbedResult, Failed, Finish
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.workers import INLINE_BYTES
 from ollama_distributed.testing.inference import ScriptedInference
 
 GEN = {"model": "m", "prompt": "p"}
@@ -58,6 +60,92 @@ def test_pause_and_resume_reach_the_generation():
     assert one.inference.generations[0].paused
     exchange.resume()
     assert not one.inference.generations[0].paused
+
+
+def test_a_reader_that_is_slow_before_the_answer_begins():
+    one = Bench(ScriptedInference(hold=True))
+    exchange, _ = one.open("/api/generate")
+    exchange.pause()
+    exchange.receive(BODY)
+    exchange.body_complete()
+    assert one.inference.generations[0].paused
+    exchange.resume()
+    assert not one.inference.generations[0].paused
+
+
+# ── large bodies ────────────────────────────────────────────────────────────────────
+
+LARGE = json.dumps({**GEN, "system": "x" * INLINE_BYTES}).encode()
+
+
+class Later(Bench):
+    """Its tasks and threads run when the test says so."""
+
+    def spawn(self, coroutine):
+        self.tasks.append(coroutine)
+        return coroutine.close
+
+    def run(self):
+        for task in self.tasks:
+            super().spawn(task)
+
+
+def sent_large(body=LARGE):
+    one = Later(ScriptedInference(hold=True))
+    exchange, out = one.open("/api/generate")
+    exchange.receive(body)
+    exchange.body_complete()
+    return one, exchange, out
+
+
+def test_a_large_body_is_read_apart_from_the_loop():
+    one, _, out = sent_large()
+    assert not one.inference.generations
+    one.run()
+    one.inference.generations[0].emit(Delta(text="a"), Finished(reason="stop"))
+    assert out.ended
+    assert one.path.bodies_bytes == 0
+
+
+def test_a_client_that_goes_away_while_a_large_body_is_read():
+    one, exchange, out = sent_large()
+    exchange.disconnected()
+    assert one.path.bodies_bytes == 0
+    one.run()
+    assert not one.inference.generations
+    assert out.status == 0
+    assert [summary.outcome for summary in one.summaries] == ["cancelled"]
+
+
+@pytest.mark.parametrize("body", [LARGE + b"x", LARGE.replace(b'"m"', b"3", 1)])
+def test_a_large_body_that_is_refused(body):
+    one, _, out = sent_large(body)
+    one.run()
+    assert out.status == 400
+    assert len(one.summaries) == 1
+
+
+def test_a_slow_reader_while_a_large_body_is_read():
+    one, exchange, _ = sent_large()
+    exchange.pause()
+    one.run()
+    assert one.inference.generations[0].paused
+
+
+def test_a_byte_a_chunk_takes_no_more_memory_than_the_bytes():
+    one = Bench(ScriptedInference(HELLO))
+    exchange, out = one.open("/api/generate")
+    body = json.dumps({**GEN, "system": "x" * 60_000, "stream": False}).encode()
+    tracemalloc.start()
+    try:
+        for byte in body:
+            exchange.receive(bytes((byte,)))
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 2 * len(body)
+    exchange.body_complete()
+    assert out.json()["response"] == "Hello"
 
 
 EVENTS = st.lists(

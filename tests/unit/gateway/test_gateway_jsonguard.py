@@ -115,3 +115,62 @@ def test_what_passes_is_read_alike_by_the_dialects_decoder(value):
     except Malformed:
         return
     assert msgspec.json.decode(body) == json.loads(body)
+
+
+LONG = "QUJD" * (40 * KIB)
+"""160 KiB of base64: long enough to be cut."""
+JUNK = st.sampled_from(
+    ['"', "\\", "\\n", "\\u0041", ",", "[", "]", "{", "}", ":", " ", "1", "\x00", "é", "=="]
+)
+
+
+@given(
+    st.integers(0, len(LONG) + 30),
+    JUNK,
+    st.sampled_from(["", "x", '"', '","', '":"', "data:image/png;base64,"]),
+)
+def test_long_strings_are_judged_as_if_they_were_read_whole(at, junk, prefix):
+    body = '{"a":[1,"' + prefix + LONG + '"],"b":"' + LONG + '","c":[]}'
+    body = body[:at] + junk + body[at:]
+    try:
+        json.loads(body, object_pairs_hook=_unique_or_fail)
+    except ValueError:
+        wanted = False
+    else:
+        wanted = True
+    try:
+        check(body.encode())
+        msgspec.json.decode(body.encode())  # the dialect's decoder is the second reader
+    except (Malformed, msgspec.DecodeError):
+        assert not wanted
+    else:
+        assert wanted
+
+
+def _unique_or_fail(pairs):
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("twice")
+    return dict(pairs)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"' + LONG + '":1,"' + LONG + '":2}', "twice"),
+        ('{"' + LONG + '"  :1,"' + LONG + '"\n:2}', "twice"),
+        ("[" + "1" * 200_000 + "]", "digits"),
+        ('["a",' + "1," * 99_999 + '1,"b"]', "values"),
+        ('["' + LONG + '"' + LONG + '"a"]', "invalid JSON"),
+    ],
+)
+def test_what_is_long_is_not_overlooked(body, words):
+    with pytest.raises(Malformed, match=words):
+        check(body.encode())
+
+
+def test_a_long_string_beside_a_longer_one():
+    check(json.dumps(["a" * (2 * MIB), "b" * MIB]).encode())
+    with pytest.raises(Malformed, match="longer"):
+        check(json.dumps(["b" * MIB, "a" * (2 * MIB + 1)]).encode())
+    with pytest.raises(Malformed, match="longer"):  # not plain, so it is read whole
+        check(json.dumps(["b" * MIB, "\n" + "a" * (2 * MIB)]).encode())

@@ -33,7 +33,7 @@ from ollama_distributed.gateway.dialects.contract import (
     HotRoute,
     RequestContext,
 )
-from ollama_distributed.gateway.dialects.fields import decode
+from ollama_distributed.gateway.dialects.fields import decode, decode_base64
 from ollama_distributed.gateway.dialects.ollama_answer import (
     CHAT,
     GENERATE,
@@ -110,7 +110,7 @@ def generate_call(
         system=row.system or None,
         template=row.template or None,
         context=tuple(row.context or ()),
-        images=tuple(row.images or ()),
+        images=_images("images", row.images),
         raw=bool(row.raw),
     )
     request = InferenceRequest(
@@ -254,7 +254,7 @@ def _message(row: MessageBody, number: int) -> Message:
     return Message(
         role=cast(Literal["system", "user", "assistant", "tool"], role),
         content=row.content or "",
-        images=tuple(row.images or ()),
+        images=_images(f"messages[{number}].images", row.images),
         thinking=row.thinking or "",
         tool_calls=tuple(
             ToolCall(
@@ -268,6 +268,10 @@ def _message(row: MessageBody, number: int) -> Message:
         tool_name=row.tool_name or "",
         tool_call_id=row.tool_call_id or "",
     )
+
+
+def _images(param: str, texts: list[str] | None) -> tuple[bytes, ...]:
+    return tuple(decode_base64(f"{param}[{number}]", text) for number, text in enumerate(texts or ()))
 
 
 def _tool(row: ToolBody) -> Tool:

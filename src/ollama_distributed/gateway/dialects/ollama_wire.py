@@ -6,17 +6,19 @@ absent everywhere, as in Go. The seed's `/api/v1` takes the same bodies.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+Base64 = Annotated[str, msgspec.Meta(extra_json_schema={"contentEncoding": "base64"})]
+"""Decoded by the dialect, in pieces: the JSON decoder would hold the event loop meanwhile."""
 
 
 class GenerateBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     suffix: str | None = None
-    images: list[bytes] | None = None
-    """base64"""
+    images: list[Base64] | None = None
     system: str | None = None
     template: str | None = None
     context: list[int] | None = None
@@ -49,7 +51,7 @@ class MessageBody(msgspec.Struct, frozen=True, kw_only=True):
     role: str
     content: str | None = None
     thinking: str | None = None
-    images: list[bytes] | None = None
+    images: list[Base64] | None = None
     tool_calls: list[ToolCallBody] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
