@@ -77,7 +77,7 @@ async def echo(models: Models, _: LlamaServers) -> AsyncIterator[Subject]:
 
 def _crash(runner: Runner) -> None:
     assert isinstance(runner, EchoRunner)
-    runner.crash()
+    runner.kill()
 
 
 @asynccontextmanager

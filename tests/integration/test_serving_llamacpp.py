@@ -133,6 +133,23 @@ async def test_a_killed_runner_is_an_error_and_the_next_request_loads_again(ther
     assert again.usage.completion_tokens == 3
 
 
+async def test_a_runner_that_hangs_is_an_error_and_the_next_request_loads_again(there: Node) -> None:
+    listener, _ = there.ask(chat(model="endless"))
+    await listener.until(lambda: len(listener.text) > 100)
+    lease = await there.serving.acquire(*await _load_of(there, "endless"), None, slot=False)
+    runner = lease.runner
+    assert isinstance(runner, LlamaCppRunner)
+    os.kill(runner.process.pid, signal.SIGSTOP)
+    end = await listener.end()
+    lease.release()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, RunnerDied)
+    assert end.error.retryable
+    _, again = await there.finished(chat(model="endless", sampling=Sampling(num_predict=3)))
+    assert again.usage.completion_tokens == 3
+    assert runner.process.exited.done()
+
+
 async def _load_of(there: Node, name: str) -> tuple[object, object]:
     spec, _, shape = await there.serving.find(chat(model=name))
     return spec, shape

@@ -78,7 +78,7 @@ async def test_a_death_ends_those_that_wait_too() -> None:
     for recording in recordings:
         runner.generate(CompletionRequest(prompt="x" * 90), recording)
     assert (await runner.metrics()).queued == 2
-    runner.crash()
+    runner.kill()
     for recording in recordings:
         assert isinstance((await recording.failed()).error, RunnerDied)
     assert isinstance((await (await ask(runner)).failed()).error, RunnerDied)

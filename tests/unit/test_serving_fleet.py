@@ -261,13 +261,13 @@ async def test_a_load_that_fails_tells_all_and_three_failures_quarantine() -> No
 async def test_a_dead_runner_counts_once_and_the_next_request_loads_again() -> None:
     async with running() as (fleet, engine):
         leases = [await soon(asked(fleet, "a")) for _ in range(2)]
-        engine.runners[0].crash("why")
+        engine.runners[0].kill("why")
         for lease in leases:
             lease.broken(RunnerDied("why"))
         assert fleet.residents == ()
         for _ in range(1, 2):
             (await soon(asked(fleet, "a"))).release()
-            engine.runners[0].crash("why")
+            engine.runners[0].kill("why")
         # Two deaths, however many requests saw them: not three yet.
         (await soon(asked(fleet, "a"))).release()
         assert engine.loads == 3
@@ -389,7 +389,7 @@ async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
             elif act == "leave" and tasks:
                 tasks[number % len(tasks)].cancel()
             elif act == "crash" and engine.runners:
-                engine.runners[number % len(engine.runners)].crash()
+                engine.runners[number % len(engine.runners)].kill()
             elif act == "turn":
                 await turn()
             look()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -82,6 +82,55 @@ async def test_a_stop_ends_it_early_and_the_slot_is_free() -> None:
             listener, end = await n.finished(asked)
             assert (listener.text, end.stop_sequence) == ("one ", "STOP")
         assert n.engine.loads == 1
+
+
+async def soon(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110 - the echo engine tells nobody
+            await asyncio.sleep(0)
+
+
+async def test_a_runner_that_hangs_is_killed_and_its_request_begins_again_once() -> None:
+    engine = EchoEngine({"tokens_per_s": 0.01})
+    async with node(engine=engine, quiet_s=0.01) as n:
+        listener, _ = n.ask(chat("hello"))
+        for load in (1, 2):
+            await soon(lambda load=load: engine.loads == load and n.serving.loaded())
+            engine.runners[0].hangs = True
+        end = await listener.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, RunnerDied)
+        assert "did not answer" in end.error.message
+        assert n.serving.loaded() == []
+
+
+async def test_a_slow_runner_that_is_healthy_is_left_alone() -> None:
+    engine = EchoEngine({"tokens_per_s": 0.01})
+    async with node(engine=engine, quiet_s=0.001) as n:
+        listener, generation = n.ask(chat("hello"))
+        asked = 0
+
+        async def healthy() -> bool:
+            nonlocal asked
+            asked += 1
+            listener.changed.set()
+            return True
+
+        await soon(lambda: engine.runners)
+        engine.runners[0].healthy = healthy  # type: ignore[method-assign]
+        await listener.until(lambda: asked > 5)
+        assert listener.text == ""
+        assert engine.loads == 1
+        generation.cancel()
+
+
+async def test_tokens_are_a_sign_of_life() -> None:
+    engine = EchoEngine({"tokens_per_s": 100, "hash_tokens": 30})
+    async with node(engine=engine, quiet_s=0.05) as n:
+        await n.finished(chat("load it", load_only=True))
+        engine.runners[0].hangs = True
+        listener, _ = await n.finished(chat("hello"))
+        assert listener.text
 
 
 async def test_reasoning_is_taken_apart_unless_asked_not_to() -> None:

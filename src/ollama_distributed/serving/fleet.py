@@ -49,6 +49,7 @@ from ollama_distributed.serving.ports import Engine, Machine, Runner
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, what_fits
+from ollama_distributed.serving.watch import watch
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +57,8 @@ BUSY = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's text, two spaces and all: clients match on it."""
 
 CLOSING = "the node is shutting down"
-LOADING = "loading"
+LOADING, WATCHING, UNLOADING = "loading", "watching", "unloading"
+"""Names of the fleet's tasks."""
 
 LONGEST_TIMER_S = 86_400.0
 """Loops differ in the longest timer they take; one that fires early looks again."""
@@ -114,7 +116,7 @@ class Fleet:
             and key not in self._queues
             and resident.takes(shape, slot=slot)
         ):
-            return resident.lease(self, keep_alive_s, slot=slot)
+            return self._lease(resident, keep_alive_s, slot=slot)
         if self._waiting >= self._settings.max_queue:
             raise QueueFull(BUSY)
         ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot)
@@ -225,7 +227,12 @@ class Fleet:
     def _grant(self, ticket: Ticket, resident: Resident) -> None:
         self._waiting -= 1
         if not ticket.future.done():
-            ticket.future.set_result(resident.lease(self, ticket.keep_alive_s, slot=ticket.slot))
+            ticket.future.set_result(self._lease(resident, ticket.keep_alive_s, slot=ticket.slot))
+
+    def _lease(self, resident: Resident, keep_alive_s: float | None, *, slot: bool) -> Lease:
+        if resident.watch is None:
+            resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
+        return resident.lease(self, keep_alive_s, slot=slot)
 
     def _begin_loads(self) -> None:
         """In the order of arrival; one that must wait for room lets nobody pass it."""
@@ -365,7 +372,7 @@ class Fleet:
         self._remove(resident)
         self._count_crash(resident.key, error.message)
         if resident.runner is not None:
-            self._spawn(self._end(resident, resident.runner), "unloading")
+            self._spawn(self._end(resident, resident.runner), UNLOADING)
         self._pump()
 
     def _count_crash(self, key: LoadKey, reason: str) -> None:
@@ -375,10 +382,8 @@ class Fleet:
         assert resident.state == "ready"
         assert resident.runner is not None
         resident.state = "unloading"
-        if resident.expiry is not None:
-            resident.expiry.cancel()
-            resident.expiry = None
-        self._spawn(self._end(resident, resident.runner), "unloading")
+        resident.forget()
+        self._spawn(self._end(resident, resident.runner), UNLOADING)
 
     async def _end(self, resident: Resident, runner: Runner) -> None:
         name = resident.spec.display
@@ -392,9 +397,7 @@ class Fleet:
 
     def _remove(self, resident: Resident) -> None:
         resident.state = "gone"
-        if resident.expiry is not None:
-            resident.expiry.cancel()
-            resident.expiry = None
+        resident.forget()
         if self._residents.get(resident.key) is resident:
             del self._residents[resident.key]
 
@@ -423,14 +426,15 @@ class Fleet:
 
     async def unload_all(self) -> None:
         """End all runners and all loads, whoever uses them. After `refuse_new`."""
-        for task in [task for task in self._tasks if task.get_name() == LOADING]:
+        for task in [task for task in self._tasks if task.get_name() != UNLOADING]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for resident in self.residents:
             self._unload(resident)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

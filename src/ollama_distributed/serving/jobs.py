@@ -256,6 +256,8 @@ class Job:
     def _hear(self, event: EngineEvent) -> None:
         if self._over:
             return
+        if self._lease is not None:
+            self._lease.heard()
         kind = type(event)
         if kind is EngineFailed:
             assert isinstance(event, EngineFailed)

@@ -32,6 +32,7 @@ class Resident:
         "drain_from",
         "expiry",
         "expiry_due",
+        "heard",
         "keep_alive_s",
         "key",
         "last_used",
@@ -42,6 +43,7 @@ class Resident:
         "slots_busy",
         "spec",
         "state",
+        "watch",
     )
 
     def __init__(
@@ -64,6 +66,9 @@ class Resident:
         self.keep_alive_s = 0.0
         self.expiry: asyncio.TimerHandle | None = None
         self.expiry_due = 0.0
+        self.heard = False
+        """Its runner gave a sign of life since the watch looked last."""
+        self.watch: asyncio.Task[None] | None = None
 
     def lease(self, keeper: Keeper, keep_alive_s: float | None, *, slot: bool) -> Lease:
         assert self.runner is not None
@@ -71,6 +76,15 @@ class Resident:
         self.slots_busy += slot
         self.keep_alive_s = renewed(self.keep_alive_s, keep_alive_s)
         return Lease(keeper, self, self.runner, slot=slot)
+
+    def forget(self) -> None:
+        """It is no longer there for requests: nobody looks after it any more."""
+        if self.expiry is not None:
+            self.expiry.cancel()
+            self.expiry = None
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
 
     def takes(self, shape: Shape, *, slot: bool) -> bool:
         """Whether a request that is next in turn can have a lease now."""
@@ -100,6 +114,11 @@ class Lease:
         self._slot = slot
         self.runner = runner
         self.plan = resident.plan
+
+    def heard(self) -> None:
+        """The runner gave a sign of life."""
+        if self._resident is not None:
+            self._resident.heard = True
 
     def release(self) -> None:
         """Idempotent."""

@@ -21,6 +21,8 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True):
     """A load that makes no progress for so long failed. As Ollama."""
     unload_timeout_s: float = 10.0
     """After it a runner that will not end is given up; the engine kills after its grace of 2 s."""
+    quiet_s: float = 2.0
+    """A busy runner that was silent for so long is asked whether it is healthy."""
     memory_limit_bytes: int = 0
     """For loaded models; 0: what is free when none is loaded, less the reserve."""
     memory_reserve_bytes: int = 512 << 20

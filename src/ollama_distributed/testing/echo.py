@@ -138,6 +138,8 @@ class EchoRunner:
         self._exits: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
         self._death: OllamaDistributedError | None = None
+        self.hangs = False
+        """Set: it is not healthy."""
 
     @property
     def plan(self) -> LoadPlan:
@@ -215,8 +217,7 @@ class EchoRunner:
 
     # ── life ────────────────────────────────────────────────────────────────────────
 
-    def crash(self, reason: str = "the echo runner was told to crash") -> None:
-        """Die as a process does: running calls fail with `RunnerDied`. Idempotent."""
+    def kill(self, reason: str = "the echo runner was told to crash") -> None:
         self._end(RunnerDied(reason))
 
     async def unload(self, grace_s: float = 2.0) -> None:  # noqa: ARG002 - it is gone at once
@@ -239,7 +240,7 @@ class EchoRunner:
             self._exits.append(callback)
 
     async def healthy(self) -> bool:
-        return not self._gone
+        return not (self._gone or self.hangs)
 
     async def metrics(self) -> RunnerMetrics:
         return RunnerMetrics(

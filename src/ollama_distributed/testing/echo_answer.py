@@ -40,7 +40,7 @@ class Host(Protocol):
 
     def check_fits(self, prompt_tokens: int) -> None: ...
 
-    def crash(self, reason: str) -> None: ...
+    def kill(self, reason: str) -> None: ...
 
     def token_limit(self) -> int | None:
         """The runner dies when an answer has so many tokens."""
@@ -151,7 +151,7 @@ class EchoAnswer:
             due = min(_BURST, self._paced + int(elapsed * speed + 1e-6) - self._emitted)
         for _ in range(due):
             if fail_after is not None and self._emitted >= fail_after:
-                self._host.crash(f"the echo runner is set to die after {fail_after} tokens")
+                self._host.kill(f"the echo runner is set to die after {fail_after} tokens")
                 return
             if self._limit is not None and self._emitted >= self._limit:
                 self.end(self._done("length"))

@@ -189,6 +189,10 @@ class RunnerProcess:
             self._signal(signal.SIGKILL)
             await asyncio.shield(self._buried())
 
+    def kill(self) -> None:
+        """SIGKILL, without waiting; `stop()` still has to be called."""
+        self._signal(signal.SIGKILL)
+
     async def _buried(self) -> None:
         await asyncio.wait([self.exited], timeout=KILL_WAIT_S)
         if self._removal is not None:

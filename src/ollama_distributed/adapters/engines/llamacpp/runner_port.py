@@ -219,6 +219,11 @@ class LlamaCppRunner:
             queued=max(running - self._plan.slots, 0),
         )
 
+    def kill(self, reason: str) -> None:
+        # Not after its exit: a process that waits for a dead disk ends when it likes.
+        self._over(RunnerDied(f"the runner of {self._params.alias} was killed: {reason}"))
+        self.process.kill()
+
     async def unload(self, grace_s: float = 2.0) -> None:
         await self.process.stop(grace_s)
         if self._burial is not None:
@@ -278,20 +283,29 @@ class LlamaCppRunner:
 
     async def _why(self, error: OllamaDistributedError) -> OllamaDistributedError:
         await asyncio.wait([self.process.exited], timeout=EXIT_GRACE_S)
-        return self._unavailable() if self._gone else error
+        if self._gone:
+            return self._unavailable()
+        # It lives, and others are on it: one lost connection is not its death.
+        return Unavailable(error.message) if isinstance(error, RunnerDied) else error
 
     def _exited(self, _returncode: int) -> None:
-        self._gone = True
-        if not self.process.stopping:
-            self._death = RunnerDied(
-                f"the runner of {self._params.alias} died: {self.process.how_it_ended()}"
-            )
+        if self.process.stopping:
+            self._over(None)
+        else:
+            how = self.process.how_it_ended()
+            self._over(RunnerDied(f"the runner of {self._params.alias} died: {how}"))
+        self._burial = asyncio.get_running_loop().create_task(self._bury(), name="bury a runner")
+
+    def _over(self, death: RunnerDied | None) -> None:
+        """Nothing more comes of it; None: as we wished. Idempotent."""
+        if self._gone:
+            return
+        self._gone, self._death = True, death
         for call in list(self._calls):
             call.fail(self._unavailable())
         for callback in self._exit_callbacks:
-            callback(self._death)
+            callback(death)
         self._exit_callbacks.clear()
-        self._burial = asyncio.get_running_loop().create_task(self._bury(), name="bury a runner")
 
     async def _bury(self) -> None:
         await self.process.stop(0.0)

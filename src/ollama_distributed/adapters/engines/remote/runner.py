@@ -223,6 +223,9 @@ class RemoteRunner:
             self._end(RunnerDied(f"{self.remote.address} is gone: {error.message}"))
         return self._unavailable() if self._gone else error
 
+    def kill(self, reason: str) -> None:
+        self._end(RunnerDied(f"{self.remote.address} was given up: {reason}"))
+
     def _end(self, error: RunnerDied | None) -> None:
         if self._gone:
             return
