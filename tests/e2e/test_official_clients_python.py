@@ -245,7 +245,16 @@ def test_openai_tool_choice_is_enforced_on_a_model_that_would_not_call(
     (call,) = answer.choices[0].message.tool_calls or []
     assert call.function.name == "get_weather"  # type: ignore[union-attr]
     assert json.loads(call.function.arguments)["city"] in ("Paris", "Rome")  # type: ignore[union-attr]
-    assert answer.choices[0].finish_reason in ("stop", "tool_calls")
+    assert answer.choices[0].finish_reason == "tool_calls"
+
+
+def test_openai_tool_choice_keeps_the_models_own_call(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.create(
+        model="scripted-tools", messages=QUESTION, tools=TOOLS, tool_choice="required"
+    )
+    (call,) = answer.choices[0].message.tool_calls or []
+    assert json.loads(call.function.arguments) == {"city": "Paris"}  # type: ignore[union-attr]
+    assert answer.choices[0].finish_reason == "tool_calls"
 
 
 def test_openai_tool_choice_none(openai_client: openai.OpenAI) -> None:

@@ -19,7 +19,7 @@ from ollama_distributed.adapters.engines.llamacpp.chat import (
     parse_calls,
     template_body,
 )
-from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
+from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams, runner_params, scrubbed
 from ollama_distributed.adapters.engines.llamacpp.program import binary_version, instruction_set
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
@@ -29,7 +29,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     metric,
     prompt_value,
 )
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, closed
 from ollama_distributed.adapters.engines.llamacpp.stderr import Tail, reason
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, ends_incomplete, fragments_of
 from ollama_distributed.base.errors import (
@@ -50,7 +50,7 @@ from ollama_distributed.base.inference import (
     Tool,
     ToolCall,
 )
-from ollama_distributed.base.tokens import ChatDelta, Done, EngineFailed, Progress, Tokens
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, Progress, Tokens
 from ollama_distributed.models.spec import Architecture, ModelSpec
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
 
@@ -590,3 +590,76 @@ def test_what_programs_say_about_themselves() -> None:
     assert binary_version("version: 0.6.0-dev (build 11669, commit x)") == "b11669"
     assert binary_version("version: 0.6.0-dev (build 0, commit unknown)") == "0.6.0-dev"
     assert binary_version("nothing") == ""
+
+
+# ── schemas are closed ──────────────────────────────────────────────────────────────
+
+
+def test_objects_take_no_members_that_the_schema_does_not_name() -> None:
+    inner = {"type": "object", "properties": {"properties": {"type": "string"}}}
+    schema = {
+        "type": "object",
+        "properties": {"a": inner, "b": {"type": "array", "items": inner}, "c": {"$ref": "#/$defs/d"}},
+        "$defs": {"d": {"anyOf": [inner, {"type": "null"}]}},
+    }
+    shut = {**inner, "additionalProperties": False}
+    assert closed(schema) == {
+        "type": "object",
+        "properties": {"a": shut, "b": {"type": "array", "items": shut}, "c": {"$ref": "#/$defs/d"}},
+        "$defs": {"d": {"anyOf": [shut, {"type": "null"}]}},
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {}}, "patternProperties": {"^x": {}}},
+        {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]},
+    ],
+)
+def test_what_says_otherwise_stays_open(schema: dict[str, Any]) -> None:
+    assert closed(schema) == schema
+
+
+# ── wanted calls ────────────────────────────────────────────────────────────────────
+
+
+def chat_event(finish: str | None = None, **delta: Any) -> bytes:
+    return msgspec.json.encode({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+
+def wanted(*events: bytes) -> tuple[list[EngineEvent], int]:
+    """What is passed on, and how often it refused."""
+    refusals: list[None] = []
+    stream = WantedCalls(lambda: refusals.append(None))
+    return [event for data in events for event in stream.feed(data)], len(refusals)
+
+
+CALL = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+
+
+def test_a_model_that_calls_is_left_alone() -> None:
+    events, refusals = wanted(
+        chat_event(reasoning_content="hm"),
+        chat_event(content="\n"),
+        chat_event(tool_calls=[CALL]),
+        chat_event(content="after"),
+        chat_event("tool_calls"),
+        b"[DONE]",
+    )
+    assert refusals == 0
+    assert [e.thinking for e in events if isinstance(e, ChatDelta) and e.thinking] == ["hm"]
+    assert [c.name for e in events if isinstance(e, ChatDelta) for c in e.tool_calls] == ["f"]
+    assert isinstance(events[-1], Done)
+
+
+@pytest.mark.parametrize("talk", [[chat_event(content="I would rather")], [chat_event("stop"), b"[DONE]"]])
+def test_a_model_that_talks_instead_refuses_once_and_is_heard_no_more(talk: list[bytes]) -> None:
+    events, refusals = wanted(*talk, chat_event(content=" talk"), chat_event(tool_calls=[CALL]), b"[DONE]")
+    assert refusals == 1
+    assert not any(
+        isinstance(e, Done) or (isinstance(e, ChatDelta) and (e.text or e.tool_calls)) for e in events
+    )

@@ -92,6 +92,16 @@ class Call:
         if self._paused:
             self._exchange.pause()
 
+    def again(self, steps: Callable[[], Awaitable[None]]) -> None:
+        """Drop the answer that runs and begin another in its place."""
+        if self._over:
+            return
+        if self._exchange is not None:
+            self._exchange.cancel()
+        self._events, self._status = ServerSentEvents(), 200
+        self._error_body.clear()
+        self.prepare(steps)
+
     def fail(self, error: OllamaDistributedError) -> None:
         self._emit(EngineFailed(error))
 

@@ -130,6 +130,13 @@ def enforced(request: ChatRequest) -> bool:
     return request.tool_choice not in ("auto", "none")
 
 
+def wanted(request: ChatRequest) -> ChatRequest:
+    """The same chat by the model's own choice, offered only what it may call."""
+    choice = request.tool_choice
+    tools = tuple(t for t in request.tools if not isinstance(choice, NamedTool) or t.name == choice.name)
+    return msgspec.structs.replace(request, tools=tools, tool_choice="auto", format=None, top_logprobs=None)
+
+
 def calls_schema(request: ChatRequest) -> dict[str, Any]:
     """A JSON schema whose values are exactly the calls that `tool_choice` admits.
 

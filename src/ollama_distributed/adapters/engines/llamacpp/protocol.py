@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, closed
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     ContextExceeded,
@@ -158,12 +158,12 @@ def format_fields(output: Format | None, grammar: str = "") -> dict[str, Any]:
 
 
 def guided(schema: dict[str, Any], *, compact: bool = False) -> dict[str, Any]:
-    """The schema with our settings for llguidance, which the wheel compiles it with; others
+    """The schema, closed, with our settings for llguidance, which the wheel compiles it with; others
     ignore them. Without, `oneOf` or any keyword that it does not know would make it drop the
     whole constraint silently, and a model may write white space until its limit."""
     settings: dict[str, Any] = {"lenient": True, "coerce_one_of": True}
     settings |= {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITE_SPACE}
-    return {**schema, "x-guidance": settings}
+    return {**closed(schema), "x-guidance": settings}
 
 
 # ── in ──────────────────────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ import msgspec
 from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat
 from ollama_distributed.adapters.engines.llamacpp.calls import Call
-from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
+from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams
 from ollama_distributed.adapters.engines.llamacpp.process import RunnerProcess
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
@@ -116,7 +116,10 @@ class LlamaCppRunner:
             body = completion_body(prepared, context_tokens=self._plan.context_tokens)
             parser = CompletionStream(
                 fragments=self._fragments,
-                stop_at_tokens=None if request.shift else self._plan.context_tokens,
+                # Under a grammar a window that slides would lose the beginning of the value.
+                stop_at_tokens=None
+                if request.shift and request.format is None and not request.grammar
+                else self._plan.context_tokens,
                 top_logprobs=request.top_logprobs or 0,
             )
             call.send(self.process.address, completion_path(request), body, self._headers, parser)
@@ -129,7 +132,10 @@ class LlamaCppRunner:
 
         async def steps() -> None:
             if chat.enforced(request):
-                await self._send_enforced(call, request)
+                check_schema(chat.calls_schema(request))
+                body = chat.chat_body(chat.wanted(request), context_tokens=self._plan.context_tokens)
+                wanted = WantedCalls(lambda: call.again(lambda: self._send_enforced(call, request)))
+                call.send(self.process.address, "/v1/chat/completions", body, self._headers, wanted)
             else:
                 body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
                 parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
@@ -139,8 +145,6 @@ class LlamaCppRunner:
         return call
 
     async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
-        schema = chat.calls_schema(request)
-        check_schema(schema)
         # Under the schema the first token already belongs to the call: no room to think.
         prompt = await self.apply_template(request.messages, request.tools, think=False)
         completion = CompletionRequest(
@@ -149,8 +153,9 @@ class LlamaCppRunner:
             sampling=request.sampling,
         )
         body = completion_body(completion, context_tokens=self._plan.context_tokens)
-        body["json_schema"] = guided(schema, compact=True)
-        call.send(self.process.address, "/completion", body, self._headers, EnforcedCalls())
+        body["json_schema"] = guided(chat.calls_schema(request), compact=True)
+        calls = EnforcedCalls(stop_at_tokens=self._plan.context_tokens)
+        call.send(self.process.address, "/completion", body, self._headers, calls)
 
     # ── questions ───────────────────────────────────────────────────────────────────
 

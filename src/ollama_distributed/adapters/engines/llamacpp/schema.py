@@ -1,4 +1,4 @@
-"""Refuses JSON schemas that llama.cpp would ignore without a word. Pure.
+"""Refuses JSON schemas that llama.cpp would ignore without a word, and closes objects. Pure.
 
 The wheel compiles schemas with llguidance; one that does not compile is logged, and the
 answer is then not constrained at all. So what it cannot take is refused here: unknown
@@ -19,6 +19,7 @@ TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "s
 MAX_DEPTH = 64
 _SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_OPENERS = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 
 
@@ -53,6 +54,40 @@ def _check(node: Any, root: Mapping[str, Any], depth: int) -> None:
     for key in _MAPS:
         for part in node.get(key, {}).values():
             _check(part, root, depth + 1)
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema, its objects without members that it does not name.
+
+    As llama.cpp's own converter and Ollama have it; JSON Schema itself would let a model
+    add members until its limit. Where `allOf` composes objects they stay open, since each
+    part would refuse the members of the others.
+    """
+    return dict(schema) if _mentions(schema, "allOf") else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    found = dict(schema)
+    for key in _SCHEMAS:
+        if key in found:
+            found[key] = _closed(found[key])
+    for key in _LISTS:
+        if key in found:
+            found[key] = [_closed(part) for part in found[key]]
+    for key in _MAPS:
+        if isinstance(found.get(key), Mapping):
+            found[key] = {name: _closed(part) for name, part in found[key].items()}
+    if isinstance(found.get("properties"), Mapping) and not _OPENERS & found.keys():
+        found["additionalProperties"] = False
+    return found
+
+
+def _mentions(node: Any, key: str) -> bool:
+    if isinstance(node, Mapping):
+        return key in node or any(_mentions(value, key) for value in node.values())
+    return isinstance(node, list | tuple) and any(_mentions(part, key) for part in node)
 
 
 def _resolve(reference: Any, root: Mapping[str, Any]) -> None:
