@@ -44,6 +44,7 @@ async def test_a_stream_arrives_piece_by_piece(adapter):
         status, headers = await client.head()
         assert status == 200
         assert headers["content-type"] == "application/x-ndjson"
+        assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
         assert json.loads(await client.chunk())["response"] == "a"
         inference.generations[0].emit(Delta(text="b"))
         assert json.loads(await client.chunk())["response"] == "b"
@@ -52,6 +53,38 @@ async def test_a_stream_arrives_piece_by_piece(adapter):
         assert await client.chunk() == b""
         await client.post("/api/generate", {**GEN, "stream": False})
         await until(lambda: len(inference.generations) == 2, "the connection goes on")
+
+
+async def test_pieces_of_one_turn_leave_together(adapter):
+    inference = ScriptedInference(hold=True)
+    async with serving(gateway(inference), adapter=adapter) as server, await server.connect() as client:
+        await client.post("/api/generate", GEN)
+        await until(lambda: bool(inference.generations), "the request opens")
+        generation = inference.generations[0]
+        for burst in ("ab", "cde"):
+            generation.emit(*(Delta(text=letter) for letter in burst))
+            if burst == "ab":
+                await client.head()
+            lines = (await client.chunk()).splitlines()
+            assert "".join(json.loads(line)["response"] for line in lines) == burst
+        generation.emit(Delta(text="f"), Finished(reason="stop"))
+        assert len((await client.chunk()).splitlines()) == 2
+        assert await client.chunk() == b""
+
+
+async def test_a_client_that_goes_away_in_the_turn_of_a_piece(adapter):
+    inference = ScriptedInference(hold=True)
+    async with serving(gateway(inference), adapter=adapter) as server:
+        async with await server.connect() as client:
+            await client.post("/api/generate", GEN)
+            await until(lambda: bool(inference.generations), "the request opens")
+            generation = inference.generations[0]
+            client.writer.transport.abort()
+            async with asyncio.timeout(10):
+                while not generation.cancelled:
+                    generation.emit(Delta(text="a"))
+                    await asyncio.sleep(0)
+        await until(lambda: not len(server.watch), "the connection is gone")
 
 
 async def test_error_before_and_after_the_first_byte(adapter):

@@ -43,7 +43,13 @@ from ollama_distributed.gateway.dialects.contract import (
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
 from ollama_distributed.gateway.jsonguard import JsonGuard
-from ollama_distributed.gateway.out import Out, RawHeaders, cors_headers, error_response_headers
+from ollama_distributed.gateway.out import (
+    STREAM_HEADERS,
+    Out,
+    RawHeaders,
+    cors_headers,
+    error_response_headers,
+)
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
@@ -326,9 +332,8 @@ class Exchange:
             return
         if self._first_byte_at is None:
             self._first_byte_at = self._path.clock.monotonic()
-            self._out.start(
-                200, [(b"content-type", encoder.content_type.encode("ascii")), *self._call_headers]
-            )
+            kind = (b"content-type", encoder.content_type.encode("ascii"))
+            self._out.start(200, [kind, *STREAM_HEADERS, *self._call_headers])
         self._bytes_out += len(data)
         self._out.write(data)
 

@@ -22,6 +22,8 @@ from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
 from ollama_distributed.gateway.summary import Summary
 
 _CLOSE = (b"connection", b"close")
+_MOST_WAITING_BYTES = 64 * 1024
+"""Written at once, so that the transport can tell that its reader is slow."""
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -42,6 +44,8 @@ class HotCycle:
     __slots__ = (
         "_chunked",
         "_head",
+        "_pieces",
+        "_pieces_bytes",
         "_protocol",
         "disconnected",
         "exchange",
@@ -57,6 +61,8 @@ class HotCycle:
         self._protocol = protocol
         self._chunked = chunked
         self._head = b""
+        self._pieces: list[bytes] = []
+        self._pieces_bytes = 0
         self.keep_alive = keep_alive
         self.exchange: Exchange | None = None
         self.response_started = False
@@ -76,17 +82,32 @@ class HotCycle:
         self._head = self._make_head(status, headers)
 
     def write(self, data: bytes) -> None:
-        if self._chunked:
+        """What comes in one turn of the loop leaves in one write."""
+        if not self._pieces:
+            self._protocol.loop.call_soon(self._flush)
+        self._pieces.append(data)
+        self._pieces_bytes += len(data)
+        if self._pieces_bytes > _MOST_WAITING_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pieces and not self.disconnected:
+            self._protocol.transport.write(self._take())
+
+    def _take(self) -> bytes:
+        """What waits, as the wire has it."""
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        self._pieces_bytes = 0
+        if self._chunked and data:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._head:  # one packet with the first piece
-            data, self._head = self._head + data, b""
-        self._protocol.transport.write(data)
+        head, self._head = self._head, b""
+        return head + data
 
     def end(self) -> None:
-        last = b"0\r\n\r\n" if self._chunked else b""
-        if self._head or last:
-            self._protocol.transport.write(self._head + last)
-            self._head = b""
+        last = self._take() + (b"0\r\n\r\n" if self._chunked else b"")
+        if last:
+            self._protocol.transport.write(last)
         self._complete()
 
     def _make_head(self, status: int, headers: RawHeaders) -> bytes:
@@ -141,6 +162,8 @@ class FastProtocol(LimitedProtocol):
         self._running = self._feeding = cycle
         head = read_head("POST", path, self.headers, self.client[0] if self.client else None)
         cycle.exchange = self.hot.open(head, cycle)
+        if self.flow.write_paused:  # an earlier answer still waits for its reader
+            cycle.exchange.pause()
         if self.expect_100_continue and not cycle.exchange.ended:
             self.transport.write(_CONTINUE)
 
@@ -164,6 +187,7 @@ class FastProtocol(LimitedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         running, self._running = self._running, None
         if running is not None and running.exchange is not None:
+            running.disconnected = True
             running.exchange.disconnected()
         super().connection_lost(exc)
 

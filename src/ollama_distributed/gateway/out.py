@@ -8,6 +8,9 @@ from ollama_distributed.gateway.dialects.contract import ErrorResponse
 
 RawHeaders = list[tuple[bytes, bytes]]
 
+STREAM_HEADERS: RawHeaders = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+"""No cache may keep an answer that is read as it grows, and nginx may not hold it back."""
+
 
 class Out(Protocol):
     """Where an answer goes; called on the event loop, never blocks."""

@@ -14,6 +14,7 @@ from ollama_distributed.catalog.wire import CreateRequest, CreateStatus
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.dialects.fields import decode
 from ollama_distributed.gateway.errors import as_ours, ollama_error_body
+from ollama_distributed.gateway.out import STREAM_HEADERS
 from ollama_distributed.gateway.routes.models import model_row, newest_first, resident_rows, shown_row
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, Run, json_response
 
@@ -216,7 +217,8 @@ async def progress(statuses: AsyncIterator[CreateStatus], *, stream: bool) -> Re
         first = await anext(statuses)
     except StopAsyncIteration:
         first = CreateStatus(status="success")
-    return StreamingResponse(_lines(first, statuses), media_type="application/x-ndjson")
+    headers = {name.decode("ascii"): value.decode("ascii") for name, value in STREAM_HEADERS}
+    return StreamingResponse(_lines(first, statuses), headers=headers, media_type="application/x-ndjson")
 
 
 async def _lines(first: CreateStatus, rest: AsyncIterator[CreateStatus]) -> AsyncIterator[bytes]:
