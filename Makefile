@@ -91,7 +91,7 @@ bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and o
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
 	$(BIN)/python -m bench --assert
-accept-engine-build: .venv/.dev .venv/.models ## Compile llama-server for this CPU and test it (about 10 minutes)
+accept-engine-build: .venv/.dev .venv/.models ## Compile llama-server for this CPU and test it (5 to 25 minutes)
 	$(BIN)/ollama-distributed engine build
 	$(BIN)/ollama-distributed engine test
 accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests, many rounds

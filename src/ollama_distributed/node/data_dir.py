@@ -4,20 +4,26 @@ node.json    id of this node, made on first start
 keys.json    hashes of keys (never a secret)
 admin.json   the first admin's key, url and CA, for the CLI on this machine (mode 0600)
 lock         held while a node runs on this folder
+run/         sockets and secrets of the runners, while they run
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from ollama_distributed.access.keys import KeyRecord, make_admin_key
+from ollama_distributed.adapters.engines.llamacpp.process import MAX_RUNTIME_PATH
 from ollama_distributed.base.codec import encode_pretty
 from ollama_distributed.base.errors import Conflict, DiskFull, Invalid, Unavailable
 from ollama_distributed.base.ids import NodeId, random_id
@@ -73,6 +79,38 @@ def locked(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(file)
+
+
+@contextmanager
+def runtime(data_dir: Path) -> Iterator[Path]:
+    """A private folder for the runners' sockets; first emptied of what a killed node left.
+
+    Only while the data folder is locked. A UNIX socket's path is short: where the data
+    folder's is too long, the folder lies in the system's temporary one.
+
+    Raises:
+        Unavailable: it cannot be made, or belongs to somebody else.
+    """
+    folder = data_dir.absolute() / "run"
+    if len(os.fsencode(folder)) > MAX_RUNTIME_PATH:
+        digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
+        folder = Path(tempfile.gettempdir()) / f"odr-{os.getuid()}-{digest}"
+    try:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=PRIVATE_DIR)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise Unavailable(f"{folder} must be a folder of this user; move it away")
+        folder.chmod(PRIVATE_DIR)
+        for left in folder.iterdir():
+            shutil.rmtree(left)
+    except OSError as failure:
+        raise Unavailable(f"the folder {folder} cannot be used: {failure.strerror}") from failure
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # a runner that would not end still has its folder
+            folder.rmdir()
 
 
 def node_id(data_dir: Path, now: float) -> NodeId:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -29,8 +30,8 @@ class Engines(msgspec.Struct, frozen=True):
     """Those with models of their own."""
 
 
-async def make_engines(settings: Settings) -> Engines:
-    """llama.cpp first, then what `engines` adds.
+async def make_engines(settings: Settings, runtime_dir: Path) -> Engines:
+    """llama.cpp first, then what `engines` adds. `runtime_dir`: of the runners' private folders.
 
     Raises:
         LoadFailed: llama.cpp does not run here and nothing else is configured.
@@ -38,7 +39,8 @@ async def make_engines(settings: Settings) -> Engines:
     """
     made: list[Engine] = []
     try:
-        made.append(LlamaCppEngine(await _llama_cpp(settings), load_stall_s=settings.load_timeout))
+        program = await _llama_cpp(settings, runtime_dir)
+        made.append(LlamaCppEngine(program, runtime_dir=runtime_dir, load_stall_s=settings.load_timeout))
     except LoadFailed as failure:
         if not settings.engines or settings.engine == "binary" or settings.llama_server is not None:
             raise
@@ -48,10 +50,12 @@ async def make_engines(settings: Settings) -> Engines:
     return Engines(tuple(made), tuple(remotes))
 
 
-async def _llama_cpp(settings: Settings) -> Program:
+async def _llama_cpp(settings: Settings, runtime_dir: Path) -> Program:
     if settings.engine == "wheel":
         return await wheel()
-    choice = await choose(configured=settings.llama_server, cache_dir=settings.cache_dir / "engines")
+    choice = await choose(
+        configured=settings.llama_server, cache_dir=settings.cache_dir / "engines", runtime_dir=runtime_dir
+    )
     for refusal in choice.refused:
         log.warning("engines.refused", path=refusal.path, reason=refusal.reason)
     if settings.engine == "binary" and choice.program.variant == "wheel":

@@ -90,6 +90,11 @@ def cut_long_fields(_: object, __: str, event: MutableMapping[str, Any]) -> Mapp
     return event
 
 
+def say_less(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """For people: fields that say nothing are left out, and the rest keep their order."""
+    return {name: value for name, value in event.items() if value not in (None, "", 0, [], ())}
+
+
 def configure(
     level: str, style: Literal["auto", "json", "console"], stream: TextIO = sys.stderr
 ) -> LineWriter:
@@ -98,7 +103,7 @@ def configure(
     atexit.register(writer.close)
     console = style == "console" or (style == "auto" and stream.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+        structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False)
         if console
         else structlog.processors.JSONRenderer(serializer=ascii_json)
     )
@@ -117,10 +122,9 @@ def configure(
 
         debug = info = warning = error = critical = fatal = exception = log = msg
 
+    last: list[Any] = [say_less] if console else [structlog.processors.format_exc_info]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer]
-        if not console
-        else [*shared, renderer],
+        processors=[*shared, *last, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=lambda *_: Logger(),
         cache_logger_on_first_use=True,
@@ -131,6 +135,7 @@ def configure(
             log = structlog.get_logger(record.name)
             log.log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
 
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it does, the node says itself
     root = logging.getLogger()
     root.handlers[:] = [Handler()]
     root.setLevel(max(getattr(logging, level.upper()), logging.INFO))

@@ -81,8 +81,13 @@ async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
         keys = data_dir.keys(settings.data_dir, url, now)
         authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
         limits = Limits()
+
+        def started() -> None:
+            log.info("node.listening", urls=[bound(listener).url for listener in listeners])
+            announce(f"ready {url} node={node}")
+
         async with _built(settings, node, authenticator, limits, lambda: not stop.wanted) as app:
-            server = Server(_http(app, limits, settings), lambda: announce(f"ready {url} node={node}"))
+            server = Server(_http(app, limits, settings), started)
             stop.server = server
             if not stop.wanted:
                 await server.serve(sockets=listeners)
@@ -120,8 +125,8 @@ async def _built(
 ) -> AsyncIterator[Gateway]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
-    engines = await make_engines(settings)
     async with contextlib.AsyncExitStack() as closing:
+        engines = await make_engines(settings, closing.enter_context(data_dir.runtime(settings.data_dir)))
         for engine in engines.all:
             closing.push_async_callback(engine.close)
         store = BlobStore(settings.store_dir)

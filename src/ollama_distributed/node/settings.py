@@ -119,8 +119,8 @@ class Settings(BaseSettings):
     listen: list[str] = Field(
         default_factory=lambda: [f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{OLLAMA_PORT}"],
         description="Addresses HOST:PORT of the API; all serve the same. Default: our port and Ollama's, so "
-        "that Ollama's clients find the node; a default port that is taken is skipped and said in the log. "
-        "OLLAMA_HOST replaces the second one.",
+        "that Ollama's clients find the node; if ours is taken a free one is used, if Ollama's is taken it "
+        "is left out, and the log says so. OLLAMA_HOST replaces the second one.",
     )
     data_dir: Path = Field(
         default_factory=default_data_dir,
