@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from ollama_distributed.access.keys import parse_key, proves
 from ollama_distributed.base.errors import Conflict, Invalid, Unavailable
+from ollama_distributed.node import data_dir
 from ollama_distributed.node.data_dir import AdminFile, keys, locked, node_id
 
 URL = "http://127.0.0.1:8080"
@@ -63,3 +65,45 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable, match="data folder"), locked(tmp_path / "file" / "x"):
         pass
+
+
+def test_the_runtime_folder_is_private_and_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_dir, "MAX_RUNTIME_PATH", 1000)
+    left = tmp_path / "run" / "run-abc"
+    left.mkdir(parents=True, mode=0o755)
+    (left / "r.sock").touch()
+    with data_dir.runtime(tmp_path) as folder:
+        assert folder == tmp_path / "run"
+        assert list(folder.iterdir()) == []
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not folder.exists()
+
+
+def test_a_long_data_folder_has_its_runtime_folder_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    one, other = tmp_path / ("x" * 80), tmp_path / ("y" * 80)
+    for long in (one, other):
+        long.mkdir()
+    with data_dir.runtime(one) as first, data_dir.runtime(other) as second:
+        assert first != second
+        (first / "run-left-by-a-kill").mkdir()
+        with data_dir.runtime(one) as again:
+            assert again == first
+            assert list(again.iterdir()) == []
+        assert second.parent == temporary
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_runtime_folder_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_dir, "MAX_RUNTIME_PATH", 1000)
+    elsewhere = tmp_path / "precious"
+    elsewhere.mkdir()
+    (elsewhere / "file").touch()
+    (tmp_path / "run").symlink_to(elsewhere)
+    with pytest.raises(Unavailable, match="move it away"), data_dir.runtime(tmp_path):
+        pass
+    assert (elsewhere / "file").exists()

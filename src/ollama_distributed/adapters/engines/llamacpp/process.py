@@ -32,6 +32,8 @@ RUNNER = Path(__file__).with_name("runner.py")
 SOCKET_NAME = "r.sock"
 MAX_SOCKET_PATH = 103
 """Bytes: macOS's limit, Linux has 107."""
+MAX_RUNTIME_PATH = MAX_SOCKET_PATH - len("/run-????????/") - len(SOCKET_NAME)
+"""Bytes of a folder in which the runners' private folders can be."""
 POLL_S = 0.005
 """First wait between two looks at a starting runner; doubles up to 16 times that."""
 KILL_WAIT_S = 5.0
@@ -40,7 +42,7 @@ KILL_WAIT_S = 5.0
 
 def private_folder(parent: Path | None) -> Path:
     """A new folder that only we may enter, short enough for a socket's path."""
-    if parent is not None and len(os.fsencode(parent)) + 20 + len(SOCKET_NAME) <= MAX_SOCKET_PATH:
+    if parent is not None and len(os.fsencode(parent)) <= MAX_RUNTIME_PATH:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix="run-", dir=parent))
     return Path(tempfile.mkdtemp(prefix="odr-"))

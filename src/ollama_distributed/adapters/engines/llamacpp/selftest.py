@@ -32,7 +32,7 @@ async def self_test(program: Program, *, runtime_dir: Path | None = None) -> Non
     Raises:
         EngineError: it does not; the message says how.
     """
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="odt-"))
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="odt-", dir=runtime_dir))
     weights = folder / "scripted.gguf"
     engine = LlamaCppEngine(program, runtime_dir=runtime_dir, load_deadline_s=DEADLINE_S)
     try:
