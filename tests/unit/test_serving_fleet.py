@@ -112,6 +112,57 @@ async def test_equal_loads_share_one_runner_and_slots_are_first_come_first_serve
         assert fleet.residents[0].active == 0
 
 
+def local(name: str) -> ModelSpec:
+    """A model whose runner works on our cores."""
+    return msgspec.structs.replace(echo_model(name), remote=None, weights=f"/{name}")
+
+
+def threads(fleet: Fleet) -> dict[str, int]:
+    return {r.spec.display: r.plan.threads for r in fleet.residents}
+
+
+async def test_runners_that_work_at_once_get_their_share_of_the_cores() -> None:
+    async with running() as (fleet, engine):
+        a = await soon(fleet.acquire(local("a"), SHAPE, None))
+        assert threads(fleet) == {"a": 7}
+        b = await soon(fleet.acquire(local("b"), SHAPE, None))
+        assert threads(fleet) == {"a": 7, "b": 3}
+        # A busy one goes on, and takes more requests: nobody waits for its end.
+        (await soon(fleet.acquire(local("a"), SHAPE, None))).release()
+        assert engine.loads == 2
+        a.release()
+        a = await soon(fleet.acquire(local("a"), SHAPE, None))
+        assert threads(fleet) == {"a": 3, "b": 3}
+        for lease in (a, b):
+            lease.release()
+        for name in ("a", "b"):
+            (await soon(fleet.acquire(local(name), SHAPE, None))).release()
+        assert engine.loads == 3
+
+
+async def test_runners_that_work_in_turn_keep_their_threads() -> None:
+    async with running() as (fleet, engine):
+        for name in ("a", "b") * 3:
+            (await soon(fleet.acquire(local(name), SHAPE, None))).release()
+        assert threads(fleet) == {"a": 7, "b": 3}
+        assert engine.loads == 2
+
+
+async def test_threads_that_were_asked_for_and_other_servers_are_let_be() -> None:
+    asked_for = Shape(context_tokens=4096, slots=2, threads=8)
+    async with running() as (fleet, engine):
+        for _ in range(2):
+            leases = [
+                await soon(fleet.acquire(local("a"), asked_for, None)),
+                await soon(fleet.acquire(local("b"), asked_for, None)),
+                await soon(fleet.acquire(echo_model("far"), SHAPE, None)),
+            ]
+            for lease in leases:
+                lease.release()
+        assert engine.loads == 3
+        assert threads(fleet)["a"] == 8
+
+
 async def test_one_who_leaves_the_queue_frees_the_place() -> None:
     async with running(max_queue=2) as (fleet, _):
         leases = [await soon(asked(fleet, "a")) for _ in range(2)]

@@ -17,6 +17,7 @@ from ollama_distributed.serving.plan import (
     Wait,
     expires_at,
     make_room,
+    oversized,
     renewed,
     sizes_of,
     thread_share,
@@ -153,3 +154,12 @@ def test_quarantine_is_three_crashes_in_five_minutes(times: list[float], later: 
     last = sorted(times)[-CRASHES:]
     close = len(last) == CRASHES and last[-1] - last[0] < CRASH_WINDOW_S
     assert (crashes.quarantined_for(now) > 0) == (close and now < last[-1] + CRASH_WINDOW_S)
+
+
+@given(st.integers(1, 64), st.lists(st.integers(1, 64), min_size=1, max_size=6))
+def test_runners_loaded_again_with_their_share_are_content(cores: int, counts: list[int]) -> None:
+    busy = {str(i): min(count, cores) for i, count in enumerate(counts)}
+    too_many = oversized(busy, cores)
+    assert bool(too_many) == (sum(busy.values()) > max(cores, len(busy)))
+    share = thread_share(cores, len(busy) - 1)
+    assert oversized({key: min(count, share) for key, count in busy.items()}, cores) == []

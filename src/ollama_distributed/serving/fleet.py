@@ -41,6 +41,7 @@ from ollama_distributed.serving.plan import (
     Wait,
     expires_at,
     make_room,
+    oversized,
     renewed,
     sizes_of,
     thread_share,
@@ -204,7 +205,8 @@ class Fleet:
             ticket = queue[0]
             if resident.drain_from is not None and ticket.number >= resident.drain_from:
                 break
-            if not serves(resident.shape, ticket.shape):
+            again = resident.oversized and resident.active == 0
+            if again or not serves(resident.shape, ticket.shape):
                 # Loaded with other options: it goes when it is idle, and comes back as wanted.
                 if resident.active == 0:
                     self._unload(resident)
@@ -230,9 +232,23 @@ class Fleet:
             ticket.future.set_result(self._lease(resident, ticket.keep_alive_s, slot=ticket.slot))
 
     def _lease(self, resident: Resident, keep_alive_s: float | None, *, slot: bool) -> Lease:
+        if resident.active == 0:
+            self._look_at_threads(resident)
         if resident.watch is None:
             resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
         return resident.lease(self, keep_alive_s, slot=slot)
+
+    def _look_at_threads(self, starting: Resident) -> None:
+        """Remember who is busy beside others with too many threads; when idle, it is loaded again."""
+        busy = [r for r in self._residents.values() if r.on_cores and (r.active or r is starting)]
+        too_many = oversized({r.key: r.plan.threads for r in busy}, self._cores())
+        for resident in busy:
+            # What the user asked for stays as it is.
+            if resident.key in too_many and not resident.shape.threads:
+                resident.oversized = True
+
+    def _cores(self) -> int:
+        return self._settings.threads or self._machine.cores()
 
     def _begin_loads(self) -> None:
         """In the order of arrival; one that must wait for room lets nobody pass it."""
@@ -321,8 +337,8 @@ class Fleet:
     # ── loading and unloading ───────────────────────────────────────────────────────
 
     def _begin_load(self, key: LoadKey, ticket: Ticket, engine: Engine, load: Load) -> None:
-        others = sum(1 for r in self._residents.values() if r.state != "unloading")
-        threads = thread_share(self._settings.threads or self._machine.cores(), others, ticket.shape.threads)
+        others = sum(1 for r in self._residents.values() if r.on_cores and r.state != "unloading")
+        threads = thread_share(self._cores(), others, ticket.shape.threads)
         plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
         resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
         resident.keep_alive_s = renewed(self._settings.keep_alive_s, ticket.keep_alive_s)

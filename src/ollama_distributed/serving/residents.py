@@ -37,6 +37,7 @@ class Resident:
         "key",
         "last_used",
         "memory_bytes",
+        "oversized",
         "plan",
         "runner",
         "shape",
@@ -66,6 +67,8 @@ class Resident:
         self.keep_alive_s = 0.0
         self.expiry: asyncio.TimerHandle | None = None
         self.expiry_due = 0.0
+        self.oversized = False
+        """It was busy beside others with more threads than its share: better loaded again."""
         self.heard = False
         """Its runner gave a sign of life since the watch looked last."""
         self.watch: asyncio.Task[None] | None = None
@@ -76,6 +79,12 @@ class Resident:
         self.slots_busy += slot
         self.keep_alive_s = renewed(self.keep_alive_s, keep_alive_s)
         return Lease(keeper, self, self.runner, slot=slot)
+
+    @property
+    def on_cores(self) -> bool:
+        """Whether its threads work on this machine's cores, not a GPU or another server."""
+        on_gpu = self.runner is not None and self.runner.info.devices and self.plan.gpu_layers != 0
+        return self.spec.remote is None and not on_gpu
 
     def forget(self) -> None:
         """It is no longer there for requests: nobody looks after it any more."""
@@ -90,6 +99,7 @@ class Resident:
         """Whether a request that is next in turn can have a lease now."""
         return (
             self.state == "ready"
+            and not (self.oversized and self.active == 0)
             and (not slot or self.slots_busy < self.plan.slots)
             and serves(self.shape, shape)
         )
