@@ -292,12 +292,18 @@ def test_vectors_have_length_one_after_the_cut(vector: list[float], dimensions: 
     assert finished_vector(vector, normalize=False, dimensions=None) == tuple(vector)
 
 
-@given(st.lists(st.integers(3, 9), max_size=20), st.integers(2, 30))
+@given(st.lists(st.integers(3, 9), min_size=1, max_size=20), st.integers(3, 30))
 def test_a_cut_text_keeps_what_the_tokenizer_put_around(body: list[int], limit: int) -> None:
     got = keep_ends([1, *body, 2], body, limit)
     assert (got[0], got[-1]) == (1, 2)
     assert len(got) == min(limit, len(body) + 2)
     assert list(got[1:-1]) == body[: len(got) - 2]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2])
+def test_a_limit_without_room_for_the_text_is_refused(limit: int) -> None:
+    with pytest.raises(Invalid, match="exceeds maximum context length"):
+        keep_ends([1, 5, 5, 2], [5, 5], limit)
 
 
 # ── reasoning before a grammar ──────────────────────────────────────────────────────

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ollama_distributed.base.errors import ContextExceeded, EngineError
+from ollama_distributed.base.errors import ContextExceeded, EngineError, Invalid
 from ollama_distributed.serving.ports import Runner
 
 TOO_LONG = "the input length exceeds the context length"
+"""Ollama's text."""
+
+NO_ROOM = "input after truncation exceeds maximum context length"
 """Ollama's text."""
 
 _SPECIALS = 4
@@ -51,12 +54,19 @@ def keep_ends(ids: Sequence[int], body: Sequence[int], limit: int) -> tuple[int,
     """`ids` cut to `limit` inside `body`, so that what the tokenizer put around it stays.
 
     An embedding of a text without its [SEP] is another embedding.
+
+    Raises:
+        Invalid: nothing of the text is left.
     """
     for start in range(len(ids) - len(body) + 1):
         if list(ids[start : start + len(body)]) == list(body):
             around = len(ids) - len(body)
-            room = max(limit - around, 0)
+            room = limit - around
+            if room <= 0:
+                raise Invalid(NO_ROOM)
             return (*ids[:start], *body[:room], *ids[start + len(body) :])
+    if limit <= 0:
+        raise Invalid(NO_ROOM)
     return tuple(ids[:limit])
 
 

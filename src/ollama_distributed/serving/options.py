@@ -72,6 +72,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     flash_attention: bool | None = None
 
 
+def input_limit(spec: ModelSpec, asked: LoadOptions, context_tokens: int) -> int:
+    """Most tokens of an embedding input: what the request or the Modelfile allow."""
+    wanted = _rows(spec.parameters, LoadOptions).num_ctx if asked.num_ctx is None else asked.num_ctx
+    return context_tokens if wanted is None else min(wanted, context_tokens)
+
+
 def merge_sampling(parameters: Mapping[str, Any], asked: Sampling) -> Sampling:
     """The complete `Sampling` of a request to a model with these PARAMETER rows.
 
@@ -118,6 +124,9 @@ def shape_of(spec: ModelSpec, asked: LoadOptions, rules: Rules) -> Shape:
         context = min(context, spec.architecture.context_tokens)
     batch = max(pick("num_batch") or DEFAULT_BATCH, 1)
     if reads_whole_inputs(spec):
+        # A small `num_ctx` cuts the inputs; the runner takes what is usual, and stays.
+        usual = min(rules.context_tokens, spec.architecture.context_tokens or rules.context_tokens)
+        context = max(context, usual)
         # Embedding and rerank models must see an input in one step, else the runner fails it.
         batch = context
     threads = pick("num_thread")

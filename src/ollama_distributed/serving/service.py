@@ -115,8 +115,9 @@ class Serving:
         async def vectors(lease: Lease) -> tuple[list[list[float]], int]:
             if not request.inputs:
                 return [], 0
+            limit = options.input_limit(spec, request.options, lease.plan.context_tokens)
             inputs = await embeddings.fit_inputs(
-                lease.runner, request.inputs, lease.plan.context_tokens, truncate=request.truncate
+                lease.runner, request.inputs, limit, truncate=request.truncate
             )
             return await lease.runner.embed(inputs)
 

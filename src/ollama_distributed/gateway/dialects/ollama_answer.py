@@ -136,9 +136,8 @@ class LineStream:
         return self._head + timestamp(self._wall()) + b'",' + body + b"}\n"
 
     def _last(self, finished: Finished) -> bytes:
-        lines = b""
-        if self._calls.calls:
-            lines = self._line("", "", whole_calls(self._calls))
+        calls = whole_calls(self._calls, cut=finished.reason == "length")
+        lines = self._line("", "", calls) if calls else b""
         return b"".join(
             (
                 lines,
@@ -182,7 +181,7 @@ class Whole:
         if self._render_only:
             return head + self._rendered(event) + b"}"
         answer = self._answer
-        calls = whole_calls(answer.tool_calls)
+        calls = whole_calls(answer.tool_calls, cut=event.reason == "length")
         parts = [head, self._shape.delta(answer.text, answer.thinking, calls), done(event)]
         if calls and not self._shape.chat:
             parts += (b',"tool_calls":', _encode(calls))
@@ -229,23 +228,24 @@ def counts(usage: Usage) -> tuple[tuple[bytes, int], ...]:
     )
 
 
-def whole_calls(calls: ToolCalls) -> list[dict[str, Any]]:
-    """Complete tool calls; their arguments are objects.
+def whole_calls(calls: ToolCalls, *, cut: bool) -> list[dict[str, Any]]:
+    """Complete tool calls; their arguments are objects. Of an answer that was `cut` by the
+    token limit the last call is left out where it is not whole; `done_reason` says why.
 
     Raises:
         EngineError: the model wrote arguments that are not a JSON object.
     """
-    return [
-        {
-            "id": call.id,
-            "function": {
-                "index": call.place,
-                "name": call.name,
-                "arguments": _object(call.name, call.arguments),
-            },
-        }
-        for call in calls.calls
-    ]
+    found = []
+    for call in calls.calls:
+        try:
+            arguments = _object(call.name, call.arguments)
+        except EngineError:
+            if cut and call is calls.calls[-1]:
+                break
+            raise
+        function = {"index": call.place, "name": call.name, "arguments": arguments}
+        found.append({"id": call.id, "function": function})
+    return found
 
 
 def _object(name: str, text: str) -> dict[str, Any]:

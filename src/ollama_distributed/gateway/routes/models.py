@@ -49,6 +49,11 @@ def newest_first(specs: list[ModelSpec]) -> list[ModelSpec]:
     return sorted(specs, key=lambda spec: (-spec.modified_at, spec.display))
 
 
+def _expiry_s(one: LoadedModel) -> float:
+    """Never later than "never": clients do not read years of five digits."""
+    return _NEVER_S if one.expires_at is None else min(one.expires_at, _NEVER_S)
+
+
 def resident_row(one: LoadedModel) -> dict[str, Any]:
     """One model of `/api/ps`; `slots` and `engine` are ours, Ollama's clients ignore them."""
     spec = one.spec
@@ -58,7 +63,7 @@ def resident_row(one: LoadedModel) -> dict[str, Any]:
         "size": one.memory_bytes,
         "digest": spec.digest,
         "details": details_row(details(spec)),
-        "expires_at": rfc3339(_NEVER_S if one.expires_at is None else one.expires_at),
+        "expires_at": rfc3339(_expiry_s(one)),
         "size_vram": one.vram_bytes,
         "context_length": one.context_tokens,
         "slots": one.slots,
@@ -71,7 +76,7 @@ def resident_rows(loaded: list[LoadedModel]) -> list[dict[str, Any]]:
     """Longest remaining time first, as Ollama sorts them."""
 
     def remaining(one: LoadedModel) -> float:
-        return -(_NEVER_S if one.expires_at is None else one.expires_at)
+        return -_expiry_s(one)
 
     return [resident_row(one) for one in sorted(loaded, key=remaining)]
 

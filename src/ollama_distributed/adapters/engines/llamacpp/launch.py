@@ -97,6 +97,9 @@ def runner_params(
     if model.pooling:
         # Such a model sees its whole input at once, so the step must hold it (trap 6).
         batch = min(plan.context_tokens, model.architecture.context_tokens or DEFAULT_EMBEDDING_TOKENS)
+    # llama.cpp ends itself where a step cannot hold a token of each slot, and for a model that
+    # reads whole inputs where the step is not shared evenly.
+    batch = -(-batch // plan.slots) * plan.slots if model.pooling else max(batch, plan.slots)
     return RunnerParams(
         model=model.weights,
         projector=model.projectors[0] if model.projectors else "",
