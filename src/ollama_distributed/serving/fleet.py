@@ -79,6 +79,7 @@ class Fleet:
         self._clock = clock
         self._estimate = estimate
         self._settings = settings
+        self._cores = settings.threads or machine.cores()
         self._residents: dict[LoadKey, Resident] = {}
         self._queues: dict[LoadKey, deque[Ticket]] = {}
         self._waiting = 0
@@ -241,14 +242,13 @@ class Fleet:
     def _look_at_threads(self, starting: Resident) -> None:
         """Remember who is busy beside others with too many threads; when idle, it is loaded again."""
         busy = [r for r in self._residents.values() if r.on_cores and (r.active or r is starting)]
-        too_many = oversized({r.key: r.plan.threads for r in busy}, self._cores())
+        if len(busy) < 2:
+            return
+        too_many = oversized({r.key: r.plan.threads for r in busy}, self._cores)
         for resident in busy:
             # What the user asked for stays as it is.
             if resident.key in too_many and not resident.shape.threads:
                 resident.oversized = True
-
-    def _cores(self) -> int:
-        return self._settings.threads or self._machine.cores()
 
     def _begin_loads(self) -> None:
         """In the order of arrival; one that must wait for room lets nobody pass it."""
@@ -338,7 +338,7 @@ class Fleet:
 
     def _begin_load(self, key: LoadKey, ticket: Ticket, engine: Engine, load: Load) -> None:
         others = sum(1 for r in self._residents.values() if r.on_cores and r.state != "unloading")
-        threads = thread_share(self._cores(), others, ticket.shape.threads)
+        threads = thread_share(self._cores, others, ticket.shape.threads)
         plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
         resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
         resident.keep_alive_s = renewed(self._settings.keep_alive_s, ticket.keep_alive_s)
