@@ -12,6 +12,7 @@ import stat
 import tarfile
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from ollama_distributed.adapters.engines.build import plan, service, source
@@ -73,13 +74,28 @@ async def test_a_build_and_the_next(engines: Path, toolchain: Toolchain) -> None
     assert sorted(f.name for f in program.parent.iterdir()) == ["build.log", "engine.json", "llama-server"]
     assert "[2/2] Linking" in (program.parent / "build.log").read_text()
     assert sorted(f.name for f in engines.iterdir()) == [KEY, f"{KEY}.lock"]
-    again = await service.build(engines, cpu=CPU, self_test=fails, toolchain=toolchain)
+    told.clear()
+    again = await service.build(engines, cpu=CPU, self_test=fails, toolchain=toolchain, report=told.append)
     assert again == built
+    assert "there already" in told[-1].message
+
+
+async def test_a_build_replaces_older_ones_of_its_cpu_only(engines: Path, toolchain: Toolchain) -> None:
+    built = await service.build(engines, cpu=CPU, self_test=passes, toolchain=toolchain)
+    new = engines / KEY
+    for name, cpu in (("older", built.cpu), ("of-another-machine", "a better toy")):
+        new.rename(engines / name)
+        other = msgspec.structs.replace(built, cpu=cpu)
+        (engines / name / "engine.json").write_bytes(msgspec.json.encode(other))
+        (engines / f"{KEY}.work" / "source").mkdir(parents=True)
+        await service.build(engines, cpu=CPU, self_test=passes, toolchain=toolchain)
+    (engines / "something-else").mkdir()
+    assert sorted(f.name for f in engines.iterdir() if f.is_dir()) == sorted(
+        (KEY, "of-another-machine", "something-else")
+    )
 
 
 async def test_what_discovery_reads(engines: Path, toolchain: Toolchain) -> None:
-    import msgspec
-
     await service.build(engines, cpu=CPU, self_test=passes, toolchain=toolchain)
     info = msgspec.json.decode((engines / KEY / "engine.json").read_bytes(), type=BuildInfo)
     assert (info.version, info.instruction_set) == ("b11549", "AVX2")

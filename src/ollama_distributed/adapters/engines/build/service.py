@@ -116,7 +116,7 @@ async def build(
     """
     cpu = cpu or this_cpu()
     if not force and (built := await asyncio.to_thread(find_built, engines, cpu)):
-        report(plan.progress("done", built.path))
+        report(plan.progress("done", f"it is there already: {built.path}"))
         return built
     toolchain = toolchain or find_toolchain()
     key = plan.cache_key(cpu)
@@ -277,7 +277,23 @@ class _Build:
         staged.rename(self._folder)
         shutil.rmtree(self._work, ignore_errors=True)
         self._log_path.unlink()
+        remove_older(self._folder, built)
         return built
+
+
+def remove_older(folder: Path, built: BuiltEngine) -> None:
+    """Delete the builds beside `folder` that it replaces: for the same CPU and instruction set.
+
+    A home folder may be shared, so builds for other CPUs stay. What runs from a deleted
+    program goes on; a node that chose it needs a restart, as it does to take the new one.
+    """
+    for info in folder.parent.glob(f"*/{INFO_FILE}"):
+        try:
+            other = msgspec.json.decode(info.read_bytes(), type=BuiltEngine)
+        except (OSError, msgspec.DecodeError):
+            continue  # not ours, or of a version that we do not know
+        if info.parent != folder and (other.cpu, other.instruction_set) == (built.cpu, built.instruction_set):
+            shutil.rmtree(info.parent, ignore_errors=True)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
