@@ -13,7 +13,7 @@ from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from ollama_distributed.base.errors import Invalid, QueueFull, RunnerDied
+from ollama_distributed.base.errors import Invalid, QueueFull, RunnerDied, Unsupported
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import (
@@ -306,3 +306,12 @@ def test_stream_and_whole_agree(rows: list[Delta], reason: Any) -> None:
         if item["type"] == "function_call":
             parts = [c.arguments for row in rows for c in row.tool_calls if c.id == item["call_id"]]
             assert item["arguments"] == ("".join(parts) or "{}")
+
+
+def test_tools_that_openai_runs_itself_are_left_out_beside_functions() -> None:
+    function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+    hosted = [{"type": "web_search"}, {"type": "local_shell"}, {"type": "custom", "name": "patch"}]
+    request = parse(tools=[*hosted, function]).requests[0]
+    assert [tool.name for tool in request.prompt.tools] == ["f"]
+    with pytest.raises(Unsupported, match="web_search"):
+        parse(tools=hosted)

@@ -306,9 +306,14 @@ def namespaces(rows: list[ResponsesTool] | None) -> dict[str, str]:
 
 
 def _tools(rows: list[ResponsesTool] | None) -> tuple[Tool, ...]:
+    """The functions. Tools that OpenAI runs itself (`web_search`, ...) are left out where functions
+    are offered too: agents send them to every server by habit. Alone they are refused."""
     found: list[Tool] = []
+    usable = any(row.type in ("function", "namespace") for row in rows or ())
     for i, row in enumerate(rows or ()):
         at = f"tools[{i}]"
+        if usable and row.type not in ("function", "namespace"):
+            continue
         if row.type == "namespace":
             found += [_function(f"{at}.tools[{j}]", tool) for j, tool in enumerate(row.tools or ())]
         else:
