@@ -151,7 +151,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
     """Wait until `what`, with a deadline."""
     assert what
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():  # noqa: ASYNC110 - the condition has no event to wait for
+        while not condition():
             await asyncio.sleep(0.005)
 
 

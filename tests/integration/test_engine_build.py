@@ -1,6 +1,6 @@
 """The steps of `engine build` with toy tools: interrupted, failing, locked, damaged."""
 
-# ruff: noqa: ASYNC110, ASYNC240 - a test may block its own loop, and polls what has no event
+# ruff: noqa: ASYNC240 - a test may block its own loop, and polls what has no event
 
 from __future__ import annotations
 

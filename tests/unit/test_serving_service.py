@@ -86,7 +86,7 @@ async def test_a_stop_ends_it_early_and_the_slot_is_free() -> None:
 
 async def soon(condition: Callable[[], object]) -> None:
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - the echo engine tells nobody
+        while not condition():
             await asyncio.sleep(0)
 
 

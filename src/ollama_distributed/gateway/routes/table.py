@@ -43,4 +43,4 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def json_response(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
+    return Response(msgspec.json.encode(value), status, media_type="application/json; charset=utf-8")
