@@ -8,6 +8,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -318,3 +319,19 @@ def test_s01_no_name_or_digest_opens_anything_outside_the_store(
         assert files(root) == []
     finally:
         store.close()
+
+
+async def test_a_large_upload_that_fails_is_removed_off_the_loop(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[bool] = []
+    unlink = os.unlink
+
+    def noting(path: str, *, dir_fd: int | None = None) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        unlink(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", noting)
+    with pytest.raises(DigestMismatch):
+        await store.put_blob(BlobId("0" * 64), chunks(b"x" * 3_000_000))
+    assert threads == [False]

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 
 from ollama_distributed.adapters.blobs.folders import (
     Folders,
+    Staged,
     harmless,
     listed,
     open_file,
@@ -131,8 +132,7 @@ class BlobStore:
     async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
         if await self.blob_size(blob) is not None:
             return False
-        with contextlib.ExitStack() as stack:
-            staged = await self._in_thread(lambda: stack.enter_context(self._folders.staged()))
+        async with self._staged() as staged:
             hasher = hashlib.sha256()
 
             def take(data: bytes) -> None:
@@ -179,6 +179,17 @@ class BlobStore:
             return sorted(doomed)
 
         return await self._in_thread(collect)
+
+    @contextlib.asynccontextmanager
+    async def _staged(self) -> AsyncIterator[Staged]:
+        """As `Folders.staged`. Removed in a thread too: of a large file that takes a while."""
+        with contextlib.ExitStack() as stack:
+            staged = await self._in_thread(lambda: stack.enter_context(self._folders.staged()))
+            try:
+                yield staged
+            finally:
+                with CancelScope(shield=True):
+                    await self._in_thread(staged.discard)
 
     # ── in a worker thread ──────────────────────────────────────────────────────────
 
