@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
+import structlog
 
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.base.errors import (
@@ -25,8 +28,10 @@ from ollama_distributed.base.errors import (
 )
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.catalog.wire import CreateRequest, details
+from ollama_distributed.models.gguf import Header
 from ollama_distributed.models.modelfile import parse
-from ollama_distributed.models.scripted import scripted_model
+from ollama_distributed.models.names import BlobId
+from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from ollama_distributed.models.spec import Architecture, ModelSpec, RemoteModel, StoredMessage
 from ollama_distributed.models.templates import RAW
 
@@ -333,8 +338,20 @@ async def test_unknown_go_templates_of_a_stored_model(root: Path, store: BlobSto
     catalog = Catalog(store)
     await catalog.start()
     assert "TEMPLATE is not one that this server knows" in (await catalog.resolve("pulled")).template_problem
+    assert (await catalog.show("pulled")).template == "{{ .Unknown }}"
     plain = await catalog.resolve("plain")
     assert (plain.chat_template, plain.template_problem) == (RAW, "")
+
+
+async def test_a_stored_template_that_the_files_own_replaces_is_told(root: Path, store: BlobStore) -> None:
+    ollama_store(root, model=scripted_model("hello"), template=b"{{ .Unknown }}")
+    catalog = Catalog(store)
+    with structlog.testing.capture_logs() as logs:
+        await catalog.start()
+    assert [e["model"] for e in logs if e["event"] == "catalog.template_not_used"] == ["pulled:latest"]
+    shown = await catalog.show("pulled")
+    assert shown.template == CHATML_TEMPLATE
+    assert "{{ .Unknown }}" in shown.modelfile
 
 
 async def test_a_create_that_is_left_half_way_leaves_nothing(catalog: Catalog, root: Path) -> None:
@@ -441,3 +458,39 @@ async def test_run_keeps_the_index_fresh(store: BlobStore, root: Path) -> None:
             await changed.wait()
             group.cancel_scope.cancel()
     assert [one.display for one in catalog.list()] == ["pulled:latest"]
+
+
+async def test_a_refresh_that_reads_an_old_manifest_does_not_bring_it_back(
+    catalog: Catalog, store: BlobStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model is deleted while a refresh reads it: it stays deleted."""
+    await upload(catalog)
+    await made(catalog, model="m", files={"m.gguf": DIGEST})
+    manifest = root / "manifests/registry.ollama.ai/library/m/latest"
+    os.utime(manifest, (1.0, 1.0))  # so that the refresh reads it again
+    reading, go_on, deleted = anyio.Event(), anyio.Event(), anyio.Event()
+    read_header = store.read_header
+
+    async def slow(blob: BlobId, *, verbose: bool = False) -> Header:
+        header = await read_header(blob, verbose=verbose)
+        reading.set()
+        await go_on.wait()
+        return header
+
+    async def delete() -> None:
+        await catalog.delete("m")
+        deleted.set()
+
+    monkeypatch.setattr(store, "read_header", slow)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(catalog.refresh)
+            await reading.wait()
+            tasks.start_soon(delete)
+            # Deleted, or waiting for its turn.
+            while not deleted.is_set() and not catalog._writing.statistics().tasks_waiting:
+                await anyio.lowlevel.checkpoint()
+            go_on.set()
+    assert catalog.list() == []
+    with pytest.raises(ModelNotFound):
+        await catalog.resolve("m")

@@ -70,6 +70,9 @@ async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> E
     header = await store.read_header(models[0].blob)
     projectors = manifest.of_type(media.PROJECTOR)
     heard = tuple([await store.read_header(layer.blob) for layer in projectors])
+    if texts.template and chat_template_of(header) and twin(texts.template) is None:
+        # `show` has both: the TEMPLATE in the Modelfile, the one in use as `template`.
+        log.warning("catalog.template_not_used", model=name.display, used="the model file's own")
     typed, left_out = parameters.from_stored(texts.parameters)
     if left_out:
         log.warning("catalog.parameters_ignored", model=name.display, parameters=left_out)

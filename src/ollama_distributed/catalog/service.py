@@ -69,8 +69,9 @@ class Catalog:
         self._remote_lists: dict[int, list[ModelSpec]] = {}
         self._pinned: Counter[BlobId] = Counter()
         self._writing = anyio.Lock()
-        """Held while manifests change or blobs are collected, so that no collection takes a
-        blob that a manifest is about to name."""
+        """Held while manifests change or are read into the index, and while blobs are collected:
+        no collection takes a blob that a manifest is about to name, and no deleted model comes
+        back."""
         self._scanning = anyio.Lock()
         self._scanned_at = float("-inf")
 
@@ -255,7 +256,8 @@ class Catalog:
         if name.key in self._entries:
             return
         if name.key not in self._broken:
-            await self._reread(name)
+            async with self._writing:
+                await self._reread(name)
         if name.key not in self._entries and self._may_scan():
             self._broken.pop(name.key, None)
             await self._refresh_store()
@@ -271,15 +273,17 @@ class Catalog:
             gone = [key for key in (*self._entries, *self._broken) if key not in keys]
             for key in gone:
                 # A write of ours may have come after the scan: only what is gone from disk is gone.
-                if await self._store.read_manifest(self._name_of(key)) is None:
-                    self._entries.pop(key, None)
-                    self._broken.pop(key, None)
+                async with self._writing:
+                    if await self._store.read_manifest(self._name_of(key)) is None:
+                        self._entries.pop(key, None)
+                        self._broken.pop(key, None)
             changed = bool(gone)
             for name, stamp in found.items():
                 entry, broken = self._entries.get(name.key), self._broken.get(name.key)
                 known = entry.stamp if entry else broken.stamp if broken else None
                 if known != stamp:
-                    await self._reread(name)
+                    async with self._writing:
+                        await self._reread(name)
                     changed = True
         if changed:
             self._on_change()
@@ -289,6 +293,7 @@ class Catalog:
         return entry.name if entry else ModelName.parse(key)
 
     async def _reread(self, name: ModelName) -> None:
+        """Read it into the index. Only while writing: what was read must still be on disk after."""
         stored = await self._store.read_manifest(name)
         if stored is None:
             return
