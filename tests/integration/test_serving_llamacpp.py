@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.answering import Node, ask, chat, node
 from tests.integration.llamacpp_programs import program_named
@@ -22,6 +24,7 @@ from ollama_distributed.base.inference import (
     Delta,
     EmbedRequest,
     Failed,
+    JsonSchema,
     LoadOptions,
     Sampling,
     TextPrompt,
@@ -99,6 +102,26 @@ async def test_reasoning_and_tools(there: Node) -> None:
     names = {c.name for e in listener.events if isinstance(e, Delta) for c in e.tool_calls if c.name}
     assert names == {WEATHER_CALL["name"]}
     assert end.reason == "tool_calls"
+
+
+async def test_a_grammar_holds_after_the_reasoning(there: Node) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"const": 42}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    asked = chat(model="thinking", format=JsonSchema(schema), options=LoadOptions(num_ctx=4096))
+    for _ in range(2):
+        listener, end = await there.finished(asked)
+        assert listener.thinking.strip() == THOUGHT
+        assert json.loads(listener.text) == {"answer": 42}
+        assert end.reason == "stop"
+        assert 0 < end.usage.reasoning_tokens < end.usage.completion_tokens
+    # Told not to reason, the grammar holds from the first token.
+    listener, _ = await there.finished(msgspec.structs.replace(asked, think=False))
+    assert (listener.thinking, json.loads(listener.text)) == ("", {"answer": 42})
+    assert [row.slots_busy for row in there.serving.loaded()] == [0]
 
 
 async def test_a_prompt_longer_than_the_context_is_cut(there: Node) -> None:
