@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -39,6 +40,7 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.base.tokens import Tokens
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving import embeddings
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.testing import echo_text
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
@@ -131,6 +133,25 @@ async def test_tokens_are_a_sign_of_life() -> None:
         engine.runners[0].hangs = True
         listener, _ = await n.finished(chat("hello"))
         assert listener.text
+
+
+async def test_large_batches_of_vectors_leave_the_loop_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: set[bool] = set()
+    finished = embeddings.finished_vector
+
+    def noting(vector: Sequence[float], *, normalize: bool, dimensions: int | None) -> tuple[float, ...]:
+        threads.add(threading.current_thread() is threading.main_thread())
+        return finished(vector, normalize=normalize, dimensions=dimensions)
+
+    monkeypatch.setattr(embeddings, "finished_vector", noting)
+    for inputs, on_the_loop in ((1, True), (600, False)):
+        threads.clear()
+        async with node() as n:
+            asked = EmbedRequest(
+                request_id=RequestId("r"), identity=Identity("local"), model="m", inputs=("a",) * inputs
+            )
+            assert len((await n.answers.embed(asked)).vectors) == inputs
+        assert threads == {on_the_loop}
 
 
 async def test_reasoning_is_taken_apart_unless_asked_not_to() -> None:

@@ -42,6 +42,9 @@ _Answer = TypeVar("_Answer")
 _REMEMBERED = 1024
 """Merged options kept for the next request; all are forgotten when so many came together."""
 
+_LARGE_NUMBERS = 30_000
+"""Numbers of all vectors that take some 3 ms to normalise; more are left to a thread."""
+
 
 class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     """One row of `ps`."""
@@ -123,10 +126,15 @@ class Serving:
 
         slot = bool(request.inputs)
         (raw, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, vectors, slot=slot)
-        finished = tuple(
-            embeddings.finished_vector(one, normalize=request.normalize, dimensions=request.dimensions)
-            for one in raw
-        )
+
+        def finish() -> tuple[tuple[float, ...], ...]:
+            return tuple(
+                embeddings.finished_vector(one, normalize=request.normalize, dimensions=request.dimensions)
+                for one in raw
+            )
+
+        large = sum(map(len, raw)) > _LARGE_NUMBERS
+        finished = await anyio.to_thread.run_sync(finish) if large else finish()
         return EmbedResult(vectors=finished, usage=self._usage(started, load_s, tokens))
 
     async def rerank(self, request: RerankRequest) -> RerankResult:

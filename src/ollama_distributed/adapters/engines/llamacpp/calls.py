@@ -7,12 +7,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
+import structlog
 
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
 from ollama_distributed.adapters.engines.llamacpp.protocol import error_of_body
-from ollama_distributed.base.errors import EngineError, OllamaDistributedError
+from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink
+
+log = structlog.get_logger(__name__)
 
 MAX_ERROR_BODY_BYTES = 1_048_576
 
@@ -69,6 +72,10 @@ class Call:
                 await steps()
             except OllamaDistributedError as exc:
                 self.fail(exc)
+            except Exception:
+                # Nobody waits for this task: without a last event the stream would hang.
+                log.exception("llamacpp.call_defect")
+                self.fail(Internal("internal error; the node's log has it"))
 
         self._preparing = asyncio.get_running_loop().create_task(run(), name="prepare an answer")
 

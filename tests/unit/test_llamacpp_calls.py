@@ -1,0 +1,28 @@
+"""A call has a last event, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from ollama_distributed.adapters.engines.llamacpp.calls import Call
+from ollama_distributed.base.errors import Internal
+from ollama_distributed.base.tokens import EngineEvent, EngineFailed
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_defect_while_a_call_is_prepared_ends_it() -> None:
+    events: list[EngineEvent] = []
+    over = anyio.Event()
+    call = Call(events.append, lambda _: over.set(), lambda _, __: None)
+
+    async def steps() -> None:
+        raise KeyError("prompt")
+
+    call.prepare(steps)
+    with anyio.fail_after(5):
+        await over.wait()
+    (event,) = events
+    assert isinstance(event, EngineFailed)
+    assert isinstance(event.error, Internal)
