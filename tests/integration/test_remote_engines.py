@@ -12,9 +12,9 @@ import pytest
 from tests.ollama_double import OllamaDouble
 
 from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
-from ollama_distributed.base.errors import LoadFailed, RunnerDied, Unavailable, Unsupported
-from ollama_distributed.base.inference import Message
-from ollama_distributed.serving.ports import CompletionRequest, LoadPlan
+from ollama_distributed.base.errors import Internal, LoadFailed, RunnerDied, Unavailable, Unsupported
+from ollama_distributed.base.inference import Message, Tool
+from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
 from ollama_distributed.testing.recording import Recording
 
 pytestmark = pytest.mark.anyio
@@ -177,3 +177,24 @@ async def test_ollama_is_told_to_load_and_to_unload(unload: bool) -> None:
         await runner.unload()
         asked = [body.get("keep_alive") for path, body in double.bodies if path == "/api/generate"]
         assert (0 in asked) is unload
+
+
+async def test_an_answer_that_is_not_the_protocol_ends_the_call() -> None:
+    def odd(path: str, _: Any) -> Any:
+        if path == "/v1/models":
+            return {"data": [{"id": "m", "owned_by": "llamacpp"}]}
+        return {"something": "else"}
+
+    async with server(odd) as url:
+        engine = OpenAIEngine({"name": "x", "url": url})
+        (model,) = await engine.models()
+        runner = await engine.load(model, PLAN)
+        recording = Recording()
+        asked = ChatRequest(
+            messages=(Message(role="user", content="x"),),
+            tools=(Tool(name="f", parameters={"type": "object", "properties": {}}),),
+            tool_choice="required",
+        )
+        runner.chat(asked, recording)
+        assert isinstance((await recording.failed()).error, Internal)
+        await engine.close()

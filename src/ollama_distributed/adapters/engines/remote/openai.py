@@ -21,7 +21,13 @@ from ollama_distributed.adapters.engines.llamacpp.calls import EventParser
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
 from ollama_distributed.adapters.engines.remote import openai_wire as wire
 from ollama_distributed.adapters.engines.remote.call import RemoteCall
-from ollama_distributed.adapters.engines.remote.runner import QUICK_S, RemoteRunner, unsupported
+from ollama_distributed.adapters.engines.remote.runner import (
+    HEALTH_S,
+    QUICK_S,
+    SLOW_HEALTH_S,
+    RemoteRunner,
+    unsupported,
+)
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of
 from ollama_distributed.base.errors import EngineError, LoadFailed, OllamaDistributedError
 from ollama_distributed.base.inference import Message, Think, Tool
@@ -188,6 +194,7 @@ class OpenAIRunner(RemoteRunner):
         super().__init__(*arguments, **named)
         self._kind = kind
         self.health_path = "/v1/models" if kind == "openai" else "/health"
+        self.health_s = SLOW_HEALTH_S if kind == "openai" else HEALTH_S
 
     # ── answers ─────────────────────────────────────────────────────────────────────
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
+import structlog
 
 from ollama_distributed.adapters.engines.framing import Lines, ServerSentEvents
 from ollama_distributed.adapters.engines.http import fetch, fetch_json
@@ -20,6 +21,7 @@ from ollama_distributed.adapters.engines.remote.call import ErrorReader, RemoteC
 from ollama_distributed.adapters.engines.remote.settings import Remote
 from ollama_distributed.base.errors import (
     EngineError,
+    Internal,
     OllamaDistributedError,
     RunnerDied,
     Unavailable,
@@ -28,15 +30,20 @@ from ollama_distributed.base.errors import (
 from ollama_distributed.base.tokens import EngineEvent, EngineSink
 from ollama_distributed.serving.ports import EngineInfo, LoadPlan, RunnerMetrics
 
+log = structlog.get_logger(__name__)
+
 QUICK_S = 30.0
 """Tokens, templates: no work of the model."""
 HEALTH_S = 2.0
+SLOW_HEALTH_S = 30.0
+"""Of a server whose health route is not known to answer beside its work."""
 
 
 class RemoteRunner:
     """Base of the runners of one remote server."""
 
     health_path: str
+    health_s = HEALTH_S
 
     def __init__(
         self,
@@ -93,7 +100,7 @@ class RemoteRunner:
                 "GET",
                 self.remote.prefix + self.health_path,
                 headers=self.remote.headers,
-                deadline_s=HEALTH_S,
+                deadline_s=self.health_s,
             )
         except OllamaDistributedError:
             return False
@@ -146,6 +153,10 @@ class RemoteRunner:
                 path, body = await prepare
             except OllamaDistributedError as exc:
                 call.fail(exc)
+            except Exception:
+                # Nobody waits for this task: without a last event the stream would hang.
+                log.exception("remote.call_defect")
+                call.fail(Internal("internal error; the node's log has it"))
             else:
                 self._send(call, path, body)
 
