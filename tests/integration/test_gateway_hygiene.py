@@ -4,10 +4,11 @@ import asyncio
 import json
 import socket
 
+import httpx
 import pytest
 from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking, until
 
-from ollama_distributed.base.inference import Delta
+from ollama_distributed.base.inference import Delta, Finished
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.testing.inference import ScriptedInference
 
@@ -385,3 +386,108 @@ async def test_slow_clients_do_not_disturb_a_good_one(adapter):
         for client in slow:
             async with client:
                 pass
+
+
+# ── refused while the client still sends ────────────────────────────────────────────
+
+
+REFUSED = (
+    ("/api/embed", {}, 413),
+    ("/api/show", {}, 413),
+    ("/api/embed", {"content-encoding": "gzip"}, 415),
+    ("/api/embed", {"host": "evil.example"}, 403),
+    ("/api/embed", {f"x-{number}": "a" for number in range(100)}, 431),
+)
+
+
+@pytest.mark.parametrize(("path", "fields", "status"), REFUSED)
+async def test_an_ordinary_client_that_still_sends_gets_the_answer(adapter, path, fields, status):
+    """A socket closed with unread bytes answers with a reset, and the answer is lost."""
+    async with serving(gateway(hello()), adapter=adapter) as server:
+        url = f"http://127.0.0.1:{server.port}{path}"
+        async with httpx.AsyncClient(timeout=10) as client:
+            for _ in range(3):
+                answer = await client.post(url, content=b"x" * (24 << 20), headers=fields)
+                assert answer.status_code == status
+                assert answer.json()["error"]
+        await until(lambda: len(server.watch) == 0, "no connection lingers")
+
+
+async def test_a_client_that_sends_for_ever_is_cut(adapter):
+    limits = Limits(body_bytes=1024, linger_s=0.3)
+    app = gateway(hello(), limits=limits)
+    async with serving(app, adapter=adapter, limits=limits) as server, await server.connect() as client:
+        await client.send(request_bytes("POST", "/api/embed", b"x" * 2000)[:-1000])
+        assert (await client.answer()).status == 413
+        async with asyncio.timeout(10):
+            while len(server.watch):
+                client.writer.write(b"x")
+                await asyncio.sleep(0.01)
+
+
+async def test_a_client_that_sends_too_much_after_a_refusal_is_cut(adapter):
+    limits = Limits(body_bytes=1024, linger_s=60, linger_bytes=1 << 20)
+    app = gateway(hello(), limits=limits)
+    async with serving(app, adapter=adapter, limits=limits) as server, await server.connect() as client:
+        await client.send(request_bytes("POST", "/api/embed", b"x" * (8 << 20))[: 1 << 12])
+        assert (await client.answer()).status == 413
+        client.writer.write(b"x" * (2 << 20))
+        await until(lambda: len(server.watch) == 0, "it is cut")
+
+
+async def test_a_request_behind_the_last_is_never_run(adapter):
+    inference = hello()
+    body = json.dumps(GEN).encode()
+    async with talking(inference, adapter) as client:
+        await client.send(
+            request_bytes("POST", "/api/generate", b"{}", "Content-Encoding: gzip")
+            + request_bytes("POST", "/api/generate", body)
+            + request_bytes("DELETE", "/api/delete", b'{"model":"m"}')
+        )
+        assert (await client.answer()).status == 415
+        assert await client.closed()
+    assert inference.requests == []
+
+
+# ── other ways to say two things in one request ─────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "trailer", ["Host: evil.example", "Content-Encoding: gzip", "Authorization: Bearer odk_x", "Via: 1.1 x"]
+)
+@pytest.mark.parametrize("path", ["/api/generate", "/api/show"])
+async def test_a_trailer_is_not_a_header(adapter, path, trailer):
+    body = json.dumps({**GEN, "model": 3 if path == "/api/show" else "m"}).encode()
+    async with talking(hello(), adapter) as client:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.send(
+            head.encode() + b"%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (len(body), body, trailer.encode())
+        )
+        assert (await client.answer()).status == (400 if path == "/api/show" else 200)
+
+
+async def test_endless_trailers_are_refused(adapter):
+    async with talking(hello(), adapter) as client:
+        head = b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await client.send(head + b"1\r\nx\r\n0\r\n" + b"X: aaaaaaaa\r\n" * 4000)
+        assert (await client.answer()).status == 431
+
+
+async def test_a_client_that_pipelines_and_goes_away_frees_its_slot(adapter):
+    """The one that runs is not the last that was read."""
+    inference = ScriptedInference(hold=True)
+    body = b'{"model":"m","prompt":"p"}'
+    async with serving(gateway(inference), adapter=adapter) as server, await server.connect() as client:
+        await client.send(request_bytes("POST", "/api/generate", body) * 3)
+        await until(lambda: len(inference.generations) == 1, "the first opens")
+        inference.generations[0].emit(Delta(text="a"), Finished(reason="stop"))
+        await client.answer()
+        await until(lambda: len(inference.generations) == 2, "the second opens")
+        inference.generations[1].emit(Delta(text="a"))
+        await client.head()
+        client.writer.transport.abort()
+        async with asyncio.timeout(10):
+            while not inference.generations[1].cancelled:
+                inference.generations[1].emit(Delta(text="a"))
+                await asyncio.sleep(0.005)
+    assert len(inference.generations) == 2

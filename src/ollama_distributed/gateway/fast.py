@@ -122,7 +122,7 @@ class HotCycle:
     def _complete(self) -> None:
         self.response_complete = True
         if not self.keep_alive:
-            self._protocol.transport.close()
+            self._protocol.finish()
         self._protocol.hot_complete(self)
 
 
@@ -184,12 +184,12 @@ class FastProtocol(LimitedProtocol):
 
     # ── transport ───────────────────────────────────────────────────────────────────
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def abandon(self) -> None:
         running, self._running = self._running, None
         if running is not None and running.exchange is not None:
             running.disconnected = True
             running.exchange.disconnected()
-        super().connection_lost(exc)
+        super().abandon()
 
     def pause_writing(self) -> None:
         super().pause_writing()

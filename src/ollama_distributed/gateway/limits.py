@@ -23,6 +23,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """A kept-alive connection without a request."""
     reader_deadline_s: float = 30.0
     """A reader that takes less than `body_rate_bytes_s` for so long is cut, its slot freed."""
+    linger_s: float = 3.0
+    """After a refusal, for a client that still sends: it reads the answer instead of a reset."""
+    linger_bytes: int = 128 * MIB
+    """Most that is read and dropped meanwhile."""
     connections: int = 4096
     """Sockets of this process; the node also keeps them under 80 % of its file descriptors."""
 

@@ -8,9 +8,12 @@ it extends is half private: uvicorn is pinned to one minor version.
 A connection is in one phase at a time:
 
     idle -> head -> body -> answering -> idle
+    any  -> lingering -> closed
 
 and each phase has its own deadline. Parser errors (two lengths, a length and chunks, bad
-syntax) are 400 and the end of the connection.
+syntax) are 400 and the end of the connection. Who is refused while it still sends would
+see a reset in place of the answer if the socket were closed at once, so the connection
+lingers: our side is shut, what comes is dropped, within bounds.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ from ollama_distributed.gateway.gate import request_id
 from ollama_distributed.gateway.limits import Limits
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
     from uvicorn.config import Config
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
 _DESCRIPTOR_SHARE = 0.8
@@ -50,6 +55,7 @@ class Phase(enum.Enum):
     HEAD = enum.auto()
     BODY = enum.auto()
     ANSWERING = enum.auto()
+    LINGERING = enum.auto()
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -74,6 +80,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refusal: OllamaDistributedError | None = None
         self._window_start = 0.0
         self._window_bytes = 0
+        self._asgi_cycle: RequestResponseCycle | None = None
+        """The last that was started: `cycle` may be one that waits behind it."""
+        self._cycle_transport: Any = _CycleTransport(self)
         self._slow_since: float | None = None
         self._slow_unsent = 0
 
@@ -88,11 +97,17 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.watch.remove(self)
+        self.abandon()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # refused: what still comes is not read
+        if self.phase is Phase.LINGERING:
+            self._window_bytes += len(data)
+            if self._window_bytes > self.limits.linger_bytes:
+                self.transport.close()
+            return
         if self.phase is Phase.IDLE:
             self._enter(Phase.HEAD)
         elif self.phase is Phase.BODY:
@@ -125,6 +140,8 @@ class LimitedProtocol(HttpToolsProtocol):
     # ── parser ──────────────────────────────────────────────────────────────────────
 
     def on_message_begin(self) -> None:
+        if self.is_over():  # pipelined behind what ended the connection: stop the parser
+            raise Malformed("the connection ended with the answer before this request")
         super().on_message_begin()
         self._enter(Phase.HEAD)
         self._head_size = 0
@@ -137,27 +154,36 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """As the parent, in one call a field, with the limits."""
+        self._head_size += len(name) + len(value) + 4
+        if self.phase is not Phase.HEAD:  # a trailer: counted, but never a header (RFC 9110 6.5.1)
+            if self._head_size > self.limits.header_bytes:
+                self._refuse_head()
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         headers = self.headers
         headers.append((name, value))
-        self._head_size += len(name) + len(value) + 4
         if self._head_size > self.limits.header_bytes or len(headers) > self.limits.header_fields:
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
         self.begin_body()
         super().on_headers_complete()
+        self.cycle.transport = self._cycle_transport
 
     def on_message_complete(self) -> None:
         self.body_complete()
         super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._asgi_cycle = cycle
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
         """As the parent, but the watch keeps the idle deadline: no timer for each request."""
         self.server_state.total_requests += 1
-        if self.transport.is_closing():
+        if self.is_over():
             return
         self.flow.resume_reading()
         if self.pipeline:
@@ -172,8 +198,38 @@ class LimitedProtocol(HttpToolsProtocol):
         self._window_bytes = 0
 
     def body_complete(self) -> None:
+        if self.phase is Phase.LINGERING:  # it was all here: nothing is left to wait for
+            self.transport.close()
+            return
         # The answer may be complete already: a refusal does not wait for the body.
         self._enter(Phase.IDLE if self.cycle.response_complete else Phase.ANSWERING)
+
+    # ── the end ─────────────────────────────────────────────────────────────────────
+
+    def finish(self) -> None:
+        """End the connection once what was written has left."""
+        if self.is_over():
+            return
+        if self.phase in (Phase.IDLE, Phase.ANSWERING) or not self.watch.holds(self):
+            self.transport.close()
+            return
+        self.abandon()
+        self._enter(Phase.LINGERING)
+        self._window_bytes = 0
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def abandon(self) -> None:
+        """What runs for this connection has no reader any more. Idempotent."""
+        cycle = self._asgi_cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def is_over(self) -> bool:
+        """Nothing more may be written."""
+        return self.phase is Phase.LINGERING or self.transport.is_closing()
 
     # ── limits ──────────────────────────────────────────────────────────────────────
 
@@ -205,13 +261,16 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.refuse(RequestTimeout("the request head took too long"))
         elif self.phase is Phase.BODY:
             self._check_body(now, waited)
-        elif self.phase is Phase.IDLE and waited > limits.idle_s:
+        elif (self.phase is Phase.IDLE and waited > limits.idle_s) or (
+            self.phase is Phase.LINGERING and waited > limits.linger_s
+        ):
             self.transport.close()
 
     def _check_body(self, now: float, waited: float) -> None:
         limits = self.limits
         if self.flow.read_paused:  # we are the slow side
-            self._window_start, self._window_bytes = now, 0
+            self._since = self._window_start = now
+            self._window_bytes = 0
             return
         if waited > limits.body_deadline_s and not self.url.startswith(_UPLOADS):
             self.refuse(RequestTimeout("the request body took too long"))
@@ -234,7 +293,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def refuse(self, error: OllamaDistributedError) -> None:
         """Answer with an error if no answer has begun, and close."""
-        if self.transport.is_closing():
+        if self.is_over():
             return
         own_id = request_id({})
         rendered = render_seed(error, own_id)
@@ -250,7 +309,7 @@ class LimitedProtocol(HttpToolsProtocol):
                     )
                 )
             )
-        self.transport.close()
+        self.finish()
 
     def refused(self, error: OllamaDistributedError, status: int, own_id: RequestId) -> None:
         """Hook: this connection ends with an error that no request's own log line tells."""
@@ -258,6 +317,25 @@ class LimitedProtocol(HttpToolsProtocol):
     def answer_began(self) -> bool:
         """Whether bytes of an answer that is not complete have left."""
         return self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+
+
+class _CycleTransport:
+    """What uvicorn's cycle of one request writes to; its close goes through `finish`."""
+
+    __slots__ = ("_protocol",)
+
+    def __init__(self, protocol: LimitedProtocol) -> None:
+        self._protocol = protocol
+
+    def write(self, data: bytes) -> None:
+        if not self._protocol.is_over():
+            self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_over()
+
+    def close(self) -> None:
+        self._protocol.finish()
 
 
 class Watch:
@@ -283,6 +361,10 @@ class Watch:
         if self._timer is None:
             self._arm(connection.loop)
         return True
+
+    def holds(self, connection: LimitedProtocol) -> bool:
+        """Whether it is looked at: one that came when there were too many is not."""
+        return connection in self._connections
 
     def remove(self, connection: LimitedProtocol) -> None:
         self._connections.discard(connection)
