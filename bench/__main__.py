@@ -39,6 +39,7 @@ class Args(argparse.Namespace):
     what: list[str]
     rounds: int
     tokens: int
+    seconds: float
     check: bool
 
 
@@ -129,7 +130,6 @@ async def added_first_token_s(bare: Target, ours: Target, pairs: int) -> float:
 
 async def bench_gateway(store: Path, args: Args) -> list[str]:
     """The whole gateway (host, identity, limits, log, metrics) over an engine that costs nothing."""
-    del args
     engines = '[{"name": "echo", "kind": "echo"}]'
     kib = "word " * 205
     bodies: Sequence[tuple[str, str, dict[str, object], int]] = (
@@ -159,7 +159,7 @@ async def bench_gateway(store: Path, args: Args) -> list[str]:
         for name, path, body, connections in bodies:
             wire = msgspec.json.encode({"model": "echo", **body})
             requests, chunks = await drive(
-                ours.host, ours.port, path, wire, pid=ours.pid, connections=connections
+                ours.host, ours.port, path, wire, pid=ours.pid, connections=connections, seconds=args.seconds
             )
             streamed = [f"{chunks.per_s:,.0f}", f"{chunks.cpu_us:.1f}"] if chunks.per_s else ["", ""]
             table.add_row(name, f"{requests.per_s:,.0f}", f"{requests.cpu_us:.0f}", *streamed)
@@ -187,6 +187,7 @@ def main() -> int:
     parser.add_argument("what", nargs="*", choices=[*BENCHES, []], help="benches to run (all)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of each load on the gateway")
     parser.add_argument("--assert", dest="check", action="store_true", help="fail when a limit is not met")
     args = parser.parse_args(namespace=Args())
     failures = uvloop.run(run(args))
