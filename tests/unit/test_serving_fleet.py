@@ -163,6 +163,21 @@ async def test_threads_that_were_asked_for_and_other_servers_are_let_be() -> Non
         assert threads(fleet)["a"] == 8
 
 
+async def test_models_of_other_servers_take_nobodys_place() -> None:
+    def local_only(spec: ModelSpec, plan: LoadPlan) -> int:
+        return 0 if spec.remote is not None else hundred_mib(spec, plan)
+
+    async with running(estimate=local_only, max_loaded_models=1) as (fleet, engine):
+        here = await soon(fleet.acquire(local("here"), SHAPE, None))
+        for name in ("far", "away"):
+            (await soon(asked(fleet, name))).release()
+        assert names(fleet) == ["away", "far", "here"]
+        here.release()
+        (await soon(fleet.acquire(local("other"), SHAPE, None))).release()
+        assert names(fleet) == ["away", "far", "other"]
+        assert engine.loads == 4
+
+
 async def test_one_who_leaves_the_queue_frees_the_place() -> None:
     async with running(max_queue=2) as (fleet, _):
         leases = [await soon(asked(fleet, "a")) for _ in range(2)]

@@ -272,11 +272,11 @@ class Fleet:
             for evicted in decision.evict:
                 log.info("serving.evicted", model=self._residents[evicted].spec.display)
                 self._unload(self._residents[evicted])
-            now_held = sum(r.memory_bytes for r in self._residents.values()) + sum(
-                h.memory_bytes for h in reserved
-            )
-            room = len(self._residents) + len(reserved) < self._settings.max_loaded_models
-            if room and now_held + decision.memory_bytes <= self._budget_bytes:
+            now_held = [r.memory_bytes for r in self._residents.values() if r.memory_bytes]
+            now_held += [h.memory_bytes for h in reserved]
+            room = len(now_held) < self._settings.max_loaded_models
+            fits = room and sum(now_held) + decision.memory_bytes <= self._budget_bytes
+            if fits or not decision.memory_bytes:
                 self._begin_load(key, ticket, engine, decision)
             else:
                 # Its room is being cleared: hold it against those behind.

@@ -58,11 +58,15 @@ def make_room(hall: Hall, sizes: Sequence[tuple[int, int]], *, name: str) -> Dec
 
     Prefers most slots beside what runs, then evicting, then fewer slots: evicting an idle
     model costs one reload, a missing slot costs every request. Waits only for what has to
-    go. Deterministic: ties in `last_used` break on the key.
+    go. Deterministic: ties in `last_used` break on the key. A model that another server holds
+    takes no memory here: it is never in the way, and nothing in its.
 
     Raises:
         NoCapacity: it does not fit even alone; the message says what would.
     """
+    if not sizes[0][1]:
+        return Load(*sizes[0])
+    hall = msgspec.structs.replace(hall, held=tuple(h for h in hall.held if h.memory_bytes))
     possible = [(slots, size) for slots, size in sizes if size <= hall.budget_bytes]
     if not possible:
         slots, least = sizes[-1]
