@@ -54,6 +54,7 @@ sizes = st.integers(1, 60).flatmap(
 @given(halls(), sizes)
 def test_budget_busy_and_order(hall: Hall, wanted: tuple[tuple[int, int], ...]) -> None:
     by_key = {h.key: h for h in hall.held}
+    here = [h for h in hall.held if h.memory_bytes]  # the others take nobody's place
     try:
         decision = make_room(hall, wanted, name="m")
     except NoCapacity:
@@ -62,7 +63,8 @@ def test_budget_busy_and_order(hall: Hall, wanted: tuple[tuple[int, int], ...]) 
     match decision:
         case Load(slots, size, evict):
             assert (slots, size) in wanted
-            stay = [h for h in hall.held if h.key not in evict]
+            assert all(by_key[key].memory_bytes for key in evict)
+            stay = [h for h in here if h.key not in evict]
             assert sum(h.memory_bytes for h in stay) + size <= hall.budget_bytes
             assert len(stay) < hall.max_loaded
             assert not any(by_key[key].busy for key in evict)
@@ -79,10 +81,10 @@ def test_budget_busy_and_order(hall: Hall, wanted: tuple[tuple[int, int], ...]) 
                 )
         case Wait(drain):
             assert any(by_key[key].busy for key in drain)
-            stay = [h for h in hall.held if h.key not in drain]
+            stay = [h for h in here if h.key not in drain]
             assert sum(h.memory_bytes for h in stay) + wanted[-1][1] <= hall.budget_bytes
             # Idle ones alone never suffice, with any number of slots.
-            busy = [h for h in hall.held if h.busy]
+            busy = [h for h in here if h.busy]
             assert (
                 sum(h.memory_bytes for h in busy) + wanted[-1][1] > hall.budget_bytes
                 or len(busy) >= hall.max_loaded
