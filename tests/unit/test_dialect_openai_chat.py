@@ -477,7 +477,7 @@ def test_error_bodies(error: Invalid, status: int, kind: str, param: str | None)
     assert json.loads(answer.body) == {
         "error": {"message": error.message, "type": kind, "param": param, "code": error.code}
     }
-    assert (("retry-after", "3") in answer.headers) == isinstance(error, QueueFull)
+    assert ("retry-after" in dict(answer.headers)) == isinstance(error, QueueFull)
 
 
 def test_routes_are_the_hot_ones() -> None:

@@ -11,6 +11,7 @@ A message of ours is shown as it is; a foreign exception never reaches a client.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 
 import msgspec
@@ -67,6 +68,8 @@ OLLAMA_STATUS: Mapping[type[e.OllamaDistributedError], int] = {
 OLLAMA_BUSY = "server busy, please try again.  maximum pending requests exceeded"
 """Ollama's text, with its two spaces: clients compare it."""
 
+_SPREAD_S = 10
+"""`Retry-After` of a full queue: 1-10 s, unless the queue asks for more."""
 _UNAVAILABLE_RETRY_S = 1
 """A restart or an election is over in about a second."""
 
@@ -81,10 +84,15 @@ def status_of(
     raise AssertionError("the root of the tree has a status")
 
 
-def error_headers(error: e.OllamaDistributedError) -> tuple[tuple[str, str], ...]:
-    """`Retry-After` where waiting helps, `WWW-Authenticate` where a key is missing."""
+def error_headers(error: e.OllamaDistributedError, request_id: str) -> tuple[tuple[str, str], ...]:
+    """`Retry-After` where waiting helps, `WWW-Authenticate` where a key is missing.
+
+    Who met a full queue together must not come back together: the request's id, which is as
+    good as random, spreads them over `_SPREAD_S` seconds.
+    """
     if isinstance(error, e.QueueFull):
-        return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
+        jitter_s = zlib.crc32(request_id.encode()) % _SPREAD_S
+        return (("retry-after", str(max(1, math.ceil(error.retry_after_s)) + jitter_s)),)
     if isinstance(error, e.Unavailable):
         return (("retry-after", str(_UNAVAILABLE_RETRY_S)),)
     if isinstance(error, e.Unauthenticated):
@@ -126,7 +134,9 @@ def seed_error_body(error: e.OllamaDistributedError, request_id: RequestId) -> b
 
 def render_seed(error: e.OllamaDistributedError, request_id: RequestId) -> ErrorResponse:
     return ErrorResponse(
-        status=status_of(error), body=seed_error_body(error, request_id), headers=error_headers(error)
+        status=status_of(error),
+        body=seed_error_body(error, request_id),
+        headers=error_headers(error, request_id),
     )
 
 
@@ -145,10 +155,10 @@ def ollama_error_body(error: e.OllamaDistributedError) -> bytes:
     return msgspec.json.encode(OllamaErrorBody(ollama_text(error)))
 
 
-def render_ollama(error: e.OllamaDistributedError, request_id: RequestId) -> ErrorResponse:  # noqa: ARG001
+def render_ollama(error: e.OllamaDistributedError, request_id: RequestId) -> ErrorResponse:
     """`{"error": text}`; the request id rides in the header only, as Ollama's body has no room."""
     return ErrorResponse(
         status=status_of(error, OLLAMA_STATUS),
         body=ollama_error_body(error),
-        headers=error_headers(error),
+        headers=error_headers(error, request_id),
     )

@@ -390,7 +390,7 @@ def test_error_before_the_first_byte_has_its_status():
     busy = bench(Failed(e.QueueFull("full"))).post("/api/chat", CHAT)
     assert busy.status == 503
     assert busy.json()["error"] == "server busy, please try again.  maximum pending requests exceeded"
-    assert busy.headers["retry-after"] == "1"
+    assert 1 <= int(busy.headers["retry-after"]) <= 10
 
 
 def test_error_after_the_first_byte_is_the_last_line():

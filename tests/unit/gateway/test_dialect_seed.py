@@ -56,7 +56,7 @@ def test_queue_full_is_429_here():
         "/api/v1/generate", {"model": "m", "prompt": "p"}
     )
     assert out.status == 429
-    assert out.headers["retry-after"] == "4"
+    assert 4 <= int(out.headers["retry-after"]) <= 13
     assert out.json()["error"]["retryable"] is True
 
 

@@ -65,13 +65,18 @@ def test_queue_full_by_dialect():
     ollama = render_ollama(error, RequestId("r"))
     assert ollama.status == 503
     assert b"server busy, please try again.  maximum pending requests exceeded" in ollama.body
-    assert dict(ollama.headers)["retry-after"] == "3"
+    assert 3 <= int(dict(ollama.headers)["retry-after"]) <= 12
+
+
+def test_a_full_queue_spreads_who_comes_back():
+    waits = {int(dict(error_headers(e.QueueFull("full"), f"r{n}"))["retry-after"]) for n in range(300)}
+    assert waits == set(range(1, 11))
 
 
 def test_headers_say_what_helps():
-    assert dict(error_headers(e.Unauthenticated("x"))) == {"www-authenticate": "Bearer"}
-    assert "retry-after" in dict(error_headers(e.Unavailable("x")))
-    assert error_headers(e.NotFound("x")) == ()
+    assert dict(error_headers(e.Unauthenticated("x"), "r")) == {"www-authenticate": "Bearer"}
+    assert "retry-after" in dict(error_headers(e.Unavailable("x"), "r"))
+    assert error_headers(e.NotFound("x"), "r") == ()
 
 
 def test_a_foreign_exception_leaks_nothing():

@@ -44,5 +44,5 @@ def error_body(error: OllamaDistributedError, request_id: RequestId) -> bytes:
 
 def render_error(error: OllamaDistributedError, request_id: RequestId) -> ErrorResponse:
     return ErrorResponse(
-        status=status_of(error), body=error_body(error, request_id), headers=error_headers(error)
+        status=status_of(error), body=error_body(error, request_id), headers=error_headers(error, request_id)
     )

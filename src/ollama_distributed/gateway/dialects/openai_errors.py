@@ -42,6 +42,8 @@ def error_body(error: OllamaDistributedError) -> bytes:
     return json_value(ErrorBody(ErrorDetail(error.message, kind, param, error.code)))
 
 
-def render_error(error: OllamaDistributedError, request_id: RequestId) -> ErrorResponse:  # noqa: ARG001
+def render_error(error: OllamaDistributedError, request_id: RequestId) -> ErrorResponse:
     """The request id rides in the header `x-request-id` only, as OpenAI's does."""
-    return ErrorResponse(status=status_of(error), body=error_body(error), headers=error_headers(error))
+    return ErrorResponse(
+        status=status_of(error), body=error_body(error), headers=error_headers(error, request_id)
+    )
