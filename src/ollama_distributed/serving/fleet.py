@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
@@ -47,6 +46,7 @@ from ollama_distributed.serving.plan import (
     thread_share,
 )
 from ollama_distributed.serving.ports import Engine, Machine, Runner
+from ollama_distributed.serving.queues import Queues
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, what_fits
@@ -81,8 +81,7 @@ class Fleet:
         self._settings = settings
         self._cores = settings.threads or machine.cores()
         self._residents: dict[LoadKey, Resident] = {}
-        self._queues: dict[LoadKey, deque[Ticket]] = {}
-        self._waiting = 0
+        self._queues = Queues()
         self._numbers = itertools.count()
         self._crashes: dict[LoadKey, Crashes] = {}
         self._budget_bytes = 0
@@ -96,7 +95,7 @@ class Fleet:
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return self._queues.waiting
 
     # ── requests ────────────────────────────────────────────────────────────────────
 
@@ -119,11 +118,10 @@ class Fleet:
             and resident.takes(shape, slot=slot)
         ):
             return self._lease(resident, keep_alive_s, slot=slot)
-        if self._waiting >= self._settings.max_queue:
+        if self._queues.waiting >= self._settings.max_queue:
             raise QueueFull(BUSY)
         ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot)
-        self._queues.setdefault(key, deque()).append(ticket)
-        self._waiting += 1
+        self._queues.join(key, ticket)
         self._pump()
         try:
             with anyio.fail_after(self._settings.queue_timeout_s):
@@ -136,10 +134,7 @@ class Fleet:
             raise
 
     def _leave(self, key: LoadKey, ticket: Ticket) -> None:
-        queue = self._queues.get(key)
-        if queue is not None and ticket in queue:
-            queue.remove(ticket)
-            self._waiting -= 1
+        if self._queues.leave(key, ticket):
             self._pump()
         elif ticket.future.done() and not ticket.future.cancelled() and not ticket.future.exception():
             # Granted in the very moment that the waiter left.
@@ -149,7 +144,7 @@ class Fleet:
         resident.active -= 1
         resident.slots_busy -= slot
         resident.last_used = self._clock.monotonic()
-        if self._queues:
+        if self._queues.waiting:
             self._pump()
         if resident.active == 0 and resident.state == "ready":
             self._idle(resident)
@@ -191,19 +186,21 @@ class Fleet:
         drained = [r for r in self._residents.values() if r.drain_from is not None]
         for resident in drained:
             resident.drain_from = None
-        if self._queues and not self._closing:
+        if self._queues.waiting and not self._closing:
             self._begin_loads()
         if any(r.drain_from is None for r in drained):
             self._serve_all()
         self._signal()
 
     def _serve_all(self) -> None:
-        for key in list(self._queues):
-            self._serve(key, self._queues[key], self._residents.get(key))
+        for key in self._queues:
+            resident = self._residents.get(key)
+            if resident is not None:
+                self._serve(key, resident)
 
-    def _serve(self, key: LoadKey, queue: deque[Ticket], resident: Resident | None) -> None:
-        while queue and resident is not None and resident.state == "ready":
-            ticket = queue[0]
+    def _serve(self, key: LoadKey, resident: Resident) -> None:
+        while key in self._queues and resident.state == "ready":
+            ticket = self._queues.first(key)
             if resident.drain_from is not None and ticket.number >= resident.drain_from:
                 break
             again = resident.oversized and resident.active == 0
@@ -213,22 +210,19 @@ class Fleet:
                     self._unload(resident)
                 break
             if not resident.takes(ticket.shape, slot=ticket.slot):
-                self._serve_questions(queue, resident)
+                self._serve_questions(key, resident)
                 break
-            queue.popleft()
-            self._grant(ticket, resident)
-        if not queue:
-            del self._queues[key]
+            self._grant(key, ticket, resident)
 
-    def _serve_questions(self, queue: deque[Ticket], resident: Resident) -> None:
+    def _serve_questions(self, key: LoadKey, resident: Resident) -> None:
         """All slots are busy: those who need none (to count tokens) do not wait for one."""
-        for ticket in [t for t in queue if resident.takes(t.shape, slot=t.slot)]:
-            if resident.drain_from is None or ticket.number < resident.drain_from:
-                queue.remove(ticket)
-                self._grant(ticket, resident)
+        for ticket in self._queues.of(key):
+            waits = resident.drain_from is not None and ticket.number >= resident.drain_from
+            if not waits and resident.takes(ticket.shape, slot=ticket.slot):
+                self._grant(key, ticket, resident)
 
-    def _grant(self, ticket: Ticket, resident: Resident) -> None:
-        self._waiting -= 1
+    def _grant(self, key: LoadKey, ticket: Ticket, resident: Resident) -> None:
+        self._queues.leave(key, ticket)
         if not ticket.future.done():
             ticket.future.set_result(self._lease(resident, ticket.keep_alive_s, slot=ticket.slot))
 
@@ -254,12 +248,12 @@ class Fleet:
         """In the order of arrival; one that must wait for room lets nobody pass it."""
         reserved: list[Held] = []
         absent = [key for key in self._queues if key not in self._residents]
-        for key in sorted(absent, key=lambda key: self._queues[key][0].number):
-            ticket = self._queues[key][0]
+        for key in sorted(absent, key=lambda key: self._queues.first(key).number):
+            ticket = self._queues.first(key)
             try:
                 decision, engine = self._decide(key, ticket, tuple(reserved))
             except OllamaDistributedError as error:
-                self._refuse(key, ticket.shape, error)
+                self._queues.refuse(key, error, ticket.shape)
                 if key in self._queues:
                     # Another shape of the same model may still do.
                     asyncio.get_running_loop().call_soon(self._pump)
@@ -323,17 +317,6 @@ class Fleet:
                 f"{error.message}; {what_fits(spec, ticket.shape, self._budget_bytes)}"
             ) from None
 
-    def _refuse(self, key: LoadKey, shape: Shape, error: OllamaDistributedError) -> None:
-        """Every request that waits for this load gets the reason."""
-        queue = self._queues.get(key, deque[Ticket]())
-        for ticket in [ticket for ticket in queue if ticket.shape == shape]:
-            queue.remove(ticket)
-            self._waiting -= 1
-            if not ticket.future.done():
-                ticket.future.set_exception(error)
-        if key in self._queues and not queue:
-            del self._queues[key]
-
     # ── loading and unloading ───────────────────────────────────────────────────────
 
     def _begin_load(self, key: LoadKey, ticket: Ticket, engine: Engine, load: Load) -> None:
@@ -370,7 +353,7 @@ class Fleet:
         self._remove(resident)
         if isinstance(error, EngineError):
             self._count_crash(resident.key, error.message)
-        self._refuse(resident.key, resident.shape, error)
+        self._queues.refuse(resident.key, error, resident.shape)
         self._pump()
 
     def _exited(self, resident: Resident, error: OllamaDistributedError | None) -> None:
@@ -436,9 +419,8 @@ class Fleet:
     def refuse_new(self) -> None:
         """From now on nobody gets a lease; those who wait are told."""
         self._closing = True
-        for key, queue in list(self._queues.items()):
-            for ticket in list(queue):
-                self._refuse(key, ticket.shape, Unavailable(CLOSING))
+        for key in self._queues:
+            self._queues.refuse(key, Unavailable(CLOSING))
 
     async def unload_all(self) -> None:
         """End all runners and all loads, whoever uses them. After `refuse_new`."""
