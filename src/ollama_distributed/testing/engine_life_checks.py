@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
 from ollama_distributed.base.errors import LoadFailed, OllamaDistributedError, RunnerDied
 from ollama_distributed.serving.ports import (
     LoadPlan,
+    Runner,
     Tokens,
 )
 from ollama_distributed.testing.engine_subject import (
@@ -92,6 +94,16 @@ async def check_death(subject: Subject) -> None:
     """A killed runner fails each running call with `RunnerDied`, says so once, and can be loaded again."""
     if subject.kill is None:
         raise NotApplicable("the runner cannot be killed from here")
+    await _dies(subject, subject.kill)
+
+
+async def check_kill(subject: Subject) -> None:
+    """`Runner.kill` is a death like any other, and its reason is told."""
+    error = await _dies(subject, lambda runner: runner.kill("the reason"))
+    assert "the reason" in error.message
+
+
+async def _dies(subject: Subject, kill: Callable[[Runner], None]) -> RunnerDied:
     runner = await load(subject, subject.endless)
     exits: list[OllamaDistributedError | None] = []
     runner.on_exit(exits.append)
@@ -100,7 +112,7 @@ async def check_death(subject: Subject) -> None:
         runner.generate(completion(subject.endless_prompt), recording)
     for recording in running:
         await recording.pieces(2)
-    subject.kill(runner)
+    kill(runner)
     for recording in running:
         assert isinstance((await recording.failed()).error, RunnerDied)
 
@@ -109,11 +121,13 @@ async def check_death(subject: Subject) -> None:
 
     await until(said, DEADLINE_S, "on_exit was not called")
     assert len(exits) == 1
-    assert isinstance(exits[0], RunnerDied)
+    error = exits[0]
+    assert isinstance(error, RunnerDied)
     assert not await runner.healthy()
     await runner.unload()
     assert len(exits) == 1
     await (await load(subject)).unload()
+    return error
 
 
 async def check_unload_while_running(subject: Subject) -> None:

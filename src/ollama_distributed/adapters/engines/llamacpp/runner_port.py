@@ -197,6 +197,8 @@ class LlamaCppRunner:
 
     async def healthy(self) -> bool:
         """Asks `/health` only: it alone does not wait behind the batch (trap 7)."""
+        if self._gone:
+            return False
         try:
             answer = await fetch(self.process.address, "GET", "/health", deadline_s=HEALTH_S)
         except OllamaDistributedError:
