@@ -301,7 +301,15 @@ async def test_a_foreign_preflight_is_403(adapter):
 
 
 @pytest.mark.parametrize(
-    "field", ["X-Forwarded-For: 127.0.0.1", "Forwarded: for=127.0.0.1", "Via: 1.1 proxy"]
+    "field",
+    [
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Forwarded-Server: proxy",
+        "X-Forwarded-Port: 443",
+        "Forwarded: for=127.0.0.1",
+        "Via: 1.1 proxy",
+        "X-Real-IP: 127.0.0.1",
+    ],
 )
 @pytest.mark.parametrize("path", ["/api/generate", "/api/version"])
 async def test_behind_a_proxy_nobody_is_local(adapter, path, field):

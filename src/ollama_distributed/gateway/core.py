@@ -29,7 +29,16 @@ from ollama_distributed.base.errors import (
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
-from ollama_distributed.base.inference import Delta, Event, Failed, Finished, Generation, Inference, Usage
+from ollama_distributed.base.inference import (
+    Delta,
+    EmbedResult,
+    Event,
+    Failed,
+    Finished,
+    Generation,
+    Inference,
+    Usage,
+)
 from ollama_distributed.gateway.dialects.contract import (
     Call,
     CountTokens,
@@ -57,6 +66,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _JSON = b"application/json; charset=utf-8"
 _VERB: Verb = "inference"
+_INLINE_NUMBERS = 16_384
+"""Of vectors: their text takes 0.5 ms."""
 _PIECE_BYTES = 16 * 1024
 """Pieces of a body smaller than this are joined as they come."""
 
@@ -353,7 +364,7 @@ class Exchange:
                 case Embed():
                     embedded = await inference.embed(call.request)
                     self._usage = embedded.usage
-                    body = call.encode(embedded)
+                    body = await self._encoded(call, embedded)
                 case Rerank():
                     ranked = await inference.rerank(call.request)
                     self._usage = ranked.usage
@@ -369,6 +380,12 @@ class Exchange:
         if not self.ended:
             self._answer(200, _JSON, body)
             self._close(200, "ok")
+
+    async def _encoded(self, call: Embed, result: EmbedResult) -> bytes:
+        """The vectors as JSON; many of them in a thread."""
+        if sum(map(len, result.vectors)) <= _INLINE_NUMBERS:
+            return call.encode(result)
+        return await self._path.offload(partial(call.encode, result))
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 

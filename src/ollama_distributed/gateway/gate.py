@@ -21,7 +21,8 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy, check_encoding, check_type, is_loopback
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
-_PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+_PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})
+"""And all that begin with `x-forwarded-`: whoever sends one may speak for somebody elsewhere."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -96,11 +97,15 @@ class Gate:
             host_is_loopback
             and head.peer is not None
             and is_loopback(head.peer)
-            and not any(name in head.headers for name in _PROXY_HEADERS)
+            and not _came_by_proxy(head.headers)
         )
         identity = self._authenticator.identify(Caller(credential(head.headers), here))
         demand(identity, verb)
         return Admission(identity, origin)
+
+
+def _came_by_proxy(headers: Mapping[str, str]) -> bool:
+    return not _PROXY_HEADERS.isdisjoint(headers) or any(name.startswith("x-forwarded-") for name in headers)
 
 
 def check_body(headers: Mapping[str, str], limit: int | None) -> None:

@@ -132,6 +132,25 @@ def test_a_slow_reader_while_a_large_body_is_read():
     assert one.inference.generations[0].paused
 
 
+class CountingBench(Bench):
+    offloaded = 0
+
+    async def offload(self, work):
+        self.offloaded += 1
+        return work()
+
+
+@pytest.mark.parametrize(("inputs", "offloaded"), [(2, 0), (40, 1)])
+@pytest.mark.parametrize("path", ["/api/embed", "/v1/embeddings"])
+def test_many_vectors_are_written_apart_from_the_loop(path, inputs, offloaded):
+    vectors = tuple((float(number),) * 512 for number in range(inputs))
+    one = CountingBench(ScriptedInference(embedded=EmbedResult(vectors=vectors)), routes=HOT_ROUTES)
+    told = one.post(path, {"model": "m", "input": ["x"] * inputs}).json()
+    found = told["embeddings"] if path == "/api/embed" else [row["embedding"] for row in told["data"]]
+    assert found == [list(vector) for vector in vectors]
+    assert one.offloaded == offloaded
+
+
 def test_a_byte_a_chunk_takes_no_more_memory_than_the_bytes():
     one = Bench(ScriptedInference(HELLO))
     exchange, out = one.open("/api/generate")

@@ -275,7 +275,9 @@ def _row(one: TokenLogprob | TopLogprob) -> dict[str, Any]:
 
 
 def embed_answer(model: str, result: EmbedResult) -> bytes:
-    parts = [b'{"model":', _encode(model), b',"embeddings":', _encode(result.vectors)]
+    # Vector by vector: in a thread, one call for all would hold the event loop.
+    vectors = b",".join(map(_encode, result.vectors))
+    parts = [b'{"model":', _encode(model), b',"embeddings":[', vectors, b"]"]
     for name, value in counts(result.usage)[:3]:
         if value:
             parts.append(b',"%b":%d' % (name, value))
