@@ -29,6 +29,7 @@ from ollama_distributed.base.errors import (
     LoadFailed,
     OllamaDistributedError,
     RunnerDied,
+    Unavailable,
 )
 from ollama_distributed.base.inference import JsonSchema, Sampling
 from ollama_distributed.models.scripted import script_pieces
@@ -91,6 +92,23 @@ async def test_a_death_is_seen_at_once_by_every_call(load: Loader, models: Model
     assert isinstance((await late.failed()).error, RunnerDied)
     with pytest.raises(RunnerDied):
         await runner.tokenize("x")
+
+
+async def test_a_lost_connection_is_not_the_death_of_a_runner(load: Loader, models: Models) -> None:
+    runner = await load(models.endless())
+    lost, other = Recording(), Recording()
+    call = runner.generate(say(), lost)
+    runner.generate(say(), other)
+    for recording in (lost, other):
+        await recording.pieces(2)
+    assert call._exchange is not None
+    assert call._exchange._transport is not None
+    call._exchange._transport.abort()
+    error = (await lost.failed()).error
+    assert isinstance(error, Unavailable)
+    assert not isinstance(error, RunnerDied)
+    await other.pieces(len(other.events) + 2)
+    assert await runner.healthy()
 
 
 async def test_no_zombie_and_no_file_is_left(load: Loader, models: Models) -> None:

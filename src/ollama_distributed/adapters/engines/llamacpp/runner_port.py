@@ -293,7 +293,8 @@ class LlamaCppRunner:
         if self._gone:
             return self._unavailable()
         # It lives, and others are on it: one lost connection is not its death.
-        return Unavailable(error.message) if isinstance(error, RunnerDied) else error
+        lost = f"the runner of {self._params.alias} closed the connection of this answer"
+        return Unavailable(lost) if isinstance(error, RunnerDied) else error
 
     def _exited(self, _returncode: int) -> None:
         if self.process.stopping:
