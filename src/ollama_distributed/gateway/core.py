@@ -20,12 +20,10 @@ import structlog
 from ollama_distributed.access.roles import Verb
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
-    BodyTooLarge,
     Cancelled,
     MethodNotAllowed,
     MissingBody,
     OllamaDistributedError,
-    Unavailable,
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -39,6 +37,7 @@ from ollama_distributed.base.inference import (
     Inference,
     Usage,
 )
+from ollama_distributed.gateway.body import Bodies, RequestBody
 from ollama_distributed.gateway.dialects.contract import (
     Call,
     CountTokens,
@@ -50,7 +49,7 @@ from ollama_distributed.gateway.dialects.contract import (
     Rerank,
 )
 from ollama_distributed.gateway.errors import as_ours
-from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
+from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.out import (
     STREAM_HEADERS,
@@ -68,8 +67,6 @@ _JSON = b"application/json; charset=utf-8"
 _VERB: Verb = "inference"
 _INLINE_NUMBERS = 16_384
 """Of vectors: their text takes 0.5 ms."""
-_PIECE_BYTES = 16 * 1024
-"""Pieces of a body smaller than this are joined as they come."""
 
 
 class Spawn(Protocol):
@@ -99,8 +96,7 @@ class HotPath:
         self.spawn = spawn
         self.offload = offload
         self.guard = JsonGuard(gate.limits)
-        self.bodies_bytes = 0
-        """Bytes of the bodies of all exchanges that have not ended."""
+        self.bodies = Bodies(gate.limits.bodies_bytes)
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:
             methods = self._routes.setdefault(route.path, {})
@@ -137,7 +133,6 @@ class Exchange:
         "_body",
         "_bytes_out",
         "_call_headers",
-        "_chunks",
         "_encoder",
         "_first_byte_at",
         "_generations",
@@ -149,7 +144,7 @@ class Exchange:
         "_out",
         "_path",
         "_paused",
-        "_received",
+        "_request_body",
         "_request_id",
         "_route",
         "_start",
@@ -168,8 +163,6 @@ class Exchange:
         self._request_id: RequestId = request_id(head.headers)
         self._call_headers: RawHeaders = [(b"x-request-id", self._request_id.encode("ascii"))]
         self._identity: Identity | None = None
-        self._chunks: list[bytes | bytearray] = []
-        self._received = 0
         self._body: list[bytes] = []
         self._encoder: Encoder | None = None
         self._generations: list[Generation] = []
@@ -184,6 +177,7 @@ class Exchange:
         self.ended = False
         limits = path.gate.limits
         self._limit = limits.large_body_bytes if route.large_body else limits.body_bytes
+        self._request_body = RequestBody(self._limit, path.bodies)
         self._judge()
 
     # ── what the adapter says ───────────────────────────────────────────────────────
@@ -192,31 +186,20 @@ class Exchange:
         """A piece of the body."""
         if self.ended:
             return
-        path = self._path
-        self._received += len(data)
-        path.bodies_bytes += len(data)
-        if self._received > self._limit:
-            self.fail(BodyTooLarge(too_large_text(self._limit)), close=True)
-        elif path.bodies_bytes > path.gate.limits.bodies_bytes:
-            self.fail(Unavailable("too many large requests at once; try again"), close=True)
-        elif self._chunks and len(self._chunks[-1]) < _PIECE_BYTES:
-            # A client may send a byte a chunk: a list of those takes fifty times their size.
-            last = self._chunks[-1]
-            if isinstance(last, bytes):
-                last = self._chunks[-1] = bytearray(last)
-            last += data
-        else:
-            self._chunks.append(data)
+        try:
+            self._request_body.add(data)
+        except OllamaDistributedError as exc:
+            self.fail(exc, close=True)
 
     def body_complete(self) -> None:
         """The whole body is here: run the call."""
         if self.ended or self._identity is None:
             return
-        if self._received > INLINE_BYTES:
+        if self._request_body.size_bytes > INLINE_BYTES:
             self._path.spawn(self._read_large(self._identity))
             return
         try:
-            self._run(self._parse(self._take_body(), self._identity))
+            self._run(self._parse(self._request_body.take(), self._identity))
         except Exception as exc:
             self._fail_by(exc)
 
@@ -259,7 +242,7 @@ class Exchange:
         """
 
         def read() -> Call | None:
-            return None if self.ended else self._parse(self._take_body(), identity)
+            return None if self.ended else self._parse(self._request_body.take(), identity)
 
         try:
             call = await self._path.offload(read)
@@ -267,11 +250,6 @@ class Exchange:
                 self._run(call)
         except Exception as exc:
             self._fail_by(exc)
-
-    def _take_body(self) -> bytes:
-        chunks, self._chunks = self._chunks, []
-        # Of `bytes` only, and many: then the join lets other threads run.
-        return bytes(chunks[0]) if len(chunks) == 1 else b"".join(map(bytes, chunks))
 
     def _parse(self, body: bytes, identity: Identity) -> Call:
         if not body:
@@ -454,8 +432,7 @@ class Exchange:
         """The one place where an exchange ends."""
         self.ended = True
         self._generations = []
-        self._chunks = []
-        self._path.bodies_bytes -= self._received
+        self._request_body.drop()
         first = self._first_byte_at
         identity = self._identity
         self._path.observe(
