@@ -7,10 +7,10 @@ wrongly (DESIGN.md, "Inference engine": AMX by gcc 12 crashes at load). Both sho
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from pathlib import Path
 
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
+from ollama_distributed.adapters.engines.llamacpp.process import private_folder
 from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.base.errors import DeadlineExceeded, EngineError, OllamaDistributedError
@@ -32,7 +32,7 @@ async def self_test(program: Program, *, runtime_dir: Path | None = None) -> Non
     Raises:
         EngineError: it does not; the message says how.
     """
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="odt-", dir=runtime_dir))
+    folder = await asyncio.to_thread(private_folder, runtime_dir)
     weights = folder / "scripted.gguf"
     engine = LlamaCppEngine(program, runtime_dir=runtime_dir, load_deadline_s=DEADLINE_S)
     try:
