@@ -4,6 +4,7 @@ Real sockets, raw bytes: what a client sees must not depend on the adapter.
 """
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking,
 
 from ollama_distributed.base import errors as e
 from ollama_distributed.base.inference import Delta, EmbedResult, Failed, Finished
+from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.testing.inference import ScriptedInference
 
@@ -33,6 +35,24 @@ async def test_whole_answer_and_keep_alive(adapter):
             assert answer.json()["response"] == "Hello"
             assert answer.headers["x-request-id"] == f"r-{number}"
             assert "date" in answer.headers
+
+
+async def test_an_answered_request_is_freed_at_once(adapter):
+    """Its prompt may be 64 MiB: it must not wait for the garbage collector."""
+    inference = ScriptedInference(HELLO)
+    async with talking(inference, adapter) as client:
+        gc.collect()
+        gc.disable()
+        try:
+            for stream in (False, True):
+                await client.post("/api/generate", {**GEN, "stream": stream})
+                assert (await client.answer()).status == 200
+                inference.generations.clear()
+                await until(
+                    lambda: not any(type(one) is Exchange for one in gc.get_objects()), "nothing holds it"
+                )
+        finally:
+            gc.enable()
 
 
 async def test_a_stream_arrives_piece_by_piece(adapter):

@@ -97,6 +97,7 @@ async def serve_hot(path: HotPath, scope: Scope, receive: Receive, send: Send) -
             await _flush(out, send)
     finally:
         exchange.disconnected()
+        out.exchange = None  # each holds the other: without this, only the collector frees them
         if watcher is not None:
             watcher.cancel()
             await asyncio.gather(watcher, return_exceptions=True)

@@ -217,6 +217,7 @@ class FastProtocol(LimitedProtocol):
     # ── the cycle's side ────────────────────────────────────────────────────────────
 
     def hot_complete(self, cycle: HotCycle) -> None:
+        cycle.exchange = None  # each holds the other: without this, only the collector frees them
         if self._running is cycle:
             self._running = None
         self.on_response_complete()
