@@ -36,6 +36,7 @@ _BY_STATUS: dict[int, type[errors.ClientError]] = {
     429: errors.QueueFull,
     499: errors.Cancelled,
     500: errors.Internal,
+    501: errors.NotOffered,
     502: errors.Unavailable,
     503: errors.Unavailable,
     504: errors.DeadlineExceeded,

@@ -164,3 +164,9 @@ def test_a_name_that_would_change_the_path_is_refused(name: str) -> None:
 
 def test_names_travel_whole() -> None:
     assert calls.get_model("hf.co/user/repo:Q4 ?#").path == "/api/v1/models/hf.co/user/repo:Q4%20%3F%23"
+
+
+def test_ollamas_shape_of_what_is_not_offered():
+    error = error_of(501, {}, b'{"error": "pull is not available in this version"}', now=NOW)
+    assert isinstance(error, errors.NotOffered)
+    assert not error.retryable
