@@ -16,6 +16,10 @@ from ollama_distributed.node.logs import configure
 from ollama_distributed.node.node import run_node
 from ollama_distributed.node.settings import read_settings
 
+SWITCH_S = 0.0005
+"""How long a worker thread may hold the interpreter while the event loop waits. Python's own
+5 ms shows as a gap in every stream while a large body is read (4 MB: 8 ms -> 3-6 ms)."""
+
 
 def serve(
     listen: Annotated[
@@ -76,6 +80,7 @@ def serve(
     writer = configure("debug" if settings.debug else settings.log_level, settings.log_format)
     if settings.debug:
         _listen_for_debugger()
+    sys.setswitchinterval(SWITCH_S)
     try:
         with asyncio.Runner(debug=settings.debug, loop_factory=_loop_factory()) as runner:
             runner.run(run_node(settings, lambda line: print(line, flush=True)))
