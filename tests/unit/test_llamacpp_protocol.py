@@ -20,6 +20,7 @@ from ollama_distributed.adapters.engines.llamacpp.chat import (
     template_body,
 )
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
+from ollama_distributed.adapters.engines.llamacpp.guidance import closed
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams, runner_params, scrubbed
 from ollama_distributed.adapters.engines.llamacpp.program import binary_version, instruction_set
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
@@ -29,7 +30,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     metric,
     prompt_value,
 )
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, closed
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.stderr import Tail, reason
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, ends_incomplete, fragments_of
 from ollama_distributed.base.errors import (

@@ -9,13 +9,15 @@ progress: only then does the server see that a client left while the prompt is r
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from typing import Any
 
 import msgspec
 
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, closed
+from ollama_distributed.adapters.engines.llamacpp.guidance import guided
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     ContextExceeded,
@@ -41,8 +43,6 @@ SAMPLERS = ["penalties", "top_k", "typ_p", "top_p", "min_p", "temperature"]
 UNLIKELY = -9999.0
 """Stands for a log probability of minus infinity, which JSON cannot hold (OpenAI's value)."""
 MAX_BIAS = 100.0
-WHITE_SPACE = r"[ \n\t]{0,20}"
-"""Between two tokens of JSON; room for pretty printing."""
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)", re.DOTALL)
 
 # ── out ─────────────────────────────────────────────────────────────────────────────
@@ -154,16 +154,7 @@ def format_fields(output: Format | None, grammar: str = "") -> dict[str, Any]:
             return {"json_schema": guided({"type": "object"})}
         case JsonSchema(schema):
             check_schema(schema)
-            return {"json_schema": guided(dict(schema) or {"type": "object"})}
-
-
-def guided(schema: dict[str, Any], *, compact: bool = False) -> dict[str, Any]:
-    """The schema, closed, with our settings for llguidance, which the wheel compiles it with; others
-    ignore them. Without, `oneOf` or any keyword that it does not know would make it drop the
-    whole constraint silently, and a model may write white space until its limit."""
-    settings: dict[str, Any] = {"lenient": True, "coerce_one_of": True}
-    settings |= {"whitespace_flexible": False} if compact else {"whitespace_pattern": WHITE_SPACE}
-    return {**closed(schema), "x-guidance": settings}
+            return {"json_schema": guided(schema or {"type": "object"})}
 
 
 # ── in ──────────────────────────────────────────────────────────────────────────────
@@ -308,6 +299,39 @@ class CompletionStream:
             )
         )
         return events
+
+
+class FormatStream:
+    """A `CompletionStream` under a `format`: an answer that ended by itself must be JSON.
+
+    The safety net below `check_schema`: a schema that the engine dropped after all is an
+    error at the end, not free text that passes for an answer.
+    """
+
+    def __init__(self, stream: CompletionStream) -> None:
+        self._stream = stream
+        self._text: list[str] = []
+
+    def feed(self, data: bytes) -> list[EngineEvent]:
+        events = self._stream.feed(data)
+        for i, event in enumerate(events):
+            if isinstance(event, Tokens):
+                self._text.append(event.text)
+            elif isinstance(event, Done) and event.reason == "stop" and not _is_json("".join(self._text)):
+                events[i] = EngineFailed(
+                    EngineError("the engine did not keep the format: its answer is no JSON")
+                )
+        return events
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text, parse_int=str, parse_float=str)  # a number of any length is one
+    except json.JSONDecodeError:
+        return False
+    except RecursionError:
+        return True  # too deep to tell
+    return True
 
 
 def token_logprob(wire: WireLogprob, top: int) -> TokenLogprob:

@@ -16,14 +16,15 @@ from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat
 from ollama_distributed.adapters.engines.llamacpp.calls import Call
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
+from ollama_distributed.adapters.engines.llamacpp.guidance import guided
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams
 from ollama_distributed.adapters.engines.llamacpp.process import RunnerProcess
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
     CompletionStream,
+    FormatStream,
     completion_body,
     completion_path,
     error_of_body,
-    guided,
     metric,
 )
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
@@ -122,7 +123,8 @@ class LlamaCppRunner:
                 else self._plan.context_tokens,
                 top_logprobs=request.top_logprobs or 0,
             )
-            call.send(self.process.address, completion_path(request), body, self._headers, parser)
+            checked = parser if request.format is None else FormatStream(parser)
+            call.send(self.process.address, completion_path(request), body, self._headers, checked)
 
         call.prepare(steps)
         return call
@@ -153,7 +155,7 @@ class LlamaCppRunner:
             sampling=request.sampling,
         )
         body = completion_body(completion, context_tokens=self._plan.context_tokens)
-        body["json_schema"] = guided(chat.calls_schema(request), compact=True)
+        body["json_schema"] = guided(chat.calls_schema(request))
         calls = EnforcedCalls(stop_at_tokens=self._plan.context_tokens)
         call.send(self.process.address, "/completion", body, self._headers, calls)
 

@@ -1,26 +1,35 @@
-"""Refuses JSON schemas that llama.cpp would ignore without a word, and closes objects. Pure.
+"""Refuses JSON schemas that llama.cpp would ignore without a word. Pure.
 
 The wheel compiles schemas with llguidance; one that does not compile is logged, and the
-answer is then not constrained at all. So what it cannot take is refused here: unknown
-types, references that lead nowhere or to the network, patterns that do not compile.
-Source: JSON Schema 2020-12; llama.cpp b11549 with LLAMA_LLGUIDANCE.
+answer is then not constrained at all. So what it cannot take is refused here: values of
+the wrong kind, bounds that nothing fits, references that lead nowhere, patterns.
+Source: JSON Schema 2020-12; tried on llama.cpp b11549 with LLAMA_LLGUIDANCE.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
 from ollama_distributed.base.errors import Invalid
 
 TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
 MAX_DEPTH = 64
-_SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
-_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_OPENERS = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+LARGEST = 10**16 - 1
+"""Of a number's bounds. llguidance counts in 64 bits; llama.cpp's own converter hangs at a
+bound of 17 digits, and takes all memory (b11549)."""
+SCHEMAS = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_COUNTS = (
+    ("minLength", "maxLength"),
+    ("minItems", "maxItems"),
+    ("minProperties", "maxProperties"),
+)
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -37,60 +46,208 @@ def _check(node: Any, root: Mapping[str, Any], depth: int) -> None:
         raise Invalid(f"format: a schema is an object, not {str(node)[:40]!r}")
     if depth > MAX_DEPTH:
         raise Invalid(f"format: the schema is nested deeper than {MAX_DEPTH}")
-    kinds = node.get("type", [])
-    for kind in kinds if isinstance(kinds, list | tuple) else [kinds]:
-        if kind not in TYPES:
-            raise Invalid(f"format: the schema has the unknown type {str(kind)[:40]!r}")
+    kinds = kinds_of(node)
     if "$ref" in node:
-        _resolve(node["$ref"], root)
+        _follow(node["$ref"], root)
     if "pattern" in node:
-        _check_pattern(node["pattern"])
-    for key in _SCHEMAS:
-        if isinstance(node.get(key), Mapping):
-            _check(node[key], root, depth + 1)
-    for key in _LISTS:
-        for part in node.get(key, ()):
-            _check(part, root, depth + 1)
-    for key in _MAPS:
-        for part in node.get(key, {}).values():
-            _check(part, root, depth + 1)
+        check_pattern(node["pattern"])
+    if not isinstance(node.get("format", ""), str):
+        raise _wrong("format", "a string", node["format"])
+    _check_values(node, kinds)
+    _check_counts(node)
+    _check_numbers(node, kinds)
+    for part in _parts(node):
+        _check(part, root, depth + 1)
+    _check_members(node)
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema, its objects without members that it does not name.
+def kinds_of(node: Mapping[str, Any]) -> Sequence[str]:
+    """The types that a schema names; none: it names none.
 
-    As llama.cpp's own converter and Ollama have it; JSON Schema itself would let a model
-    add members until its limit. Where `allOf` composes objects they stay open, since each
-    part would refuse the members of the others.
+    Raises:
+        Invalid: there is no such type.
     """
-    return dict(schema) if _mentions(schema, "allOf") else _closed(schema)
+    if "type" not in node:
+        return ()
+    named = node["type"]
+    kinds = named if isinstance(named, list | tuple) else [named]
+    if not kinds:
+        raise _wrong("type", "a type or a list of them", named)
+    for kind in kinds:
+        if not isinstance(kind, str) or kind not in TYPES:
+            raise Invalid(f"format: the schema has the unknown type {str(kind)[:40]!r}")
+    return kinds
 
 
-def _closed(schema: Any) -> Any:
-    if not isinstance(schema, Mapping):
-        return schema
-    found = dict(schema)
-    for key in _SCHEMAS:
-        if key in found:
-            found[key] = _closed(found[key])
-    for key in _LISTS:
-        if key in found:
-            found[key] = [_closed(part) for part in found[key]]
-    for key in _MAPS:
-        if isinstance(found.get(key), Mapping):
-            found[key] = {name: _closed(part) for name, part in found[key].items()}
-    if isinstance(found.get("properties"), Mapping) and not _OPENERS & found.keys():
-        found["additionalProperties"] = False
-    return found
+def _parts(node: Mapping[str, Any]) -> list[Any]:
+    parts: list[Any] = []
+    for key in SCHEMAS:
+        if key in node:
+            value = node[key]  # `items` was a list before 2020
+            parts += value if key == "items" and isinstance(value, list | tuple) else [value]
+    for key in LISTS:
+        if key in node:
+            if not isinstance(node[key], list | tuple) or not (node[key] or key == "prefixItems"):
+                raise _wrong(key, "a list of schemas", node[key])
+            parts += node[key]
+    for key in MAPS:
+        if key in node:
+            if not isinstance(node[key], Mapping):
+                raise _wrong(key, "an object of schemas", node[key])
+            parts += node[key].values()
+    return parts
 
 
-def _mentions(node: Any, key: str) -> bool:
-    if isinstance(node, Mapping):
-        return key in node or any(_mentions(value, key) for value in node.values())
-    return isinstance(node, list | tuple) and any(_mentions(part, key) for part in node)
+def _wrong(key: str, wanted: str, value: object) -> Invalid:
+    return Invalid(f"format: {key} must be {wanted}, not {str(value)[:40]!r}")
 
 
-def _resolve(reference: Any, root: Mapping[str, Any]) -> None:
+# ── values ──────────────────────────────────────────────────────────────────────────
+
+
+def _check_values(node: Mapping[str, Any], kinds: Sequence[str]) -> None:
+    if "enum" in node:
+        values = node["enum"]
+        if not isinstance(values, list | tuple) or not values:
+            raise _wrong("enum", "a list of values", values)
+        if kinds and not any(_is_a(value, kinds) for value in values):
+            raise Invalid(f"format: no value of enum is of the type {'/'.join(kinds)}")
+    if "const" in node and kinds and not _is_a(node["const"], kinds):
+        raise Invalid(f"format: const {str(node['const'])[:40]!r} is not of the type {'/'.join(kinds)}")
+
+
+def _is_a(value: object, kinds: Sequence[str]) -> bool:
+    match value:
+        case None:
+            return "null" in kinds
+        case bool():
+            return "boolean" in kinds
+        case int():
+            return "integer" in kinds or "number" in kinds
+        case float():
+            return "number" in kinds or ("integer" in kinds and value.is_integer())
+        case str():
+            return "string" in kinds
+        case Mapping():
+            return "object" in kinds
+        case _:
+            return "array" in kinds
+
+
+def _check_counts(node: Mapping[str, Any]) -> None:
+    for low, high in _COUNTS:
+        for key in (low, high):
+            count = node.get(key, 0)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise _wrong(key, "a whole number of at least 0", count)
+        if high in node and node.get(low, 0) > node[high]:
+            raise Invalid(f"format: {low} {node[low]} is more than {high} {node[high]}")
+
+
+# ── numbers ─────────────────────────────────────────────────────────────────────────
+
+
+def _check_numbers(node: Mapping[str, Any], kinds: Sequence[str]) -> None:
+    for key in _BOUNDS:
+        value = node.get(key, 0)
+        draft_4 = key.startswith("exclusive") and isinstance(value, bool)
+        if not draft_4 and not _is_number(value):
+            raise _wrong(key, "a number", value)
+    low, high = lowest(node), highest(node)
+    if low is not None and high is not None:
+        open_ended = low == high and any(_excluding(node, key) for key in ("Minimum", "Maximum"))
+        if low > high or open_ended:
+            raise Invalid(f"format: no number is between minimum {low:g} and maximum {high:g}")
+    if (low is not None and low > LARGEST) or (high is not None and high < -LARGEST):
+        raise Invalid(f"format: the numbers between minimum and maximum are beyond {LARGEST}")
+    whole = "integer" in kinds and "number" not in kinds
+    if "multipleOf" in node:
+        step = node["multipleOf"]
+        if not _is_number(step) or step <= 0 or not _is_short(step):
+            raise _wrong("multipleOf", "above 0, below 4e9 and of at most 10 decimals", step)
+        _check_steps(node, step)
+    elif whole:
+        _check_steps(node, 1)
+
+
+def _check_steps(node: Mapping[str, Any], step: float) -> None:
+    low, high = lowest(node), highest(node)
+    if low is None or high is None:
+        return
+    first = math.ceil(low / step)
+    last = math.floor(high / step)
+    first += _excluding(node, "Minimum") and first * step == low
+    last -= _excluding(node, "Maximum") and last * step == high
+    if first > last:
+        raise Invalid(f"format: no multiple of {step:g} is between minimum {low:g} and maximum {high:g}")
+
+
+def lowest(node: Mapping[str, Any]) -> float | None:
+    return max(_bounds(node, "minimum", "exclusiveMinimum"), default=None)
+
+
+def highest(node: Mapping[str, Any]) -> float | None:
+    return min(_bounds(node, "maximum", "exclusiveMaximum"), default=None)
+
+
+def _bounds(node: Mapping[str, Any], *keys: str) -> list[float]:
+    return [node[key] for key in keys if key in node and not isinstance(node[key], bool)]
+
+
+def _excluding(node: Mapping[str, Any], side: str) -> bool:
+    exclusive, plain = node.get(f"exclusive{side}"), node.get(side.lower())
+    if isinstance(exclusive, bool) or exclusive is None:
+        return bool(exclusive)
+    return plain is None or (exclusive >= plain if side == "Minimum" else exclusive <= plain)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_short(step: float) -> bool:
+    """As llguidance counts decimals: in binary, until nothing is left."""
+    for _ in range(11):
+        if step % 1 == 0:
+            return step < 2**32
+        step *= 10
+    return False
+
+
+# ── members ─────────────────────────────────────────────────────────────────────────
+
+
+def _check_members(node: Mapping[str, Any]) -> None:
+    required = node.get("required", ())
+    if not isinstance(required, list | tuple) or not all(isinstance(name, str) for name in required):
+        raise _wrong("required", "a list of names", required)
+    for pattern in node.get("patternProperties", {}):
+        check_pattern(pattern)
+    members = node.get("properties", {})
+    shut = node.get("additionalProperties") is False and "patternProperties" not in node
+    for name in required:
+        if members.get(name, not shut) is False:
+            raise Invalid(f"format: required names {name[:40]!r}, which the schema does not admit")
+    if shut and node.get("minProperties", 0) > len(members):
+        raise Invalid(f"format: minProperties {node['minProperties']} is more than the properties")
+
+
+# ── references ──────────────────────────────────────────────────────────────────────
+
+
+def _follow(reference: Any, root: Mapping[str, Any]) -> None:
+    """To what is no mere reference itself."""
+    seen = set()
+    while reference not in seen:
+        seen.add(reference)
+        at = _resolve(reference, root)
+        if not isinstance(at, Mapping) or "$ref" not in at:
+            return
+        reference = at["$ref"]
+    raise Invalid(f"format: the schema refers to {reference[:80]!r}, which refers to itself")
+
+
+def _resolve(reference: Any, root: Mapping[str, Any]) -> Any:
     if not isinstance(reference, str) or not reference.startswith("#"):
         raise Invalid(f"format: the schema refers to {str(reference)[:80]!r}, which is not inside it")
     at: Any = root
@@ -102,10 +259,4 @@ def _resolve(reference: Any, root: Mapping[str, Any]) -> None:
             at = at[int(key)]
         else:
             raise Invalid(f"format: the schema refers to {reference[:80]!r}, which is not there")
-
-
-def _check_pattern(pattern: Any) -> None:
-    try:
-        re.compile(str(pattern))
-    except (re.error, RecursionError, OverflowError) as exc:
-        raise Invalid(f"format: the pattern {str(pattern)[:80]!r} does not compile") from exc
+    return at
