@@ -87,6 +87,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     },
     "zod object": {**of({"type": "integer", "minimum": -(2**53) + 1, "maximum": 2**53 - 1}), "$schema": ZOD},
     "zod date": of({"type": "string", "format": "date", "pattern": ZOD_DATE}),
+    "zod email": of({"type": "string", "format": "email", "maxLength": 30}),
     "zod union": of({"anyOf": [{"type": "string", "maxLength": 5}, {"type": "number"}]}),
     "zod tuple": of({"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "minItems": 2}),
     "number": of({"type": "number"}),
@@ -123,6 +124,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 }
 NOT_BY_ITS_OWN_CONVERTER = {
     "zod date",
+    "zod email",
     "positive",
     "fraction",
     "cents",

@@ -135,6 +135,17 @@ def test_anything_is_spelled_out() -> None:
     assert "$defs" not in guided({"type": "object", "properties": {"a": {"type": "string"}}})
 
 
+def test_a_pattern_that_its_format_replaces_is_left_out() -> None:
+    """As zod writes an e-mail address."""
+    address = {"type": "string", "format": "email", "pattern": r"^(?!\.)[a-z.]+@[a-z]+$"}
+    check_schema({"properties": {"a": address}})
+    assert guided({"properties": {"a": address}})["properties"]["a"] == {"type": "string", "format": "email"}
+    kept = {**address, "pattern": "^[a-z]+@x$"}
+    assert guided({"properties": {"a": kept}})["properties"]["a"] == kept
+    with pytest.raises(Invalid):
+        check_schema({**address, "format": "phone"})
+
+
 def test_a_type_is_inferred_as_llama_cpp_does() -> None:
     assert guided({"properties": {"a": {"minLength": 2}}})["type"] == "object"
     assert guided({"properties": {"a": {"minLength": 2}}})["properties"]["a"]["type"] == "string"

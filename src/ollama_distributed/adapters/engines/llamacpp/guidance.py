@@ -17,6 +17,7 @@ from ollama_distributed.adapters.engines.llamacpp.schema import (
     MAPS,
     SCHEMAS,
     highest,
+    is_spare,
     kinds_of,
     lowest,
 )
@@ -87,8 +88,10 @@ def _composes(node: Any) -> bool:
 
 
 def _mapped(schema: Mapping[str, Any], change: Any) -> dict[str, Any]:
-    """A copy with each schema in it changed."""
+    """A copy with each schema in it changed, without a pattern that its format replaces."""
     found = dict(schema)
+    if is_spare(found):
+        del found["pattern"]
     for key in SCHEMAS:
         if key in found:
             value = found[key]
@@ -147,11 +150,11 @@ def _ended(node: dict[str, Any]) -> dict[str, Any]:
         return node
     low, high = lowest(node), highest(node)
     found = dict(node)
-    if (low is None and (high is None or high > -LARGEST_UNASKED)) or (low is not None and low < -LARGEST):
-        found["minimum"] = -LARGEST_UNASKED
+    if low is None or low < -LARGEST:
+        found["minimum"] = -LARGEST_UNASKED if high is None or high > -LARGEST_UNASKED else -LARGEST
         found.pop("exclusiveMinimum", None)
-    if (high is None and (low is None or low < LARGEST_UNASKED)) or (high is not None and high > LARGEST):
-        found["maximum"] = max(LARGEST_UNASKED, LARGEST if low is not None and low >= LARGEST_UNASKED else 0)
+    if high is None or high > LARGEST:
+        found["maximum"] = LARGEST_UNASKED if low is None or low < LARGEST_UNASKED else LARGEST
         found.pop("exclusiveMaximum", None)
     if "number" in kinds and "multipleOf" not in found and _coarse(low, high):
         found["multipleOf"] = SMALLEST_STEP

@@ -17,6 +17,8 @@ from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
 from ollama_distributed.base.errors import Invalid
 
 TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "string"})
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+"""Which llguidance knows."""
 MAX_DEPTH = 64
 LARGEST = 10**16 - 1
 """Of a number's bounds. llguidance counts in 64 bits; llama.cpp's own converter hangs at a
@@ -49,7 +51,7 @@ def _check(node: Any, root: Mapping[str, Any], depth: int) -> None:
     kinds = kinds_of(node)
     if "$ref" in node:
         _follow(node["$ref"], root)
-    if "pattern" in node:
+    if "pattern" in node and not is_spare(node):
         check_pattern(node["pattern"])
     if not isinstance(node.get("format", ""), str):
         raise _wrong("format", "a string", node["format"])
@@ -77,6 +79,18 @@ def kinds_of(node: Mapping[str, Any]) -> Sequence[str]:
         if not isinstance(kind, str) or kind not in TYPES:
             raise Invalid(f"format: the schema has the unknown type {str(kind)[:40]!r}")
     return kinds
+
+
+def is_spare(node: Mapping[str, Any]) -> bool:
+    """Whether the pattern cannot be kept but the format beside it says the same: zod writes
+    an e-mail address with look-ahead."""
+    if node.get("format") not in FORMATS or not isinstance(node.get("pattern"), str):
+        return False
+    try:
+        check_pattern(node["pattern"])
+    except Invalid:
+        return True
+    return False
 
 
 def _parts(node: Mapping[str, Any]) -> list[Any]:
