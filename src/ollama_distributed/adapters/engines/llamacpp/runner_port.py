@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat
-from ollama_distributed.adapters.engines.llamacpp.calls import Call
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
 from ollama_distributed.adapters.engines.llamacpp.guidance import guided
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams
@@ -269,7 +269,7 @@ class LlamaCppRunner:
         return value
 
     def _open(self, sink: EngineSink) -> Call:
-        call = Call(sink, self._calls.discard, self._lost)
+        call = Call(sink, self._calls.discard, self._lost, read_error=error_of_body)
         if self._gone:
             call.prepare(self._refuse)
         else:

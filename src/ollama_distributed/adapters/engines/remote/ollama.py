@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.framing import Lines
 from ollama_distributed.adapters.engines.http import fetch_json
 from ollama_distributed.adapters.engines.remote import ollama_wire as wire
-from ollama_distributed.adapters.engines.remote.call import RemoteCall
 from ollama_distributed.adapters.engines.remote.runner import QUICK_S, RemoteRunner, unsupported
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of
 from ollama_distributed.base.errors import EngineError, LoadFailed, OllamaDistributedError, Unsupported
@@ -131,19 +131,19 @@ class OllamaRunner(RemoteRunner):
             # It is away, or holds the model for others: then its own keep_alive decides.
             return
 
-    def generate(self, request: CompletionRequest, sink: EngineSink) -> RemoteCall:
+    def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
         try:
             body = wire.generate_body(self.model, request, self._plan)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream("/api/generate", body, sink, wire.OllamaStream(), Lines())
+        return self._stream("/api/generate", body, sink, wire.OllamaStream(), Lines)
 
-    def chat(self, request: ChatRequest, sink: EngineSink) -> RemoteCall:
+    def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
         try:
             body = wire.chat_body(self.model, request, self._plan)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream("/api/chat", body, sink, wire.OllamaStream(), Lines())
+        return self._stream("/api/chat", body, sink, wire.OllamaStream(), Lines)
 
     async def apply_template(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None

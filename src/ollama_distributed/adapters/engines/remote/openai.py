@@ -13,14 +13,13 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.adapters.engines.call import Call, EventParser
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat as llama_chat
 from ollama_distributed.adapters.engines.llamacpp import protocol as llama
-from ollama_distributed.adapters.engines.llamacpp.calls import EventParser
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
 from ollama_distributed.adapters.engines.remote import openai_wire as wire
-from ollama_distributed.adapters.engines.remote.call import RemoteCall
 from ollama_distributed.adapters.engines.remote.runner import (
     HEALTH_S,
     QUICK_S,
@@ -198,7 +197,7 @@ class OpenAIRunner(RemoteRunner):
 
     # ── answers ─────────────────────────────────────────────────────────────────────
 
-    def generate(self, request: CompletionRequest, sink: EngineSink) -> RemoteCall:
+    def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
         parser: EventParser
         try:
             if self._kind == "llama-server":
@@ -213,9 +212,9 @@ class OpenAIRunner(RemoteRunner):
                 body = wire.completion_body(self.model, request, self._kind)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents())
+        return self._stream(path, body, sink, parser, ServerSentEvents)
 
-    def chat(self, request: ChatRequest, sink: EngineSink) -> RemoteCall:
+    def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
         parser: EventParser
         path = "/v1/chat/completions"
         try:
@@ -225,13 +224,13 @@ class OpenAIRunner(RemoteRunner):
                 # llama-server does not enforce `tool_choice` (trap 8): a schema does.
                 schema = llama_chat.calls_schema(request)
                 asked = self._enforced(request, schema)
-                return self._stream_after(asked, sink, EnforcedCalls(), ServerSentEvents())
+                return self._stream_after(asked, sink, EnforcedCalls(), ServerSentEvents)
             else:
                 body = llama_chat.chat_body(request, context_tokens=self._plan.context_tokens)
                 parser = llama_chat.ChatStream(top_logprobs=request.top_logprobs or 0)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents())
+        return self._stream(path, body, sink, parser, ServerSentEvents)
 
     async def _enforced(self, request: ChatRequest, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         prompt = await self.apply_template(request.messages, request.tools, think=False)

@@ -12,25 +12,20 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 import msgspec
-import structlog
 
-from ollama_distributed.adapters.engines.framing import Lines, ServerSentEvents
+from ollama_distributed.adapters.engines.call import Call, ErrorReader, EventParser, Framing
+from ollama_distributed.adapters.engines.framing import Lines
 from ollama_distributed.adapters.engines.http import fetch, fetch_json
-from ollama_distributed.adapters.engines.llamacpp.calls import EventParser
-from ollama_distributed.adapters.engines.remote.call import ErrorReader, RemoteCall
 from ollama_distributed.adapters.engines.remote.settings import Remote
 from ollama_distributed.base.errors import (
     EngineError,
-    Internal,
     OllamaDistributedError,
     RunnerDied,
     Unavailable,
     Unsupported,
 )
-from ollama_distributed.base.tokens import EngineEvent, EngineSink
+from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.serving.ports import EngineInfo, LoadPlan, RunnerMetrics
-
-log = structlog.get_logger(__name__)
 
 QUICK_S = 30.0
 """Tokens, templates: no work of the model."""
@@ -64,7 +59,7 @@ class RemoteRunner:
         self._read_error = read_error
         self._deadline_s = deadline_s
         self._on_gone = on_gone
-        self._calls: set[RemoteCall] = set()
+        self._calls: set[Call] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._exits: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
@@ -129,13 +124,13 @@ class RemoteRunner:
         body: Mapping[str, Any],
         sink: EngineSink,
         parser: EventParser,
-        framing: Lines | ServerSentEvents,
-    ) -> RemoteCall:
-        call = self._call(sink, parser, framing)
+        framing: Callable[[], Framing],
+    ) -> Call:
+        call = self._call(sink, framing)
         if self._gone:
             self._later(call, self._unavailable())
         else:
-            self._send(call, path, body)
+            self._send(call, path, body, parser)
         return call
 
     def _stream_after(
@@ -143,54 +138,38 @@ class RemoteRunner:
         prepare: Awaitable[tuple[str, Mapping[str, Any]]],
         sink: EngineSink,
         parser: EventParser,
-        framing: Lines | ServerSentEvents,
-    ) -> RemoteCall:
+        framing: Callable[[], Framing],
+    ) -> Call:
         """As `_stream`, where path and body have to be asked for first."""
-        call = self._call(sink, parser, framing)
+        call = self._call(sink, framing)
 
-        async def run() -> None:
-            try:
-                path, body = await prepare
-            except OllamaDistributedError as exc:
-                call.fail(exc)
-            except Exception:
-                # Nobody waits for this task: without a last event the stream would hang.
-                log.exception("remote.call_defect")
-                call.fail(Internal("internal error; the node's log has it"))
-            else:
-                self._send(call, path, body)
+        async def steps() -> None:
+            path, body = await prepare
+            self._send(call, path, body, parser)
 
-        self._background(run(), "prepare a remote answer")
+        call.prepare(steps)
         return call
 
-    def _send(self, call: RemoteCall, path: str, body: Mapping[str, Any]) -> None:
-        data = msgspec.json.encode(body)
-        call.send(self.remote.address, self.remote.prefix + path, data, self.remote.headers)
+    def _send(self, call: Call, path: str, body: Mapping[str, Any], parser: EventParser) -> None:
+        call.send(self.remote.address, self.remote.prefix + path, body, self.remote.headers, parser)
 
     def _background(self, steps: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(steps, name=name)
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 
-    def _refuse(self, sink: EngineSink, error: OllamaDistributedError) -> RemoteCall:
+    def _refuse(self, sink: EngineSink, error: OllamaDistributedError) -> Call:
         """A call that cannot be made ends with the next turn of the loop."""
-        call = self._call(sink, _Nothing(), Lines())
+        call = self._call(sink, Lines)
         self._later(call, error)
         return call
 
-    def _call(self, sink: EngineSink, parser: EventParser, framing: Lines | ServerSentEvents) -> RemoteCall:
-        call = RemoteCall(
-            sink,
-            framing=framing,
-            parser=parser,
-            read_error=self._read_error,
-            on_over=self._calls.discard,
-            on_lost=self._lost,
-        )
+    def _call(self, sink: EngineSink, framing: Callable[[], Framing]) -> Call:
+        call = Call(sink, self._calls.discard, self._lost, read_error=self._read_error, framing=framing)
         self._calls.add(call)
         return call
 
-    def _later(self, call: RemoteCall, error: OllamaDistributedError) -> None:
+    def _later(self, call: Call, error: OllamaDistributedError) -> None:
         asyncio.get_running_loop().call_soon(call.fail, error)
 
     async def _ask(self, method: str, path: str, body: Any = None, *, deadline_s: float = QUICK_S) -> Any:
@@ -223,7 +202,7 @@ class RemoteRunner:
     def _unavailable(self) -> OllamaDistributedError:
         return self._death or Unavailable(f"{self.model} is unloaded")
 
-    def _lost(self, call: RemoteCall, error: OllamaDistributedError) -> None:
+    def _lost(self, call: Call, error: OllamaDistributedError) -> None:
         async def tell() -> None:
             call.fail(await self._why(error))
 
@@ -246,13 +225,6 @@ class RemoteRunner:
         self._on_gone(self)
         for callback in self._exits:
             callback(error)
-
-
-class _Nothing:
-    """For a call that is never sent, and so never answered."""
-
-    def feed(self, data: bytes) -> list[EngineEvent]:  # noqa: ARG002
-        return []
 
 
 def unsupported(server: str, what: str) -> Unsupported:

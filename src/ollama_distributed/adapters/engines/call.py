@@ -1,4 +1,4 @@
-"""One running answer of a runner: the request, its events, its end."""
+"""One running answer of an engine over HTTP: the request, its events, its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import structlog
 
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
-from ollama_distributed.adapters.engines.llamacpp.protocol import error_of_body
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink
 
@@ -19,9 +18,20 @@ log = structlog.get_logger(__name__)
 
 MAX_ERROR_BODY_BYTES = 1_048_576
 
+ErrorReader = Callable[[int, bytes], OllamaDistributedError]
+"""Status and body of a refusal -> our error."""
+
+
+class Framing(Protocol):
+    """Cuts a body into records: lines, or server-sent events."""
+
+    def feed(self, data: bytes, /) -> list[bytes]: ...
+
 
 class EventParser(Protocol):
-    def feed(self, data: bytes) -> list[EngineEvent]: ...
+    """Turns a record into engine events."""
+
+    def feed(self, data: bytes, /) -> list[EngineEvent]: ...
 
 
 class Call:
@@ -32,15 +42,20 @@ class Call:
         sink: EngineSink,
         on_over: Callable[[Call], None],
         on_lost: Callable[[Call, OllamaDistributedError], None],
+        *,
+        read_error: ErrorReader,
+        framing: Callable[[], Framing] = ServerSentEvents,
     ) -> None:
         """`on_over`: it ended or was cancelled. `on_lost`: its connection broke; the owner
         answers with `fail`, when it knows why."""
         self._sink = sink
         self._on_over = on_over
         self._on_lost = on_lost
+        self._read_error = read_error
+        self._make_framing = framing
+        self._framing = framing()
         self._exchange: Exchange | None = None
         self._preparing: asyncio.Task[None] | None = None
-        self._events = ServerSentEvents()
         self._parser: EventParser | None = None
         self._status = 200
         self._error_body = bytearray()
@@ -74,7 +89,7 @@ class Call:
                 self.fail(exc)
             except Exception:
                 # Nobody waits for this task: without a last event the stream would hang.
-                log.exception("llamacpp.call_defect")
+                log.exception("engines.call_defect")
                 self.fail(Internal("internal error; the node's log has it"))
 
         self._preparing = asyncio.get_running_loop().create_task(run(), name="prepare an answer")
@@ -105,12 +120,14 @@ class Call:
             return
         if self._exchange is not None:
             self._exchange.cancel()
-        self._events, self._status = ServerSentEvents(), 200
+        self._framing, self._status = self._make_framing(), 200
         self._error_body.clear()
         self.prepare(steps)
 
     def fail(self, error: OllamaDistributedError) -> None:
         self._emit(EngineFailed(error))
+
+    # ── from the connection ─────────────────────────────────────────────────────────
 
     def _head(self, status: int, _headers: Headers) -> None:
         self._status = status
@@ -121,15 +138,15 @@ class Call:
             return
         assert self._parser is not None
         try:
-            for event_data in self._events.feed(data):
-                for event in self._parser.feed(event_data):
+            for record in self._framing.feed(data):
+                for event in self._parser.feed(record) if record else ():
                     self._emit(event)
         except OllamaDistributedError as exc:
             self.fail(exc)
 
     def _ended(self) -> None:
         if self._status >= 400:
-            self.fail(error_of_body(self._status, bytes(self._error_body)))
+            self.fail(self._read_error(self._status, bytes(self._error_body)))
         else:
             self.fail(EngineError("the engine ended its answer without saying why"))
 

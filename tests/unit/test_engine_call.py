@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from ollama_distributed.adapters.engines.llamacpp.calls import Call
+from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.base.errors import Internal
 from ollama_distributed.base.tokens import EngineEvent, EngineFailed
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_defect_while_a_call_is_prepared_ends_it() -> None:
     events: list[EngineEvent] = []
     over = anyio.Event()
-    call = Call(events.append, lambda _: over.set(), lambda _, __: None)
+    call = Call(events.append, lambda _: over.set(), lambda _, __: None, read_error=lambda _, __: Internal())
 
     async def steps() -> None:
         raise KeyError("prompt")
