@@ -118,7 +118,7 @@ def system_account_jwt(keys: NatsKeys, now: float) -> str:
         keys.system.public,
         "SYS",
         now,
-        {"type": "account", "limits": _account_limits(memory_bytes=0, disk_bytes=0)},
+        {"type": "account", "limits": _account_limits(storage_bytes=0)},
     )
 
 
@@ -140,7 +140,8 @@ def account_jwt(
         now,
         {
             "type": "account",
-            "limits": _account_limits(memory_bytes=1 << 28, disk_bytes=1 << 34),
+            # As much as the server has: a limit above its own makes it switch JetStream off.
+            "limits": _account_limits(storage_bytes=_UNLIMITED),
             "signing_keys": [
                 _scope(keys.node_signing, "node", nodes or node_permissions()),
                 _scope(keys.server_signing, "server", servers),
@@ -228,13 +229,13 @@ def _user_limits() -> dict[str, int]:
     return {"subs": _UNLIMITED, "data": _UNLIMITED, "payload": _UNLIMITED}
 
 
-def _account_limits(*, memory_bytes: int, disk_bytes: int) -> dict[str, int | bool]:
+def _account_limits(*, storage_bytes: int) -> dict[str, int | bool]:
     names = ("subs", "conn", "leaf", "imports", "exports", "data", "payload", "streams", "consumer")
     return {
         **dict.fromkeys(names, _UNLIMITED),
         "wildcards": True,
-        "mem_storage": memory_bytes,
-        "disk_storage": disk_bytes,
+        "mem_storage": storage_bytes,
+        "disk_storage": storage_bytes,
     }
 
 
