@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.identity.world import World
 
+from ollama_distributed.adapters.coordination.memory import MemoryEngine
 from ollama_distributed.base.errors import (
     Conflict,
     Forbidden,
@@ -54,6 +55,20 @@ async def test_of_fifty_parallel_uses_of_a_one_use_token_one_succeeds() -> None:
     assert sum(event.kind == "node.admitted" for event in world.audit) == 1
     assert sum(event.alarm for event in world.audit) == 49
     assert [key for key in world.records.entries if "nodes" in key] == [f"admission.nodes.{admitted[0].node}"]
+
+
+async def test_the_coordination_port_serves_as_records() -> None:
+    async with MemoryEngine().client("n0") as coordination:
+        world = World()
+        world.use(coordination)
+        token = await world.admission.create_token("node", creator="k1")
+        outcomes = await parallel(
+            *(world.admission.join(world.request(token, f"n{i}"), f"10.0.0.{i}") for i in range(50))
+        )
+        assert sum(isinstance(outcome, Credentials) for outcome in outcomes) == 1
+        nodes = (await coordination.scan("admission.nodes.")).entries
+        assert len(nodes) == 1
+        await world.admission.remove(nodes[0].key.removeprefix("admission.nodes."), actor="k1")
 
 
 @settings(max_examples=10)

@@ -11,7 +11,7 @@ from ollama_distributed.cluster.identity import ca, nkeys
 from ollama_distributed.cluster.identity.admission import Admission
 from ollama_distributed.cluster.identity.issuing import found
 from ollama_distributed.cluster.identity.names import NodeRole
-from ollama_distributed.cluster.identity.ports import AuditEvent
+from ollama_distributed.cluster.identity.ports import AuditEvent, Records
 from ollama_distributed.cluster.identity.tokens import Address, parse_token
 from ollama_distributed.cluster.identity.wire import ClusterFacts, JoinRequest
 from ollama_distributed.cluster.ports import Entry
@@ -47,8 +47,11 @@ class World:
         self.keys = found(cluster, self.now, secrets.token_bytes)
         self.facts = ClusterFacts(cluster=cluster, servers=(Address("127.0.0.1", port),))
         self.records = MemoryRecords()
+        self.use(self.records)
+
+    def use(self, records: Records) -> None:
         self.admission = Admission(
-            self.records,
+            records,
             keys=lambda: self.keys,
             facts=lambda: self.facts,
             audit=self.audit.append,
