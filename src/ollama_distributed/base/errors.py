@@ -146,7 +146,14 @@ class MethodNotAllowed(OllamaDistributedError):
 
 
 class Conflict(OllamaDistributedError):
+    """Something else is there already, or was changed by someone else meanwhile."""
+
     code = "conflict"
+
+    def __init__(self, message: str = "", *, revision: int | None = None) -> None:
+        super().__init__(message)
+        self.revision = revision
+        """Where the entry stands now (0: absent), from replicated state; None: not known."""
 
 
 class NotOffered(OllamaDistributedError):

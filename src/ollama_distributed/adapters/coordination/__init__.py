@@ -1,0 +1,1 @@
+"""Coordination engines behind `cluster/ports.py`: NATS JetStream, and memory for simulation."""

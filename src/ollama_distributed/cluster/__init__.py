@@ -1,0 +1,1 @@
+"""Members, leader and replicated state: the only door to consensus."""

@@ -1,0 +1,1 @@
+"""The cluster's replicated state and how a change applies to it. Pure."""
