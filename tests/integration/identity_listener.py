@@ -106,7 +106,7 @@ async def listening(app: Any, context: ssl.SSLContext) -> AsyncIterator[Address]
         for connection in list(state.connections):
             connection.transport.abort()
         async with asyncio.timeout(5):
-            while state.connections or state.tasks:  # noqa: ASYNC110  uvicorn's sets tell nobody
+            while state.connections or state.tasks:
                 await asyncio.sleep(0.001)
 
 

@@ -159,7 +159,7 @@ class Bus:
 
 async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
     async with asyncio.timeout(deadline_s):
-        while not condition():  # noqa: ASYNC110  what is waited for is outside this loop
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -1,1 +1,0 @@
-"""The cluster's replicated state and how a change applies to it. Pure."""
