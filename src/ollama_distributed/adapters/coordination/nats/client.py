@@ -173,7 +173,12 @@ class NatsCoordination:
             except (NoResponders, Unavailable):
                 await anyio.sleep(PAUSE_S)
             except _Refused:
-                last_or_none = await self._after_refusal(writes, expected, fence, write_id, uncertain)
+                try:
+                    last_or_none = await self._after_refusal(writes, expected, fence, write_id, uncertain)
+                except Unavailable as exc:
+                    if uncertain:  # an earlier attempt may have won: that cannot be told now
+                        raise DeadlineExceeded("the write may have happened") from exc
+                    raise
                 if last_or_none is None:
                     continue  # only tombstones stood in the way
                 return self._acknowledged(last_or_none, len(writes))
