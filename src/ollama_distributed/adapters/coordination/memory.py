@@ -33,6 +33,7 @@ from ollama_distributed.cluster.ports import (
     check_key,
     matches,
 )
+from ollama_distributed.cluster.tasks import end
 
 RESYNC_RETRY_S = 0.5
 IDLE_CHECK_S = 5.0
@@ -142,8 +143,7 @@ class MemoryCoordination:
     async def __aexit__(self, *exc: object) -> None:
         self._engine.clients.pop(self.name, None)
         assert self._feeding is not None
-        self._feeding.cancel()
-        await asyncio.wait([self._feeding])
+        await end([self._feeding])
 
     # ── state ───────────────────────────────────────────────────────────────────────
 
@@ -292,10 +292,7 @@ class MemoryCoordination:
             yield
         finally:
             self._handlers.remove(registration)
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
+            await end(list(tasks))
 
 
 def _settle(answer: asyncio.Future[T], result: T | OllamaDistributedError) -> None:

@@ -1,0 +1,1 @@
+"""NATS JetStream: the server as a child process, and the client that speaks the port."""
