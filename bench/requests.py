@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 
 import httptools
 import msgspec
@@ -29,12 +30,12 @@ class _Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are so by shape only
         self._send()
 
     def _send(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._transport.write(self._wire)  # type: ignore[attr-defined]
+        self._transport.write(self._wire)
 
     def data_received(self, data: bytes) -> None:
         self._tally[1] += data.count(b"data: ")
@@ -79,4 +80,8 @@ async def drive(
     wall_s = time.perf_counter() - started
     after = server.cpu_times()
     cpu_us = (after.user + after.system - before.user - before.system) * 1e6
-    return tuple(Rate(count / wall_s, cpu_us / max(count, 1)) for count in tally)  # type: ignore[return-value]
+
+    def rate(count: int) -> Rate:
+        return Rate(count / wall_s, cpu_us / max(count, 1))
+
+    return rate(tally[0]), rate(tally[1])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
@@ -118,7 +119,7 @@ class MemoryEngine:
             event = self.entries[write.key] = Entry(write.key, write.value, self.revision)
         for client in self.clients.values():
             # A lost event shows as a gap at the next one, or at the next idle check.
-            self.send(self.name, client.name, lambda client=client: client.on_event(event))  # type: ignore[misc]
+            self.send(self.name, client.name, partial(client.on_event, event))
         return self.revision
 
 
@@ -229,7 +230,7 @@ class MemoryCoordination:
         for client in list(self._engine.clients.values()):
             for pattern, inbox in client._inboxes:
                 if matches(pattern, subject):
-                    self._engine.send(self.name, client.name, lambda inbox=inbox: inbox.push(message))  # type: ignore[misc]
+                    self._engine.send(self.name, client.name, partial(inbox.push, message))
 
     def subscribe(self, subject: str) -> Messages:
         return self._subscribe(subject)

@@ -126,7 +126,7 @@ class Feed:
         target = await self._last_sequence()
         with anyio.fail_after(CATCH_UP_S):
             # At most once per resync, for some milliseconds: an event of its own would say no more.
-            while base < target and (not self._pending or self._pending[-1][0] < target):  # noqa: ASYNC110
+            while base < target and (not self._pending or self._pending[-1][0] < target):  # noqa: ASYNC110  # both ends move
                 await anyio.sleep(0.002)
         for revision, change in self._pending:
             if revision <= base:
