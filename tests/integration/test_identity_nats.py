@@ -23,8 +23,9 @@ from tests.integration.identity_listener import Seat
 from ollama_distributed.adapters.identity import nats_access
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.tls import NodeTLS
+from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity import ca, nats_jwt, nkeys
-from ollama_distributed.cluster.identity.names import NodeRole, dns_name
+from ollama_distributed.cluster.identity.names import dns_name
 from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from typing import NewType
+from typing import Literal, NewType, TypeAlias
 
 RequestId = NewType("RequestId", str)
 NodeId = NewType("NodeId", str)
 KeyId = NewType("KeyId", str)
+
+NodeRole: TypeAlias = Literal["node", "server"]
+"""`server`: may vote, admits others, holds the cluster's keys."""
 
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 

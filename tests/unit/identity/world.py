@@ -7,10 +7,10 @@ import secrets
 import anyio.lowlevel
 
 from ollama_distributed.base.errors import Conflict
+from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity import ca, nkeys
 from ollama_distributed.cluster.identity.admission import Admission
 from ollama_distributed.cluster.identity.issuing import found
-from ollama_distributed.cluster.identity.names import NodeRole
 from ollama_distributed.cluster.identity.ports import AuditEvent, Records
 from ollama_distributed.cluster.identity.tokens import Address, parse_token
 from ollama_distributed.cluster.identity.wire import ClusterFacts, JoinRequest

@@ -21,10 +21,10 @@ from ollama_distributed.base.errors import (
     Unauthenticated,
     Unavailable,
 )
-from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.base.ids import NodeId, NodeRole, random_id
 from ollama_distributed.cluster.identity.ca import check_request, fingerprint, public_key_sha256
 from ollama_distributed.cluster.identity.issuing import issue
-from ollama_distributed.cluster.identity.names import NodeRole, check_label
+from ollama_distributed.cluster.identity.names import check_label
 from ollama_distributed.cluster.identity.nkeys import check_public
 from ollama_distributed.cluster.identity.ports import Audit, AuditEvent, Records
 from ollama_distributed.cluster.identity.roster import NODES, TOKENS, NodeRecord, removed

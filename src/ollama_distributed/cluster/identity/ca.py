@@ -25,10 +25,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ollama_distributed.base.errors import Forbidden, Invalid
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.identity.names import (
     Names,
-    NodeRole,
     check_label,
     parse_spiffe_id,
     spiffe_id,

@@ -12,15 +12,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterable
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.ids import NodeId
-
-NodeRole: TypeAlias = Literal["node", "server"]
-"""`server`: may vote, admits others, holds the cluster's keys."""
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 

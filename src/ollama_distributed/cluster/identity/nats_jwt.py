@@ -20,7 +20,8 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.cluster.identity.names import NodeRole, check_label
+from ollama_distributed.base.ids import NodeRole
+from ollama_distributed.cluster.identity.names import check_label
 from ollama_distributed.cluster.identity.nkeys import NatsKey, check_public, make_key, verifies
 
 _UNLIMITED = -1

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 import msgspec
 
 from ollama_distributed.base.errors import Forbidden
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.identity.ca import BACKDATE_S, NODE_LIFETIME_S, Peer
-from ollama_distributed.cluster.identity.names import NodeRole
 
 NODES = "admission.nodes."
 TOKENS = "admission.tokens."

@@ -25,8 +25,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity.ca import BACKDATE_S, DAY_S
-from ollama_distributed.cluster.identity.names import NodeRole, canonical_host
+from ollama_distributed.cluster.identity.names import canonical_host
 
 PREFIX = "odj_"
 TOKEN_LIFETIME_S = 600.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ollama_distributed.cluster.identity.names import NodeRole
+from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity.nats_jwt import NatsKeys
 from ollama_distributed.cluster.identity.roll import Authorities
 from ollama_distributed.cluster.identity.tokens import Address

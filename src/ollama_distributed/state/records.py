@@ -1,0 +1,154 @@
+"""What is replicated: one record per key, JSON, fields added with defaults only.
+
+| key                   | record     | written by                                           |
+|-----------------------|------------|------------------------------------------------------|
+| `nodes.<id>.advert`   | `Advert`   | the node itself, when it starts or changes           |
+| `nodes.<id>.models`   | `Holdings` | the node itself, when its models change              |
+| `members.<id>`        | `Member`   | the leader, fenced, on a transition only             |
+| `intents.<id>`        | `Intent`   | a server, for an operator                            |
+| `config.current`      | `Config`   | a server, for an operator                            |
+| `config.history.<n>`  | `Config`   | with it: each version once                           |
+| `cluster.voters`      | `Voters`   | who runs a voting server of the coordination engine  |
+| `leader.lease`        | `Lease`    | the leader, renewed                                  |
+| `leader.fence`        | `Term`     | a new leader, once: what its writes are fenced by    |
+| `admission.…`         |            | `cluster/identity`                                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from ollama_distributed.base.cluster import NodeStatus
+from ollama_distributed.base.ids import NodeId, NodeRole
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    memory_bytes: int
+    driver: str = ""
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True):
+    cpus: int = 0
+    """Physical cores that the node may use."""
+    cpu_model: str = ""
+    memory_bytes: int = 0
+    gpus: tuple[Gpu, ...] = ()
+    system: str = ""
+    """`Linux x86_64`, ..."""
+
+
+class EngineSummary(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    variant: str
+    version: str
+    instruction_set: str = ""
+    devices: tuple[str, ...] = ()
+
+
+class Advert(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node says of itself."""
+
+    node: NodeId
+    name: str
+    """That people see; not unique."""
+    role: NodeRole
+    version: str
+    boot: str
+    """Random, of this start of the program: a restart is another life."""
+    started_at: float
+    hop: tuple[str, ...] = ()
+    """`host:port` of its cluster listener (mutual TLS), best first."""
+    nats: tuple[str, ...] = ()
+    """`host:port` of its coordination server for clients, if it runs one."""
+    routes: tuple[str, ...] = ()
+    """`host:port` of its coordination server for other servers."""
+    api: tuple[str, ...] = ()
+    """URLs of its API."""
+    hardware: Hardware = Hardware()
+    engines: tuple[EngineSummary, ...] = ()
+    labels: Mapping[str, str] = {}
+    """From its own settings; an operator's labels are in `Intent`."""
+
+
+class HeldModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model on a node's disk, with what lists show of it."""
+
+    name: str
+    """Canonical full name."""
+    display: str
+    digest: str
+    size_bytes: int
+    modified_at: float
+    family: str = ""
+    families: tuple[str, ...] = ()
+    parameters: int = 0
+    quantization: str = ""
+    context_tokens: int = 0
+    embedding_length: int = 0
+    capabilities: tuple[str, ...] = ()
+
+
+class Holdings(msgspec.Struct, frozen=True, kw_only=True):
+    node: NodeId
+    models: tuple[HeldModel, ...] = ()
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as the leader sees it. `draining` is not here: it is an operator's intent."""
+
+    node: NodeId
+    status: NodeStatus
+    since: float
+    """When it became so, seconds since the Unix epoch."""
+    reason: str = ""
+    boot: str = ""
+    """The life of the node that this is about."""
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator wants of a node."""
+
+    node: NodeId
+    drain: bool = False
+    labels: Mapping[str, str | None] = {}
+    """Over the node's own; None takes one away."""
+    by: str = ""
+    at: float = 0.0
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of the settings that hold in the whole cluster."""
+
+    version: int = 0
+    values: Mapping[str, Any] = {}
+    by: str = ""
+    at: float = 0.0
+    comment: str = ""
+
+
+class Voters(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs a voting server. One: standalone."""
+
+    nodes: tuple[NodeId, ...]
+    at: float = 0.0
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
+    """Who leads. Its holder renews it; a candidate that sees no renewal for long enough by its
+    own clock takes it by compare-and-set. The times are for people."""
+
+    node: NodeId
+    epoch: int
+    renewals: int = 0
+    since: float = 0.0
+
+
+class Term(msgspec.Struct, frozen=True, kw_only=True):
+    """Written once per epoch; its revision is the leader's fence."""
+
+    node: NodeId
+    epoch: int
