@@ -8,11 +8,11 @@
     assert virtual_time.run(main, seed=7) == 3600.0
 
 Time stands still while anything is ready and then jumps to the next timer. What makes runs
-equal: timers due together run in the order they were made, and tasks in a set keep the order
-they were made in, whatever their address in memory. Chance comes from `loop_random()`, which
-`seed` seeds. No selector is there: sockets, files, signals, processes and worker threads are
-refused. A loop where nothing will ever happen raises `Deadlock`, one whose time never moves
-`Livelock`; an exception that reaches nobody fails the run.
+equal: timers due together run in the order they were made, and the order of a set of tasks or
+of nested cancel scopes comes from numbers, not from addresses in memory. Chance comes from
+`loop_random()`, which `seed` seeds. No selector is there: sockets, files, signals, processes
+and worker threads are refused. A loop where nothing will ever happen raises `Deadlock`, one
+whose time never moves `Livelock`; an exception that reaches nobody fails the run.
 
 Async tests get it for a whole module with
 
@@ -31,6 +31,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
 from typing import Any, NoReturn, TypeVar, TypeVarTuple, Unpack
+
+from anyio._backends._asyncio import CancelScope
 
 EPOCH = 1_767_225_600.0
 """What the wall clock shows at virtual zero: 2026-01-01 00:00 UTC."""
@@ -57,7 +59,7 @@ class Overtime(RuntimeError):
 
 
 class _Task(asyncio.Task[T]):
-    """Hashes by number: asyncio and anyio keep tasks in sets and cancel them in its order."""
+    """Hashes by number: asyncio and anyio keep tasks in sets and cancel them in that order."""
 
     def __init__(
         self,
@@ -225,6 +227,32 @@ class VirtualClock:
 
     def time(self) -> float:
         return EPOCH + self.skew_s + self.monotonic()
+
+
+class _InOrder(dict[CancelScope, None]):
+    """As much of a set as anyio uses, with an order."""
+
+    def add(self, scope: CancelScope) -> None:
+        self[scope] = None
+
+    def remove(self, scope: CancelScope) -> None:
+        del self[scope]
+
+    def discard(self, scope: CancelScope) -> None:
+        self.pop(scope, None)
+
+
+_init_scope = CancelScope.__init__
+
+
+def _init_scope_in_order(self: CancelScope, *args: Any, **kwargs: Any) -> None:
+    _init_scope(self, *args, **kwargs)
+    if type(asyncio._get_running_loop()) is VirtualLoop:
+        self._child_scopes = _InOrder()  # type: ignore[assignment]
+
+
+CancelScope.__init__ = _init_scope_in_order  # type: ignore[method-assign]
+"""anyio cancels nested scopes in the order of a set of addresses; here in that of their making."""
 
 
 def _make_task(
