@@ -13,7 +13,9 @@ from ollama_distributed.node.settings import (
     Settings,
     duration_s,
     ollama_host,
+    read_live,
     read_settings,
+    with_live,
 )
 
 
@@ -114,3 +116,50 @@ def test_a_key_of_an_engine_never_shows() -> None:
     settings = read_settings(engines=[{"name": "v", "kind": "openai", "api_key": "sk-canary"}])
     assert "sk-canary" not in repr(settings)
     assert "sk-canary" not in settings.model_dump_json()
+
+
+def test_labels_come_as_pairs_from_flags_environment_and_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_settings(labels=["zone=a", "gpu=h200"]).labels == {"zone": "a", "gpu": "h200"}
+    monkeypatch.setenv("OLLAMA_DISTRIBUTED_LABELS", "zone=b,rack=")
+    assert read_settings().labels == {"zone": "b", "rack": ""}
+    config = tmp_path / "node.yaml"
+    config.write_text("labels:\n  zone: c\n")
+    monkeypatch.delenv("OLLAMA_DISTRIBUTED_LABELS")
+    assert read_settings(config).labels == {"zone": "c"}
+
+
+@pytest.mark.parametrize("label", ["zone", "=a", "zo ne=a", "zone=a b", "a" * 64 + "=x"])
+def test_a_label_that_is_none_is_refused(label: str) -> None:
+    with pytest.raises(Invalid, match="labels"):
+        read_settings(labels=[label])
+
+
+def test_what_the_cluster_sets_is_read_as_the_nodes_own_file_would_be() -> None:
+    values = read_live(
+        {"keep_alive": "10m", "allowed_origins": "https://a,https://b", "flash_attention": "auto"}
+    )
+    assert values == {
+        "keep_alive": 600.0,
+        "allowed_origins": ["https://a", "https://b"],
+        "flash_attention": None,
+    }
+    settings = read_settings(max_queue=7)
+    assert with_live(settings, {"keep_alive": "1m"}).keep_alive == 60.0
+    assert with_live(settings, {"keep_alive": "1m"}).max_queue == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"keep_alive": "soon"}, "keep_alive: .*duration"),
+        ({"max_queue": 0}, "max_queue: .*greater than or equal to 1"),
+        ({"allowed_origins": ["*"]}, "allowed_origins: .*every web page"),
+        ({"data_dir": "/tmp"}, "data_dir belongs to each node"),
+        ({"nonsense": 1}, "there is no setting 'nonsense'"),
+    ],
+)
+def test_what_the_cluster_may_not_set_is_refused_by_name(values: dict[str, object], why: str) -> None:
+    with pytest.raises(Invalid, match=why):
+        read_live(values)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -55,10 +56,17 @@ OLLAMA_NAMES = {
 
 DEFAULT_PORT = 8080
 OLLAMA_PORT = 11434
+CLUSTER_PORT, NATS_PORT, ROUTES_PORT = 7443, 7422, 7423
 
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+
+_LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9._/-]{0,63}", re.ASCII)
+
+LIVE: dict[str, Any] = {"live": True}
+"""On a field that the cluster's config may set (`config set`): applied while the node runs."""
 
 
 def duration_s(value: object) -> object:
@@ -122,6 +130,32 @@ class Settings(BaseSettings):
         "that Ollama's clients find the node; if ours is taken a free one is used, if Ollama's is taken it "
         "is left out, and the log says so. OLLAMA_HOST replaces the second one.",
     )
+    cluster_listen: str = Field(
+        default="0.0.0.0",  # noqa: S104  nothing there answers without a node certificate or a token
+        description="HOST[:PORT] of the listeners for other machines of the cluster. They open when the "
+        "first join token is made or when this node joins, never before. PORT is that of the join and of "
+        f"forwarded requests (default {CLUSTER_PORT}; coordination takes {NATS_PORT} and {ROUTES_PORT}). A "
+        "default port that is taken moves to a free one. Default: all interfaces, since nothing answers "
+        "there without a node certificate or a token.",
+    )
+    advertise: list[str] = Field(
+        default_factory=list,
+        description="Hosts (addresses or names) under which other machines reach this one, best first. "
+        "Default: the address of `cluster_listen`, else those of this machine's interfaces.",
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict,
+        description="Labels of this node, e.g. `zone: a`. Operators may overrule them (`node label`).",
+    )
+    mdns: bool = Field(
+        default=True,
+        description="Announce the cluster on the local network once its listeners are open, so that `join` "
+        "can name it (mDNS). Nothing secret is announced.",
+    )
+    nats_server: Path | None = Field(
+        default=None,
+        description="A nats-server binary to use for coordination. Unset: the one of the package.",
+    )
     data_dir: Path = Field(
         default_factory=default_data_dir,
         description="Folder of this node's state (admin.json, keys). One running node per folder.",
@@ -140,6 +174,7 @@ class Settings(BaseSettings):
         default=300.0,
         description="How long an idle model stays loaded, seconds or e.g. 5m; negative: for ever; 0: not at "
         "all. 5m as in Ollama.",
+        json_schema_extra=LIVE,
     )
     num_parallel: int = Field(
         default=4,
@@ -147,27 +182,42 @@ class Settings(BaseSettings):
         le=256,
         description="Slots per loaded model: requests that run at once (continuous batching). Memory grows "
         "with slots x context; fewer are taken when memory is short. 4 keeps a small machine busy.",
+        json_schema_extra=LIVE,
     )
     max_loaded_models: int = Field(
-        default=0, ge=0, description="Most models loaded at once; 0: 3, as Ollama on a CPU."
+        default=0,
+        ge=0,
+        description="Most models loaded at once; 0: 3, as Ollama on a CPU.",
+        json_schema_extra=LIVE,
     )
     max_queue: int = Field(
-        default=512, ge=1, description="Most requests that wait; the next is refused. 512 as in Ollama."
+        default=512,
+        ge=1,
+        description="Most requests that wait; the next is refused. 512 as in Ollama.",
+        json_schema_extra=LIVE,
     )
     context_length: int = Field(
         default=0,
         ge=0,
         description="Context of one slot in tokens when neither request nor Modelfile say; 0: 4096. Never "
         "more than the model was trained for.",
+        json_schema_extra=LIVE,
     )
     load_timeout: Duration = Field(
-        default=300.0, gt=0, description="A load that makes no progress for so long failed, seconds."
+        default=300.0,
+        gt=0,
+        description="A load that makes no progress for so long failed, seconds.",
+        json_schema_extra=LIVE,
     )
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
-        default="f16", description="Precision of the KV cache; q8_0 halves its memory at a small loss."
+        default="f16",
+        description="Precision of the KV cache; q8_0 halves its memory at a small loss.",
+        json_schema_extra=LIVE,
     )
     flash_attention: bool | None = Field(
-        default=None, description="Force flash attention on or off; unset: the engine decides."
+        default=None,
+        description="Force flash attention on or off; unset: the engine decides.",
+        json_schema_extra=LIVE,
     )
     threads: int = Field(
         default=0,
@@ -175,7 +225,10 @@ class Settings(BaseSettings):
         description="CPU threads shared by all runners; 0: the physical cores. More than cores is slower.",
     )
     memory_limit_mib: int = Field(
-        default=0, ge=0, description="Memory for loaded models, MiB; 0: what is free, less a reserve."
+        default=0,
+        ge=0,
+        description="Memory for loaded models, MiB; 0: what is free, less a reserve.",
+        json_schema_extra=LIVE,
     )
 
     llama_server: Path | None = Field(
@@ -197,16 +250,24 @@ class Settings(BaseSettings):
     allowed_hosts: list[str] = Field(
         default_factory=list,
         description="More names that a Host header may carry, beside loopback (guards against rebinding).",
+        json_schema_extra=LIVE,
     )
     allowed_origins: list[str] = Field(
-        default_factory=list, description="More browser origins, beside those of this machine; never `*`."
+        default_factory=list,
+        description="More browser origins, beside those of this machine; never `*`.",
+        json_schema_extra=LIVE,
     )
     drain_timeout: Duration = Field(
-        default=30.0, ge=0, description="On stop, running answers may take so long to end, seconds."
+        default=30.0,
+        ge=0,
+        description="On stop, running answers may take so long to end, seconds.",
+        json_schema_extra=LIVE,
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="Least severity that is logged."
+        default="info",
+        description="Least severity that is logged.",
+        json_schema_extra=LIVE,
     )
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="`auto`: readable on a terminal, JSON lines elsewhere."
@@ -216,7 +277,7 @@ class Settings(BaseSettings):
         description="Debug logs, asyncio's debug mode, and a debugpy listener if DEBUGPY_LISTEN=HOST:PORT.",
     )
 
-    @field_validator("listen", "allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("listen", "advertise", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return (
@@ -228,6 +289,30 @@ class Settings(BaseSettings):
     def _no_wildcard(cls, value: list[str]) -> list[str]:
         if "*" in value:
             raise ValueError("`*` would open this node to every web page; name the origins")
+        return value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        """`k=v,k2=v2`, or a list of `k=v`."""
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",") if part.strip()]
+        if not isinstance(value, list):
+            return value
+        pairs = [str(item).partition("=") for item in value]
+        if any(not sign for _, sign, _ in pairs):
+            raise ValueError("write each label as NAME=VALUE")
+        return {name.strip(): text.strip() for name, _, text in pairs}
+
+    @field_validator("labels")
+    @classmethod
+    def _fit_labels(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(text):
+                raise ValueError(
+                    f"{name[:80]}={text[:80]}: a label's name and value are 1-63 of letters, digits and "
+                    "._/-; a value may be empty"
+                )
         return value
 
     @field_validator("flash_attention", mode="before")
@@ -279,6 +364,39 @@ def ollama_host(text: str) -> str:
         return f"[{rest}]:{OLLAMA_PORT}"
     host, _, port = rest.partition(":")
     return f"{host or '127.0.0.1'}:{port or OLLAMA_PORT}"
+
+
+def is_live(name: str) -> bool:
+    """Whether the cluster's config may set this field."""
+    return name in Settings.model_fields and Settings.model_fields[name].json_schema_extra == LIVE
+
+
+def read_live(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the cluster's config, checked and converted as a settings file would be.
+
+    Raises:
+        Invalid: names the setting and what is wrong.
+    """
+    scratch = Settings.model_construct()
+    for name, value in values.items():
+        if name not in Settings.model_fields:
+            raise Invalid(f"there is no setting {name[:80]!r}; see docs/settings.md", param=name[:80])
+        if not is_live(name):
+            raise Invalid(
+                f"{name} belongs to each node: set it in the node's own file or flags and restart it. "
+                f"The cluster sets {', '.join(filter(is_live, Settings.model_fields))}",
+                param=name,
+            )
+        try:
+            Settings.__pydantic_validator__.validate_assignment(scratch, name, value)
+        except ValidationError as failure:
+            raise Invalid(f"{name}: {failure.errors()[0]['msg']}", param=name) from failure
+    return {name: getattr(scratch, name) for name in values}
+
+
+def with_live(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The node's settings with the cluster's config over them."""
+    return settings.model_copy(update=read_live(values))
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:

@@ -1,0 +1,1 @@
+"""Finds clusters on the local network."""
