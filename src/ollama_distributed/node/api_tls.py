@@ -1,0 +1,96 @@
+"""TLS of the API on addresses that other machines can reach.
+
+The certificate is the operator's own, or the node's: signed by the cluster's CA (`ca` in
+admin.json), it names the hosts that the node advertises. Both are replaced while the node
+runs; each handshake takes what was read last. Clients show keys, never certificates.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.errors import Invalid
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+LOOK_AGAIN_S = 30.0
+"""How soon a replaced certificate is used; node certificates are renewed 12 h before they end."""
+
+
+class CertificateFiles(msgspec.Struct, frozen=True):
+    certificate: Path
+    """PEM, the server's own first, then those that lead to the root."""
+    key: Path
+
+    def stamp(self) -> tuple[int, int]:
+        return self.certificate.stat().st_mtime_ns, self.key.stat().st_mtime_ns
+
+
+class ApiTLS:
+    """One context for a listener's whole life, whose certificate follows the files."""
+
+    def __init__(self, files: CertificateFiles) -> None:
+        """
+        Raises:
+            Invalid: the files cannot be read, or do not fit together.
+        """
+        self._files = files
+        self._stamp, self._current = self._read()
+        self.front = _context(self._files)
+        self.front.sni_callback = self._use_current
+
+    async def follow(self) -> None:
+        """Look for a replaced certificate until cancelled. A bad one is logged and not used."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            try:
+                await asyncio.to_thread(self.reload)
+            except Invalid as failure:
+                log.warning("api.certificate_not_used", reason=failure.message)
+
+    def reload(self) -> None:
+        """Use the files as they are now.
+
+        Raises:
+            Invalid: they cannot be used; what was read before stays.
+        """
+        try:
+            changed = self._files.stamp() != self._stamp
+        except OSError as failure:
+            raise _unusable(self._files, failure) from failure
+        if changed:
+            self._stamp, self._current = self._read()
+            log.info("api.certificate_replaced", path=str(self._files.certificate))
+
+    def _read(self) -> tuple[tuple[int, int], ssl.SSLContext]:
+        try:
+            return self._files.stamp(), _context(self._files)
+        except OSError as failure:
+            raise _unusable(self._files, failure) from failure
+
+    def _use_current(self, connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext) -> None:
+        connection.context = self._current
+
+
+def _context(files: CertificateFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Not only 1.3: clients of the API are anyone's, and some corporate proxies end at 1.2.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as failure:
+        raise _unusable(files, failure) from failure
+    return context
+
+
+def _unusable(files: CertificateFiles, failure: OSError) -> Invalid:
+    return Invalid(
+        f"the certificate {files.certificate} with the key {files.key} cannot be used: "
+        f"{failure.strerror or failure}; both must be PEM files that belong together"
+    )
