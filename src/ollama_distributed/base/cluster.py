@@ -140,6 +140,14 @@ class JoinAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     token: str
 
 
+class VoterAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /api/v1/cluster/voters/replace`."""
+
+    dead: str
+    new: str | None = None
+    """None: the best living server that has no vote."""
+
+
 class LeaveAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     force: bool = False
 

@@ -15,6 +15,7 @@ from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.inference import Inference
 from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
+from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
 from ollama_distributed.gateway.core import HotPath
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
@@ -23,7 +24,10 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
+from ollama_distributed.gateway.routes.cluster import cluster_routes
+from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.node import node_routes
+from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
@@ -84,8 +88,10 @@ def create_app(
     limits: Limits | None = None,
     clock: Clock | None = None,
     ready: Callable[[], bool] = lambda: True,
+    cluster: Cluster | None = None,
 ) -> Gateway:
-    """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken."""
+    """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
+    `cluster`: what the routes of the cluster work on (None: there are none)."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
@@ -121,6 +127,8 @@ def create_app(
         *ollama_routes(node),
         *openai_routes(node),
     ]
+    if cluster is not None:
+        routes += [*cluster_routes(cluster), *nodes_routes(cluster), *config_routes(cluster, ready)]
     cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)
     return Gateway(hot, cold, routes, tasks)
 

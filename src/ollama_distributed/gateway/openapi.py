@@ -50,7 +50,7 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
     cold = [route for route in cold if not route.hidden]
     types: list[type[Any]] = [SeedErrorBody, OllamaErrorBody]
     types += [body for body, _ in HOT_BODIES.values()]
-    types += [route.body for route in cold if route.body is not None]
+    types += [one for route in cold for one in (route.body, route.answer) if one is not None]
     types = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     reference = dict(zip(types, schemas, strict=True))
@@ -60,7 +60,8 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
         _add(paths, route.path, route.method, _tag(route.path), text, reference[body])
     for one in cold:
         schema = reference[one.body] if one.body is not None else None
-        _add(paths, one.path, one.method, one.tag, one.summary, schema)
+        answer = reference[one.answer] if one.answer is not None else None
+        _add(paths, one.path, one.method, one.tag, one.summary, schema, answer, one.query)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ollama Distributed", "version": version},
@@ -90,6 +91,8 @@ def _add(
     tag: str,
     summary: str,
     body: Mapping[str, Any] | None,
+    answer: Mapping[str, Any] | None = None,
+    query: tuple[str, ...] = (),
 ) -> None:
     names = _PARAMETER.findall(path)
     plain = _PARAMETER.sub(r"{\1}", path)
@@ -97,12 +100,12 @@ def _add(
         "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', plain).rstrip('_')}",
         "tags": [tag],
         "summary": summary,
-        "responses": {"200": {"description": "As this API's own documentation has it."}},
+        "responses": {"200": _answered(answer)},
     }
-    if names:
+    if names or query:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+        ] + [{"name": name, "in": "query", "schema": {"type": "boolean", "default": False}} for name in query]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     elif plain.startswith("/api/blobs/") and method == "POST":
@@ -111,3 +114,9 @@ def _add(
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
     paths.setdefault(plain, {})[method.lower()] = operation
+
+
+def _answered(answer: Mapping[str, Any] | None) -> dict[str, Any]:
+    if answer is None:
+        return {"description": "As this API's own documentation has it."}
+    return {"description": "Done.", "content": {"application/json": {"schema": answer}}}

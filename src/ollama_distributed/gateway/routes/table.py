@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ollama_distributed.access.roles import Verb
+from ollama_distributed.base.errors import Invalid
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
@@ -27,6 +28,10 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     tag: str
     body: type[Any] | None = None
     """For the documentation; `run` decodes it itself."""
+    answer: type[Any] | None = None
+    """For the documentation too: what the answer's JSON is."""
+    query: tuple[str, ...] = ()
+    """Names of yes-or-no parameters, for the documentation."""
     hidden: bool = False
     """Not documented (HEAD beside a GET)."""
 
@@ -44,3 +49,19 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 def json_response(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json; charset=utf-8")
+
+
+def actor(cold: ColdRequest) -> str:
+    """Who asks, for the record of a change: the key's id."""
+    assert cold.identity is not None, "only routes with a verb ask"
+    return cold.identity.key_id or cold.identity.role
+
+
+def flag(request: Request, name: str) -> bool:
+    """A yes or no of the query; absent: no."""
+    match request.query_params.get(name, "false").lower():
+        case "true" | "1" | "yes" | "":
+            return True
+        case "false" | "0" | "no":
+            return False
+    raise Invalid(f"{name} must be true or false", param=name)
