@@ -5,12 +5,13 @@
 | `nodes.<id>.advert`   | `Advert`   | the node itself, when it starts or changes           |
 | `nodes.<id>.models`   | `Holdings` | the node itself, when its models change              |
 | `members.<id>`        | `Member`   | the leader, fenced, on a transition only             |
-| `intents.<id>`        | `Intent`   | a server, for an operator                            |
-| `config.current`      | `Config`   | a server, for an operator                            |
-| `config.history.<n>`  | `Config`   | with it: each version once                           |
+| `intents.<id>`        | `Intent`   | the leader, for an operator                          |
+| `config.current`      | `Config`   | the leader, for an operator                          |
+| `config.history.<n>`  | `Config`   | with it: each version once; the last 100 are kept    |
 | `cluster.voters`      | `Voters`   | who runs a voting server of the coordination engine  |
 | `leader.lease`        | `Lease`    | the leader, renewed                                  |
 | `leader.fence`        | `Term`     | a new leader, once: what its writes are fenced by    |
+| `changes.<id>`        | `Applied`  | with each change of an operator: it applied, once    |
 | `admission.…`         |            | `cluster/identity`                                   |
 """
 
@@ -152,3 +153,13 @@ class Term(msgspec.Struct, frozen=True, kw_only=True):
 
     node: NodeId
     epoch: int
+
+
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
+    """An operator's change that was made. Its key is created in the same batch as the change,
+    so a proposal that is repeated finds it and is not made twice. The latest are kept."""
+
+    kind: str
+    """The change's tag."""
+    by: str = ""
+    at: float = 0.0

@@ -1,0 +1,100 @@
+"""The keys of the replicated records, and what a key is about."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from ollama_distributed.base.ids import NodeId
+
+LEASE = "leader.lease"
+FENCE = "leader.fence"
+CONFIG = "config.current"
+VOTERS = "cluster.voters"
+_SINGLES = frozenset({LEASE, FENCE, CONFIG, VOTERS})
+_NODES = "nodes."
+_MEMBERS = "members."
+_INTENTS = "intents."
+_HISTORY = "config.history."
+_CHANGES = "changes."
+
+NodePart: TypeAlias = Literal["advert", "holdings", "member", "intent"]
+
+
+class OfNode(msgspec.Struct, frozen=True):
+    node: NodeId
+    part: NodePart
+
+
+class OfVersion(msgspec.Struct, frozen=True):
+    """`config.history.<version>`."""
+
+    version: int
+
+
+class OfChange(msgspec.Struct, frozen=True):
+    """`changes.<id>`."""
+
+    id: str
+
+
+class Single(msgspec.Struct, frozen=True):
+    """A key that there is once."""
+
+    key: str
+
+
+Subject: TypeAlias = OfNode | OfVersion | OfChange | Single
+
+
+def advert(node: str) -> str:
+    return f"{_NODES}{node}.advert"
+
+
+def holdings(node: str) -> str:
+    return f"{_NODES}{node}.models"
+
+
+def member(node: str) -> str:
+    return _MEMBERS + node
+
+
+def intent(node: str) -> str:
+    return _INTENTS + node
+
+
+def version(number: int) -> str:
+    return f"{_HISTORY}{number}"
+
+
+def change(proposal: str) -> str:
+    return _CHANGES + proposal
+
+
+def of_node(node: str) -> tuple[str, ...]:
+    """Every key that is about a node."""
+    return advert(node), holdings(node), member(node), intent(node)
+
+
+def subject(key: str) -> Subject | None:
+    """What `key` is about; None: nothing that this version knows."""
+    match key.split("."):
+        case ["nodes", node, "advert"]:
+            return OfNode(NodeId(node), "advert")
+        case ["nodes", node, "models"]:
+            return OfNode(NodeId(node), "holdings")
+        case ["members", node]:
+            return OfNode(NodeId(node), "member")
+        case ["intents", node]:
+            return OfNode(NodeId(node), "intent")
+        case ["config", "history", number] if (
+            number.isascii() and number.isdigit() and str(int(number)) == number
+        ):
+            return OfVersion(int(number))
+        case ["changes", proposal]:
+            return OfChange(proposal)
+        case _ if key in _SINGLES:
+            return Single(key)
+        case _:
+            return None
