@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.memory import MemoryEngine
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
-from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.adapters.coordination.nats.session import Address
 from ollama_distributed.testing.coordination_conformance import CHECKS, Subject
 
 pytestmark = pytest.mark.anyio
@@ -22,16 +23,18 @@ async def test_memory(check: str) -> None:
 
 
 @pytest.fixture(scope="module")
-async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[NatsServer]:
-    async with NatsServer(tmp_path_factory.mktemp("nats") / "n", name="n1") as running:
-        yield running
+async def standalone(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Address, Address]]:
+    trust = Trust(tmp_path_factory.mktemp("nats"))
+    async with trust.server("n1") as server:
+        yield trust.address(server, node="one"), trust.address(server, node="two")
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("check", CHECKS)
-async def test_nats(check: str, server: NatsServer) -> None:
+async def test_nats(check: str, standalone: tuple[Address, Address]) -> None:
+    first, second = standalone
     async with (
-        NatsCoordination(server.address, name="one", bucket=check) as one,
-        NatsCoordination(server.address, name="two", bucket=check) as two,
+        NatsCoordination(first, name="one", bucket=check, create=True) as one,
+        NatsCoordination(second, name="two", bucket=check, create=True) as two,
     ):
         await CHECKS[check](Subject(one=one, two=two))

@@ -25,7 +25,6 @@ from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.tls import NodeTLS
 from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity import ca, nats_jwt, nkeys
-from ollama_distributed.cluster.identity.names import dns_name
 from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -103,14 +102,13 @@ class Bus:
         async def on_error(error: Exception) -> None:
             self.errors.append(str(error))
 
+        login = nats_access.NodeLogin(NodeTLS(*self._certificate(node)), key, lambda: jwt, cluster="c1")
         connection = await nats.connect(
             self.url,
-            tls=NodeTLS(*self._certificate(node)).client(),
-            tls_hostname=dns_name("c1", "n0"),
             error_cb=on_error,
             allow_reconnect=False,
             connect_timeout=3,
-            **nats_access.client_options(key, lambda: jwt, node),
+            **nats_access.client_options(login, node),
         )
         try:
             yield connection

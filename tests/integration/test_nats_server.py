@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
+from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats import binary
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -45,10 +46,11 @@ async def test_kills_under_writes_lose_nothing(tmp_path: Path) -> None:
     disorder: list[tuple[int, int]] = []
     stop = anyio.Event()
 
+    trust = Trust(tmp_path)
     async with (
-        NatsServer(tmp_path / "n", name="n1") as server,
-        NatsCoordination(server.address, name="writer") as writer,
-        NatsCoordination(server.address, name="watcher") as watcher,
+        trust.server("n1") as server,
+        NatsCoordination(trust.address(server, node="writer"), name="writer", create=True) as writer,
+        NatsCoordination(trust.address(server, node="watcher"), name="watcher") as watcher,
     ):
 
         async def write(key: str) -> None:
@@ -108,9 +110,10 @@ async def test_kills_under_writes_lose_nothing(tmp_path: Path) -> None:
 
 
 async def test_writes_are_refused_while_the_server_is_away(tmp_path: Path) -> None:
+    trust = Trust(tmp_path)
     async with (
-        NatsServer(tmp_path / "n", name="n1") as server,
-        NatsCoordination(server.address, name="one") as one,
+        trust.server("n1") as server,
+        NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one,
     ):
         revision = await one.create("k", b"1")
         await one.scan()
@@ -134,8 +137,8 @@ async def test_writes_are_refused_while_the_server_is_away(tmp_path: Path) -> No
 
 
 async def test_the_server_keeps_its_secrets_and_its_store(tmp_path: Path) -> None:
-    folder = tmp_path / "n"
-    async with NatsServer(folder, name="n1") as server:
+    trust, folder = Trust(tmp_path), tmp_path / "n1"
+    async with trust.server("n1") as server:
         assert stat.S_IMODE((folder / CONFIG_NAME).stat().st_mode) == 0o600
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         listening = {
@@ -143,12 +146,12 @@ async def test_the_server_keeps_its_secrets_and_its_store(tmp_path: Path) -> Non
         }
         assert listening == {"127.0.0.1"}
         pid = server.pid
-        async with NatsCoordination(server.address, name="one") as one:
+        async with NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one:
             revision = await one.create("k", b"1")
     assert not psutil.pid_exists(pid)
     async with (
-        NatsServer(folder, name="n1") as server,
-        NatsCoordination(server.address, name="one") as one,
+        trust.server("n1") as server,
+        NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one,
     ):
         assert await one.get("k") == Entry("k", b"1", revision)
 

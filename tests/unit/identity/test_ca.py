@@ -175,9 +175,19 @@ def test_only_the_exact_form_of_the_uri_names_a_node(uri: str) -> None:
 
 
 def test_names_are_those_seen_and_those_allowed() -> None:
-    names = decide_names("c1", "n1", observed="::ffff:10.0.0.7", allowed=["GPU.Lan.", "[2001:db8::1]"])
+    allowed = ["GPU.Lan.", "[2001:db8::1]"]
+    names = decide_names("c1", "n1", "node", observed="::ffff:10.0.0.7", allowed=allowed)
     assert names.dns == ("n1.c1.internal", "gpu.lan")
     assert names.addresses == ("10.0.0.7", "2001:db8::1")
+
+
+def test_only_a_server_is_called_as_nats_servers_are() -> None:
+    assert decide_names("c1", "n1", "server", observed="").dns == ("n1.c1.internal", "nats.c1.internal")
+    for allowed in ("nats.c1.internal", "NATS.c1.internal.", "n2.c1.internal"):
+        with pytest.raises(Invalid, match="own"):
+            decide_names("c1", "n1", "node", observed="", allowed=[allowed])
+    with pytest.raises(Invalid, match="may be called"):
+        decide_names("c1", "nats", "node", observed="")
 
 
 @given(st.text(max_size=40))

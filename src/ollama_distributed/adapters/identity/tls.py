@@ -28,7 +28,6 @@ class NodeTLS:
     def __init__(self, certificate: Path, key: Path, authorities: Path) -> None:
         self._paths = (certificate, key, authorities)
         self._servers: dict[bool, ssl.SSLContext] = {}
-        self._client = self._load(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
         self.reload()
 
     def reload(self) -> None:
@@ -38,17 +37,24 @@ class NodeTLS:
             Unavailable: the files do not fit together; what was loaded before stays in use.
         """
         client = self._load(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
+        bus = self._load(ssl.PROTOCOL_TLS_CLIENT, ssl.CERT_REQUIRED)
+        bus.check_hostname = True
         servers = {
             required: self._load(
                 ssl.PROTOCOL_TLS_SERVER, ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
             )
             for required in (False, True)
         }
-        self._client, self._servers = client, servers
+        self._client, self._bus, self._servers = client, bus, servers
 
     def client(self) -> ssl.SSLContext:
         """For one connection to another node; check `peer_of` before the first byte."""
         return self._client
+
+    def bus(self) -> ssl.SSLContext:
+        """For one connection to a NATS server; it must show the expected host name, which only
+        servers' certificates state (`names.bus_name`)."""
+        return self._bus
 
     def server(self, *, client_required: bool = True) -> ssl.SSLContext:
         """For a listener's whole life.

@@ -24,7 +24,7 @@ from ollama_distributed.base.errors import (
 from ollama_distributed.base.ids import NodeId, NodeRole, random_id
 from ollama_distributed.cluster.identity.ca import check_request, fingerprint, public_key_sha256
 from ollama_distributed.cluster.identity.issuing import issue
-from ollama_distributed.cluster.identity.names import check_label
+from ollama_distributed.cluster.identity.names import check_label, check_node
 from ollama_distributed.cluster.identity.nkeys import check_public
 from ollama_distributed.cluster.identity.ports import Audit, AuditEvent, Records
 from ollama_distributed.cluster.identity.roster import NODES, TOKENS, NodeRecord, removed
@@ -152,7 +152,7 @@ class Admission:
             Unavailable, DeadlineExceeded: the cluster cannot decide now; ask again.
         """
         self._throttle(source)
-        node = NodeId(check_label(request.node, "node id"))
+        node = check_node(request.node)
         attempt = Attempt(
             secret=request.secret,
             role=request.role,

@@ -49,7 +49,7 @@ def issue(
         cluster=facts.cluster,
         node=record.node,
         role=record.role,
-        names=decide_names(facts.cluster, record.node, observed=observed, allowed=record.hosts),
+        names=decide_names(facts.cluster, record.node, record.role, observed=observed, allowed=record.hosts),
         now=now,
     )
     return Credentials(

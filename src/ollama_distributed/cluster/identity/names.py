@@ -17,10 +17,12 @@ from typing import TypeAlias
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import NodeId, NodeRole
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+BUS_LABEL = "nats"
+"""No node may be called so: it is the first word of the name that all NATS servers share."""
 MAX_NAMES = 16
 """Names of one node: a machine has few, a certificate should stay under a packet or two."""
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
@@ -45,8 +47,19 @@ def check_label(text: str, what: str) -> str:
     return text
 
 
+def check_node(text: str) -> NodeId:
+    """A node's id.
+
+    Raises:
+        Invalid: no label, or the one that NATS servers are known by.
+    """
+    if text == BUS_LABEL:
+        raise Invalid(f"no node may be called {BUS_LABEL}")
+    return NodeId(check_label(text, "node id"))
+
+
 def spiffe_id(cluster: str, node: str) -> str:
-    return f"spiffe://{check_label(cluster, 'cluster id')}/node/{check_label(node, 'node id')}"
+    return f"spiffe://{check_label(cluster, 'cluster id')}/node/{check_node(node)}"
 
 
 def parse_spiffe_id(uri: str) -> tuple[str, NodeId]:
@@ -58,7 +71,7 @@ def parse_spiffe_id(uri: str) -> tuple[str, NodeId]:
     match = _URI.fullmatch(uri)
     if match is None:
         raise Invalid("the certificate names no node")
-    return check_label(match[1], "cluster id"), NodeId(check_label(match[2], "node id"))
+    return check_label(match[1], "cluster id"), check_node(match[2])
 
 
 def dns_name(cluster: str, node: str) -> str:
@@ -67,23 +80,42 @@ def dns_name(cluster: str, node: str) -> str:
     `.internal` is reserved for private use; the name is given as the expected TLS host name
     and never looked up.
     """
-    return f"{check_label(node, 'node id')}.{check_label(cluster, 'cluster id')}.internal"
+    return f"{check_node(node)}.{_domain(cluster)}"
 
 
-def decide_names(cluster: str, node: str, *, observed: str, allowed: Iterable[str] = ()) -> Names:
-    """The names that a certificate of `node` states: its own DNS name, the address it was seen
-    at (`observed`, empty when there is none), and the hosts that the operator `allowed` for it.
+def bus_name(cluster: str) -> str:
+    """The name that every NATS server's certificate states and every NATS client wants.
+
+    Only the role `server` gets it, so a mere node cannot pose as a NATS server.
+    """
+    return f"{BUS_LABEL}.{_domain(cluster)}"
+
+
+def decide_names(
+    cluster: str, node: str, role: NodeRole, *, observed: str, allowed: Iterable[str] = ()
+) -> Names:
+    """The names that a certificate of `node` states: its own DNS name, a server's also
+    `bus_name`, the address it was seen at (`observed`, empty when there is none), and the
+    hosts that the operator `allowed` for it.
 
     Raises:
-        Invalid: `observed` or one of `allowed` is no host.
+        Invalid: `observed` or one of `allowed` is no host, or belongs to the cluster's own names.
     """
     dns: list[str] = [dns_name(cluster, node)]
+    if role == "server":
+        dns.append(bus_name(cluster))
     addresses: list[str] = []
     for host in map(canonical_host, [*([observed] if observed else []), *sorted(allowed)]):
+        if host.endswith(f".{_domain(cluster)}") and host not in dns:
+            raise Invalid(f"{host} is a name of the cluster's own")
         kind = addresses if is_address(host) else dns
         if host not in kind and len(dns) + len(addresses) < MAX_NAMES:
             kind.append(host)
     return Names(dns=tuple(dns), addresses=tuple(addresses))
+
+
+def _domain(cluster: str) -> str:
+    return f"{check_label(cluster, 'cluster id')}.internal"
 
 
 def is_address(host: str) -> bool:

@@ -21,7 +21,7 @@ import msgspec
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.ids import NodeRole
-from ollama_distributed.cluster.identity.names import check_label
+from ollama_distributed.cluster.identity.names import check_node
 from ollama_distributed.cluster.identity.nkeys import NatsKey, check_public, make_key, verifies
 
 _UNLIMITED = -1
@@ -162,7 +162,7 @@ def user_jwt(keys: NatsKeys, role: NodeRole, node: str, user: str, now: float, *
     return _sign(
         keys.signing(role),
         check_public("user", user),
-        check_label(node, "node id"),
+        check_node(node),
         now,
         {"type": "user", "issuer_account": keys.application.public},
         expires_at=expires_at,
@@ -174,7 +174,7 @@ def system_user_jwt(keys: NatsKeys, node: str, user: str, now: float, *, expires
     return _sign(
         keys.system,
         check_public("user", user),
-        check_label(node, "node id"),
+        check_node(node),
         now,
         {"type": "user", "issuer_account": keys.system.public, "pub": {}, "sub": {}, **_user_limits()},
         expires_at=expires_at,

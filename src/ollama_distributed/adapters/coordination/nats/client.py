@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import anyio
@@ -62,10 +62,15 @@ class _Refused(Exception):
 class NatsCoordination:
     """One node's connection to the bucket; an async context manager."""
 
-    def __init__(self, address: Address, *, name: str, bucket: str = "state", replicas: int = 1) -> None:
-        """`replicas` is for a bucket that does not exist yet."""
+    def __init__(self, address: Address, *, name: str, bucket: str = "cfg", create: bool = False) -> None:
+        """`name`: the node's id, as in its JWT.
+
+        `create` makes the bucket where it is not there yet: for the node that runs the
+        standalone server, and nobody else. With several servers the bucket is there, and an
+        empty one made while it moves (`growth`) would take its place.
+        """
         self._bucket = wire.Bucket(bucket)
-        self._replicas = replicas
+        self._create = create
         self._session = Session(address, name=name)
         self._fanout = Fanout()
         self._feed = Feed(self._session, self._bucket, self._fanout)
@@ -74,12 +79,20 @@ class NatsCoordination:
         self._feeding: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> NatsCoordination:
-        await self._session.open(OPEN_S)
-        try:
-            await self._make_bucket()
-        except BaseException:
-            await self._session.close()
-            raise
+        """Without `create` it waits for nothing: a node starts while coordination is away.
+
+        Raises:
+            Unavailable: the bucket cannot be made.
+        """
+        if self._create:
+            await self._session.open(OPEN_S)
+            try:
+                await self._make_bucket()
+            except BaseException:
+                await self._session.close()
+                raise
+        else:
+            self._session.start()
         self._feeding = asyncio.create_task(self._feed.run(), name="coordination feed")
         return self
 
@@ -89,7 +102,7 @@ class NatsCoordination:
 
     async def _make_bucket(self) -> None:
         """Make the stream, or check that the one there keeps our promises."""
-        body = msgspec.json.encode(wire.stream_config(self._bucket, replicas=self._replicas))
+        body = msgspec.json.encode(wire.stream_config(self._bucket))
         answer = await self._read(f"STREAM.CREATE.{self._bucket.stream}", body)
         info = msgspec.json.decode(answer, type=wire.StreamInfo)
         if info.error is not None and info.error.err_code == wire.NAME_IN_USE:
@@ -97,9 +110,18 @@ class NatsCoordination:
             info = msgspec.json.decode(answer, type=wire.StreamInfo)
         if info.error is not None:
             raise Unavailable(f"the state's stream cannot be made: {info.error.description}")
-        sound = info.config.allow_atomic and info.config.allow_msg_ttl and not info.config.allow_direct
-        if not sound or info.config.max_msgs_per_subject != 1:
+        if not info.config.sound:
             raise Unavailable(f"the stream {self._bucket.stream} is there, but it is not ours")
+
+    @property
+    def connected(self) -> bool:
+        """To some server; whether they have a quorum is `writable`."""
+        return self._session.connected
+
+    def update_servers(self, urls: Iterable[str]) -> None:
+        """The servers that there are now (`tls://host:port`, never empty), for the next
+        reconnect. Servers come and go by `growth`; they advertise none themselves."""
+        self._session.update_servers(urls)
 
     # ── reading ─────────────────────────────────────────────────────────────────────
 
@@ -230,6 +252,8 @@ class NatsCoordination:
             return ack.seq
         if ack.error.err_code == wire.WRONG_LAST_SEQUENCE:
             raise _Refused
+        if ack.error.err_code == wire.TOO_LARGE:  # all of ours fit, unless the stream is frozen
+            raise Unavailable("the servers of the cluster are being changed; nothing was written")
         raise Unavailable(ack.error.description)
 
     async def _after_refusal(
@@ -288,7 +312,9 @@ class NatsCoordination:
         subject = self._bucket.subject(wire.PROBE_KEY)
         while True:
             try:
-                answer = await self._session.request(subject, b"", timeout_s=ATTEMPT_S)
+                answer = await self._session.request(
+                    subject, b"", timeout_s=ATTEMPT_S, headers={wire.WRITE_ID: wire.PROBE_KEY}
+                )
                 if msgspec.json.decode(answer, type=wire.Ack).error is None:
                     break
             except (NoResponders, Unavailable, TimeoutError):

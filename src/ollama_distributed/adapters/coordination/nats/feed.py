@@ -53,7 +53,7 @@ class Feed:
         self._pending: list[tuple[int, Change]] = []
         self._doubt = anyio.Event()
         self._backwards = False
-        session.on_reconnect(lambda: self._doubt.set())
+        session.on_connect(lambda: self._doubt.set())
 
     async def run(self) -> None:
         subscription = await self._session.subscribe(self._bucket.all_events, self._on_message)
@@ -107,6 +107,8 @@ class Feed:
         )
         if info.error is not None:
             raise Unavailable(info.error.description)
+        if not info.config.sound:
+            raise Unavailable(f"the stream {self._bucket.stream} is there, but it is not ours")
         return info.state.last_seq
 
     async def _api(self, subject: str, body: bytes) -> bytes:

@@ -10,22 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import msgspec
-import nats
-import nats.errors
 import structlog
-from nats.aio.client import Client
 
 from ollama_distributed.adapters.coordination.nats import binary, config
-from ollama_distributed.adapters.coordination.nats.session import Address
+from ollama_distributed.adapters.coordination.nats.session import Address, Login
+from ollama_distributed.adapters.coordination.nats.system import System
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.cluster.tasks import end
 
@@ -33,6 +30,7 @@ log = structlog.get_logger()
 
 RESTARTED = "coordination.server_restarted"
 DIED = "coordination.server_died"
+RELOADED = "coordination.server_reloaded"
 
 CHILD = Path(__file__).with_name("child.py")
 CONFIG_NAME = "nats-server.json"
@@ -46,33 +44,48 @@ POLL_S = 0.01
 BACK_OFF_S, MAX_BACK_OFF_S = 0.05, 5.0
 STEADY_S = 10.0
 """A server that lived so long starts again without a pause."""
+ANY_HOSTS = ("0.0.0.0", "::")  # noqa: S104  # compared with, not bound
+
+
+class Access(Protocol):
+    """Who may connect to a server: `adapters.identity.nats_access.ServerAccess`."""
+
+    def entries(self, accounts: Path) -> Mapping[str, Any]:
+        """Operator, accounts (kept in the folder `accounts`) and TLS; the same text each time."""
+        ...
+
+    def routes(self) -> Mapping[str, Any]:
+        """The `tls` and `authorization` blocks between servers."""
+        ...
+
+    def system(self) -> Login:
+        """A user of the server's own account."""
+        ...
 
 
 class NatsServer:
-    """A standalone server in `folder`. `async with` starts and stops it.
-
-    Passwords are new with each start of the node and known to nobody else.
-    """
+    """The server in `folder`, alone or one of several. `async with` starts and stops it."""
 
     def __init__(
         self,
         folder: Path,
+        access: Access,
         *,
         name: str,
+        host: str = "127.0.0.1",
         port: int = 0,
+        cluster: config.ClusterBlock | None = None,
         program: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`port` 0: any free one, kept over restarts. `environment` replaces the scrubbed one."""
-        self._folder = folder
+        """`name`: the node's id, unique in the cluster. `port` 0: any free one, kept over
+        restarts. `environment` replaces the scrubbed one."""
+        self.folder = folder
+        self._access = access
         self._given = program
         self._environment = environment or {"PATH": os.defpath}
         self._settings = config.ServerConfig(
-            name=name,
-            folder=str(folder.absolute()),
-            app_password=secrets.token_urlsafe(32),
-            system_password=secrets.token_urlsafe(32),
-            port=port or -1,
+            name=name, folder=str(folder.absolute()), host=host, port=port or -1, cluster=cluster
         )
         self._process: asyncio.subprocess.Process | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -82,18 +95,42 @@ class NatsServer:
     # ── facts ───────────────────────────────────────────────────────────────────────
 
     @property
-    def address(self) -> Address:
-        """For the application's clients; valid after the start, and over restarts."""
-        return self._address(config.APP, self._settings.app_password)
+    def name(self) -> str:
+        return self._settings.name
+
+    @property
+    def port(self) -> int:
+        """For clients; the real one after the start, kept over restarts."""
+        return self._settings.port
+
+    @property
+    def url(self) -> str:
+        """For clients on this machine."""
+        host = "127.0.0.1" if self._settings.host in ANY_HOSTS else self._settings.host
+        return f"tls://[{host}]:{self.port}" if ":" in host else f"tls://{host}:{self.port}"
+
+    @property
+    def cluster(self) -> config.ClusterBlock | None:
+        return self._settings.cluster
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
 
     @property
     def pid(self) -> int:
         assert self._process is not None, "started"
         return self._process.pid
 
-    def _address(self, user: str, password: str) -> Address:
-        url = f"nats://{self._settings.host}:{self._settings.port}"
-        return Address(urls=(url,), user=user, password=password)
+    @property
+    def running(self) -> bool:
+        """From `start` to `stop`, also while it is being restarted."""
+        return self._keeping is not None
+
+    @property
+    def system(self) -> System:
+        """Its administration, and through it that of its cluster."""
+        return System(Address(urls=(self.url,), login=self._access.system()), name=self.name)
 
     # ── life ────────────────────────────────────────────────────────────────────────
 
@@ -111,7 +148,7 @@ class NatsServer:
             Unavailable: no usable program, or it does not get ready; the message quotes its log.
         """
         self.binary = await asyncio.to_thread(binary.find, self._given)
-        await asyncio.to_thread(self._folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+        await asyncio.to_thread(self.folder.mkdir, mode=0o700, parents=True, exist_ok=True)
         try:
             await self._launch()
         except BaseException:
@@ -125,6 +162,42 @@ class NatsServer:
             await end([self._keeping])
             self._keeping = None
         await self._end()
+
+    def change(
+        self,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        cluster: config.ClusterBlock | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> None:
+        """Use other settings from the next start on; a running server is not touched."""
+        settings = self._settings
+        self._settings = msgspec.structs.replace(
+            settings,
+            host=settings.host if host is None else host,
+            port=settings.port if port is None else port or -1,
+            cluster=settings.cluster if isinstance(cluster, msgspec.UnsetType) else cluster,
+        )
+
+    async def reload(self) -> None:
+        """Use renewed certificates (of clients and routes) and changed routes. Connections that
+        are open stay."""
+        await asyncio.to_thread(self._write_config)
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.send_signal(signal.SIGHUP)
+            log.info(RELOADED, pid=process.pid)
+
+    async def push_account(self, account: str) -> int:
+        """Give this server, and all of its cluster, a newer JWT of the application's account:
+        revoked users are cut off at once. How many servers took it.
+
+        The JWT must be issued in a later second than the last one (`nats_jwt.account_jwt`).
+
+        Raises:
+            Unavailable: none took it.
+        """
+        return await self.system.push_account(account)
 
     async def _end(self) -> None:
         process = self._process
@@ -166,19 +239,19 @@ class NatsServer:
 
     async def _launch(self) -> None:
         assert self.binary is not None
-        await asyncio.to_thread(_write_private, self._folder / CONFIG_NAME, config.render(self._settings))
+        await asyncio.to_thread(self._write_config)
         await asyncio.to_thread(self._forget_ports)
-        complaints = await asyncio.to_thread(_open_private, self._folder / COMPLAINTS_NAME)
+        complaints = await asyncio.to_thread(_open_private, self.folder / COMPLAINTS_NAME)
         # From the loop's own thread: PDEATHSIG fires when the starting thread ends.
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-I", str(CHILD), str(os.getpid()), str(self.binary.path)),
-                *("-c", str((self._folder / CONFIG_NAME).absolute())),
+                *("-c", str((self.folder / CONFIG_NAME).absolute())),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=complaints,
-                cwd=self._folder,
+                cwd=self.folder,
                 env=dict(self._environment),
                 start_new_session=True,
             )
@@ -197,47 +270,35 @@ class NatsServer:
             ) from exc
 
     async def _ready(self) -> bool:
-        ports = await asyncio.to_thread(self._read_ports)
-        if ports is None:
-            return False
-        self._settings = msgspec.structs.replace(self._settings, port=ports)
-        try:
-            return await self._healthy()
-        except (OSError, nats.errors.Error, TimeoutError):
-            return False
-
-    async def _healthy(self) -> bool:
-        """Ask it, as its operator.
-
+        """
         Raises:
             Unavailable: it runs, but does not sync every write.
         """
-        system = self._address(config.SYSTEM, self._settings.system_password)
-        connection = await nats.connect(
-            list(system.urls),
-            user=system.user,
-            password=system.password,
-            allow_reconnect=False,
-            connect_timeout=2,
-            error_cb=_ignore,
-        )
+        port = await asyncio.to_thread(self._read_port)
+        if port is None:
+            return False
+        self._settings = msgspec.structs.replace(self._settings, port=port)
         try:
-            health = await _ask(connection, "$SYS.REQ.SERVER.PING.HEALTHZ")
-            if health.get("status") != "ok":
-                return False
-            facts = await _ask(connection, "$SYS.REQ.SERVER.PING.VARZ")
-        finally:
-            await connection.close()
-        if not facts.get("jetstream", {}).get("config", {}).get("sync_always"):
+            healthy = await self.system.health(self.name, alone=self.cluster is None)
+            synced = healthy and await self.system.syncs_always(self.name)
+        except Unavailable:
+            return False
+        if healthy and not synced:
             raise Unavailable("nats-server does not sync every write: a power cut would lose state")
-        return True
+        return healthy
+
+    def _write_config(self) -> None:
+        text = config.render(
+            self._settings, self._access.entries(self.folder / "accounts"), self._access.routes()
+        )
+        _write_private(self.folder / CONFIG_NAME, text)
 
     def _forget_ports(self) -> None:
-        for file in self._folder.glob("*.ports"):
+        for file in self.folder.glob("*.ports"):
             file.unlink(missing_ok=True)
 
-    def _read_ports(self) -> int | None:
-        for file in self._folder.glob(f"*_{self.pid}.ports"):
+    def _read_port(self) -> int | None:
+        for file in self.folder.glob(f"*_{self.pid}.ports"):
             with contextlib.suppress(msgspec.DecodeError, OSError, KeyError, IndexError):
                 url: str = msgspec.json.decode(file.read_bytes())["nats"][0]
                 return int(url.rpartition(":")[2])
@@ -248,21 +309,11 @@ class NatsServer:
             lines: list[str] = []
             for name in ("nats-server.log", COMPLAINTS_NAME):
                 with contextlib.suppress(FileNotFoundError):
-                    text = (self._folder / name).read_text(errors="replace")
+                    text = (self.folder / name).read_text(errors="replace")
                     lines += [line for line in text.splitlines() if line][-3:]
             return " / ".join(lines) or "it wrote no log"
 
         return await asyncio.to_thread(read)
-
-
-async def _ask(connection: Client, subject: str) -> dict[str, Any]:
-    answer: dict[str, Any] = msgspec.json.decode((await connection.request(subject, b"", timeout=2)).data)
-    data = answer.get("data")
-    return data if isinstance(data, dict) else {}
-
-
-async def _ignore(_: Exception) -> None:
-    """A server that is not up yet: the next look tells."""
 
 
 def _write_private(path: Path, text: str) -> None:

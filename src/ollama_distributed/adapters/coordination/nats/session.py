@@ -2,14 +2,18 @@
 
 Defaults changed, each for a reason: reconnect without end and with jitter (10,000 nodes come
 back within seconds, not at once); pings of 1 s (a hung server is seen in 3 s); nothing is
-buffered while disconnected (a write must not happen minutes after it was refused).
+buffered while disconnected (a write must not happen minutes after it was refused); TLS before
+the server's first word. The servers are the ones we are told of: they advertise no others.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import random
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 import anyio
 import msgspec
@@ -17,9 +21,10 @@ import nats.errors
 import structlog
 from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
+from nats.aio.subscription import Subscription as LiveSubscription
 
 from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.cluster.tasks import end
 
 log = structlog.get_logger()
 
@@ -29,75 +34,167 @@ RECONNECT_S = (0.1, 0.5)
 PING_INTERVAL_S = 1
 MAX_PINGS = 2
 CONNECT_TIMEOUT_S = 2
+NO_CONNECTION = "no connection to the coordination server"
+
+
+class Login(Protocol):
+    """Who we are to the servers, and how we know them. Asked at each connection, so renewed
+    certificates and JWTs are used. `adapters.identity.nats_access` has them."""
+
+    @property
+    def tls_hostname(self) -> str:
+        """What a server's certificate must state, wherever it is dialled."""
+        ...
+
+    def tls(self) -> ssl.SSLContext: ...
+
+    def jwt(self) -> str: ...
+
+    def sign(self, nonce: bytes) -> bytes:
+        """With the private key of the JWT's user."""
+        ...
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the servers are and who we are to them."""
+    """Where the servers are (`tls://host:port`) and who we are to them."""
 
     urls: tuple[str, ...]
-    user: str | None = None
-    password: str | None = None
-    tls: ssl.SSLContext | None = None
-    tls_hostname: str | None = None
+    login: Login
 
 
 class NoResponders(Exception):
     """The server knows nobody who listens there: the request reached no one."""
 
 
+class Subscription:
+    """Kept over reconnects, and made as soon as there is a connection."""
+
+    def __init__(self, subject: str, callback: Callable[[Msg], None]) -> None:
+        self.subject = subject
+        self.callback = callback
+        self.live: LiveSubscription | None = None
+
+
+class Connection(Client):
+    """The library's client, but for two things: each connection asks for the TLS context anew,
+    and no error that a server reports is final (a JWT that expired was renewed meanwhile)."""
+
+    def __init__(self, login: Login) -> None:
+        super().__init__()
+        self._login = login
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext:
+        return self._login.tls()
+
+    async def _process_err(self, err_msg: str) -> None:
+        if "permissions violation" in err_msg.lower():
+            await super()._process_err(err_msg)
+        else:
+            await self._process_op_err(nats.errors.Error(f"nats: {err_msg}"))
+
+
+async def connect(connection: Connection, address: Address, *, name: str, **options: object) -> None:
+    """Connect `connection` as `address` says."""
+    login = address.login
+    await connection.connect(
+        list(address.urls),
+        name=name,
+        inbox_prefix=f"_INBOX_{name}",
+        tls_hostname=login.tls_hostname,
+        tls_handshake_first=True,
+        user_jwt_cb=lambda: bytearray(login.jwt().encode()),
+        signature_cb=lambda nonce: base64.b64encode(login.sign(nonce.encode())),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        **options,  # type: ignore[arg-type]  # what the library names
+    )
+
+
 class Session:
-    """Enter it to connect; leave it to close."""
+    """`start` it to connect in the background; `close` it in the end."""
 
     def __init__(self, address: Address, *, name: str) -> None:
         self._address = address
         self._name = name
-        self._connection = Client()
+        self._connection = Connection(address.login)
+        self._connecting: asyncio.Task[None] | None = None
+        self._began = False
+        """From now on the library repeats subscriptions by itself."""
         self._up = anyio.Event()
-        self._on_reconnect: list[Callable[[], None]] = []
+        self._on_connect: list[Callable[[], None]] = []
+        self._subscriptions: list[Subscription] = []
+        self._last_failure = ""
+
+    # ── life ────────────────────────────────────────────────────────────────────────
+
+    def start(self) -> None:
+        self._connecting = asyncio.create_task(self._connect(), name="connect to coordination")
 
     async def open(self, timeout_s: float) -> None:
-        """
+        """`start`, and wait for the connection.
+
         Raises:
             Unavailable: no server within `timeout_s`.
         """
+        self.start()
         try:
             with anyio.fail_after(timeout_s):
-                await self._connection.connect(
-                    list(self._address.urls),
-                    name=self._name,
-                    user=self._address.user,
-                    password=self._address.password,
-                    tls=self._address.tls,
-                    tls_hostname=self._address.tls_hostname,
-                    max_reconnect_attempts=-1,
-                    reconnect_to_server_handler=_with_jitter,
-                    connect_timeout=CONNECT_TIMEOUT_S,
-                    ping_interval=PING_INTERVAL_S,
-                    max_outstanding_pings=MAX_PINGS,
-                    pending_size=0,
-                    inbox_prefix=f"_INBOX_{self._name}",
-                    error_cb=self._failed,
-                    disconnected_cb=self._went_down,
-                    reconnected_cb=self._came_up,
-                )
-        except (TimeoutError, OSError, nats.errors.Error) as exc:
-            await self._connection.close()
-            raise Unavailable(f"no coordination server answers at {', '.join(self._address.urls)}") from exc
-        self._up.set()
+                await self.wait_connected()
+        except TimeoutError as exc:
+            await self.close()
+            urls = ", ".join(self._address.urls)
+            raise Unavailable(
+                f"no coordination server answers at {urls}: {self._last_failure or 'silence'}"
+            ) from exc
 
     async def close(self) -> None:
+        if self._connecting is not None:
+            await end([self._connecting])
         await self._connection.close()
+
+    async def _connect(self) -> None:
+        """The first time; from then on the library reconnects."""
+        await connect(
+            self._connection,
+            self._address,
+            name=self._name,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_S[0],
+            reconnect_to_server_handler=_with_jitter,
+            ping_interval=PING_INTERVAL_S,
+            max_outstanding_pings=MAX_PINGS,
+            pending_size=0,
+            error_cb=self._failed,
+            disconnected_cb=self._went_down,
+            reconnected_cb=self._came_up,
+        )
+        waiting = list(self._subscriptions)
+        self._began = True
+        for subscription in waiting:
+            await self._make(subscription)
+        await self._came_up()
 
     @property
     def connected(self) -> bool:
         return self._connection.is_connected
 
-    def on_reconnect(self, callback: Callable[[], None]) -> None:
-        self._on_reconnect.append(callback)
+    def update_servers(self, urls: Iterable[str]) -> None:
+        """The servers to try from the next reconnect on; a connection to one that is no longer
+        named stays until it ends. Never empty."""
+        self._address = msgspec.structs.replace(self._address, urls=tuple(urls))
+        assert self._address.urls, "a client without servers would never come back"
+        if not self._connection.is_closed:
+            self._connection.set_server_pool(list(self._address.urls))
+
+    def on_connect(self, callback: Callable[[], None]) -> None:
+        """Called after each connection, the first one too."""
+        self._on_connect.append(callback)
 
     async def wait_connected(self) -> None:
-        while not self._connection.is_connected:
+        while not (self._connection.is_connected and self._up.is_set()):
             await self._up.wait()
+
+    # ── speaking ────────────────────────────────────────────────────────────────────
 
     async def request(
         self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None
@@ -108,6 +205,8 @@ class Session:
             Unavailable: it was not sent.
             TimeoutError: no answer; it may have had its effect.
         """
+        if not self.connected:
+            raise Unavailable(NO_CONNECTION)
         try:
             answer = await self._connection.request(
                 subject, data, timeout=timeout_s, headers=dict(headers) if headers else None
@@ -117,7 +216,7 @@ class Session:
         except nats.errors.TimeoutError as exc:
             raise TimeoutError from exc
         except (nats.errors.Error, OSError) as exc:
-            raise Unavailable("no connection to the coordination server") from exc
+            raise Unavailable(NO_CONNECTION) from exc
         return answer.data
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -125,34 +224,42 @@ class Session:
         Raises:
             Unavailable: it was not sent.
         """
+        if not self.connected:
+            raise Unavailable(NO_CONNECTION)
         try:
             await self._connection.publish(subject, data, headers=dict(headers) if headers else None)
         except (nats.errors.Error, OSError) as exc:
-            raise Unavailable("no connection to the coordination server") from exc
+            raise Unavailable(NO_CONNECTION) from exc
 
     async def subscribe(self, subject: str, callback: Callable[[Msg], None]) -> Subscription:
-        """From its return on nothing is missed while the connection holds; kept over
-        reconnects. `callback` runs on the loop, in order.
+        """From its return on nothing is missed while a connection holds; without one it begins
+        with the next. `callback` runs on the loop, in order."""
+        subscription = Subscription(subject, callback)
+        self._subscriptions.append(subscription)
+        if self._began:
+            await self._make(subscription)
+        return subscription
 
-        Raises:
-            Unavailable: there is no connection.
-        """
-
+    async def _make(self, subscription: Subscription) -> None:
         async def call(message: Msg) -> None:
-            callback(message)
+            subscription.callback(message)
 
         try:
-            subscription = await self._connection.subscribe(subject, cb=call)
-            await self._connection.flush(timeout=CONNECT_TIMEOUT_S)
+            subscription.live = await self._connection.subscribe(subscription.subject, cb=call)
+            if self.connected:
+                await self._connection.flush(timeout=CONNECT_TIMEOUT_S)
         except (nats.errors.Error, OSError) as exc:
-            raise Unavailable("no connection to the coordination server") from exc
-        return subscription
+            # The connection broke; the next one repeats what the library holds.
+            await self._failed(exc)
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """From its return on the servers send nothing more: a request that comes later is
         told that nobody answers."""
+        self._subscriptions.remove(subscription)
+        if subscription.live is None:
+            return
         try:
-            await subscription.unsubscribe()
+            await subscription.live.unsubscribe()
             if self.connected:
                 await self._connection.flush(timeout=CONNECT_TIMEOUT_S)
         except (nats.errors.Error, OSError):
@@ -165,14 +272,19 @@ class Session:
 
     async def _failed(self, error: Exception) -> None:
         # Refused permissions come this way only; the call itself just times out.
-        log.warning(CONNECTION_ERROR, reason=str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        if reason != self._last_failure:  # a server that is away says the same ten times a second
+            log.warning(CONNECTION_ERROR, reason=reason)
+        self._last_failure = reason
 
     async def _went_down(self) -> None:
-        self._up = anyio.Event()
+        if self._up.is_set():
+            self._up = anyio.Event()
 
     async def _came_up(self) -> None:
+        self._last_failure = ""
         self._up.set()
-        for callback in self._on_reconnect:
+        for callback in self._on_connect:
             callback()
 
 

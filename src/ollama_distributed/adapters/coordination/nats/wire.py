@@ -37,6 +37,11 @@ WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE = 10037
 NAME_IN_USE = 10058
 """The stream is there with another configuration."""
+TOO_LARGE = 10054
+MAX_MESSAGE_BYTES = 1024 * 1024
+FROZEN_BYTES = 1
+"""The largest message of a frozen stream. Every write of ours carries headers, so it is
+refused; the configuration is part of the stream, so a snapshot and a restart keep it."""
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -86,6 +91,17 @@ class StreamConfig(msgspec.Struct, frozen=True):
     allow_atomic: bool = False
     allow_msg_ttl: bool = False
     max_msgs_per_subject: int = -1
+    max_msg_size: int = -1
+
+    @property
+    def sound(self) -> bool:
+        """Whether it keeps what the port promises."""
+        return (
+            self.allow_atomic
+            and self.allow_msg_ttl
+            and not self.allow_direct
+            and self.max_msgs_per_subject == 1
+        )
 
 
 class StreamInfo(msgspec.Struct, frozen=True):
@@ -119,7 +135,7 @@ class GotMessage(msgspec.Struct, frozen=True):
     message: RawMessage | None = None
 
 
-def stream_config(bucket: Bucket, *, replicas: int) -> dict[str, Any]:
+def stream_config(bucket: Bucket, *, replicas: int = 1) -> dict[str, Any]:
     return {
         "name": bucket.stream,
         "subjects": [bucket.all_keys],
@@ -128,7 +144,7 @@ def stream_config(bucket: Bucket, *, replicas: int) -> dict[str, Any]:
         "storage": "file",
         "retention": "limits",
         "discard": "new",
-        "max_msg_size": 1024 * 1024,
+        "max_msg_size": MAX_MESSAGE_BYTES,
         # Reads go to the leader: 1.4 % of direct reads were older than an acknowledged put (M8).
         "allow_direct": False,
         "allow_atomic": True,
