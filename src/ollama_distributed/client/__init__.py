@@ -10,6 +10,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ollama_distributed.base.cluster import (
+        ClusterAnswer,
+        ConfigAnswer,
+        LeaderAnswer,
+        NewToken,
+        NodeRow,
+        NodeUsage,
+        TokenRow,
+    )
     from ollama_distributed.client.aio import Client
     from ollama_distributed.client.errors import (
         BadAnswer,
@@ -85,6 +94,8 @@ __all__ = [
     "ChatResponse",
     "Client",
     "ClientError",
+    "ClusterAnswer",
+    "ConfigAnswer",
     "Conflict",
     "ConnectionFailed",
     "ConnectionLost",
@@ -107,6 +118,7 @@ __all__ = [
     "Invalid",
     "InvalidModel",
     "InvalidName",
+    "LeaderAnswer",
     "LoadFailed",
     "LoadedModel",
     "Logprob",
@@ -117,7 +129,10 @@ __all__ = [
     "ModelDetails",
     "ModelInfo",
     "ModelNotFound",
+    "NewToken",
     "NoCapacity",
+    "NodeRow",
+    "NodeUsage",
     "NotFound",
     "NotOffered",
     "Progress",
@@ -131,6 +146,7 @@ __all__ = [
     "ShowResponse",
     "SyncClient",
     "TimedOut",
+    "TokenRow",
     "ToolCall",
     "ToolFunction",
     "Unauthenticated",
@@ -140,14 +156,15 @@ __all__ = [
     "Version",
 ]
 
-_CLIENTS = {"Client": "aio", "SyncClient": "sync"}
+_CLIENTS = {"Client": "client.aio", "SyncClient": "client.sync"}
+_STRUCTS = ("client.wire", "client.errors", "base.cluster")
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for module in (_CLIENTS[name],) if name in _CLIENTS else ("wire", "errors"):
-        found = getattr(import_module(f"{__name__}.{module}"), name, None)
+    for module in (_CLIENTS[name],) if name in _CLIENTS else _STRUCTS:
+        found = getattr(import_module(f"ollama_distributed.{module}"), name, None)
         if found is not None:
             return found
     raise AssertionError(f"{name} is in __all__ and in no module")

@@ -13,10 +13,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ollama_distributed.client import calls, wire
-from ollama_distributed.client.answers import StreamReader, error_of
+from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.blobs import OnProgress, Upload
+from ollama_distributed.client.cluster import Cluster, Config, Nodes
 from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
 
 if TYPE_CHECKING:
@@ -60,6 +62,9 @@ class Client:
         self._keep_alive = False
         self._http: dict[str, httpx.AsyncClient] = {}
         self.models = Models(self)
+        self.cluster = Cluster(self)
+        self.nodes = Nodes(self)
+        self.config = Config(self)
 
     async def __aenter__(self) -> Self:
         await self.aclose()
@@ -186,8 +191,7 @@ class Client:
         return Succeeded(call.decode(b"".join(parts)))
 
     async def _stream(self, call: calls.Call[T]) -> AsyncGenerator[T]:
-        assert call.done is not None
-        reader = StreamReader(call.decode, call.done)
+        reader = reader_of(call)
         response: httpx.Response
         chunks: AsyncIterator[bytes]
 

@@ -33,6 +33,8 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     repeat: Repeat = "unsent"
     done: Callable[[T], bool] | None = None
     """Of a stream: says whether this was the last line. A stream that ends without it broke."""
+    events: bool = False
+    """The stream is server-sent events; else it is lines."""
     missing_is: T | None = None
     """The result when the answer is 404 (asking whether something is there)."""
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ollama_distributed.client import calls, wire
 from ollama_distributed.client.aio import named
-from ollama_distributed.client.answers import StreamReader, error_of
+from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.blobs import OnProgress, Upload
+from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
 from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
 
 if TYPE_CHECKING:
@@ -45,6 +47,9 @@ class SyncClient:
         self._keep_alive = False
         self._http: dict[str, httpx.Client] = {}
         self.models = SyncModels(self)
+        self.cluster = SyncCluster(self)
+        self.nodes = SyncNodes(self)
+        self.config = SyncConfig(self)
 
     def __enter__(self) -> Self:
         self.close()
@@ -166,8 +171,7 @@ class SyncClient:
         return Succeeded(call.decode(b"".join(parts)))
 
     def _stream(self, call: calls.Call[T]) -> Generator[T, None, None]:
-        assert call.done is not None
-        reader = StreamReader(call.decode, call.done)
+        reader = reader_of(call)
         response: httpx.Response
         chunks: Iterator[bytes]
         response, data, chunks = self._tried(call, lambda url: self._first_chunk(url, call))
