@@ -34,6 +34,7 @@ RECONNECT_S = (0.1, 0.5)
 PING_INTERVAL_S = 1
 MAX_PINGS = 2
 CONNECT_TIMEOUT_S = 2
+MAX_FAILURES = 16
 NO_CONNECTION = "no connection to the coordination server"
 
 
@@ -123,7 +124,8 @@ class Session:
         self._up = anyio.Event()
         self._on_connect: list[Callable[[], None]] = []
         self._subscriptions: list[Subscription] = []
-        self._last_failure = ""
+        self._failures: dict[str, None] = {}
+        """What went wrong since the last connection, each thing once, in order."""
 
     # ── life ────────────────────────────────────────────────────────────────────────
 
@@ -143,9 +145,8 @@ class Session:
         except TimeoutError as exc:
             await self.close()
             urls = ", ".join(self._address.urls)
-            raise Unavailable(
-                f"no coordination server answers at {urls}: {self._last_failure or 'silence'}"
-            ) from exc
+            reasons = "; ".join(self._failures) or "silence"
+            raise Unavailable(f"no coordination server answers at {urls}: {reasons}") from exc
 
     async def close(self) -> None:
         if self._connecting is not None:
@@ -273,16 +274,17 @@ class Session:
     async def _failed(self, error: Exception) -> None:
         # Refused permissions come this way only; the call itself just times out.
         reason = str(error) or type(error).__name__
-        if reason != self._last_failure:  # a server that is away says the same ten times a second
+        if reason not in self._failures:  # a server that is away says the same ten times a second
             log.warning(CONNECTION_ERROR, reason=reason)
-        self._last_failure = reason
+        if len(self._failures) < MAX_FAILURES:
+            self._failures[reason] = None
 
     async def _went_down(self) -> None:
         if self._up.is_set():
             self._up = anyio.Event()
 
     async def _came_up(self) -> None:
-        self._last_failure = ""
+        self._failures.clear()
         self._up.set()
         for callback in self._on_connect:
             callback()
