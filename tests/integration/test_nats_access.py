@@ -188,7 +188,9 @@ async def test_a_node_starts_before_its_servers_and_follows_them(trust: Trust) -
         await one.create("k", b"1")
     second = trust.server("n2")
     async with second, NatsCoordination(trust.address(second, node="n2"), name="n2", create=True) as two:
-        await two.put("k", b"2", revision=await two.create("k", b"1"))
+        revision = ABSENT
+        for _ in range(9):  # its history goes further than the first one's
+            revision = await two.put("k", b"2", revision=revision)
 
     # Both are down; the client knows the first one's place only.
     async with NatsCoordination(trust.address(first, node="n3"), name="n3") as client:
