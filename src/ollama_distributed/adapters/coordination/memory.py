@@ -66,6 +66,8 @@ class MemoryEngine:
         self.revision = 0
         self.entries: dict[str, Entry] = {}
         self.clients: dict[str, MemoryCoordination] = {}
+        self.subscriptions: dict[str, list[tuple[MemoryCoordination, Inbox]]] = {}
+        """By pattern, in order of subscription."""
         self._link = link or Direct()
         self._free_at: dict[tuple[str, str], float] = {}
 
@@ -84,8 +86,9 @@ class MemoryEngine:
         loop.call_at(at, arrive)
         return True
 
-    def commit(self, writes: Sequence[Write], fence: Fence | None) -> tuple[int, ...]:
-        """
+    def commit(self, writes: Sequence[Write], fence: Fence | None, by: str) -> tuple[int, ...]:
+        """A batch of client `by`; a simulation watches here.
+
         Raises:
             Unavailable, Conflict: nothing was written.
         """
@@ -132,7 +135,6 @@ class MemoryCoordination:
         self._fanout = Fanout()
         self._written = 0
         self._gap = anyio.Event()
-        self._inboxes: list[tuple[str, Inbox]] = []
         self._handlers: list[tuple[str, Callable[[Message, Callable[[bytes], None]], None]]] = []
         self._feeding: asyncio.Task[None] | None = None
 
@@ -171,7 +173,7 @@ class MemoryCoordination:
 
     async def batch(self, writes: Sequence[Write], *, fence: Fence | None = None) -> tuple[int, ...]:
         check_batch(writes)
-        revisions = await self._call(lambda: self._engine.commit(writes, fence))
+        revisions = await self._call(lambda: self._engine.commit(writes, fence, self.name))
         self._written = max(self._written, revisions[-1])
         return revisions
 
@@ -227,9 +229,9 @@ class MemoryCoordination:
 
     async def publish(self, subject: str, data: bytes) -> None:
         message = Message(subject, data)
-        for client in list(self._engine.clients.values()):
-            for pattern, inbox in client._inboxes:
-                if matches(pattern, subject):
+        for pattern, subscribers in self._engine.subscriptions.items():
+            if matches(pattern, subject):
+                for client, inbox in subscribers:
                     self._engine.send(self.name, client.name, partial(inbox.push, message))
 
     def subscribe(self, subject: str) -> Messages:
@@ -237,12 +239,14 @@ class MemoryCoordination:
 
     @asynccontextmanager
     async def _subscribe(self, subject: str) -> AsyncIterator[AsyncIterator[Message]]:
-        subscription = (subject, Inbox())
-        self._inboxes.append(subscription)
+        subscribers, inbox = self._engine.subscriptions.setdefault(subject, []), Inbox()
+        subscribers.append((self, inbox))
         try:
-            yield subscription[1].read()
+            yield inbox.read()
         finally:
-            self._inboxes.remove(subscription)
+            subscribers.remove((self, inbox))
+            if not subscribers:
+                self._engine.subscriptions.pop(subject, None)
 
     async def request(self, subject: str, data: bytes, *, timeout_s: float = REFUSAL_S) -> bytes:
         message = Message(subject, data)
