@@ -86,7 +86,12 @@ class MemoryEngine:
         loop.call_at(at, arrive)
         return True
 
-    def commit(self, writes: Sequence[Write], fence: Fence | None, by: str) -> tuple[int, ...]:
+    def commit(
+        self,
+        writes: Sequence[Write],
+        fence: Fence | None,
+        by: str,  # noqa: ARG002  # for who watches
+    ) -> tuple[int, ...]:
         """A batch of client `by`; a simulation watches here.
 
         Raises:
