@@ -49,6 +49,7 @@ class Mirror:
         self._heard_at = clock.monotonic()
         self._news = anyio.Event()
         self._listeners: list[Listener] = []
+        self._pause_s = RETRY_S[0]
         self._following: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Mirror:
@@ -106,7 +107,6 @@ class Mirror:
     # ── following ───────────────────────────────────────────────────────────────────
 
     async def _follow(self) -> None:
-        pause_s = RETRY_S[0]
         while True:
             try:
                 async with self._coordination.watch() as events:
@@ -114,8 +114,8 @@ class Mirror:
                 log.warning(WATCH_FAILED, error="the watch ended")
             except Exception:  # the task's root: whatever a watch raises, the mirror goes on
                 log.exception(WATCH_FAILED)
-            await anyio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RETRY_S[1])
+            await anyio.sleep(self._pause_s)
+            self._pause_s = min(2 * self._pause_s, RETRY_S[1])
 
     async def _take(self, events: AsyncIterator[WatchEvent]) -> None:
         taken = 0
@@ -149,6 +149,7 @@ class Mirror:
                 await checkpoint()
         log.info(RESYNCED, records=len(state.raw), revision=event.revision, first=not self.ready)
         self._ready.set()
+        self._pause_s = RETRY_S[0]
         self._show(advanced(state, event.revision, at=at))
 
     def _show(self, after: ClusterState) -> None:
