@@ -8,6 +8,7 @@ format. A field that a dialect does not have keeps its default, and `None` alway
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -164,13 +165,13 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
 class TopLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    bytes: bytes
+    bytes: builtins.bytes
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
     token: str
     logprob: float
-    bytes: bytes
+    bytes: builtins.bytes
     top: tuple[TopLogprob, ...] = ()
 
 

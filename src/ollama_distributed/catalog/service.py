@@ -28,7 +28,7 @@ from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store
 from ollama_distributed.catalog.showing import show_entry, show_remote
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.models.manifest import named_blobs
-from ollama_distributed.models.names import BlobId, ModelName
+from ollama_distributed.models.names import BlobId, ModelName, name_key
 from ollama_distributed.models.spec import ModelSpec
 
 log = structlog.get_logger()
@@ -103,7 +103,7 @@ class Catalog:
             ModelNotFound: there is none, or the name is no name.
             InvalidModel: there is one that cannot be served; the message says why.
         """
-        key = _key(name)
+        key = name_key(name)
         spec = self._known(key)
         if spec is None:
             with contextlib.suppress(InvalidName):
@@ -116,6 +116,10 @@ class Catalog:
             raise ModelNotFound(f"model '{name}' not found")
         return spec
 
+    def knows(self, name: str) -> bool:
+        """Whether there is a model of this name, as far as memory says."""
+        return self._known(name_key(name)) is not None
+
     def list(self) -> list[ModelSpec]:
         """All models, newest first; remote ones among them."""
         local = [entry.spec for entry in self._entries.values()]
@@ -126,7 +130,7 @@ class Catalog:
 
     async def show(self, name: str, *, verbose: bool = False, system: str = "") -> ShownModel:
         spec = await self.resolve(name)
-        entry = self._entries.get(_key(name))
+        entry = self._entries.get(name_key(name))
         if entry is None:
             return show_remote(spec)
         return await show_entry(self._store, entry, verbose=verbose, system=system)
@@ -319,7 +323,7 @@ class Catalog:
         merged: dict[str, ModelSpec] = {}
         for specs in self._remote_lists.values():
             for spec in specs:
-                merged.setdefault(_key(spec.name), spec)
+                merged.setdefault(name_key(spec.name), spec)
         self._remote = merged
 
     @contextlib.contextmanager
@@ -339,14 +343,6 @@ class Catalog:
             removed = await self._store.collect(candidates, set(self._pinned))
         if removed:
             log.info("catalog.blobs_removed", blobs=len(removed))
-
-
-def _key(text: str) -> str:
-    """Under which a name is kept. Other engines may have names that break our rules."""
-    try:
-        return ModelName.parse(text).key
-    except InvalidName:
-        return text.lower()
 
 
 def _parsed(text: str, message: str) -> ModelName:

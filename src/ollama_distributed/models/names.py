@@ -7,6 +7,7 @@ else may become part of a path (CVE-2024-37032). Source: Ollama `types/model/nam
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -148,6 +149,18 @@ class BlobId(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return self.digest
+
+
+@functools.lru_cache(maxsize=1024)
+def name_key(text: str) -> str:
+    """Under which a name is looked up, as a client writes it: equal for spellings of one model.
+
+    Other engines may have names that break our rules: those are equal up to case.
+    """
+    try:
+        return ModelName.parse(text).key
+    except InvalidName:
+        return text.lower()
 
 
 def _promised(text: str, separator: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Node to node: the door that serves forwarded requests, the pool that forwards them."""

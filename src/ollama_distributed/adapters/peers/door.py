@@ -1,0 +1,310 @@
+"""The serving side of the hop: an ASGI app that other nodes send their requests to.
+
+It sits behind `adapters.identity.handshake_server.ClusterListener`, which has checked the
+caller's certificate, and leads to this node's own serving, never on to a third node. Each
+answer is a stream of frames (`wire.py`). What runs ends when the caller goes away, when the
+caller stops reading for too long, and when this node closes.
+
+    door = PeerDoor(node, serving, catalog, serving.unload, draining=..., status_of=status_of)
+    door.add("voters/start", start, VoterStart, servers_only=True)
+    ClusterListener(door, admission, ...)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+
+from ollama_distributed.adapters.peers import wire
+from ollama_distributed.adapters.peers.outlet import Outlet
+from ollama_distributed.base.errors import (
+    Forbidden,
+    Internal,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    OllamaDistributedError,
+    QueueFull,
+    RequestTimeout,
+    Unavailable,
+)
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, RerankRequest
+from ollama_distributed.catalog.wire import ShownModel
+from ollama_distributed.cluster.identity.ca import Peer
+from ollama_distributed.streams.ports import Source
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+
+BODY_DEADLINE_S = 30.0
+MAX_BODIES_BYTES = 256 * 1024 * 1024
+"""Bodies that are being read, together: half of what the gateway allows itself."""
+TICK_S = 1.0
+ROW_NUMBERS = 16_384
+"""Of vectors in one frame: coding them takes 0.3 ms."""
+
+log = structlog.get_logger(__name__)
+
+
+class Library(Protocol):
+    """`catalog.service.Catalog`: this node's own models."""
+
+    async def show(self, name: str, *, verbose: bool = False) -> ShownModel: ...
+
+
+Handler = Callable[[Peer, Any], Awaitable[Any]]
+"""Who asks and the decoded body; returns what msgpack can say."""
+
+
+class _Route(msgspec.Struct, frozen=True):
+    handler: Handler
+    body: Any
+    servers_only: bool
+    work: bool
+    """Refused while this node drains."""
+
+
+class PeerDoor:
+    def __init__(
+        self,
+        me: NodeId,
+        source: Source,
+        library: Library,
+        unload: Callable[[str], Awaitable[None]],
+        *,
+        draining: Callable[[], bool],
+        status_of: Callable[[OllamaDistributedError], int],
+    ) -> None:
+        self._me = me
+        self._source = source
+        self._library = library
+        self._unload_model = unload
+        self._draining = draining
+        self._status_of = status_of
+        self._reading_bytes = 0
+        self._routes: dict[str, _Route] = {}
+        self._outlets: set[Outlet] = set()
+        self._ticker: asyncio.TimerHandle | None = None
+        self._closed = False
+        for name, handler, body, work in (
+            (wire.RERANK, self._rerank, RerankRequest, True),
+            (wire.COUNT_TOKENS, self._count_tokens, InferenceRequest, True),
+            (wire.SHOW, self._show, wire.ShowAsk, False),
+            (wire.UNLOAD, self._unload, wire.UnloadAsk, False),
+        ):
+            self._routes[wire.PREFIX + name] = _Route(handler, body, False, work)
+        self._generate_path = wire.PREFIX + wire.GENERATE
+        self._embed_path = wire.PREFIX + wire.EMBED
+        self._generate_form = msgspec.msgpack.Decoder(wire.GenerateAsk)
+
+    def add(
+        self,
+        route: str,
+        handler: Callable[[Peer, T], Awaitable[Any]],
+        body: type[T],
+        *,
+        servers_only: bool = False,
+    ) -> None:
+        """One more question: `POST /cluster/v1/<route>`; see `PeerPool.ask`. The handler's errors
+        reach the caller as they are; `servers_only`: others are refused."""
+        path = wire.PREFIX + route
+        if path in self._routes or path in (self._generate_path, self._embed_path):
+            raise ValueError(f"two handlers for {path}")
+        self._routes[path] = _Route(handler, body, servers_only, False)
+
+    async def close(self) -> None:
+        """Refuse what is new; what runs ends with an error that says why. Idempotent."""
+        self._closed = True
+        for outlet in list(self._outlets):
+            outlet.end_with(Unavailable(f"node {self._me} is shutting down"))
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+
+    def drop(self, node: NodeId) -> None:
+        """End what runs for a node that was removed from the cluster."""
+        for outlet in list(self._outlets):
+            if outlet.caller == node:
+                outlet.gone()
+
+    # ── ASGI ────────────────────────────────────────────────────────────────────────
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"]
+        peer: Peer = scope["state"]["peer"]
+        try:
+            route = self._admitted(scope["method"], path, peer)
+            body = await self._read(scope, receive)
+            await self._served(path, route, peer, body, receive, send)
+        except OllamaDistributedError as refused:
+            await _refuse(send, self._status_of(refused), refused)
+
+    async def _served(
+        self, path: str, route: _Route | None, peer: Peer, body: bytes, receive: Receive, send: Send
+    ) -> None:
+        outlet = Outlet(peer.node, send)
+        self._outlets.add(outlet)
+        if self._ticker is None:
+            self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        try:
+            if path == self._generate_path:
+                await self._generate(body, outlet, receive)
+            elif route is not None:
+                await self._answer(route, peer, body, outlet, receive)
+            else:
+                await self._embed(body, outlet, receive)
+        except OllamaDistributedError:
+            raise
+        except Exception as defect:
+            log.exception("peers.door_defect", route=path, caller=peer.node)
+            if outlet.started:
+                raise
+            raise Internal(f"internal error on node {self._me}; its log has the details") from defect
+        finally:
+            self._outlets.discard(outlet)
+
+    def _tick(self) -> None:
+        """One timer for the pings and deadlines of all answers."""
+        loop = asyncio.get_running_loop()
+        for outlet in list(self._outlets):
+            outlet.tick(loop.time())
+        self._ticker = loop.call_later(TICK_S, self._tick) if self._outlets else None
+
+    def _admitted(self, method: str, path: str, peer: Peer) -> _Route | None:
+        route = self._routes.get(path)
+        if route is None and path not in (self._generate_path, self._embed_path):
+            raise NotFound(f"{path} is not known to node {self._me}; does it run an older version?")
+        if method != "POST":
+            raise MethodNotAllowed("questions to a node are POST")
+        if route is not None and route.servers_only and peer.role != "server":
+            raise Forbidden("only a server of the cluster may ask this")
+        if self._closed:
+            raise Unavailable(f"node {self._me} is shutting down")
+        if (route is None or route.work) and self._draining():
+            raise Unavailable(f"node {self._me} is draining and takes no new work")
+        return route
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """
+        Raises:
+            BodyTooLarge, QueueFull, RequestTimeout, Malformed.
+        """
+        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+        if not declared.isdigit():
+            raise Malformed("the length of the body is missing")
+        size = int(declared[:12])
+        if size > wire.MAX_BODY_BYTES:
+            raise wire.too_large()
+        if self._reading_bytes + size > MAX_BODIES_BYTES:
+            raise QueueFull(f"node {self._me} reads too many large requests now", retry_after_s=1.0)
+        event = await receive()  # nearly always all of it is here: no timer for that
+        if event["type"] == "http.request" and not event.get("more_body", False):
+            return event.get("body", b"")  # type: ignore[no-any-return]
+        pieces = bytearray()
+        self._reading_bytes += size
+        try:
+            async with asyncio.timeout(BODY_DEADLINE_S):
+                while True:
+                    if event["type"] != "http.request":
+                        raise RequestTimeout("the caller went away")
+                    pieces += event.get("body", b"")
+                    if not event.get("more_body", False):
+                        return bytes(pieces)
+                    event = await receive()
+        except TimeoutError as slow:
+            raise RequestTimeout("the body came too slowly") from slow
+        finally:
+            self._reading_bytes -= size
+
+    # ── answers ─────────────────────────────────────────────────────────────────────
+
+    async def _generate(self, body: bytes, outlet: Outlet, receive: Receive) -> None:
+        ask = _decoded(self._generate_form, body)
+        generation = self._source.start(ask.request, outlet.hear, ask.resume_ids)
+        await outlet.run(generation, receive)
+
+    async def _embed(self, body: bytes, outlet: Outlet, receive: Receive) -> None:
+        request = _decoded(msgspec.msgpack.Decoder(EmbedRequest), body)
+
+        async def rows() -> None:
+            result = await self._source.embed(request)
+            batch: list[tuple[float, ...]] = []
+            numbers = 0
+            for vector in result.vectors:
+                batch.append(vector)
+                numbers += len(vector)
+                if numbers >= ROW_NUMBERS:
+                    await outlet.put(wire.reply_frame(wire.Rows(tuple(batch))))
+                    batch, numbers = [], 0
+            if batch:
+                await outlet.put(wire.reply_frame(wire.Rows(tuple(batch))))
+            await outlet.put(_result(result.usage))
+
+        await outlet.answer(self._guarded(rows, outlet, request.request_id), receive)
+
+    async def _answer(self, route: _Route, peer: Peer, body: bytes, outlet: Outlet, receive: Receive) -> None:
+        asked = _decoded(msgspec.msgpack.Decoder(route.body), body)
+
+        async def one() -> None:
+            await outlet.put(_result(await route.handler(peer, asked)))
+
+        await outlet.answer(self._guarded(one, outlet, getattr(asked, "request_id", "")), receive)
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]], outlet: Outlet, request_id: str) -> None:
+        """The root of a question's task: whatever goes wrong is its answer."""
+        try:
+            await work()
+        except OllamaDistributedError as error:
+            await outlet.put(wire.refusal_frame(error))
+        except Exception:
+            log.exception("peers.door_defect", request_id=request_id, caller=outlet.caller)
+            defect = Internal(f"internal error on node {self._me}; its log has it under the request id")
+            await outlet.put(wire.refusal_frame(defect))
+
+    async def _rerank(self, _peer: Peer, request: RerankRequest) -> Any:
+        return await self._source.rerank(request)
+
+    async def _count_tokens(self, _peer: Peer, request: InferenceRequest) -> Any:
+        return await self._source.count_tokens(request)
+
+    async def _show(self, _peer: Peer, asked: wire.ShowAsk) -> Any:
+        return await self._library.show(asked.name, verbose=asked.verbose)
+
+    async def _unload(self, _peer: Peer, asked: wire.UnloadAsk) -> Any:
+        await self._unload_model(asked.name)
+
+
+def _decoded(form: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    """
+    Raises:
+        Malformed: the caller runs a version that does not fit.
+    """
+    try:
+        return form.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Not chained: the decoder's text may quote the prompt.
+        raise Malformed("the request of the other node cannot be read; do both versions fit?") from None
+
+
+def _result(value: Any) -> bytes:
+    return wire.reply_frame(wire.Result(msgspec.Raw(wire.encode(value))))
+
+
+async def _refuse(send: Send, status: int, error: OllamaDistributedError) -> None:
+    """Before anything ran: a whole answer, in the same frames."""
+    body = wire.refusal_frame(error)
+    headers = [
+        (b"content-type", wire.FRAMES_TYPE.encode()),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    with contextlib.suppress(OSError):  # the caller is gone
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,141 @@
+"""One generation over the nodes of a plan: the next one when a node refuses it.
+
+Only `Prepared` and `Progress` may have come before: nothing of the answer is out then, and
+the next node's own `Prepared` starts the decoder afresh. In step with its caller, without
+tasks of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from ollama_distributed.base.errors import Internal, OllamaDistributedError
+from ollama_distributed.base.ids import NodeId, RequestId
+from ollama_distributed.base.inference import Generation
+from ollama_distributed.base.tokens import (
+    EngineFailed,
+    Prepared,
+    Progress,
+    SourceEvent,
+    SourceSink,
+    Tokens,
+)
+from ollama_distributed.routing.plan import ELSEWHERE, most_telling
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+Begin = Callable[[NodeId, SourceSink], Generation]
+
+
+class Attempts:
+    """Implements `Generation`."""
+
+    __slots__ = (
+        "_begin",
+        "_errors",
+        "_generation",
+        "_left",
+        "_node",
+        "_over",
+        "_paused",
+        "_request_id",
+        "_sink",
+        "_spoke",
+        "_try",
+    )
+
+    def __init__(
+        self, order: Sequence[NodeId], begin: Begin, sink: SourceSink, request_id: RequestId
+    ) -> None:
+        self._begin = begin
+        self._sink = sink
+        self._request_id = request_id
+        self._left = list(order)
+        self._errors: list[OllamaDistributedError] = []
+        self._generation: Generation | None = None
+        self._node = order[0]
+        self._try = 0
+        self._spoke = False
+        self._paused = False
+        self._over = False
+        self._next()
+
+    # ── Generation ──────────────────────────────────────────────────────────────────
+
+    def cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            if self._generation is not None:
+                self._generation.cancel()
+
+    def pause(self) -> None:
+        self._paused = True
+        if self._generation is not None:
+            self._generation.pause()
+
+    def resume(self) -> None:
+        self._paused = False
+        if self._generation is not None:
+            self._generation.resume()
+
+    # ── inside ──────────────────────────────────────────────────────────────────────
+
+    def _next(self) -> None:
+        self._node = self._left.pop(0)
+        self._try = this = self._try + 1
+
+        def hear(event: SourceEvent) -> None:
+            if self._try == this and not self._over:
+                self._hear(event)
+
+        try:
+            generation = self._begin(self._node, hear)
+        except OllamaDistributedError as error:
+            self._refused(error)
+            return
+        except Exception:
+            log.exception("routing.defect", request_id=self._request_id, node=self._node)
+            self._end(Internal("internal error; the node's log has it under the request id"))
+            return
+        if self._over:
+            generation.cancel()
+        elif self._try == this:  # else it was refused at once, and the next has begun
+            self._generation = generation
+            if self._paused:
+                generation.pause()
+
+    def _hear(self, event: SourceEvent) -> None:
+        kind = type(event)
+        if kind is Tokens:
+            self._spoke = True
+        elif kind is EngineFailed:
+            assert isinstance(event, EngineFailed)
+            self._refused(event.error)
+            return
+        elif kind is not Prepared and kind is not Progress:
+            self._spoke = True
+        self._sink(event)
+
+    def _refused(self, error: OllamaDistributedError) -> None:
+        self._generation = None
+        if self._spoke or not isinstance(error, ELSEWHERE):
+            self._end(error)
+            return
+        self._errors.append(error)
+        log.warning(
+            "routing.refused",
+            request_id=self._request_id,
+            node=self._node,
+            reason=error.message,
+            left=len(self._left),
+        )
+        if self._left:
+            self._next()
+        else:
+            self._end(most_telling(self._errors))
+
+    def _end(self, error: OllamaDistributedError) -> None:
+        self._over = True
+        self._sink(EngineFailed(error))

@@ -1,0 +1,141 @@
+"""Sends each request where it is answered: to this node's own serving, or to another node.
+
+Implements `streams.ports.Source` over both. Until the first word of an answer a refusal that
+is about the node, not the request, leads to the next one of the plan, unseen by the client;
+after it nothing is tried again. Nothing here waits for consensus: the choice is made from the
+last state that this node knows, and a node that the state calls offline is still tried when
+no other holds the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.ids import NodeId, RequestId
+from ollama_distributed.base.inference import (
+    EmbedRequest,
+    EmbedResult,
+    Generation,
+    InferenceRequest,
+    RerankRequest,
+    RerankResult,
+)
+from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.cluster.load import Load as LoadReport
+from ollama_distributed.models.names import name_key
+from ollama_distributed.routing.attempts import Attempts
+from ollama_distributed.routing.directory import Directory
+from ollama_distributed.routing.plan import ELSEWHERE, Dice, Load, Plan, Standing, most_telling, plan
+from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+STALE_S = 15.0
+"""A load report that is older says nothing: an unchanged load is said every 5 s."""
+
+
+class Router:
+    """Implements `streams.ports.Source`. `dice`: `random.Random(seed).randrange`."""
+
+    def __init__(self, local: Local, shelf: Shelf, peers: Peers, view: ClusterView, dice: Dice) -> None:
+        self._local = local
+        self._shelf = shelf
+        self._peers = peers
+        self._view = view
+        self._dice = dice
+        self._directory = Directory(view, dice)
+
+    def start(
+        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
+    ) -> Generation:
+        order = self.plan(request.model).order
+        if order in ((), (self._view.me,)):
+            # Nobody else could do it; a model that nobody holds is refused in the usual words.
+            return self._local.start(request, sink, resume_ids)
+
+        def begin(node: NodeId, hear: SourceSink) -> Generation:
+            if node == self._view.me:
+                return self._local.start(request, hear, resume_ids)
+            return self._peers.start(node, request, hear, resume_ids)
+
+        return Attempts(order, begin, sink, request.request_id)
+
+    async def embed(self, request: EmbedRequest) -> EmbedResult:
+        return await self._ask(
+            request.model,
+            request.request_id,
+            lambda: self._local.embed(request),
+            lambda node: self._peers.embed(node, request),
+        )
+
+    async def rerank(self, request: RerankRequest) -> RerankResult:
+        return await self._ask(
+            request.model,
+            request.request_id,
+            lambda: self._local.rerank(request),
+            lambda node: self._peers.rerank(node, request),
+        )
+
+    async def count_tokens(self, request: InferenceRequest) -> int:
+        return await self._ask(
+            request.model,
+            request.request_id,
+            lambda: self._local.count_tokens(request),
+            lambda node: self._peers.count_tokens(node, request),
+        )
+
+    def plan(self, model: str) -> Plan:
+        """Which nodes would be asked now, and why not the others."""
+        holders = self._directory.others(model)
+        me = self._view.me
+        if self._shelf.knows(model):
+            if not holders:
+                return Plan(order=(me,))
+            draining = self._directory.draining(me)
+            holders = (Standing(node=me, status="draining" if draining else "online"), *holders)
+        if not holders:
+            return Plan()
+        return plan(holders, me, self._loads(model, holders), self._dice)
+
+    def _loads(self, model: str, holders: tuple[Standing, ...]) -> dict[NodeId, Load]:
+        """What the other holders said lately of this model; from now on they are listened to."""
+        others = [holder.node for holder in holders if holder.node != self._view.me]
+        self._view.interest(others)
+        key = name_key(model)
+        loads: dict[NodeId, Load] = {}
+        for node in others:
+            report = self._view.report(node)
+            if report is not None and (report.age_s or 0.0) <= STALE_S:
+                loads[node] = _load(report, key)
+        return loads
+
+    async def _ask(
+        self,
+        model: str,
+        request_id: RequestId,
+        here: Callable[[], Awaitable[T]],
+        there: Callable[[NodeId], Awaitable[T]],
+    ) -> T:
+        order = self.plan(model).order or (self._view.me,)
+        errors: list[OllamaDistributedError] = []
+        for node in order:
+            try:
+                return await (here() if node == self._view.me else there(node))
+            except ELSEWHERE as error:
+                errors.append(error)
+                if len(order) > 1:
+                    log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
+        raise most_telling(errors)
+
+
+def _load(report: LoadReport, key: str) -> Load:
+    for one in report.models:
+        if one.name.lower() == key:
+            return Load(slots=one.slots, busy=one.busy, queued=one.queued, loaded=True)
+    return Load(slots=report.slots, busy=report.busy, queued=report.queued)
