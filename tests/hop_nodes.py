@@ -24,13 +24,13 @@ from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
-from ollama_distributed.catalog.cluster import held_model
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.cluster.identity import ca
 from ollama_distributed.cluster.identity.issuing import issue
 from ollama_distributed.cluster.identity.roster import NodeRecord
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.gateway.errors import status_of
+from ollama_distributed.models.held import held_model
 from ollama_distributed.routing.service import Router
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.serving.settings import ServingSettings
@@ -113,9 +113,7 @@ class HopNode:
             listening(listener, self.tls.server(client_required=False))
         )
         closing.push_async_callback(self.door.close)
-        self.pool = PeerPool(
-            self.hops, self.tls, lambda connection, node: peer_of(connection, expected=node) and None
-        )
+        self.pool = PeerPool(self.hops, self.tls, lambda connection, node: peer_of(connection, expected=node))
         closing.push_async_callback(self.pool.close)
         self.router = Router(self.serving, self.catalog, self.pool, self, random.Random(7).randrange)
         self.answers = Answers(self.router, SystemClock())

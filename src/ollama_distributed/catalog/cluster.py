@@ -8,14 +8,16 @@ own disk; for a model that only others hold the refusal says where it is.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Protocol, get_args
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
 
 from ollama_distributed.base.errors import ModelNotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel, capabilities
+from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
+from ollama_distributed.models.held import held_model as held_model
+from ollama_distributed.models.held import spec_of
 from ollama_distributed.models.names import name_key
-from ollama_distributed.models.spec import Architecture, Capability, ModelSpec
+from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import HeldModel
 
@@ -60,7 +62,7 @@ class ClusterCatalog:
         self._peers = peers
         self._me = me
         self._state = state
-        self._listed: tuple[object, list[ModelSpec]] = (None, [])
+        self._listed: tuple[object, Sequence[ModelSpec]] = (None, ())
 
     # ── questions ───────────────────────────────────────────────────────────────────
 
@@ -130,7 +132,7 @@ class ClusterCatalog:
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
-    def _elsewhere(self) -> list[ModelSpec]:
+    def _elsewhere(self) -> Sequence[ModelSpec]:
         models = self._state().models
         if self._listed[0] is not models:
             newest = (self._newest(key) for key in models)
@@ -157,47 +159,3 @@ class ClusterCatalog:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         where = ", ".join(names[:_NAMED]) + more
         return ModelNotFound(f"model '{name}' is not on this node but on {where}; {do} there")
-
-
-def held_model(spec: ModelSpec) -> HeldModel:
-    """What this node writes of a model into the replicated state."""
-    architecture = spec.architecture
-    return HeldModel(
-        name=name_key(spec.name),
-        display=spec.display,
-        digest=spec.digest,
-        size_bytes=spec.size_bytes,
-        modified_at=spec.modified_at,
-        family=architecture.name,
-        families=spec.families,
-        parameters=architecture.parameters,
-        quantization=architecture.file_type,
-        context_tokens=architecture.context_tokens,
-        embedding_length=architecture.embedding_length,
-        capabilities=capabilities(spec),
-    )
-
-
-def spec_of(held: HeldModel) -> ModelSpec:
-    """For lists only: it has no files, so no engine can load it."""
-    return ModelSpec(
-        name=held.name,
-        display=held.display,
-        digest=held.digest,
-        size_bytes=held.size_bytes,
-        modified_at=held.modified_at,
-        architecture=Architecture(
-            name=held.family,
-            layers=0,
-            context_tokens=held.context_tokens,
-            embedding_length=held.embedding_length,
-            heads=0,
-            kv_heads=0,
-            key_length=0,
-            value_length=0,
-            parameters=held.parameters,
-            file_type=held.quantization,
-        ),
-        families=held.families,
-        capabilities=frozenset(one for one in get_args(Capability) if one in held.capabilities),
-    )

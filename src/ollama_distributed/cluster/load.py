@@ -54,6 +54,13 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     busy: int = 0
     queued: int = 0
     tokens_per_s: float = 0.0
+    memory_bytes: int = 0
+    vram_bytes: int = 0
+    context_tokens: int = 0
+    expires_at: float | None = None
+    """When it goes if nobody uses it, seconds since the Unix epoch; None: never."""
+    engine: str = ""
+    """`name/variant/version`."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

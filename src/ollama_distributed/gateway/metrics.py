@@ -83,7 +83,7 @@ class GatewayMetrics:
         lines += [f'{prefix}_tokens_total{{kind="{kind}"}} {count}' for kind, count in self._tokens.items()]
         lines += _head(f"{prefix}_response_bytes_total", "counter", "Bytes of answers' bodies.")
         lines.append(f"{prefix}_response_bytes_total {self._bytes_out}")
-        lines += _residents(prefix, list(loaded))
+        lines += _residents(prefix, [one for one in loaded if not one.node])
         return "\n".join(lines) + "\n"
 
 

@@ -61,6 +61,8 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: float | None
     """Seconds since the Unix epoch; None: never."""
     engine: EngineInfo
+    node: str = ""
+    """Name of the node that has it in memory; empty: this one."""
 
 
 class Serving:

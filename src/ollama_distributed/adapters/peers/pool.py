@@ -67,15 +67,9 @@ class TLS(Protocol):
     def client(self) -> ssl.SSLContext: ...
 
 
-class CheckPeer(Protocol):
-    def __call__(self, connection: ssl.SSLObject, node: NodeId, /) -> None:
-        """
-        Raises:
-            Forbidden: another node than `node` is there, or one that was removed.
-        """
-        ...
-
-
+CheckPeer = Callable[[ssl.SSLObject, NodeId], object]
+"""Raises `Forbidden` when another node than that is on the other side of the connection, or one
+that was removed: `lambda connection, node: peer_of(connection, expected=node)`."""
 Addresses = Callable[[NodeId], Sequence[str]]
 """`host:port` of a node's cluster listener, best first (`Advert.hop`)."""
 

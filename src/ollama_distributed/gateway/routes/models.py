@@ -55,8 +55,9 @@ def _expiry_s(one: LoadedModel) -> float:
 
 
 def resident_row(one: LoadedModel) -> dict[str, Any]:
-    """One model of `/api/ps`; `slots` and `engine` are ours, Ollama's clients ignore them."""
+    """One model of `/api/ps`; from `slots` on the fields are ours, Ollama's clients ignore them."""
     spec = one.spec
+    elsewhere = {"node": one.node} if one.node else {}
     return {
         "name": spec.display,
         "model": spec.display,
@@ -69,6 +70,7 @@ def resident_row(one: LoadedModel) -> dict[str, Any]:
         "slots": one.slots,
         "slots_busy": one.slots_busy,
         "engine": one.engine,
+        **elsewhere,
     }
 
 

@@ -92,7 +92,7 @@ class _Handlers:
                 "status": "ok" if ready else "starting",
                 "node": self._node.version.node,
                 "version": self._node.version.version,
-                "models_loaded": len(self._node.residents.loaded()),
+                "models_loaded": sum(not one.node for one in self._node.residents.loaded()),
             },
             200 if ready else 503,
         )
