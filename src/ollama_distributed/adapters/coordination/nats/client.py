@@ -252,8 +252,6 @@ class NatsCoordination:
             return ack.seq
         if ack.error.err_code == wire.WRONG_LAST_SEQUENCE:
             raise _Refused
-        if ack.error.err_code == wire.TOO_LARGE:  # all of ours fit, unless the stream is frozen
-            raise Unavailable("the servers of the cluster are being changed; nothing was written")
         raise Unavailable(ack.error.description)
 
     async def _after_refusal(
@@ -312,9 +310,7 @@ class NatsCoordination:
         subject = self._bucket.subject(wire.PROBE_KEY)
         while True:
             try:
-                answer = await self._session.request(
-                    subject, b"", timeout_s=ATTEMPT_S, headers={wire.WRITE_ID: wire.PROBE_KEY}
-                )
+                answer = await self._session.request(subject, b"", timeout_s=ATTEMPT_S)
                 if msgspec.json.decode(answer, type=wire.Ack).error is None:
                     break
             except (NoResponders, Unavailable, TimeoutError):

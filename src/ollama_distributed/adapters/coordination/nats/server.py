@@ -128,9 +128,17 @@ class NatsServer:
         return self._keeping is not None
 
     @property
+    def host(self) -> str:
+        return self._settings.host
+
+    @property
     def system(self) -> System:
         """Its administration, and through it that of its cluster."""
-        return System(Address(urls=(self.url,), login=self._access.system()), name=self.name)
+        return self.system_at((self.url,))
+
+    def system_at(self, urls: tuple[str, ...]) -> System:
+        """The administration of other servers of this cluster."""
+        return System(Address(urls=urls, login=self._access.system()), name=self.name)
 
     # ── life ────────────────────────────────────────────────────────────────────────
 
@@ -185,7 +193,7 @@ class NatsServer:
         await asyncio.to_thread(self._write_config)
         process = self._process
         if process is not None and process.returncode is None:
-            process.send_signal(signal.SIGHUP)
+            _signal(process, signal.SIGHUP)
             log.info(RELOADED, pid=process.pid)
 
     async def push_account(self, account: str) -> int:
@@ -204,13 +212,12 @@ class NatsServer:
         if process is None:
             return
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
+            _signal(process, signal.SIGTERM)
             with anyio.CancelScope(shield=True):
                 with anyio.move_on_after(STOP_S):
                     await process.wait()
                 if process.returncode is None:
-                    process.kill()
+                    _signal(process, signal.SIGKILL)
                     await process.wait()
 
     async def _keep(self) -> None:
@@ -314,6 +321,12 @@ class NatsServer:
             return " / ".join(lines) or "it wrote no log"
 
         return await asyncio.to_thread(read)
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    # The process object's own methods reap a child that just died, behind asyncio's back.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -111,6 +111,30 @@ class System:
         wanted = {"accounts": True, "streams": True, "config": False}
         return msgspec.json.decode(await self._of(server, "JSZ", wanted), type=JetStream)
 
+    async def meta(self) -> Meta:
+        """The Raft group as its leader sees it: other servers are in `replicas`.
+
+        Raises:
+            Unavailable: nobody answers, or nobody leads.
+        """
+        answer = msgspec.json.decode(await self.ask("$SYS.REQ.SERVER.PING.JSZ", {}), type=_Answer)
+        seen = msgspec.json.decode(answer.data, type=JetStream).meta_cluster
+        if seen is None or not seen.leader:
+            raise Unavailable("the coordination servers have no leader")
+        led = (await self.jetstream(seen.leader)).meta_cluster
+        if led is None or led.leader != seen.leader:
+            raise Unavailable("the coordination servers are changing their leader")
+        return led
+
+    async def voters(self) -> tuple[str, ...]:
+        """The servers that vote, dead ones too, by name.
+
+        Raises:
+            Unavailable: nobody answers, or nobody leads.
+        """
+        meta = await self.meta()
+        return tuple(sorted({meta.leader, *(peer.name for peer in meta.replicas)}))
+
     async def answers(self, server: str) -> bool:
         """Whether a server of this name lives and is connected to the ones that are asked.
 
@@ -120,7 +144,7 @@ class System:
         connection = await self._connected()
         try:
             body = msgspec.json.encode({"server_name": server, "exact_match": True})
-            await connection.request("$SYS.REQ.SERVER.PING.IDZ", body, timeout=ANSWER_S)
+            await connection.request("$SYS.REQ.SERVER.PING.STATSZ", body, timeout=ANSWER_S)
         except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
             return False
         except (nats.errors.Error, OSError) as exc:

@@ -37,11 +37,7 @@ WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE = 10037
 NAME_IN_USE = 10058
 """The stream is there with another configuration."""
-TOO_LARGE = 10054
-MAX_MESSAGE_BYTES = 1024 * 1024
-FROZEN_BYTES = 1
-"""The largest message of a frozen stream. Every write of ours carries headers, so it is
-refused; the configuration is part of the stream, so a snapshot and a restart keep it."""
+NO_STREAM = 10059
 
 
 class Bucket(msgspec.Struct, frozen=True):
@@ -60,6 +56,11 @@ class Bucket(msgspec.Struct, frozen=True):
     @property
     def all_events(self) -> str:
         return f"{EVENTS_PREFIX}{self.name}.>"
+
+    @property
+    def frozen(self) -> str:
+        """What the stream listens to while it takes no writes: nobody speaks there."""
+        return f"frozen.{self.name}.>"
 
     def subject(self, key: str) -> str:
         return f"{STATE_PREFIX}{self.name}.{key}"
@@ -91,7 +92,6 @@ class StreamConfig(msgspec.Struct, frozen=True):
     allow_atomic: bool = False
     allow_msg_ttl: bool = False
     max_msgs_per_subject: int = -1
-    max_msg_size: int = -1
 
     @property
     def sound(self) -> bool:
@@ -144,7 +144,7 @@ def stream_config(bucket: Bucket, *, replicas: int = 1) -> dict[str, Any]:
         "storage": "file",
         "retention": "limits",
         "discard": "new",
-        "max_msg_size": MAX_MESSAGE_BYTES,
+        "max_msg_size": 1024 * 1024,
         # Reads go to the leader: 1.4 % of direct reads were older than an acknowledged put (M8).
         "allow_direct": False,
         "allow_atomic": True,

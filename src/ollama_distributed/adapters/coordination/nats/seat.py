@@ -1,0 +1,120 @@
+"""Which place among the cluster's servers this machine has; kept beside the server's store.
+
+A `Formation` is one set of servers that form one Raft group. Its id is new whenever a group
+begins with empty stores, so a server that was told of another formation knows that what it
+holds is worth nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from ollama_distributed.base.codec import encode_pretty
+from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.ids import NodeId
+
+SEAT_NAME = "seat.json"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a voter's server is found."""
+
+    node: NodeId
+    url: str
+    """`tls://host:port`, for clients."""
+    route: str
+    """`host:port`, for the other servers; the host is in its certificate."""
+
+
+class Formation(msgspec.Struct, frozen=True, kw_only=True):
+    """Servers that vote together."""
+
+    id: str
+    cluster: str
+    places: tuple[Place, ...]
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        return tuple(place.node for place in self.places)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return tuple(place.url for place in self.places)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(place.route for place in self.places)
+
+    @property
+    def majority(self) -> int:
+        return len(self.places) // 2 + 1
+
+    def place(self, node: str) -> Place:
+        return next(place for place in self.places if place.node == node)
+
+
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """What this machine's server is to be at its next start. Neither of both: there is none."""
+
+    alone: bool = False
+    """Standalone: it holds all of the state."""
+    formation: Formation | None = None
+    """One of several."""
+    port: int = 0
+    """For clients, once it was chosen."""
+    route_port: int = 0
+    """For the other servers, once it was chosen."""
+
+
+def load(folder: Path) -> Seat:
+    """
+    Raises:
+        Invalid: the file is damaged.
+    """
+    try:
+        return msgspec.json.decode((folder / SEAT_NAME).read_bytes(), type=Seat)
+    except FileNotFoundError:
+        return Seat()
+    except msgspec.MsgspecError as exc:
+        raise Invalid(f"{folder / SEAT_NAME} is damaged: {exc}") from exc
+
+
+def save(folder: Path, seat: Seat) -> None:
+    write_durably(folder / SEAT_NAME, encode_pretty(seat))
+
+
+def free_port(host: str, wanted: int) -> int:
+    """`wanted` if nobody has it, else one that is free now."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in (wanted, 0):
+        with socket.socket(family) as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            found: int = probe.getsockname()[1]
+            return found
+    raise Invalid(f"no port is free on {host}")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace `path`, readable by us alone; the old or the new content survives a power cut."""
+    beside = path.with_name(f".{path.name}.new")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in it last."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
