@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import structlog
 
 from ollama_distributed.access.keys import make_admin_key
 from ollama_distributed.access.service import Authenticator
@@ -60,6 +63,9 @@ class ClusterServer:
         assert self._started.wait(DEADLINE_S)
 
     def stop(self) -> None:
+        """Idempotent."""
+        if not self._thread.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive()
@@ -68,11 +74,15 @@ class ClusterServer:
 @contextmanager
 def cluster_server(cluster: FakeCluster | None = None) -> Iterator[ClusterServer]:
     server = ClusterServer(cluster or FakeCluster("alpha", "beta", "gamma", "delta"))
+    usual = structlog.get_config()
+    # Commands under test print to the same stdout as the log.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     server.start()
     try:
         yield server
     finally:
         server.stop()
+        structlog.configure(**usual)
 
 
 def main() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ollama_distributed.cli import output
-from ollama_distributed.cli.group import Command
+from ollama_distributed.cli.group import LAST_PANEL, Command
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Session
+
+if TYPE_CHECKING:
+    from ollama_distributed.client.sync import SyncClient
 
 _PROGRAM = "ollama-distributed"
 _VARIABLE = "_OLLAMA_DISTRIBUTED_COMPLETE"
@@ -34,7 +38,7 @@ _PATIENCE_S = 1.0
 
 
 def register(app: typer.Typer) -> None:
-    app.command(cls=Command, rich_help_panel="More")(completion)
+    app.command(cls=Command, rich_help_panel=LAST_PANEL)(completion)
 
 
 def _shells() -> list[str]:
@@ -80,14 +84,26 @@ def loaded_names(ctx: typer.Context) -> list[str]:
     return _names(ctx, loaded=True)
 
 
+def node_names(ctx: typer.Context) -> list[str]:
+    """Names of the cluster's nodes."""
+    return _asked(ctx, lambda client: [node.name for node in client.nodes.list()])
+
+
 def _names(ctx: typer.Context, *, loaded: bool) -> list[str]:
+    def ask(client: SyncClient) -> list[str]:
+        found = client.models.loaded() if loaded else client.models.list()
+        return [model.name for model in found]
+
+    return _asked(ctx, ask)
+
+
+def _asked(ctx: typer.Context, ask: Callable[[SyncClient], list[str]]) -> list[str]:
     from ollama_distributed.client.errors import ClientError
 
     asked = ctx.find_root().params
     session = Session(host=asked.get("host"), api_key=asked.get("api_key"), data_dir=asked.get("data_dir"))
     try:
         with session.client(retries=0, timeout_s=_PATIENCE_S) as client:
-            found = client.models.loaded() if loaded else client.models.list()
-            return [model.name for model in found]
+            return ask(client)
     except (ClientError, Problem):
         return []  # a key press must never print an error

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ollama_distributed.client.errors import ClientError
 
 GLOBAL_PANEL = "Global options"
+LAST_PANEL = "More"
 _HELP_COLUMNS = 120
 """Longer ones are wrapped by the formatter; only the first sentence is shown in any case."""
 FAILED = 1
@@ -34,6 +35,7 @@ HINTS: Mapping[str, str] = {
     "no_capacity": "Free memory with:  ollama-distributed stop MODEL   (see: ollama-distributed ps)",
     "quarantined": "The model crashed too often; the server's log says more.",
     "bad_answer": "Another program listens there; check --host and OLLAMA_HOST.",
+    "unavailable": "See how the cluster is:  ollama-distributed cluster status",
     "timed_out": "The server works on something long, or hangs; `ollama-distributed ps` tells.",
 }
 
@@ -69,8 +71,12 @@ class Group(TyperGroup):
             command = super().get_command(ctx, name)
             if command is not None and not command.hidden:
                 help_line = command.get_short_help_str(_HELP_COLUMNS)
-                panels.setdefault(getattr(command, "rich_help_panel", ""), []).append((name, help_line))
-        for panel, rows in panels.items():
+                panel = getattr(command, "rich_help_panel", "")
+                panels.setdefault(panel if isinstance(panel, str) else "Commands", []).append(
+                    (name, help_line)
+                )
+        # Groups come after commands, whatever the order in which they are registered.
+        for panel, rows in sorted(panels.items(), key=lambda item: item[0] == LAST_PANEL):
             with formatter.section(panel):
                 formatter.write_dl(rows)
 

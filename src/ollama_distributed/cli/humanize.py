@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
+_UNIT_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _FOREVER = timedelta(days=20 * 365)
 """A model that never expires carries a time further away than this."""
 
@@ -18,6 +19,11 @@ def size(bytes_: int) -> str:
             value = bytes_ / factor
             return f"{int(value)} {unit}" if value >= 10 or value == int(value) else f"{value:.1f} {unit}"
     return f"{bytes_} B"
+
+
+def memory(bytes_: int) -> str:
+    """Of a machine, as its maker tells it: `16 GiB`."""
+    return f"{bytes_ / 2**30:.3g} GiB"
 
 
 def count(number: int) -> str:
@@ -88,3 +94,28 @@ def precise(nanoseconds: int) -> str:
         if nanoseconds >= factor:
             return f"{nanoseconds / factor:.9g}{unit}"
     return f"{nanoseconds}ns"
+
+
+def age(seconds: float) -> str:
+    """A length of time for a table: `5s`, `3m`, `2h`, `4d`. Less than none (clocks differ) is `0s`."""
+    whole = max(0, int(seconds))
+    for unit_s, unit, most in ((1, "s", 120), (60, "m", 120), (3600, "h", 48)):
+        if whole < unit_s * most:
+            return f"{whole // unit_s}{unit}"
+    return f"{whole // 86400}d"
+
+
+def length_s(text: str) -> float:
+    """Seconds from `90`, `90s`, `10m`, `2h`, `1d`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNIT_S else (text, "s")
+    try:
+        value = float(number) * _UNIT_S[unit]
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{text!r} is not a length of time; write 90s, 10m, 2h or 1d")
+    return value

@@ -26,7 +26,8 @@ app = typer.Typer(
     "  ollama-distributed serve\n"
     "  ollama-distributed import model.gguf --name mymodel\n"
     '  ollama-distributed run mymodel "Why is the sky blue?"\n'
-    "  ollama-distributed list --output json",
+    "  ollama-distributed list --output json\n"
+    "  ollama-distributed cluster status --watch",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -92,9 +93,19 @@ def root(
 
 
 def _register() -> None:
-    from ollama_distributed.cli import completion, create, inference, library, node, version
+    from ollama_distributed.cli import (
+        cluster,
+        completion,
+        config,
+        create,
+        inference,
+        library,
+        node,
+        nodes,
+        version,
+    )
 
-    for module in (node, inference, library, create, version, completion):
+    for module in (node, inference, library, create, cluster, nodes, config, version, completion):
         module.register(app)
 
 

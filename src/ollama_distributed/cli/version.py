@@ -10,7 +10,7 @@ import typer
 
 from ollama_distributed._version import __version__
 from ollama_distributed.cli import output
-from ollama_distributed.cli.group import Command
+from ollama_distributed.cli.group import LAST_PANEL, Command
 from ollama_distributed.cli.session import Session, Target
 from ollama_distributed.cli.terminal import clean_line
 
@@ -21,7 +21,7 @@ _PATIENCE_S = 5.0
 
 
 def register(app: typer.Typer) -> None:
-    app.command(cls=Command, rich_help_panel="More")(version)
+    app.command(cls=Command, rich_help_panel=LAST_PANEL)(version)
 
 
 def version(ctx: typer.Context) -> None:
