@@ -106,11 +106,11 @@ class HopNode:
             draining=lambda: self.draining,
             status_of=status_of,
         )
-        listener = ClusterListener(
+        self.listener = ClusterListener(
             self.door, seat.world.admission, check_peer=seat.check, status_of=status_of
         )
         self.address = await closing.enter_async_context(
-            listening(listener, self.tls.server(client_required=False))
+            listening(self.listener, self.tls.server(client_required=False))
         )
         closing.push_async_callback(self.door.close)
         self.pool = PeerPool(self.hops, self.tls, lambda connection, node: peer_of(connection, expected=node))

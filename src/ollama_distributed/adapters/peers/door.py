@@ -234,7 +234,7 @@ class PeerDoor:
     async def _embed(self, body: bytes, outlet: Outlet, receive: Receive) -> None:
         request = _decoded(msgspec.msgpack.Decoder(EmbedRequest), body)
 
-        async def rows() -> None:
+        async def rows() -> bytes:
             result = await self._source.embed(request)
             batch: list[tuple[float, ...]] = []
             numbers = 0
@@ -246,28 +246,28 @@ class PeerDoor:
                     batch, numbers = [], 0
             if batch:
                 await outlet.put(wire.reply_frame(wire.Rows(tuple(batch))))
-            await outlet.put(_result(result.usage))
+            return _result(result.usage)
 
         await outlet.answer(self._guarded(rows, outlet, request.request_id), receive)
 
     async def _answer(self, route: _Route, peer: Peer, body: bytes, outlet: Outlet, receive: Receive) -> None:
         asked = _decoded(msgspec.msgpack.Decoder(route.body), body)
 
-        async def one() -> None:
-            await outlet.put(_result(await route.handler(peer, asked)))
+        async def one() -> bytes:
+            return _result(await route.handler(peer, asked))
 
         await outlet.answer(self._guarded(one, outlet, getattr(asked, "request_id", "")), receive)
 
-    async def _guarded(self, work: Callable[[], Awaitable[None]], outlet: Outlet, request_id: str) -> None:
+    async def _guarded(self, work: Callable[[], Awaitable[bytes]], outlet: Outlet, request_id: str) -> bytes:
         """The root of a question's task: whatever goes wrong is its answer."""
         try:
-            await work()
+            return await work()
         except OllamaDistributedError as error:
-            await outlet.put(wire.refusal_frame(error))
+            return wire.refusal_frame(error)
         except Exception:
             log.exception("peers.door_defect", request_id=request_id, caller=outlet.caller)
-            defect = Internal(f"internal error on node {self._me}; its log has it under the request id")
-            await outlet.put(wire.refusal_frame(defect))
+            where = f"internal error on node {self._me}; its log has it under the request id"
+            return wire.refusal_frame(Internal(where))
 
     async def _rerank(self, _peer: Peer, request: RerankRequest) -> Any:
         return await self._source.rerank(request)

@@ -51,7 +51,7 @@ class Outlet:
         self._wake: asyncio.Future[None] | None = None
         self._generation: Generation | None = None
         self._paused = False
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[bytes] | None = None
         self._error: OllamaDistributedError | None = None
         self._sent_at = self._loop.time()
         self._sending = 0
@@ -143,8 +143,9 @@ class Outlet:
             if not self._complete:
                 generation.cancel()
 
-    async def answer(self, work: Coroutine[Any, Any, None], receive: Receive) -> None:
-        """Do the work, which `put`s frames; meanwhile pings, and an end when the caller goes."""
+    async def answer(self, work: Coroutine[Any, Any, bytes], receive: Receive) -> None:
+        """Do the work, which may `put` frames and returns the last one; meanwhile pings, and an
+        end when the caller goes."""
         self._work = task = self._loop.create_task(work)
         task.add_done_callback(lambda _: self._stir())
         leaving = self._loop.create_task(self._watch(receive))
@@ -154,9 +155,8 @@ class Outlet:
                     await self.put(wire.PING)
             if self._gone:
                 return
-            if self._error is not None:
-                await self.put(wire.refusal_frame(self._error))
-            await self.put(b"", more=False)
+            last = task.result() if self._error is None else wire.refusal_frame(self._error)
+            await self.put(last, more=False)  # in one write: the caller can use the connection again
         except asyncio.CancelledError:
             self._given_up()
         finally:

@@ -22,7 +22,7 @@ import structlog
 from ollama_distributed.adapters.peers import wire
 from ollama_distributed.adapters.peers.calls import Question, RemoteGeneration
 from ollama_distributed.adapters.peers.link import Call, Link
-from ollama_distributed.adapters.peers.sockets import tune
+from ollama_distributed.adapters.sockets import tune
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     Forbidden,
