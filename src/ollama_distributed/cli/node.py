@@ -1,4 +1,4 @@
-"""Commands of the node itself, which the base install does not have: `serve` and `engine`.
+"""Commands of the node itself, which the base install does not have: `serve`, `join` and `engine`.
 
 They are found by name only when they run, so that everything else starts without the node.
 """
@@ -18,12 +18,18 @@ _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_op
 
 def register(app: typer.Typer) -> None:
     app.command("serve", context_settings=_PASSED_ON, add_help_option=False, rich_help_panel="Node")(serve)
+    app.command("join", context_settings=_PASSED_ON, add_help_option=False, rich_help_panel="Node")(join)
     app.command("engine", context_settings=_PASSED_ON, add_help_option=False, rich_help_panel="Node")(engine)
 
 
 def serve(ctx: typer.Context) -> None:
     """Run a node on this machine."""
     _run(ctx, "ollama_distributed.cli.serve", "serve")
+
+
+def join(ctx: typer.Context) -> None:
+    """Make this machine part of a cluster, and run its node."""
+    _run(ctx, "ollama_distributed.cli.join", "join")
 
 
 def engine(ctx: typer.Context) -> None:
@@ -51,5 +57,7 @@ def _run(ctx: typer.Context, module_name: str, attribute: str) -> None:
         )
         single.command(ctx.info_name)(found)
         found = single
-    given = ["--data-dir", ctx.obj.data_dir] if ctx.obj.data_dir and ctx.info_name == "serve" else []
+    given = (
+        ["--data-dir", ctx.obj.data_dir] if ctx.obj.data_dir and ctx.info_name in ("serve", "join") else []
+    )
     typer.main.get_command(found).main(args=[*given, *ctx.args], prog_name=ctx.info_name, parent=ctx.parent)

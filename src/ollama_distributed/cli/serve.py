@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from ollama_distributed.base.errors import OllamaDistributedError
-from ollama_distributed.node.logs import configure
-from ollama_distributed.node.node import run_node
-from ollama_distributed.node.settings import read_settings
-
-SWITCH_S = 0.0005
-"""How long a worker thread may hold the interpreter while the event loop waits. Python's own
-5 ms shows as a gap in every stream while a large body is read (4 MB: 8 ms -> 3-6 ms)."""
+from ollama_distributed.cli import start
 
 
 def serve(
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="HOST:PORT of the API; may be given again. Default: 127.0.0.1:8080 and :11434."),
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Folder of this node's state. Default: ~/.local/share/ollama-distributed."),
-    ] = None,
-    models_dir: Annotated[
-        Path | None,
-        typer.Option(help="Model store; may be an existing ~/.ollama/models. Default: DATA_DIR/models."),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; see config/node.yaml.example.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name that people see. Default: the host's name.")] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="auto, wheel or binary: which llama.cpp runs the models.")
-    ] = None,
-    require_key: Annotated[
-        bool | None, typer.Option("--require-key", help="Ask for a key even from this machine.")
-    ] = None,
-    debug: Annotated[
-        bool | None,
-        typer.Option("--debug", help="Debug logs; DEBUGPY_LISTEN=HOST:PORT waits for a debugger there."),
-    ] = None,
+    listen: start.Listen = None,
+    data_dir: start.DataDir = None,
+    models_dir: start.ModelsDir = None,
+    config: start.ConfigFile = None,
+    name: start.Name = None,
+    cluster_listen: start.ClusterListen = None,
+    advertise: start.Advertise = None,
+    label: start.Label = None,
+    engine: start.EngineChoice = None,
+    require_key: start.RequireKey = None,
+    debug: start.Debug = None,
 ) -> None:
     """Start a node. It answers the Ollama, OpenAI and Anthropic APIs until Ctrl-C.
 
     When it is ready it prints one line: ready http://HOST:PORT node=ID
+
+    A fresh node is a cluster of one. To add machines, make a token on it
+    (cluster token create) and run `join TOKEN` on them; a node that joined is
+    started again with `serve` like any other.
 
     Examples:
 
@@ -61,50 +34,22 @@ def serve(
 
       ollama-distributed serve --listen 127.0.0.1:9000 --data-dir ./node1
 
+      ollama-distributed serve --advertise gpu1.lan --label zone=a
+
     Every setting also works from a file (--config) or the environment; see docs/settings.md.
     """
-    try:
-        settings = read_settings(
+    start.run(
+        start.settings_of(
             config,
-            listen=listen or None,
+            listen=listen,
             data_dir=data_dir,
             models_dir=models_dir,
             name=name,
+            cluster_listen=cluster_listen,
+            advertise=advertise,
+            labels=label,
             engine=engine,
             require_key=require_key,
             debug=debug,
         )
-    except OllamaDistributedError as failure:
-        typer.echo(f"Error: {failure.message}", err=True)
-        raise typer.Exit(2) from failure
-    writer = configure("debug" if settings.debug else settings.log_level, settings.log_format)
-    if settings.debug:
-        _listen_for_debugger()
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        with asyncio.Runner(debug=settings.debug, loop_factory=_loop_factory()) as runner:
-            runner.run(run_node(settings, lambda line: print(line, flush=True)))
-    except OllamaDistributedError as failure:
-        typer.echo(f"Error: {failure.message}", err=True)
-        raise typer.Exit(1) from failure
-    finally:
-        writer.close()
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    return uvloop.new_event_loop
-
-
-def _listen_for_debugger() -> None:
-    """debugpy on DEBUGPY_LISTEN, when it is set and installed; see CONTRIBUTING.md."""
-    where = os.environ.get("DEBUGPY_LISTEN")
-    if not where:
-        return
-    import debugpy  # noqa: T100 - the documented way to debug a running node
-
-    host, _, port = where.rpartition(":")
-    debugpy.listen((host or "127.0.0.1", int(port)))  # noqa: T100
+    )

@@ -42,8 +42,11 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Gateway:
     """ASGI; `hot` is what the fast protocol calls without ASGI in between."""
 
-    def __init__(self, hot: HotPath, cold: ColdPath, routes: list[ColdRoute], tasks: Tasks) -> None:
+    def __init__(
+        self, hot: HotPath, cold: ColdPath, routes: list[ColdRoute], tasks: Tasks, gate: Gate
+    ) -> None:
         self.hot = hot
+        self._gate = gate
         self.cold_routes = routes
         self._cold = cold
         self._tasks = tasks
@@ -58,6 +61,10 @@ class Gateway:
             await self._lifespan(receive, send)
         else:  # no WebSocket route exists yet: refuse the handshake
             await send({"type": "websocket.close", "code": 1000})
+
+    def use(self, policy: SitePolicy) -> None:
+        """Other host names and origins from now on."""
+        self._gate.use(policy)
 
     async def close(self) -> None:
         """End the tasks that still wait for an answer. The server calls it at shutdown."""
@@ -130,7 +137,7 @@ def create_app(
     if cluster is not None:
         routes += [*cluster_routes(cluster), *nodes_routes(cluster), *config_routes(cluster, ready)]
     cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)
-    return Gateway(hot, cold, routes, tasks)
+    return Gateway(hot, cold, routes, tasks, gate)
 
 
 def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:

@@ -77,6 +77,10 @@ class Gate:
         self._authenticator = authenticator
         self._policy = policy
 
+    def use(self, policy: SitePolicy) -> None:
+        """Other names and origins from now on."""
+        self._policy = policy
+
     def admit_site(self, head: Head) -> tuple[bool, str | None]:
         """Host and origin only: whether the Host is loopback, and the origin to allow.
 

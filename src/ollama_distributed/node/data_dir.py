@@ -81,6 +81,21 @@ def locked(data_dir: Path) -> Iterator[None]:
         os.close(file)
 
 
+def in_use(data_dir: Path) -> bool:
+    """Whether a node runs on the folder now."""
+    try:
+        file = os.open(data_dir / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
+
+
 @contextmanager
 def runtime(data_dir: Path) -> Iterator[Path]:
     """A private folder for the runners' sockets; first emptied of what a killed node left.
@@ -116,10 +131,10 @@ def runtime(data_dir: Path) -> Iterator[Path]:
 def node_id(data_dir: Path, now: float) -> NodeId:
     """This node's id; made, kept and the same from then on."""
     path = data_dir / "node.json"
-    known = _read(path, NodeFile)
+    known = read_file(path, NodeFile)
     if known is None:
         known = NodeFile(id=NodeId(random_id(12)), created_at=now)
-        _write(path, known)
+        write_file(path, known)
     return known.id
 
 
@@ -129,21 +144,21 @@ def keys(data_dir: Path, url: str, now: float) -> tuple[KeyRecord, ...]:
     `url`, where the API listens now, is kept up to date in `admin.json`.
     """
     keys_path, admin_path = data_dir / "keys.json", data_dir / "admin.json"
-    known = _read(keys_path, KeysFile)
-    admin = _read(admin_path, AdminFile)
+    known = read_file(keys_path, KeysFile)
+    admin = read_file(admin_path, AdminFile)
     if known is None:
         key, record = make_admin_key(now)
         known, admin = KeysFile(keys=(record,)), AdminFile(url=url, key=key)
         # admin.json first: a crash between the two leaves a key that the next start replaces,
         # never a record whose key nobody has.
-        _write(admin_path, admin)
-        _write(keys_path, known)
+        write_file(admin_path, admin)
+        write_file(keys_path, known)
     elif admin is not None and admin.url != url:
-        _write(admin_path, msgspec.structs.replace(admin, url=url))
+        write_file(admin_path, msgspec.structs.replace(admin, url=url))
     return known.keys
 
 
-def _write(path: Path, data: msgspec.Struct) -> None:
+def write_file(path: Path, data: msgspec.Struct) -> None:
     """Replace `path` as a whole, readable by its owner only; durable when it returns."""
     staged = path.with_name(f".{path.name}.new")
     try:
@@ -158,7 +173,7 @@ def _write(path: Path, data: msgspec.Struct) -> None:
         raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
 
 
-def _read(path: Path, form: type[T]) -> T | None:
+def read_file(path: Path, form: type[T]) -> T | None:
     """The file's content, or None when it is not there.
 
     Raises:

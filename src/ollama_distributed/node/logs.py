@@ -26,6 +26,30 @@ FIELD_BOUND = 8_192
 """Characters of one field; a longer one is cut (log injection, `reference/security.md` §3)."""
 
 
+class Threshold:
+    """Drops events below a level that may change while the node runs."""
+
+    _least = logging.INFO
+
+    def use(self, level: str) -> None:
+        self._least = _number(level)
+        # Libraries tell much at `debug` that is not ours to say.
+        logging.getLogger().setLevel(max(self._least, logging.INFO))
+
+    def __call__(self, _: object, method: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+        if structlog.processors.NAME_TO_LEVEL.get(method, logging.CRITICAL) < self._least:
+            raise structlog.DropEvent
+        return event
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]
+
+
+threshold = Threshold()
+"""Of this process, as structlog's configuration is."""
+
+
 class LineWriter:
     """A bounded buffer before a stream, emptied by one thread in batches.
 
@@ -107,7 +131,9 @@ def configure(
         if console
         else structlog.processors.JSONRenderer(serializer=ascii_json)
     )
+    threshold.use(level)
     shared: list[Any] = [
+        threshold,
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -125,7 +151,7 @@ def configure(
     last: list[Any] = [say_less] if console else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*shared, *last, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=lambda *_: Logger(),
         cache_logger_on_first_use=True,
     )
@@ -138,5 +164,4 @@ def configure(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it does, the node says itself
     root = logging.getLogger()
     root.handlers[:] = [Handler()]
-    root.setLevel(max(getattr(logging, level.upper()), logging.INFO))
     return writer

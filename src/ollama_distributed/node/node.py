@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import structlog
 import uvicorn
@@ -22,14 +22,19 @@ from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.cluster.identity.tokens import parse_token
+from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway, create_app
 from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir
+from ollama_distributed.node.cluster.keeper import join_first
+from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import bind_all, bound
+from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
@@ -63,8 +68,9 @@ class Server(uvicorn.Server):
         yield
 
 
-async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Run a node until SIGINT or SIGTERM. `announce` gets the one `ready` line.
+async def run_node(settings: Settings, announce: Callable[[str], None], *, token: str | None = None) -> None:
+    """Run a node until SIGINT or SIGTERM. `announce` gets the one `ready` line. `token`: join
+    a cluster with it before anything else.
 
     Raises:
         Conflict: the data folder or a chosen port is in use.
@@ -72,21 +78,24 @@ async def run_node(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     stop = Stop()
     with stop.on_signals(), data_dir.locked(settings.data_dir), contextlib.ExitStack() as sockets:
+        now = SystemClock().time()
+        node = data_dir.node_id(settings.data_dir, now)
+        if token is not None:
+            await join_first(settings.data_dir, node, parse_token(token))
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
             sockets.callback(listener.close)
         url = bound(listeners[0]).url
-        now = SystemClock().time()
-        node = data_dir.node_id(settings.data_dir, now)
         keys = data_dir.keys(settings.data_dir, url, now)
         authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
         limits = Limits()
 
         def started() -> None:
-            log.info("node.listening", urls=[bound(listener).url for listener in listeners])
+            log.info("node.listening", urls=urls)
             announce(f"ready {url} node={node}")
 
-        async with _built(settings, node, authenticator, limits, lambda: not stop.wanted) as app:
+        urls = [bound(listener).url for listener in listeners]
+        async with _built(settings, node, urls, authenticator, limits, stop) as app:
             server = Server(_http(app, limits, settings), started)
             stop.server = server
             if not stop.wanted:
@@ -121,7 +130,12 @@ class Stop:
 
 @contextlib.asynccontextmanager
 async def _built(
-    settings: Settings, node: NodeId, authenticator: Authenticator, limits: Limits, ready: Callable[[], bool]
+    settings: Settings,
+    node: NodeId,
+    urls: Sequence[str],
+    authenticator: Authenticator,
+    limits: Limits,
+    stop: Stop,
 ) -> AsyncIterator[Gateway]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
@@ -131,25 +145,50 @@ async def _built(
             closing.push_async_callback(engine.close)
         store = BlobStore(settings.store_dir)
         closing.callback(store.close)
-        catalog = Catalog(store, remotes=engines.remotes, clock=clock)
+        catalog = Catalog(store, remotes=engines.remotes, clock=clock, on_change=lambda: models_changed())
+        models_changed: Callable[[], None] = _nobody_to_tell
         await catalog.start()
         refreshing = asyncio.create_task(catalog.run(), name="catalog refresh")
-        closing.push_async_callback(_ended, refreshing)
+        closing.push_async_callback(end, [refreshing])
         serving = Serving(catalog, engines.all, LocalMachine(), clock, serving_settings(settings))
         # The HTTP server has let answers end by then: what still runs has had its time.
         closing.push_async_callback(serving.close, 0.0)
+
+        def apply(live: Settings) -> None:
+            """Settings that the cluster set, while the node runs."""
+            serving.configure(serving_settings(live))
+            app.use(_policy(live))
+            threshold.use("debug" if live.debug else live.log_level)
+            if stop.server is not None:
+                stop.server.config.timeout_graceful_shutdown = _drain_s(live)
+
+        here = await closing.enter_async_context(
+            in_cluster(
+                settings,
+                node,
+                clock=clock,
+                catalog=catalog,
+                serving=serving,
+                engines=[engine.info for engine in engines.all],
+                api=urls,
+                apply=apply,
+            )
+        )
+        models_changed = here.keeper.changed
         app = create_app(
-            inference=Answers(serving, clock),
-            catalog=catalog,
-            residents=serving,
+            inference=Answers(here.source, clock),
+            catalog=here.catalog,
+            residents=here.residents,
             authenticator=authenticator,
             version=_version(node, engines),
-            policy=SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins),
+            policy=_policy(settings),
             limits=limits,
             clock=clock,
-            ready=ready,
+            ready=lambda: not stop.wanted,
+            cluster=here.service,
         )
         closing.push_async_callback(app.close)
+        await closing.enter_async_context(here.keeper)
         for engine in engines.all:
             info = engine.info
             log.info(
@@ -163,10 +202,16 @@ async def _built(
         yield app
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+def _nobody_to_tell() -> None:
+    """Before the node is in its cluster: it tells all that it has when it gets there."""
+
+
+def _policy(settings: Settings) -> SitePolicy:
+    return SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+
+
+def _drain_s(settings: Settings) -> int:
+    return max(1, round(settings.drain_timeout))
 
 
 def _http(app: Gateway, limits: Limits, settings: Settings) -> uvicorn.Config:
@@ -180,7 +225,7 @@ def _http(app: Gateway, limits: Limits, settings: Settings) -> uvicorn.Config:
         server_header=False,
         date_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
+        timeout_graceful_shutdown=_drain_s(settings),
     )
 
 

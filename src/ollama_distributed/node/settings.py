@@ -207,7 +207,6 @@ class Settings(BaseSettings):
         default=300.0,
         gt=0,
         description="A load that makes no progress for so long failed, seconds.",
-        json_schema_extra=LIVE,
     )
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
         default="f16",

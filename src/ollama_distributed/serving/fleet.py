@@ -89,6 +89,19 @@ class Fleet:
         self._closing = False
         self._watchers: list[asyncio.Future[None]] = []
 
+    def configure(self, settings: ServingSettings) -> None:
+        """Use other settings from now on. What is loaded stays loaded as it is; those that were
+        kept for the default time are kept for the new one. `threads` stays what it was."""
+        before, self._settings = self._settings, settings
+        if settings.memory_limit_bytes:
+            self._budget_bytes = settings.memory_limit_bytes
+        for resident in list(self._residents.values()):
+            if resident.keep_alive_s == before.keep_alive_s:
+                resident.keep_alive_s = settings.keep_alive_s
+                if resident.state == "ready" and resident.active == 0:
+                    self._idle(resident)
+        self._pump()
+
     @property
     def residents(self) -> tuple[Resident, ...]:
         return tuple(self._residents.values())

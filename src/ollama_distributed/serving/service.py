@@ -85,6 +85,12 @@ class Serving:
         self._samplings: dict[str, Sampling] = {}
         self._shapes: dict[tuple[str, LoadOptions], Shape] = {}
 
+    def configure(self, settings: ServingSettings) -> None:
+        """Use other settings from now on; what runs goes on as it began."""
+        self._settings = settings
+        self._shapes.clear()
+        self._fleet.configure(settings)
+
     # ── generations ─────────────────────────────────────────────────────────────────
 
     def start(

@@ -1,0 +1,227 @@
+"""Keeps a node in its cluster, whichever that is: found, joined, left, removed.
+
+A node always has an identity. Without one it makes a cluster of its own; after it left or was
+removed it does that again. One life at a time; inference goes on between two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio
+import structlog
+
+from ollama_distributed.base.errors import Conflict, OllamaDistributedError, Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.ca import fingerprint
+from ollama_distributed.cluster.identity.tokens import JoinToken
+from ollama_distributed.cluster.load import LoadReports
+from ollama_distributed.cluster.tasks import end
+from ollama_distributed.node.cluster import addresses
+from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.identity import Identity
+from ollama_distributed.node.cluster.life import Life, drop_server_folder, server_folder
+from ollama_distributed.node.cluster.parts import Parts
+from ollama_distributed.node.cluster.seat import SeatFile
+from ollama_distributed.state.cluster import ClusterState
+
+log = structlog.get_logger("cluster.keeper")
+
+FOUNDED = "cluster.founded"
+JOINED = "cluster.joined"
+LEFT = "cluster.left"
+NO_IDENTITY = "cluster.no_identity"
+
+RETRY_S = (1.0, 30.0)
+UP_S = 15.0
+"""A fresh life has its link and the state within so long, or its caller is told to look again."""
+
+
+class Keeper:
+    """`async with`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.life: Life | None = None
+        self.trouble = ""
+        """Why there is no life."""
+        self._seats = SeatFile(parts.data_dir)
+        self._turn = anyio.Event()
+        """Set to end the present life."""
+        self._then: Callable[[Life], Awaitable[None]] | None = None
+        """What happens after it, to the life that ended."""
+        self._stopping = False
+        self._next = anyio.Event()
+        """Set when a new life begins."""
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def state(self) -> ClusterState:
+        return self.life.state if self.life is not None else ClusterState()
+
+    @property
+    def loads(self) -> LoadReports | None:
+        link = self.life.link if self.life is not None else None
+        return link.loads if link is not None else None
+
+    def changed(self) -> None:
+        """Something that this node says of itself is different now."""
+        if self.life is not None:
+            self.life.changed()
+
+    async def __aenter__(self) -> Keeper:
+        self._running = asyncio.create_task(self._run(), name="cluster")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._running is not None
+        self._stopping = True
+        self._turn.set()
+        if self.life is None:
+            self._running.cancel()
+        await asyncio.wait([self._running])
+        await end([self._running])
+
+    # ── changes ─────────────────────────────────────────────────────────────────────
+
+    async def join(self, token: JoinToken) -> Life:
+        """Join while the node runs. Returns with the new life, its state loaded.
+
+        Raises:
+            as `identity.join`; Conflict: it is in another cluster with other nodes, or in that one.
+            Unavailable: it is a member now, and its state is not there yet.
+        """
+        life = self.need_life()
+        identities.check_may_join(life.identity, max(len(life.state.nodes), len(life.roster), 1), token)
+        await identities.join(self.parts.data_dir, self.parts.node, token)
+
+        async def adopt(ended: Life) -> None:
+            await asyncio.to_thread(_adopt, self._seats, self.parts.data_dir, token)
+            await asyncio.to_thread(drop_server_folder, ended)
+
+        return await self._turn_to(adopt)
+
+    async def leave(self) -> Life:
+        """Give the identity up and be alone again."""
+        return await self._turn_to(self._forget)
+
+    def need_life(self) -> Life:
+        """
+        Raises:
+            Unavailable: the node is between two lives, or has no usable identity.
+        """
+        if self.life is None:
+            raise Unavailable(self.trouble or "this node's part in the cluster is being started")
+        return self.life
+
+    async def _turn_to(self, then: Callable[[Life], Awaitable[None]]) -> Life:
+        if self._then is not None:
+            raise Conflict("this node is joining or leaving already")
+        following = self._next
+        self._then = then
+        self._turn.set()
+        try:
+            with anyio.fail_after(UP_S):
+                await following.wait()
+                life = self.need_life()
+                await life.up.wait()
+                await life.need_link().mirror.wait_ready()
+        except TimeoutError as late:
+            raise Unavailable("done, but the cluster's state is not there yet; see: cluster status") from late
+        return life
+
+    # ── lives ───────────────────────────────────────────────────────────────────────
+
+    async def _run(self) -> None:
+        pause_s = RETRY_S[0]
+        while not self._stopping:
+            try:
+                life = Life(self.parts, await asyncio.to_thread(self._identity), self._seats, self._on_over)
+                self.trouble = ""
+                await self._live(life)
+                pause_s = RETRY_S[0]
+            except Exception as failure:  # the task's root: the node goes on without a cluster
+                said = failure.message if isinstance(failure, OllamaDistributedError) else repr(failure)
+                self.trouble = f"this node's part in the cluster cannot be started: {said}"
+                log.exception(NO_IDENTITY, again_in_s=pause_s)
+                with anyio.move_on_after(pause_s):
+                    await self._turn.wait()
+                pause_s = min(pause_s * 2, RETRY_S[1])
+
+    async def _live(self, life: Life) -> None:
+        self._turn = anyio.Event()
+        if self._stopping:
+            return
+        async with life:
+            self.life = life
+            self._next.set()
+            self._next = anyio.Event()
+            await self._turn.wait()
+        self.life = None
+        then, self._then = self._then, None
+        if then is not None:
+            await then(life)
+
+    def _identity(self) -> Identity:
+        """The one on disk, or a new cluster's. Blocking, small."""
+        parts = self.parts
+        identity = identities.restore(parts.data_dir)
+        if identity is None:
+            listen = addresses.parse_listen(parts.settings.cluster_listen)
+            hosts = addresses.advertised(parts.settings.advertise, listen)
+            identity = identities.found(parts.data_dir, parts.node, hosts, parts.clock.time())
+            self._seats.read(identity.cluster)
+            self._seats.put(serves=True)
+            log.info(FOUNDED, cluster=identity.cluster)
+        elif not self._seats.read(identity.cluster).serves and server_folder(parts, identity).exists():
+            self._seats.put(serves=True)  # the seat was lost; the state that it kept is there
+        return identity
+
+    async def _forget(self, ended: Life) -> None:
+        await asyncio.to_thread(identities.forget, ended.identity)
+        await asyncio.to_thread(drop_server_folder, ended)
+        log.info(LEFT, cluster=ended.identity.cluster)
+
+    def _on_over(self) -> None:
+        """This node was removed: its keys are void, and it is alone again."""
+        if self._then is None:
+            self._then = self._forget
+            self._turn.set()
+
+
+async def join_first(data_dir: Path, node: NodeId, token: JoinToken) -> None:
+    """Join before the node starts. Nothing happens where it is in that cluster already.
+
+    Raises:
+        as `identity.join`; Conflict: it is in another cluster with other nodes.
+    """
+    seats = SeatFile(data_dir)
+    current = await asyncio.to_thread(identities.restore, data_dir)
+    if current is not None:
+        seat = await asyncio.to_thread(seats.read, current.cluster)
+        if _belongs(current, token):
+            log.info(JOINED, cluster=current.cluster, again=True)
+            return
+        identities.check_may_join(current, seat.members, token)
+    await identities.join(data_dir, node, token)
+    await asyncio.to_thread(_adopt, seats, data_dir, token)
+
+
+def _adopt(seats: SeatFile, data_dir: Path, token: JoinToken) -> None:
+    """Take the identity that the join prepared, and the seat that goes with it. Blocking, small."""
+    identity = identities.adopt(data_dir, token.ca_sha256)
+    seats.read(identity.cluster)
+    given = identity.credentials.facts
+    seats.put(
+        open=True,
+        servers=tuple(map(str, given.servers)),
+        nats=tuple(url.partition("://")[2] for url in given.nats),
+        members=2,
+    )
+    log.info(JOINED, cluster=identity.cluster, role=identity.role)
+
+
+def _belongs(identity: Identity, token: JoinToken) -> bool:
+    return any(fingerprint(pem.encode()) == token.ca_sha256 for pem in identity.credentials.authorities)

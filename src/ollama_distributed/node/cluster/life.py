@@ -1,0 +1,406 @@
+"""One membership in one cluster: everything between two changes of identity.
+
+The door and the roster come with the identity and stay; the link to coordination is brought
+up in the background and brought up again when it cannot be, so that neither the start nor
+inference waits for it. What was learned of the state stays when the link is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import structlog
+
+from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.adapters.identity.handshake_server import ClusterListener
+from ollama_distributed.adapters.identity.nats_access import ServerAccess
+from ollama_distributed.base.errors import (
+    Forbidden,
+    Invalid,
+    OllamaDistributedError,
+    Unavailable,
+)
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.admission import Admission
+from ollama_distributed.cluster.identity.tokens import Address, parse_address
+from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
+from ollama_distributed.cluster.loops import keep_going
+from ollama_distributed.cluster.tasks import end
+from ollama_distributed.gateway.errors import status_of
+from ollama_distributed.node.cluster import about, addresses, audit, duties
+from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.door import Door
+from ollama_distributed.node.cluster.identity import Identity
+from ollama_distributed.node.cluster.link import Link, linked
+from ollama_distributed.node.cluster.parts import Parts
+from ollama_distributed.node.cluster.records import LateRecords
+from ollama_distributed.node.cluster.roster import Roster
+from ollama_distributed.node.cluster.seat import Seat, SeatFile
+from ollama_distributed.node.settings import CLUSTER_PORT, NATS_PORT, ROUTES_PORT
+from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.records import Advert, Holdings
+
+log = structlog.get_logger("cluster.life")
+
+COORDINATION_DOWN = "cluster.coordination_down"
+COORDINATION_UP = "cluster.coordination_up"
+DOOR_FAILED = "cluster.door_failed"
+REMOVED = "cluster.this_node_was_removed"
+
+RETRY_S = (1.0, 30.0)
+STOP_S = 15.0
+"""To take the link down in order; nats-server alone may take 10 s to close its files."""
+CUT_OFF_S, ASK_AGAIN_S = 10.0, 30.0
+"""A node that no coordination server lets in asks a server whether it was removed."""
+
+
+class Life:
+    """`async with`. `on_over` is called when this node was removed from the cluster."""
+
+    def __init__(
+        self, parts: Parts, identity: Identity, seats: SeatFile, on_over: Callable[[], None]
+    ) -> None:
+        self.parts = parts
+        self.identity = identity
+        self.seats = seats
+        self.link: Link | None = None
+        self.server: NatsServer | None = None
+        self.door: Door | None = None
+        self.up = anyio.Event()
+        """Set when the link is there for the first time."""
+        self.leaving = False
+        self._on_over = on_over
+        self.trouble: dict[str, str] = {}
+        """What does not work here, by topic: sentences for people."""
+        self._listen = addresses.parse_listen(parts.settings.cluster_listen)
+        self._state = ClusterState()
+        self._stopping = anyio.Event()
+        self._linking: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._opening = anyio.Lock()
+        self.records = LateRecords(lambda: self.link.coordination if self.link else None)
+        self.roster = Roster(
+            identity.cluster, wall=parts.clock.time, on_removed=self._on_removed, on_change=self._on_roster
+        )
+        self.roster_changed = anyio.Event()
+        self.admission = Admission(
+            self.records, keys=self.keys, facts=self.facts, audit=audit.write, wall=parts.clock.time
+        )
+
+    # ── facts ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> ClusterState:
+        """The last that was learned; empty until the first."""
+        if self.link is not None and self.link.mirror.ready:
+            self._state = self.link.mirror.state
+        return self._state
+
+    @property
+    def seat(self) -> Seat:
+        return self.seats.now
+
+    def keys(self) -> ClusterKeys:
+        """
+        Raises:
+            Forbidden: this node is no server.
+        """
+        if self.identity.cluster_keys is None:
+            raise Forbidden("this node is no server of the cluster; ask one of them")
+        return self.identity.cluster_keys
+
+    def hosts(self) -> tuple[str, ...]:
+        return addresses.advertised(self.parts.settings.advertise, self._listen)
+
+    def at(self, port: int) -> tuple[str, ...]:
+        """`host:port` under which others reach a listener of this node."""
+        return tuple(addresses.host_port(host, port) for host in self.hosts()) if port else ()
+
+    def hop(self) -> tuple[str, ...]:
+        return self.at(self.door.port) if self.door is not None else ()
+
+    def facts(self) -> ClusterFacts:
+        """Where the cluster is found: this node first where it admits, then the others that live."""
+        servers = [*(self.hop() if self.identity.cluster_keys is not None else ())]
+        known = [self.state.nodes[node] for node in self.state.servers]
+        for node in sorted(known, key=lambda node: (not node.alive, node.id)):
+            if node.advert is not None and node.id != self.parts.node:
+                servers += node.advert.hop
+        servers = servers or list(self.seat.servers)
+        given = self.identity.credentials.facts
+        return ClusterFacts(
+            cluster=self.identity.cluster,
+            servers=_addresses(servers) or given.servers,
+            nats=tuple(f"tls://{where}" for where in self.bus()) or given.nats,
+        )
+
+    def bus(self) -> tuple[str, ...]:
+        """`host:port` of the coordination servers that there are, as far as this node knows."""
+        voters = self.state.voters.nodes if self.state.voters else ()
+        known = (self.state.nodes.get(node) for node in voters)
+        told = [where for node in known if node and node.advert for where in node.advert.nats]
+        return tuple(told) or self.seat.nats
+
+    def advert(self) -> Advert:
+        parts, serves = self.parts, self.seat.serves and self.seat.open
+        return about.advert(
+            node=parts.node,
+            name=parts.settings.name,
+            role=self.identity.role,
+            boot=parts.boot,
+            started_at=parts.started_at,
+            hop=self.hop(),
+            nats=self.at(self.server.port) if serves and self.server is not None else (),
+            routes=self.at(self.seat.routes_port) if self.seat.open and self.is_server else (),
+            api=parts.api,
+            hardware=parts.hardware(),
+            engines=parts.engines,
+            labels=parts.settings.labels,
+        )
+
+    def holdings(self) -> Holdings:
+        return about.holdings(self.parts.node, self.parts.models())
+
+    @property
+    def is_server(self) -> bool:
+        return self.identity.cluster_keys is not None
+
+    def need_link(self) -> Link:
+        """
+        Raises:
+            Unavailable: coordination is not up; the message says why.
+        """
+        if self.link is None:
+            raise Unavailable(self.trouble.get("coordination", "coordination is still being started"))
+        return self.link
+
+    def changed(self) -> None:
+        """Something that this node says of itself is different now."""
+        if self.link is not None:
+            self.link.publisher.wake()
+
+    # ── life ────────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> Life:
+        if self.seat.open:
+            await self._try_door()
+        chance = self.parts.chance
+        self._linking = asyncio.create_task(self._keep_linked(), name="cluster link")
+        self._tasks = [
+            asyncio.create_task(self._stay_valid(), name="renewal"),
+            asyncio.create_task(keep_going("standing", self._ask_standing, chance), name="standing"),
+        ]
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._linking is not None
+        await end(self._tasks)
+        self._stopping.set()
+        if self.link is None:
+            self._linking.cancel()  # in the middle of coming up: nothing to take down in order
+        await asyncio.wait([self._linking], timeout=STOP_S)
+        await end([self._linking])
+        if self.door is not None:
+            await self.door.close(0.0)
+
+    async def _keep_linked(self) -> None:
+        pause_s = RETRY_S[0]
+        while not self._stopping.is_set():
+            try:
+                async with self._linked():
+                    self.trouble.pop("coordination", None)
+                    log.info(COORDINATION_UP, cluster=self.identity.cluster)
+                    pause_s = RETRY_S[0]
+                    await self._stopping.wait()
+            except (OllamaDistributedError, OSError) as failure:
+                reason = getattr(failure, "message", "") or str(failure)
+                self._no_link(reason, pause_s)
+            except Exception as defect:  # the task's root: the node goes on without coordination
+                log.exception(COORDINATION_DOWN)
+                self._no_link(f"internal error ({type(defect).__name__}); the log has it", pause_s)
+            with anyio.move_on_after(pause_s):
+                await self._stopping.wait()
+            pause_s = min(pause_s * 2, RETRY_S[1])
+
+    def _no_link(self, reason: str, again_in_s: float) -> None:
+        if self._stopping.is_set():
+            return
+        self.trouble["coordination"] = f"coordination is not up: {reason}"
+        log.error(COORDINATION_DOWN, reason=reason, again_in_s=again_in_s)
+
+    @contextlib.asynccontextmanager
+    async def _linked(self) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            alone = self.seat.serves
+            if alone:
+                self.server = await self._serve(stack)
+            urls = [self.server.url] if self.server is not None else [f"tls://{at}" for at in self.bus()]
+            link = await stack.enter_async_context(
+                linked(
+                    self.parts,
+                    self.identity,
+                    self.roster,
+                    urls=urls or [*self.identity.credentials.facts.nats],
+                    create=alone,
+                    advert=self.advert,
+                    holdings=self.holdings,
+                    allowed=lambda: not self.leaving and not self.roster.removed(self.parts.node),
+                )
+            )
+            stack.callback(link.config.on_applied(self.parts.apply_config))
+            running = [
+                asyncio.create_task(keep_going(name, step, self.parts.chance), name=name)
+                for name, step in duties.of(self, link)
+            ]
+            stack.push_async_callback(end, running)
+            self.link = link
+            self.up.set()
+            try:
+                yield
+            finally:
+                self._state = link.mirror.state if link.mirror.ready else self._state
+                self.link = None
+
+    async def _serve(self, stack: contextlib.AsyncExitStack) -> NatsServer:
+        """This node's coordination server, running."""
+        seat, identity = self.seat, self.identity
+        access = ServerAccess(
+            identity.files, identity.tls, self.keys, cluster=identity.cluster, node=identity.node
+        )
+        server = NatsServer(
+            server_folder(self.parts, identity),
+            access,
+            name=identity.node,
+            host=self._listen.host if seat.open else addresses.LOOPBACK,
+            port=self._nats_port() if seat.open else 0,
+            program=self.parts.settings.nats_server,
+        )
+        await stack.enter_async_context(server)
+        if seat.open:
+            await self.seats.change(nats_port=server.port)
+        return server
+
+    def _nats_port(self) -> int:
+        return addresses.free_port(self._listen.host, (self.seat.nats_port, NATS_PORT))
+
+    # ── open to other machines ──────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Open the listeners to other machines. Idempotent; kept over restarts.
+
+        Raises:
+            Conflict, Invalid: the address cannot be used.
+            Unavailable: the coordination server does not come back with it.
+        """
+        async with self._opening:
+            if self.door is None:
+                await self._open_door()
+            if self.seat.open:
+                return
+            routes_port = addresses.free_port(self._listen.host, (self.seat.routes_port, ROUTES_PORT))
+            server = self.server
+            if server is not None:
+                await server.stop()
+                server.change(host=self._listen.host, port=self._nats_port())
+                await server.start()
+                if self.link is not None:
+                    self.link.coordination.update_servers([server.url])
+            await self.seats.change(
+                open=True, nats_port=server.port if server is not None else 0, routes_port=routes_port
+            )
+            self.changed()
+
+    async def _try_door(self) -> None:
+        """At the start: a door that cannot be opened is told, and the node goes on."""
+        try:
+            await self._open_door()
+        except OllamaDistributedError as failure:
+            self.trouble["door"] = f"other machines cannot connect: {failure.message}"
+            log.warning(DOOR_FAILED, reason=failure.message)
+
+    async def _open_door(self) -> None:
+        chosen = self._listen.port
+        candidates = (chosen,) if chosen else (self.seat.hop_port, CLUSTER_PORT)
+        listener = addresses.bind(self._listen.host, candidates, chosen=bool(chosen))
+        app = ClusterListener(
+            self.parts.door, self.admission, check_peer=self.roster.check, status_of=status_of
+        )
+        door = Door(app, self.identity.tls.server(client_required=False), listener)
+        await door.open()
+        self.door = door
+        self.trouble.pop("door", None)
+        await self.seats.change(hop_port=door.port)
+
+    # ── certificates and removals ───────────────────────────────────────────────────
+
+    async def _stay_valid(self) -> None:
+        await identities.keep_valid(
+            self.identity,
+            facts=self.facts,
+            hosts=self.hosts,
+            wall=self.parts.clock.time,
+            renewed=self._on_renewed,
+        )
+        self._on_removed(self.parts.node)
+
+    async def _on_renewed(self) -> None:
+        if self.server is not None:
+            await self.server.reload()
+
+    def _on_removed(self, node: NodeId) -> None:
+        """A node was removed: whatever it has open here ends now."""
+        if node == self.parts.node:
+            if not self.leaving:
+                self.leaving = True
+                log.error(REMOVED, cluster=self.identity.cluster)
+                self._on_over()
+            return
+        if self.door is not None:
+            self.door.cut(node)
+        self.parts.door.drop(node)
+        self.parts.pool.drop(node, "it was removed from the cluster")
+
+    def _on_roster(self) -> None:
+        self.roster_changed.set()
+        self.roster_changed = anyio.Event()
+
+    async def _ask_standing(self) -> None:
+        """Where no coordination server lets this node in: was it removed? A server knows."""
+        link = self.link
+        if link is None or link.coordination.connected or self.seat.serves:
+            await anyio.sleep(1.0)
+            return
+        await anyio.sleep(CUT_OFF_S)
+        if link.coordination.connected or self.leaving:
+            return
+        others = [where for where in self.facts().servers if str(where) not in self.hop()]
+        try:
+            await identities.renew(self.identity, others)
+        except Forbidden:
+            self._on_removed(self.parts.node)
+        except OllamaDistributedError as failure:
+            log.info("cluster.no_server_answers", reason=failure.message)
+        await anyio.sleep(ASK_AGAIN_S)
+
+
+def _addresses(texts: list[str]) -> tuple[Address, ...]:
+    found: dict[Address, None] = {}
+    for text in texts:
+        with contextlib.suppress(Invalid):
+            found[parse_address(text)] = None
+    return tuple(found)
+
+
+def server_folder(parts: Parts, identity: Identity) -> Path:
+    """Of the coordination server in this cluster: another cluster's state is never mixed in."""
+    return parts.data_dir / "nats" / identity.cluster
+
+
+def drop_server_folder(life: Life) -> None:
+    """The state of a cluster that this node left. Blocking."""
+    shutil.rmtree(server_folder(life.parts, life.identity), ignore_errors=True)

@@ -1,0 +1,48 @@
+"""What the cluster side of a node is made of: handed over once, by `node/`."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.cluster import NodeUsage
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.load import Load
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.node.settings import Settings
+from ollama_distributed.serving.ports import EngineInfo
+from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.state.records import Config, Hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    settings: Settings
+    node: NodeId
+    boot: str
+    """Random, of this start of the program."""
+    started_at: float
+    clock: Clock
+    chance: random.Random
+    api: tuple[str, ...]
+    """URLs of this node's API that others may show."""
+    engines: Sequence[EngineInfo]
+    hardware: Callable[[], Hardware]
+    """As far as it is known: the GPU driver may take a second to tell."""
+    models: Callable[[], Sequence[ModelSpec]]
+    loaded: Callable[[], Sequence[LoadedModel]]
+    usage: Callable[[], NodeUsage]
+    load: Callable[[], Load]
+    pool: PeerPool
+    door: PeerDoor
+    apply_config: Callable[[Config], None]
+    """Called with each version of the cluster's config, also the first one."""
+
+    @property
+    def data_dir(self) -> Path:
+        return self.settings.data_dir

@@ -1,0 +1,163 @@
+"""The cluster as people see it: rows and answers from the state. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from ollama_distributed.base.cluster import (
+    ClusterAnswer,
+    ConfigAnswer,
+    LeaderAnswer,
+    NodeRow,
+    NodeUsage,
+    TokenRow,
+)
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.tokens import TokenRecord
+from ollama_distributed.state.cluster import ClusterState, NodeState
+from ollama_distributed.state.records import Config, EngineSummary
+
+SERVERS_WANTED = 3
+"""The least number of voters that survives the death of one."""
+
+
+def node_row(
+    node: NodeState, state: ClusterState, *, me: NodeId, leader: NodeId | None, usage: NodeUsage
+) -> NodeRow:
+    advert = node.advert
+    voters = state.voters.nodes if state.voters else ()
+    row = NodeRow(
+        id=node.id,
+        name=node.name,
+        status=node.status,
+        since=node.since,
+        reason=node.member.reason if node.member else "",
+        voter=node.id in voters,
+        leader=node.id == leader,
+        this=node.id == me,
+        usage=usage,
+        labels=node.labels,
+        models=tuple(sorted(model.display for model in node.holdings.models)) if node.holdings else (),
+    )
+    if advert is None:
+        return row
+    hardware = advert.hardware
+    return msgspec.structs.replace(
+        row,
+        role=advert.role,
+        version=advert.version,
+        started_at=advert.started_at,
+        addresses=advert.hop,
+        api=advert.api,
+        cpus=hardware.cpus,
+        cpu_model=hardware.cpu_model,
+        memory_bytes=hardware.memory_bytes,
+        gpus=tuple(gpu.name for gpu in hardware.gpus),
+        system=hardware.system,
+        engines=tuple(map(engine_text, advert.engines)),
+    )
+
+
+def engine_text(engine: EngineSummary) -> str:
+    """`llama.cpp b11549 (wheel, AVX2)`."""
+    facts = ", ".join(filter(None, (engine.variant, engine.instruction_set, *engine.devices)))
+    return f"{engine.name} {engine.version}".strip() + (f" ({facts})" if facts else "")
+
+
+def leader_answer(state: ClusterState, leader: NodeId | None, me: NodeId) -> LeaderAnswer:
+    lease = state.lease
+    if leader is None:
+        return LeaderAnswer(leader=None, epoch=lease.epoch if lease else 0)
+    node = state.nodes.get(leader)
+    return LeaderAnswer(
+        leader=leader,
+        name=node.name if node else leader,
+        epoch=lease.epoch if lease else 0,
+        since=lease.since if lease and lease.node == leader else 0.0,
+        this=leader == me,
+    )
+
+
+def status_answer(
+    state: ClusterState,
+    *,
+    cluster: str,
+    me: NodeId,
+    leader: NodeId | None,
+    writable: bool,
+    trouble: Sequence[str],
+    is_open: bool,
+    listen: Sequence[str],
+) -> ClusterAnswer:
+    """`trouble`: what this node itself has to say (coordination is not up, a listener failed)."""
+    reasons = [*trouble, *_reasons(state, leader)]
+    counts: Mapping[str, int] = {str(status): count for status, count in sorted(state.counts.items())}
+    return ClusterAnswer(
+        cluster=cluster,
+        node=me,
+        status="no_quorum" if not writable else "degraded" if reasons else "ok",
+        reasons=tuple(reasons),
+        leader=leader_answer(state, leader, me),
+        voters=tuple(state.voters.nodes) if state.voters else (),
+        nodes=counts,
+        models=len(state.models),
+        revision=state.revision,
+        config_version=state.config.version,
+        open=is_open,
+        listen=tuple(listen),
+    )
+
+
+def _reasons(state: ClusterState, leader: NodeId | None) -> list[str]:
+    found: list[str] = []
+    if leader is None:
+        found.append(
+            "there is no leader now: changes are refused until one is elected, inference goes on; "
+            "if this lasts, see which servers run: ollama-distributed node list"
+        )
+    voters = frozenset(state.voters.nodes if state.voters else ())
+    for node in state.nodes.values():
+        why = f" ({node.member.reason})" if node.member and node.member.reason else ""
+        if node.status == "offline" and node.id in voters:
+            found.append(
+                f"voter {node.name} is offline{why}; start it again, or replace it: "
+                f"ollama-distributed cluster replace {node.name}"
+            )
+        elif node.status == "offline":
+            found.append(
+                f"node {node.name} is offline{why}; start it again, or remove it: "
+                f"ollama-distributed node remove {node.name}"
+            )
+        elif node.status == "suspect":
+            found.append(f"node {node.name} missed heartbeats{why}; its network or machine may be overloaded")
+    for key, why_not in state.rejected.items():
+        found.append(f"{key} was written by a newer version and is not understood here: {why_not}")
+    return found
+
+
+def config_answer(config: Config) -> ConfigAnswer:
+    return ConfigAnswer(
+        version=config.version, values=config.values, by=config.by, at=config.at, comment=config.comment
+    )
+
+
+def token_row(record: TokenRecord, now: float) -> TokenRow:
+    state = "open"
+    if record.revoked_at is not None:
+        state = "revoked"
+    elif record.uses_left <= 0:
+        state = "used"
+    elif now >= record.expires_at:
+        state = "expired"
+    return TokenRow(
+        id=record.id,
+        role=record.role,
+        uses=record.uses,
+        used=len(record.used),
+        created_at=record.created_at,
+        expires_at=record.expires_at,
+        creator=record.creator,
+        state=state,  # type: ignore[arg-type]  # one of the four
+    )

@@ -1,0 +1,228 @@
+"""The cluster as the gateway's routes ask for it (`gateway.cluster_port.Cluster`).
+
+Reads answer from what this node knows, always. Writes go to the leader, or where only a
+server may act, to a server, and are refused within two seconds when there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.cluster import (
+    ClusterAnswer,
+    ConfigAnswer,
+    ConfigAsk,
+    ConfigHistory,
+    LeaderAnswer,
+    NewToken,
+    NodeRow,
+    NodeUsage,
+    RollbackAsk,
+    TokenRequest,
+    TokenRow,
+)
+from ollama_distributed.base.errors import Forbidden
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.roster import TOKENS
+from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
+from ollama_distributed.node.cluster import rows
+from ollama_distributed.node.cluster.keeper import Keeper
+from ollama_distributed.node.cluster.life import Life
+from ollama_distributed.node.cluster.members import Members
+from ollama_distributed.state.changes import Change, SetDrain, SetLabels
+
+log = structlog.get_logger("cluster.service")
+
+
+class ClusterService:
+    """Implements `Cluster`."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._members = Members(keeper)
+
+    # ── reading ─────────────────────────────────────────────────────────────────────
+
+    def status(self) -> ClusterAnswer:
+        life, me = self._keeper.life, self._keeper.parts.node
+        if life is None:
+            return ClusterAnswer(
+                cluster="",
+                node=me,
+                status="degraded",
+                reasons=(self._keeper.trouble or "this node's part in the cluster is being started",),
+                leader=LeaderAnswer(leader=None),
+            )
+        trouble = list(life.trouble.values())
+        if life.link is None and not trouble:
+            trouble = ["coordination is still being started"]
+        return rows.status_answer(
+            life.state,
+            cluster=life.identity.cluster,
+            me=me,
+            leader=self._leader(life),
+            writable=self._writable(life),
+            trouble=[*trouble, *self._away(life)],
+            is_open=life.door is not None,
+            listen=life.hop(),
+        )
+
+    def leader(self) -> LeaderAnswer:
+        life = self._keeper.life
+        if life is None:
+            return LeaderAnswer(leader=None)
+        return rows.leader_answer(life.state, self._leader(life), self._keeper.parts.node)
+
+    async def nodes(self) -> list[NodeRow]:
+        life = self._keeper.need_life()
+        usages: Mapping[NodeId, NodeUsage] = await life.link.membership.usages() if life.link else {}
+        found = [self._row(life, node, usages.get(node)) for node in life.state.nodes]
+        return sorted(found, key=lambda row: (row.name, row.id))
+
+    async def node(self, node: str) -> NodeRow:
+        life = self._keeper.need_life()
+        known = life.state.resolve(node)
+        usages = await life.link.membership.usages() if life.link else {}
+        return self._row(life, known, usages.get(known))
+
+    def _row(self, life: Life, node: NodeId, usage: NodeUsage | None) -> NodeRow:
+        return rows.node_row(
+            life.state.nodes[node],
+            life.state,
+            me=self._keeper.parts.node,
+            leader=self._leader(life),
+            usage=usage or NodeUsage(),
+        )
+
+    def _leader(self, life: Life) -> NodeId | None:
+        return life.link.consensus.get_leader() if life.link is not None else None
+
+    def _writable(self, life: Life) -> bool:
+        """False only where it is known that no quorum answers."""
+        link = life.link
+        return (
+            link is None
+            or not link.mirror.ready
+            or (link.coordination.connected and link.coordination.writable)
+        )
+
+    def _away(self, life: Life) -> list[str]:
+        link = life.link
+        if link is None:
+            return []
+        if not link.coordination.connected:
+            return [
+                "no coordination server can be reached from here: changes are refused, inference goes on; "
+                "check that the servers run and that this machine reaches them"
+            ]
+        if not link.coordination.writable:
+            return [
+                "the coordination servers have no majority: changes are refused, inference goes on; "
+                "start the servers that are offline"
+            ]
+        if not link.mirror.ready:
+            return ["the cluster's state is still being read"]
+        return []
+
+    # ── nodes ───────────────────────────────────────────────────────────────────────
+
+    async def drain(self, node: str, *, actor: str) -> NodeRow:
+        return await self._change_node(node, lambda known: SetDrain(node=known, drain=True), actor)
+
+    async def undrain(self, node: str, *, actor: str) -> NodeRow:
+        return await self._change_node(node, lambda known: SetDrain(node=known, drain=False), actor)
+
+    async def label(self, node: str, labels: Mapping[str, str | None], *, actor: str) -> NodeRow:
+        return await self._change_node(node, lambda known: SetLabels(node=known, labels=labels), actor)
+
+    async def _change_node(self, node: str, change: Callable[[NodeId], Change], actor: str) -> NodeRow:
+        life = self._keeper.need_life()
+        link = life.need_link()
+        known = life.state.resolve(node)
+        await link.consensus.propose_change(change(known), actor=actor)
+        return await self.node(known)
+
+    async def remove(self, node: str, *, force: bool, actor: str) -> None:
+        await self._members.remove(node, force=force, actor=actor)
+
+    # ── joining and leaving ─────────────────────────────────────────────────────────
+
+    async def create_token(self, request: TokenRequest, *, actor: str) -> NewToken:
+        life = self._keeper.need_life()
+        self._need_server(life)
+        life.need_link()
+        await life.open()
+        role = request.role
+        if role is None:
+            role = "server" if len(life.state.servers) < rows.SERVERS_WANTED else "node"
+        text = await life.admission.create_token(
+            role, creator=actor, uses=request.uses, lifetime_s=request.ttl_s, hosts=request.hosts
+        )
+        return NewToken(
+            token=text,
+            id=parse_token(text).id,
+            role=role,
+            uses=request.uses,
+            expires_at=self._keeper.parts.clock.time() + request.ttl_s,
+            command=f"ollama-distributed join {text}",
+        )
+
+    async def tokens(self) -> list[TokenRow]:
+        link = self._keeper.need_life().need_link()
+        now = self._keeper.parts.clock.time()
+        found = await link.coordination.scan(TOKENS)
+        records = [msgspec.json.decode(entry.value, type=TokenRecord) for entry in found.entries]
+        return [rows.token_row(record, now) for record in sorted(records, key=lambda one: -one.created_at)]
+
+    async def revoke_token(self, token_id: str, *, actor: str) -> None:
+        life = self._keeper.need_life()
+        self._need_server(life)
+        await life.admission.revoke_token(token_id, actor=actor)
+
+    async def join(self, token: str, *, actor: str) -> ClusterAnswer:
+        log.info("cluster.join_asked", actor=actor)
+        await self._keeper.join(parse_token(token))
+        return self.status()
+
+    async def leave(self, *, force: bool, actor: str) -> None:
+        await self._members.leave(force=force, actor=actor)
+
+    async def replace_voter(self, dead: str, new: str | None, *, actor: str) -> ClusterAnswer:
+        await self._members.replace_voter(dead, new, actor=actor)
+        return self.status()
+
+    def _need_server(self, life: Life) -> None:
+        if life.is_server:
+            return
+        servers = ", ".join(life.state.nodes[node].name for node in life.state.servers[:3])
+        raise Forbidden(
+            f"this node is no server of the cluster; do it on one of them: {servers or 'unknown'}"
+        )
+
+    # ── config ──────────────────────────────────────────────────────────────────────
+
+    def config(self) -> ConfigAnswer:
+        return rows.config_answer(self._keeper.state.config)
+
+    async def put_config(self, request: ConfigAsk, *, actor: str) -> ConfigAnswer:
+        manager = self._keeper.need_life().need_link().config
+        made = await manager.put(
+            request.values, actor=actor, version=request.version, comment=request.comment
+        )
+        return rows.config_answer(made)
+
+    async def config_history(self) -> ConfigHistory:
+        return ConfigHistory(tuple(map(rows.config_answer, self._keeper.state.versions())))
+
+    async def rollback_config(self, request: RollbackAsk, *, actor: str) -> ConfigAnswer:
+        manager = self._keeper.need_life().need_link().config
+        made = await manager.rollback(request.version, actor=actor, comment=request.comment)
+        return rows.config_answer(made)
+
+    async def watch_config(self) -> AsyncIterator[ConfigAnswer]:
+        link = self._keeper.need_life().need_link()
+        async for config in link.config.watch():
+            yield rows.config_answer(config)

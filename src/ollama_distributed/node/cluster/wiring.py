@@ -1,0 +1,146 @@
+"""Puts a node into its cluster: the way to the others, and what the gateway shows of all."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+
+from ollama_distributed.adapters.hardware import Sampler, describe
+from ollama_distributed.adapters.identity.tls import peer_of
+from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.cluster import NodeUsage
+from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.catalog.cluster import ClusterCatalog
+from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.cluster.load import Load
+from ollama_distributed.cluster.tasks import end
+from ollama_distributed.gateway.errors import status_of
+from ollama_distributed.node.cluster.keeper import Keeper
+from ollama_distributed.node.cluster.live import LiveConfig
+from ollama_distributed.node.cluster.parts import Parts
+from ollama_distributed.node.cluster.service import ClusterService
+from ollama_distributed.node.cluster.view import View
+from ollama_distributed.node.settings import Settings
+from ollama_distributed.routing.service import Router
+from ollama_distributed.serving.cluster import ClusterResidents, load_of
+from ollama_distributed.serving.machine import LocalMachine
+from ollama_distributed.serving.ports import EngineInfo
+from ollama_distributed.serving.service import Serving
+from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.records import Hardware
+
+
+class InCluster(msgspec.Struct, frozen=True):
+    """A node's own parts, widened to the cluster."""
+
+    source: Router
+    catalog: ClusterCatalog
+    residents: ClusterResidents
+    service: ClusterService
+    keeper: Keeper
+    """To be entered when all else is there: from then on the node takes part."""
+
+
+class _CurrentTLS:
+    """The client side of whichever identity the node has now."""
+
+    def __init__(self, keeper: Callable[[], Keeper]) -> None:
+        self._keeper = keeper
+
+    def client(self) -> ssl.SSLContext:
+        return self._keeper().need_life().identity.tls.client()
+
+    def check(self, connection: ssl.SSLObject, node: NodeId) -> None:
+        """
+        Raises:
+            Forbidden: another node is there, or one that was removed.
+        """
+        self._keeper().need_life().roster.check(peer_of(connection, expected=node))
+
+
+class _Machine:
+    """What this machine is; the GPU driver may take a second to tell, and nothing waits for it."""
+
+    def __init__(self) -> None:
+        self.known = Hardware()
+
+    async def look(self, told: Callable[[], None]) -> None:
+        self.known = await asyncio.to_thread(describe)
+        told()
+
+
+@asynccontextmanager
+async def in_cluster(
+    settings: Settings,
+    node: NodeId,
+    *,
+    clock: Clock,
+    catalog: Catalog,
+    serving: Serving,
+    engines: Sequence[EngineInfo],
+    api: Sequence[str],
+    apply: Callable[[Settings], None],
+) -> AsyncIterator[InCluster]:
+    """What the node is in its cluster. Nothing of it waits for the cluster."""
+    chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311
+    async with AsyncExitStack() as stack:
+        sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
+
+        def usage() -> NodeUsage:
+            busy = sum(model.slots_busy for model in serving.loaded())
+            return msgspec.structs.replace(sampler.usage(), requests=busy, queued=serving.waiting)
+
+        def load() -> Load:
+            return load_of(
+                serving.loaded(),
+                boot=boot,
+                queued=serving.waiting,
+                memory_free_bytes=memory.memory_available_bytes(),
+                draining=view.draining(),
+            )
+
+        def state() -> ClusterState:
+            return keeper.state
+
+        view = View(node, state, lambda: keeper.loads)
+        tls = _CurrentTLS(lambda: keeper)
+        pool = await stack.enter_async_context(PeerPool(view.addresses, tls, tls.check))
+        door = PeerDoor(node, serving, catalog, serving.unload, draining=view.draining, status_of=status_of)
+        stack.push_async_callback(door.close)
+        keeper = Keeper(
+            Parts(
+                settings=settings,
+                node=node,
+                boot=boot,
+                started_at=clock.time(),
+                clock=clock,
+                chance=chance,
+                api=tuple(api),
+                engines=engines,
+                hardware=lambda: machine.known,
+                models=catalog.list,
+                loaded=serving.loaded,
+                usage=usage,
+                load=load,
+                pool=pool,
+                door=door,
+                apply_config=LiveConfig(settings, apply),
+            )
+        )
+        service = ClusterService(keeper)
+        looking = asyncio.create_task(machine.look(keeper.changed), name="hardware")
+        stack.push_async_callback(end, [looking])
+        yield InCluster(
+            source=Router(serving, catalog, pool, view, chance.randrange),
+            catalog=ClusterCatalog(catalog, pool, node, state),
+            residents=ClusterResidents(serving, view, node, state),
+            service=service,
+            keeper=keeper,
+        )
