@@ -123,8 +123,6 @@ def test_deaf_until_its_own_beats_come_back() -> None:
     assert ears.hears_since(3.1) is None  # two of its own are missing
     ears.hear(A, beat(4), 6.0)
     assert ears.hears_since(6.5) == 6.0
-    ears.begin_again(6.8)
-    assert ears.hears_since(7.0) == 6.8
 
 
 def test_usage_has_its_age() -> None:

@@ -158,8 +158,8 @@ def _heard(
 class Ears:
     """What a server has heard of everyone, itself included.
 
-    Its own beats come back to it through the bus: while they do not, it is deaf, and the
-    silence of others says nothing about them.
+    Its own beats come back to it through the bus: while they do not, it is deaf (cut off, or
+    this process stood still), and the silence of others says nothing about them.
     """
 
     def __init__(self, node: NodeId) -> None:
@@ -189,11 +189,6 @@ class Ears:
         if own is None or now - own.at > (MISSED_BEATS - 1) * own.interval_s:
             return None
         return self._hears_since
-
-    def begin_again(self, now: float) -> None:
-        """This process stood still: the silence was its own."""
-        if self._hears_since is not None:
-            self._hears_since = now
 
     def usage(self, node: NodeId, now: float) -> NodeUsage:
         """The last figures, with their age; none of a node that was never heard."""

@@ -26,9 +26,6 @@ from ollama_distributed.state.records import Member
 
 TICK_S = 0.25
 """The leader judges so often; a quarter of the interval where beats are slower."""
-STALLED_S = 2.0
-"""A tick that comes so late (twice the wait after a failed write) shows that this process
-stood still, not that others are silent."""
 MAX_TRANSITIONS = 200
 """In one batch; the rest follows at the next tick."""
 FORGET_EVERY_S = 60.0
@@ -73,7 +70,6 @@ class Registrar:
         self._clock = clock
         self._removed = removed
         self._term: _Term | None = None
-        self._due_at: float | None = None
         self._forgot_at = clock.monotonic()
         self._news = anyio.Event()
 
@@ -88,13 +84,7 @@ class Registrar:
             await self._news.wait()
         self._news = anyio.Event()
         now = self._clock.monotonic()
-        if self._due_at is not None and now - self._due_at > STALLED_S:
-            self._ears.begin_again(now)
-        try:
-            await self._keep_records(now)
-        finally:
-            # A slow write is no standstill.
-            self._due_at = self._clock.monotonic() + tick_s
+        await self._keep_records(now)
 
     async def _keep_records(self, now: float) -> None:
         state = self._mirror.state
