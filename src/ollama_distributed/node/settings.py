@@ -314,6 +314,12 @@ class Settings(BaseSettings):
                 )
         return value
 
+    @field_validator("data_dir", "models_dir", "cache_dir", "llama_server", "nats_server")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        """Children run in folders of their own."""
+        return None if value is None else value.expanduser().absolute()
+
     @field_validator("flash_attention", mode="before")
     @classmethod
     def _auto_is_unset(cls, value: object) -> object:
@@ -321,7 +327,7 @@ class Settings(BaseSettings):
 
     @property
     def store_dir(self) -> Path:
-        return (self.models_dir or self.data_dir / "models").expanduser()
+        return self.models_dir or self.data_dir / "models"
 
     @field_validator("engines", mode="before")
     @classmethod
