@@ -1,0 +1,180 @@
+"""Leader, proposals and config over the real engine, whose server dies under them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.consensus_nodes import until, validate
+from tests.trust import Trust
+
+from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
+from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.errors import DeadlineExceeded, NotFound, Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.config import ConfigManager
+from ollama_distributed.cluster.consensus import ConsensusEngine
+from ollama_distributed.cluster.mirror import Mirror
+from ollama_distributed.state import keys
+from ollama_distributed.state.changes import SetDrain, SetLabels
+from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import Advert
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+KILLS = 3
+
+
+class Member:
+    def __init__(self, coordination: NatsCoordination, mirror: Mirror, consensus: ConsensusEngine) -> None:
+        self.coordination = coordination
+        self.mirror = mirror
+        self.consensus = consensus
+        self.config = ConfigManager(consensus, mirror, validate=validate)
+
+
+@asynccontextmanager
+async def members(trust: Trust, server: NatsServer, *names: str) -> AsyncIterator[dict[str, Member]]:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        made: dict[str, Member] = {}
+        for name in names:
+            coordination = await stack.enter_async_context(
+                NatsCoordination(trust.address(server, node=name), name=name, create=not made)
+            )
+            mirror = await stack.enter_async_context(Mirror(coordination, clock=clock))
+            consensus = await stack.enter_async_context(
+                ConsensusEngine(
+                    coordination,
+                    mirror,
+                    node=NodeId(name),
+                    role="server",
+                    clock=clock,
+                    random=random.Random(name),
+                )
+            )
+            made[name] = Member(coordination, mirror, consensus)
+        yield made
+
+
+async def settled(made: dict[str, Member]) -> Member:
+    """The one leader, once all agree."""
+
+    def agreed() -> bool:
+        leaders = {member.consensus.get_leader() for member in made.values()}
+        return len(leaders) == 1 and None not in leaders
+
+    await until(agreed, 20.0)
+    leader = made["a"].consensus.get_leader()
+    assert leader is not None
+    assert made[leader].consensus.is_leader()
+    assert [name for name, member in made.items() if member.consensus.is_leader()] == [leader]
+    return made[leader]
+
+
+async def advertise(member: Member, name: str) -> None:
+    advert = Advert(node=NodeId(name), name=name, role="server", version="1", boot="b", started_at=1.0)
+    await member.coordination.create(keys.advert(name), encode(advert))
+
+
+async def test_any_member_changes_the_cluster(tmp_path: Path) -> None:
+    trust = Trust(tmp_path)
+    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
+        begun = anyio.current_time()
+        await settled(made)
+        assert anyio.current_time() - begun < 5.0
+        for name, member in made.items():
+            await advertise(member, name)
+        for name, member in made.items():
+            await member.consensus.propose_change(SetDrain(node=NodeId("a"), drain=name != "c"), actor=name)
+            version = await member.config.put({name: 1}, actor=name)
+            assert version.by == name
+            with pytest.raises(NotFound):
+                await member.consensus.propose_change(SetDrain(node=NodeId("nobody"), drain=True))
+        await until(
+            lambda: all(m.config.current.values == {"a": 1, "b": 1, "c": 1} for m in made.values()), 1.0
+        )
+        await until(lambda: all(m.mirror.state.nodes[NodeId("a")].status == "joining" for m in made.values()))
+
+
+async def test_a_leader_that_stops_hands_over_and_one_that_vanishes_is_replaced(tmp_path: Path) -> None:
+    trust = Trust(tmp_path)
+    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
+        leader = await settled(made)
+        await leader.consensus.stop()
+        rest = {name: member for name, member in made.items() if member is not leader}
+
+        def led() -> bool:
+            return any(member.consensus.is_leader() for member in rest.values())
+
+        assert await until(led, 10.0) < 2.0
+        second = next(member for member in rest.values() if member.consensus.is_leader())
+        await second.coordination.__aexit__(None, None, None)  # as if it were gone: it renews nothing more
+        third = next(member for member in rest.values() if member is not second)
+        assert await until(third.consensus.is_leader, 10.0) < 5.0
+        await until(lambda: not second.consensus.is_leader())
+        term = third.mirror.state.term
+        assert term is not None
+        assert term.epoch == 3
+
+
+async def test_the_server_dies_under_changes_and_each_applies_once(tmp_path: Path) -> None:
+    trust = Trust(tmp_path)
+    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
+        await settled(made)
+        for name, member in made.items():
+            await advertise(member, name)
+        acknowledged: dict[str, int] = {}
+        stop = anyio.Event()
+
+        async def change(name: str, member: Member) -> None:
+            count = 0
+            while not stop.is_set():
+                count += 1
+                proposal = f"{name}{count}"
+                labels = SetLabels(node=NodeId(name), labels={"count": str(count)})
+                while proposal not in acknowledged and not stop.is_set():
+                    begun = anyio.current_time()
+                    try:
+                        acknowledged[proposal] = await member.consensus.propose_change(
+                            labels, proposal=proposal
+                        )
+                    except (Unavailable, DeadlineExceeded):
+                        assert anyio.current_time() - begun < 2.5
+                        await anyio.sleep(0.05)
+
+        def grown(by: int) -> bool:
+            return len(acknowledged) >= by
+
+        async with anyio.create_task_group() as group:
+            for name, member in made.items():
+                group.start_soon(change, name, member)
+            for kill in range(1, KILLS + 1):
+                wanted = len(acknowledged) + 15
+                await until(lambda wanted=wanted: grown(wanted), 20.0)  # type: ignore[misc]
+                os.kill(server.pid, signal.SIGKILL)
+                await until(lambda kill=kill: server.restarts >= kill, 20.0)  # type: ignore[misc]
+                wanted = len(acknowledged) + 5
+                back_s = await until(lambda wanted=wanted: grown(wanted), 20.0)  # type: ignore[misc]
+                assert back_s < 9.5
+            stop.set()
+        await settled(made)
+        last = max(acknowledged.values())
+        for member in made.values():
+            with anyio.fail_after(10):
+                state = await member.mirror.reach(last)
+            for name in made:
+                done = max(int(p.removeprefix(name)) for p in acknowledged if p.startswith(name))
+                assert int(state.nodes[NodeId(name)].labels["count"]) >= done, (
+                    "an acknowledged change was lost"
+                )
+            applied = {p: state.revision_of(keys.change(p)) for p in acknowledged if p in state.applied}
+            assert applied
+            assert applied.items() <= acknowledged.items(), "a change applied twice"
