@@ -19,6 +19,7 @@ import anyio
 import msgspec
 import structlog
 
+from ollama_distributed.adapters.identity.listener import TLS
 from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -54,6 +55,8 @@ ANSWER_DEADLINE_S = 10.0
 """Several refusals of the store (2 s each) and the signing."""
 MAX_JOINS = 64
 """At once; more are told to come again."""
+
+_PEER = "ollama_distributed.peer"
 
 log = structlog.get_logger("identity.handshake")
 
@@ -126,14 +129,20 @@ class ClusterListener:
 
 
 def peer_of_scope(scope: Scope) -> Peer:
-    """
+    """Read from the certificate once per connection.
+
     Raises:
         Forbidden: the connection has no node certificate.
     """
-    connection = scope.get("extensions", {}).get("ollama_distributed.tls")
+    known = scope.get("extensions", {})
+    peer = known.get(_PEER)
+    if isinstance(peer, Peer):
+        return peer
+    connection = known.get(TLS)
     if not isinstance(connection, ssl.SSLObject):
         raise Forbidden("a node certificate is needed here")
-    return peer_of(connection)
+    peer = known[_PEER] = peer_of(connection)
+    return peer
 
 
 async def _read(scope: Scope, receive: Receive) -> JoinRequest | RenewRequest:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ollama_distributed.adapters.sockets import tune
 
+TLS = "ollama_distributed.tls"
+
 
 class PeerCertificates(HttpToolsProtocol):
     """Mix in before the gateway's limiting protocol. Adds `ollama_distributed.tls`, the
     connection's `ssl.SSLObject`, to each scope's extensions."""
+
+    _connection: dict[str, Any] | None = None
+    """One dictionary for all requests of the connection: what was read of its certificate once
+    holds until it ends, for TLS 1.3 has no second handshake."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -19,4 +26,6 @@ class PeerCertificates(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"ollama_distributed.tls": self.transport.get_extra_info("ssl_object")}
+        if self._connection is None:
+            self._connection = {TLS: self.transport.get_extra_info("ssl_object")}
+        self.scope["extensions"] = self._connection
