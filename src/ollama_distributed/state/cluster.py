@@ -60,7 +60,7 @@ _SINGLES: Mapping[str, tuple[str, type[Lease] | type[Term] | type[Config] | type
 }
 
 
-class NodeState(msgspec.Struct, frozen=True):
+class NodeState(msgspec.Struct, frozen=True, gc=False):
     """All that is known of a node; a part is None where nothing was written yet."""
 
     id: NodeId
