@@ -35,6 +35,8 @@ TYPES: tuple[MessageType, ...] = get_args(MessageType)
 MAX_BODY_BYTES = 256 * 1024
 """A quarter of what the bus carries; blobs and prompts never go this way."""
 SEND_S = 2.0
+HANDLER_S = 10.0
+"""A handler that takes longer is given up: the messages behind it wait."""
 MAX_HANDLERS = 64
 """Of one type."""
 
@@ -192,7 +194,8 @@ class NetworkManager:
 
     def subscribe(self, kind: MessageType, handler: Handler) -> Callable[[], None]:
         """Call `handler` for each message of this type; the answer ends that. Messages to all
-        are handled one after the other, in order; what a handler raises is logged.
+        are handled one after the other, in order, so a handler is quick (`HANDLER_S`); what it
+        raises is logged.
 
         Raises:
             Invalid: there is no such type, or it has too many handlers.
@@ -249,7 +252,11 @@ class NetworkManager:
         failed = ""
         for handler in list(self._handlers[message.type]):
             try:
-                await handler(message)
+                with anyio.fail_after(HANDLER_S):
+                    await handler(message)
+            except TimeoutError:
+                failed = f"its handler took longer than {HANDLER_S:.0f} s"
+                log.warning(HANDLER_FAILED, type=message.type, sender=message.sender, error=failed)
             except OllamaDistributedError as exc:
                 failed = exc.message
                 log.warning(HANDLER_FAILED, type=message.type, sender=message.sender, code=exc.code)

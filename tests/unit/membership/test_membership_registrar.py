@@ -11,6 +11,7 @@ import anyio
 import pytest
 
 from ollama_distributed.adapters.coordination.memory import MemoryCoordination, MemoryEngine
+from ollama_distributed.base.errors import DeadlineExceeded
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.membership.beats import Beat, Ears
@@ -194,3 +195,29 @@ async def test_a_process_that_stood_still_accuses_nobody() -> None:
         desk.clock.monotonic = lambda: asyncio.get_running_loop().time() + 60.0  # type: ignore[method-assign]
         await anyio.sleep(10.0)
         assert await desk.status() == "online"
+
+
+async def test_a_return_whose_write_was_not_answered_counts_as_one() -> None:
+    """Simulation, seed 151: the node changed again three seconds after it was back."""
+    engine = MemoryEngine()
+    async with _desk(engine) as desk:
+        await _online(desk)
+        desk.speakers.remove(B)
+        await anyio.sleep(10.0)
+        assert await desk.status() == "offline"
+        write = desk.coordination.batch
+
+        async def unanswered(writes, *, fence=None):  # type: ignore[no-untyped-def]
+            await write(writes, fence=fence)
+            raise DeadlineExceeded("no answer in time")
+
+        desk.coordination.batch = unanswered  # type: ignore[method-assign]
+        desk.speakers.append(B)
+        while await desk.status() != "online":
+            await anyio.sleep(0.1)
+        desk.coordination.batch = write  # type: ignore[method-assign]
+        desk.speakers.remove(B)
+        await anyio.sleep(9.0)
+        assert await desk.status() == "online"
+        await anyio.sleep(2.0)
+        assert await desk.status() in ("suspect", "offline")
