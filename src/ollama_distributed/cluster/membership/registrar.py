@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import Conflict
+from ollama_distributed.base.errors import Conflict, DeadlineExceeded
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.membership.beats import Ears, beat_interval_s
 from ollama_distributed.cluster.membership.plan import Moment, Seen, Standing, Transition, plan
@@ -50,6 +50,8 @@ class _Term(msgspec.Struct):
     since: float
     standing: dict[NodeId, Standing] = {}
     written: dict[NodeId, _Written] = {}
+    doubtful: dict[NodeId, Transition] = {}
+    """Perhaps written: the answer did not come."""
 
 
 class Registrar:
@@ -133,6 +135,11 @@ class Registrar:
                 member = written.member
             else:
                 del term.written[node]
+        doubtful = term.doubtful.get(node)
+        if doubtful is not None and member is not None and member == doubtful.member:
+            # It was written. Not to count it would let a flapping node change too soon.
+            del term.doubtful[node]
+            term.standing[node] = doubtful.standing
         return Seen(
             node=node,
             advertised=advertised,
@@ -152,8 +159,12 @@ class Registrar:
             # Another leader's epoch began; consensus will say so soon.
             log.info(FENCED, transitions=len(transitions), error=exc.message)
             return
+        except DeadlineExceeded:
+            term.doubtful.update({transition.node: transition for transition in transitions})
+            raise
         for transition, revision in zip(transitions, revisions, strict=True):
             node, member = transition.node, transition.member
+            term.doubtful.pop(node, None)
             term.standing[node] = transition.standing
             term.written[node] = _Written(member, revision)
             if member is None:
