@@ -2,11 +2,12 @@
 
 Run by one server machine at a time, the cluster's leader or the one that stays. Two ways:
 
-- *Moving* (1 → 3, 3 → 1): freeze the stream, copy it out, begin a new formation with empty
-  stores, copy it in, check every replica, thaw. Revisions stay as they are, so that those held
-  by others stay valid. Writes are refused meanwhile (`Unavailable`), mirrors answer. A journal
+- *Moving* (1 → 3): freeze the stream, copy it out, begin a new formation with empty stores,
+  copy it in, check every replica, thaw. Revisions stay as they are, so that those held by
+  others stay valid. Writes are refused meanwhile (`Unavailable`), mirrors answer. A journal
   takes a crash at any step back or on (`journal`). It has to be so: a standalone store that is
-  restarted with a `cluster` block loses its streams as orphans after 30 s.
+  restarted with a `cluster` block loses its streams as orphans after 30 s. The other way round
+  (to 1) the store can stay: the stream is frozen and drawn together on the server that stays.
 - *In place* (3 → 5, replacing): servers come and go in the Raft group while writes go on. Every
   step may be repeated, so a crash needs no journal: call it again.
 
@@ -17,8 +18,9 @@ server that still answers is never taken for dead.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import anyio
 import msgspec
@@ -40,6 +42,7 @@ MOVED = "coordination.moved"
 MOVED_BACK = "coordination.moved_back"
 EXPANDED = "coordination.expanded"
 REPLACED = "coordination.voter_replaced"
+WAITING = "coordination.voters_waiting"
 HOST_FAILED = "coordination.voter_host_failed"
 
 STAGES = (1, 3, 5)
@@ -50,7 +53,9 @@ FORM_S = 30.0
 REMOVE_S = 30.0
 """For the group to forget a dead server; refused while it elects, so tried again."""
 POLL_S = 0.05
-RETRY_S = 0.5
+RETRY_S = 0.2
+
+T = TypeVar("T")
 
 
 class Growth:
@@ -74,10 +79,10 @@ class Growth:
         Raises:
             Unavailable: the server does not start.
         """
-        await asyncio.to_thread(self._go_back)
+        await asyncio.to_thread(self._resume)
         await self._voter.start()
         if self._journal.read() is not None:
-            self._settling = asyncio.create_task(self._settle(), name="settle the voters")
+            self._begin_settling()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -115,19 +120,56 @@ class Growth:
     async def to_one(self, hosts: Sequence[VoterHost]) -> None:
         """Back to this machine's server alone; those of `hosts`, the other voters, are stopped.
 
+        Keeps the store: copying into a standalone server costs an fsync per key.
+
         Raises:
             Conflict: this machine runs no voter, or another change is under way.
-            Unavailable: it did not work, and everything is as before.
+            Unavailable: it is not done, and writes go on; call it again.
         """
         if self.formation is None:
             raise Conflict("this machine's server is not one of several")
         async with self._alone():
-            await self._move(None, ())
+            move = Move(step="copying", source=self._voter.seat, target=None)
+            log.info(MOVING, voters=1)
+            await self._note(move)
+            try:
+                async with _in_time(FORM_S):
+                    await self._gather_here()
+                await self._note(msgspec.structs.replace(move, step="settled"))
+                await self._server.stop()
+                self._voter.sit(alone=True)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    if not self._server.running:
+                        await self._server.start()
+                    self._begin_settling()
             await self._dismiss(hosts)
+            async with _in_time(FORM_S):
+                await asyncio.wait([self._begin_settling()])
+            log.info(MOVED, voters=1)
 
-    async def _move(self, target: Formation | None, hosts: Sequence[VoterHost]) -> None:
+    async def _gather_here(self) -> None:
+        """Freeze the stream and let this machine's server be the only one that holds it."""
+        stream, here = self._stream(), self._voter.node
+        frozen = await _patiently(stream.freeze)
+        while frozen.leader != here:
+            await _patiently(lambda: stream.lead(here))
+            await anyio.sleep(RETRY_S)
+            frozen = await _patiently(stream.freeze)
+        await _patiently(lambda: stream.update(num_replicas=1))
+        wanted = (frozen.state.messages, frozen.state.last_seq)
+
+        async def drawn_together() -> bool:
+            found = await stream.info()
+            return found is not None and found.only(here)
+
+        await _until(drawn_together)
+        if await self._count(here) != wanted:
+            raise Unavailable(f"the server of node {here} does not hold the whole state")
+
+    async def _move(self, target: Formation, hosts: Sequence[VoterHost]) -> None:
         move = Move(step="copying", source=self._voter.seat, target=target)
-        log.info(MOVING, voters=1 if target is None else len(target.places))
+        log.info(MOVING, voters=len(target.places))
         await self._note(move)
         try:
             snapshot = await self._copy()
@@ -136,7 +178,7 @@ class Growth:
             await asyncio.to_thread(self._journal.set_aside)
             await self._form(target, hosts)
             with anyio.fail_after(FORM_S):
-                await self._fill(snapshot, 1 if target is None else len(target.places))
+                await self._fill(snapshot, target)
             await self._note(msgspec.structs.replace(move, step="settled"))
         except (OllamaDistributedError, OSError, TimeoutError) as exc:
             with anyio.CancelScope(shield=True):
@@ -145,7 +187,7 @@ class Growth:
                 raise
             raise Unavailable(f"the voters stay as they were: {exc or 'out of time'}") from exc
         await self._settle()
-        log.info(MOVED, voters=1 if target is None else len(target.places), last=snapshot.last_seq)
+        log.info(MOVED, voters=len(target.places), last=snapshot.last_seq)
 
     async def _copy(self) -> Snapshot:
         stream = self._stream()
@@ -155,69 +197,60 @@ class Growth:
             raise Unavailable("the state went on while it was copied")
         return snapshot
 
-    async def _form(self, target: Formation | None, hosts: Sequence[VoterHost]) -> None:
-        self._voter.sit(alone=target is None, formation=target)
-        if target is None:
-            await self._server.start()
-            return
+    async def _form(self, target: Formation, hosts: Sequence[VoterHost]) -> None:
+        self._voter.sit(formation=target)
         await _all(self._server.start(), *(host.take(target) for host in hosts))
         with anyio.fail_after(FORM_S):
             await self._gathered(target)
 
-    async def _fill(self, snapshot: Snapshot, replicas: int) -> None:
+    async def _fill(self, snapshot: Snapshot, target: Formation) -> None:
         stream = self._stream()
         while True:
             try:
-                await stream.copy_in(self._journal.copy, snapshot, replicas=replicas)
+                await stream.copy_in(self._journal.copy, snapshot, replicas=len(target.places))
                 break
             except Unavailable:  # the group still elects, or it was half done
                 await anyio.sleep(RETRY_S)
                 await stream.delete()
-        await self._verified(snapshot)
 
-    async def _verified(self, snapshot: Snapshot) -> None:
-        """Until every replica holds as much as was copied."""
-        names = self._names()
-        while True:
-            counts = [await self._count(name) for name in names]
-            if counts == [(snapshot.messages, snapshot.last_seq)] * len(names):
-                return
-            await anyio.sleep(POLL_S)
+        async def same_everywhere() -> bool:
+            counts = {await self._count(node) for node in target.nodes}
+            return counts == {(snapshot.messages, snapshot.last_seq)}
+
+        await _until(same_everywhere)
 
     async def _count(self, server: str) -> tuple[int, int] | None:
-        try:
-            replica = (await self._server.system.jetstream(server)).replica(self._stream_name)
-        except Unavailable:
-            return None
+        replica = (await self._server.system.jetstream(server)).replica(self._stream_name)
         return None if replica is None else (replica.messages, replica.last_seq)
 
     async def _undo(self, hosts: Sequence[VoterHost]) -> None:
         await self._server.stop()
-        await asyncio.to_thread(self._go_back)
+        await asyncio.to_thread(self._resume)
         await self._voter.start()
-        self._settling = asyncio.create_task(self._settle(), name="settle the voters")
+        settling = self._begin_settling()
         await self._dismiss(hosts)
-        with anyio.move_on_after(FORM_S):
-            await asyncio.wait([self._settling])
+        await asyncio.wait([settling], timeout=FORM_S)
         log.warning(MOVED_BACK)
 
-    def _go_back(self) -> None:
-        """Undo a move that did not get to the end; on disk, while the server is stopped."""
+    def _resume(self) -> None:
+        """Make seat and store agree with the journal; on disk, while the server is stopped."""
         move = self._journal.read()
-        if move is None or move.step == "settled":
+        if move is None:
             return
-        self._journal.put_back()
-        self._voter.sit(alone=move.source.alone, formation=move.source.formation)
+        if move.step == "settled":
+            self._voter.sit(alone=move.target is None, formation=move.target)
+        else:
+            self._journal.put_back()
+            self._voter.sit(alone=move.source.alone, formation=move.source.formation)
+
+    def _begin_settling(self) -> asyncio.Task[None]:
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle(), name="settle the voters")
+        return self._settling
 
     async def _settle(self) -> None:
         """Thaw the stream, however long that takes; then the move is over."""
-        while True:
-            try:
-                await self._stream().thaw()
-                break
-            except Unavailable as exc:
-                log.debug(MOVING, waits_for=exc.message)
-                await anyio.sleep(RETRY_S)
+        await _patiently(self._stream().thaw)
         await asyncio.to_thread(self._journal.close)
 
     async def _note(self, move: Move) -> None:
@@ -242,7 +275,9 @@ class Growth:
                 await host.take(target)
             await self._gathered(target)
             await self._tell(target, old)
-            await self._stream().update(num_replicas=len(places))
+            stream = self._stream()
+            # Refused while the newcomers' stores are not known yet.
+            await _patiently(lambda: stream.update(num_replicas=len(places)))
             await self._complete()
             log.info(EXPANDED, voters=len(places))
             return target
@@ -278,19 +313,15 @@ class Growth:
         alive = [node for node in formation.nodes if node != dead and await system.answers(node)]
         if len(alive) < formation.majority:
             raise Unavailable(
-                f"{len(alive)} of {len(formation.nodes)} voters answer: without a majority nothing can be changed"
+                f"only {len(alive)} of {len(formation.nodes)} voters answer: no majority, no change"
             )
 
     async def _remove(self, dead: NodeId) -> None:
         system = self._server.system
-        while True:
-            try:
-                if dead not in await system.voters():
-                    return
-                await system.remove(dead)
-            except Unavailable as exc:  # it elects: the dead one may have led
-                log.debug(REPLACED, waits_for=exc.message)
-            await anyio.sleep(RETRY_S)
+        # Refused while they elect: the dead one may have led.
+        while dead in await _patiently(system.voters):
+            await _patiently(lambda: system.remove(dead))
+            await anyio.sleep(POLL_S)
 
     async def _tell(self, target: Formation, others: Sequence[VoterHost]) -> None:
         """Let the voters that stay know each other's places for their next starts."""
@@ -302,27 +333,22 @@ class Growth:
 
     async def _gathered(self, formation: Formation) -> None:
         """Until all servers of the formation vote, and no others."""
-        while True:
-            try:
-                meta = await self._server.system.meta()
-            except Unavailable:
-                await anyio.sleep(POLL_S)
-                continue
+
+        async def gathered() -> bool:
+            meta = await self._server.system.meta()
             present = {meta.leader, *(peer.name for peer in meta.replicas if not peer.offline)}
-            if present == set(formation.nodes) and meta.cluster_size == len(present):
-                return
-            await anyio.sleep(POLL_S)
+            return present == set(formation.nodes) and meta.cluster_size == len(present)
+
+        await _until(gathered)
 
     async def _complete(self) -> None:
         """Until all replicas hold the whole state."""
-        while True:
-            try:
-                found = await self._stream().info()
-                if found is not None and found.complete:
-                    return
-            except Unavailable as exc:
-                log.debug(EXPANDED, waits_for=exc.message)
-            await anyio.sleep(POLL_S)
+
+        async def complete() -> bool:
+            found = await self._stream().info()
+            return found is not None and found.complete
+
+        await _until(complete)
 
     async def _dismiss(self, hosts: Sequence[VoterHost]) -> None:
         for host in hosts:
@@ -343,16 +369,28 @@ class Growth:
     def _stream_name(self) -> str:
         return f"KV_{self._bucket}"
 
-    def _names(self) -> tuple[str, ...]:
-        formation = self.formation
-        return formation.nodes if formation is not None else (self._voter.node,)
-
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
         if self._busy.locked() or not self.settled:
             raise Conflict("the voters are being changed already")
         async with self._busy:
             yield
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """Again and again while it is `Unavailable`; the caller has the deadline."""
+    while True:
+        try:
+            return await call()
+        except Unavailable as exc:
+            log.debug(WAITING, reason=exc.message)
+            await anyio.sleep(RETRY_S)
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """What is waited for happens in other processes; the caller has the deadline."""
+    while not await _patiently(condition):  # noqa: ASYNC110  # there is nothing to be told by
+        await anyio.sleep(POLL_S)
 
 
 async def _all(*calls: Awaitable[None]) -> None:

@@ -1,10 +1,10 @@
 """What a machine notes while it moves the state from one set of servers to another.
 
-| step      | files                                        | a crash here                     |
-|-----------|----------------------------------------------|----------------------------------|
-| `copying` | store as it was                              | goes back: thaw                  |
-| `forming` | old store set aside, new store being filled  | goes back: old store, seat, thaw |
-| `settled` | new store complete, old one still there      | goes on: thaw, drop the old one  |
+| step      | files                                        | a crash here                           |
+|-----------|----------------------------------------------|----------------------------------------|
+| `copying` | store as it was                              | goes back: thaw                        |
+| `forming` | old store set aside, new store being filled  | goes back: old store, old seat, thaw   |
+| `settled` | new store complete, old one still there      | goes on: new seat, thaw, drop the old  |
 
 Until `settled` the new stream is frozen and nobody but this machine thaws it, so nothing can
 have been written to it: going back loses nothing. After it, the old one is worth nothing.

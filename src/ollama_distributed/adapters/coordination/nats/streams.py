@@ -65,6 +65,14 @@ class Info(msgspec.Struct, frozen=True):
     cluster: ReplicaGroup | None = None
 
     @property
+    def leader(self) -> str:
+        return self.cluster.leader if self.cluster is not None else ""
+
+    def only(self, server: str) -> bool:
+        """Whether nobody else holds it."""
+        return self.replicas == 1 and self.leader == server and not (self.cluster and self.cluster.replicas)
+
+    @property
     def replicas(self) -> int:
         return int(self.config.get("num_replicas", 1))
 
@@ -134,6 +142,16 @@ class Stream:
             return
         async with self._connected() as connection:
             _good(await _ask(connection, f"STREAM.UPDATE.{self._stream}", config))
+
+    async def lead(self, server: str) -> None:
+        """Ask its leader to hand over to `server`.
+
+        Raises:
+            Unavailable: refused, or nobody answered.
+        """
+        async with self._connected() as connection:
+            body = {"placement": {"preferred": server}}
+            _good(await _ask(connection, f"STREAM.LEADER.STEPDOWN.{self._stream}", body))
 
     async def delete(self) -> None:
         """Forget it, if it is there."""

@@ -150,7 +150,10 @@ class LocalVoter:
         port = self.server.port if self.server.running else seat.port
         if not port:
             port = seats.free_port(self.server.host, self._wanted[0])
-        route_port = seat.route_port or seats.free_port(self._route_host, self._wanted[1])
+        # Nobody listens on a route port before the servers form, so a second node on this machine
+        # would choose the same: who did not get the wanted port takes a free one here too.
+        wanted = self._wanted[1] if port == self._wanted[0] else 0
+        route_port = seat.route_port or seats.free_port(self._route_host, wanted)
         self._save(msgspec.structs.replace(seat, port=port, route_port=route_port))
         return Place(
             node=self.node,

@@ -85,6 +85,7 @@ class Ack(msgspec.Struct, frozen=True):
 
 class StreamState(msgspec.Struct, frozen=True):
     last_seq: int = 0
+    messages: int = 0
 
 
 class StreamConfig(msgspec.Struct, frozen=True):
