@@ -112,7 +112,8 @@ class RemoteGeneration(_Calling):
                 if self._over:
                     return
                 if isinstance(event, _LAST):
-                    self.resume()  # the rest of the answer is its end, which frees the connection
+                    if self._paused:
+                        self.resume()  # the rest of the answer is its end, which frees the connection
                     self._over = True
                 self._sink(event)
 

@@ -15,7 +15,7 @@ from ollama_distributed.adapters.peers import wire
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.inference import Generation
-from ollama_distributed.base.tokens import Done, EngineFailed, Skipped, SourceEvent
+from ollama_distributed.base.tokens import Done, EngineFailed, Prepared, Skipped, SourceEvent
 from ollama_distributed.cluster.tasks import end
 
 Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -44,6 +44,8 @@ class Outlet:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         self._events: list[SourceEvent] = []
+        self._due = False
+        """Something among them must not wait."""
         self._complete = False
         """The last event is among them, or was."""
         self._gone = False
@@ -69,7 +71,9 @@ class Outlet:
         elif len(self._events) >= MOST_WAITING and not self._paused and self._generation is not None:
             self._paused = True
             self._generation.pause()
-        self._stir()
+        if type(event) is not Prepared:  # that goes with what it prepares, or in place of a ping
+            self._due = True
+            self._stir()
 
     def end_with(self, error: OllamaDistributedError) -> None:
         """End the answer with an error, and what makes it."""
@@ -123,9 +127,9 @@ class Outlet:
         leaving = self._loop.create_task(self._watch(receive))
         try:
             while not self._gone:
-                if not self._events and not await self._woken():
+                if not self._due and not await self._woken():
                     return
-                events, self._events = self._events, []
+                events, self._events, self._due = self._events, [], False
                 if not events:
                     await self.put(wire.PING)
                     continue
