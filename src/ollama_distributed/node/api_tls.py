@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.errors import Invalid, Unavailable
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
+MADE_WITHIN_S = 30.0
+"""The node's own certificate is there so soon after its first start; mostly in 0.1 s."""
+POLL_S = 0.02
 LOOK_AGAIN_S = 30.0
 """How soon a replaced certificate is used; node certificates are renewed 12 h before they end."""
 
@@ -26,6 +30,9 @@ class CertificateFiles(msgspec.Struct, frozen=True):
     certificate: Path
     """PEM, the server's own first, then those that lead to the root."""
     key: Path
+
+    def complete(self) -> bool:
+        return self.certificate.is_file() and self.key.is_file()
 
     def stamp(self) -> tuple[int, int]:
         return self.certificate.stat().st_mtime_ns, self.key.stat().st_mtime_ns
@@ -43,6 +50,27 @@ class ApiTLS:
         self._stamp, self._current = self._read()
         self.front = _context(self._files)
         self.front.sni_callback = self._use_current
+
+    @classmethod
+    async def opened(cls, files: CertificateFiles, *, given_up: Callable[[], bool]) -> ApiTLS | None:
+        """As soon as the files are there; None: `given_up` before that.
+
+        Raises:
+            Invalid: as the constructor.
+            Unavailable: they do not come.
+        """
+        deadline = asyncio.get_running_loop().time() + MADE_WITHIN_S
+        while not await asyncio.to_thread(files.complete):
+            if given_up():
+                return None
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unavailable(
+                    f"there is no certificate {files.certificate} after {MADE_WITHIN_S:g} s, so the API "
+                    "cannot be served to other machines; see why in the log, or give one with the "
+                    "setting tls_certificate"
+                )
+            await asyncio.sleep(POLL_S)
+        return await asyncio.to_thread(cls, files)
 
     async def follow(self) -> None:
         """Look for a replaced certificate until cancelled. A bad one is logged and not used."""

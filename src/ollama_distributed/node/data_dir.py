@@ -53,7 +53,7 @@ class AdminFile(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     key: str
     ca: str | None = None
-    """PEM of the cluster's CA; None while the API has no TLS."""
+    """PEM of the cluster's CA; None where the URL has no TLS, or another CA's certificate."""
 
 
 @contextmanager
@@ -156,6 +156,14 @@ def keys(data_dir: Path, url: str, now: float) -> tuple[KeyRecord, ...]:
     elif admin is not None and admin.url != url:
         write_file(admin_path, msgspec.structs.replace(admin, url=url))
     return known.keys
+
+
+def trust(data_dir: Path, ca: str) -> None:
+    """Let the CLI on this machine trust this CA (PEM) when it speaks to the node."""
+    path = data_dir / "admin.json"
+    admin = read_file(path, AdminFile)
+    if admin is not None and admin.ca != ca:
+        write_file(path, msgspec.structs.replace(admin, ca=ca))
 
 
 def write_file(path: Path, data: msgspec.Struct) -> None:

@@ -1,7 +1,8 @@
-"""The sockets of the API: parse, refuse what is not safe, bind.
+"""The sockets of the API: parse and bind.
 
-Until keys and TLS exist for it, only loopback is allowed: an open port without both is
-how most exposed inference servers were taken (`reference/security.md`, row F).
+Loopback is plain HTTP, and a caller there may need no key. Any other address has TLS and asks
+everyone for a key, whatever the settings say: an open port without both is how most exposed
+inference servers were taken (`reference/security.md`, row F).
 """
 
 from __future__ import annotations
@@ -29,15 +30,20 @@ class Address(msgspec.Struct, frozen=True):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
+    def secure(self) -> bool:
+        """Reached with TLS: other machines can get there."""
+        return not is_loopback(self.host)
+
+    @property
     def url(self) -> str:
-        return f"http://{self}"
+        return f"https://{self}" if self.secure else f"http://{self}"
 
 
 def parse_address(text: str) -> Address:
     """`HOST:PORT`, `[::1]:PORT`, `:PORT` (loopback) or `HOST` (our default port).
 
     Raises:
-        Invalid: not an address, or one that is not loopback.
+        Invalid: not an address.
     """
     host, _, port = text.strip().rpartition(":")
     if text.strip().endswith("]") or (not host and not text.strip().startswith(":")):
@@ -45,12 +51,6 @@ def parse_address(text: str) -> Address:
     host = host.strip("[]") or "127.0.0.1"
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise Invalid(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8080")
-    if not is_loopback(host):
-        raise Invalid(
-            f"--listen {text}: this version listens on this machine only (127.0.0.1, ::1 or localhost), "
-            "because any other address needs TLS and keys for everyone. To reach it from elsewhere "
-            "now, use an SSH tunnel: ssh -L 8080:127.0.0.1:8080 HOST"
-        )
     return Address(host, int(port))
 
 

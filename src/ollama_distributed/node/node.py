@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
-import uvicorn
 
 from ollama_distributed._version import __version__
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.blobs.store import BlobStore
+from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.cluster.identity.tokens import parse_token
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway, create_app
-from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
-from ollama_distributed.node import data_dir
+from ollama_distributed.node import data_dir, doors
+from ollama_distributed.node.api_tls import CertificateFiles
+from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster.keeper import join_first
 from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
-from ollama_distributed.node.listeners import bind_all, bound
+from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.machine import LocalMachine
@@ -51,23 +50,6 @@ DEFAULT_LOADED_MODELS = 3
 MIB = 1024 * 1024
 
 
-class Server(uvicorn.Server):
-    """uvicorn that says when it listens, and leaves signals to the node."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def run_node(settings: Settings, announce: Callable[[str], None], *, token: str | None = None) -> None:
     """Run a node until SIGINT or SIGTERM. `announce` gets the one `ready` line. `token`: join
     a cluster with it before anything else.
@@ -76,7 +58,7 @@ async def run_node(settings: Settings, announce: Callable[[str], None], *, token
         Conflict: the data folder or a chosen port is in use.
         Invalid, LoadFailed, Unavailable: the node cannot run as configured; says why.
     """
-    stop = Stop()
+    stop = doors.Stop()
     with stop.on_signals(), data_dir.locked(settings.data_dir), contextlib.ExitStack() as sockets:
         now = SystemClock().time()
         node = data_dir.node_id(settings.data_dir, now)
@@ -85,47 +67,30 @@ async def run_node(settings: Settings, announce: Callable[[str], None], *, token
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
             sockets.callback(listener.close)
-        url = bound(listeners[0]).url
+        urls = _urls([bound(listener) for listener in listeners], settings)
+        url = min(urls, key=lambda text: text.startswith("https:"))
         keys = data_dir.keys(settings.data_dir, url, now)
-        authenticator = Authenticator(keys, require_key=settings.require_key, wall=SystemClock.time)
+        # A public name means a proxy or other machines: nobody is at this one for sure.
+        require_key = settings.require_key or bool(settings.allowed_hosts)
+        authenticator = Authenticator(keys, require_key=require_key, wall=SystemClock.time)
         limits = Limits()
 
         def started() -> None:
             log.info("node.listening", urls=urls)
+            if url.startswith("https:") and settings.tls_certificate is None:
+                data_dir.trust(settings.data_dir, IdentityFiles(settings.data_dir).authorities.read_text())
             announce(f"ready {url} node={node}")
 
-        urls = [bound(listener).url for listener in listeners]
         async with _built(settings, node, urls, authenticator, limits, stop) as app:
-            server = Server(_http(app, limits, settings), started)
-            stop.server = server
-            if not stop.wanted:
-                await server.serve(sockets=listeners)
-
-
-class Stop:
-    """SIGINT and SIGTERM. The first lets running answers end, the second cuts them."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self.server: Server | None = None
-
-    @contextlib.contextmanager
-    def on_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        for number in numbers:
-            loop.add_signal_handler(number, self._signalled)
-        try:
-            yield
-        finally:
-            for number in numbers:
-                loop.remove_signal_handler(number)
-
-    def _signalled(self) -> None:
-        if self.server is not None:
-            self.server.force_exit = self.wanted
-            self.server.should_exit = True
-        self.wanted = True
+            await doors.serve(
+                app,
+                listeners,
+                limits=limits,
+                drain_s=_drain_s(settings),
+                certificate=_certificate(settings),
+                stop=stop,
+                on_started=started,
+            )
 
 
 @contextlib.asynccontextmanager
@@ -135,7 +100,7 @@ async def _built(
     urls: Sequence[str],
     authenticator: Authenticator,
     limits: Limits,
-    stop: Stop,
+    stop: doors.Stop,
 ) -> AsyncIterator[Gateway]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
@@ -159,8 +124,7 @@ async def _built(
             serving.configure(serving_settings(live))
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
-            if stop.server is not None:
-                stop.server.config.timeout_graceful_shutdown = _drain_s(live)
+            stop.drain_within(_drain_s(live))
 
         here = await closing.enter_async_context(
             in_cluster(
@@ -206,27 +170,40 @@ def _nobody_to_tell() -> None:
     """Before the node is in its cluster: it tells all that it has when it gets there."""
 
 
+def _certificate(settings: Settings) -> CertificateFiles:
+    """Of the API where other machines reach it."""
+    if settings.tls_certificate is not None and settings.tls_key is not None:
+        return CertificateFiles(settings.tls_certificate, settings.tls_key)
+    own = IdentityFiles(settings.data_dir)
+    return CertificateFiles(own.certificate, own.key)
+
+
+def _hosts(settings: Settings) -> tuple[str, ...]:
+    """Under which other machines reach this one."""
+    return addresses.advertised(settings.advertise, addresses.parse_listen(settings.cluster_listen))
+
+
+def _urls(listeners: Sequence[Address], settings: Settings) -> list[str]:
+    """Of the API, as others may be told: no wildcard address."""
+    found: list[str] = []
+    for listener in listeners:
+        everywhere = addresses.ListenOn(listener.host, listener.port).everywhere
+        hosts = _hosts(settings) if everywhere else (listener.host,)
+        found += [
+            f"{'https' if listener.secure else 'http'}://{Address(host, listener.port)}" for host in hosts
+        ]
+    return found
+
+
 def _policy(settings: Settings) -> SitePolicy:
-    return SitePolicy(hosts=settings.allowed_hosts, origins=settings.allowed_origins)
+    names = [*settings.allowed_hosts]
+    if any(parse_address(text).secure for text in settings.listen):
+        names += _hosts(settings)
+    return SitePolicy(hosts=names, origins=settings.allowed_origins)
 
 
 def _drain_s(settings: Settings) -> int:
     return max(1, round(settings.drain_timeout))
-
-
-def _http(app: Gateway, limits: Limits, settings: Settings) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=fast_protocol_class(app.hot, limits),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=_drain_s(settings),
-    )
 
 
 def serving_settings(settings: Settings) -> ServingSettings:

@@ -26,6 +26,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
@@ -128,8 +129,15 @@ class Settings(BaseSettings):
         default_factory=lambda: [f"127.0.0.1:{DEFAULT_PORT}", f"127.0.0.1:{OLLAMA_PORT}"],
         description="Addresses HOST:PORT of the API; all serve the same. Default: our port and Ollama's, so "
         "that Ollama's clients find the node; if ours is taken a free one is used, if Ollama's is taken it "
-        "is left out, and the log says so. OLLAMA_HOST replaces the second one.",
+        "is left out, and the log says so. OLLAMA_HOST replaces the second one. Addresses that other "
+        "machines reach (e.g. 0.0.0.0:8443) speak TLS and ask everyone for a key.",
     )
+    tls_certificate: Path | None = Field(
+        default=None,
+        description="PEM file with the certificate of the API on addresses that other machines reach; read "
+        "again when it is replaced. Unset: the node's own, signed by the cluster's CA (`ca` in admin.json).",
+    )
+    tls_key: Path | None = Field(default=None, description="PEM file with the key of `tls_certificate`.")
     cluster_listen: str = Field(
         default="0.0.0.0",  # noqa: S104  nothing there answers without a node certificate or a token
         description="HOST[:PORT] of the listeners for other machines of the cluster. They open when the "
@@ -314,11 +322,19 @@ class Settings(BaseSettings):
                 )
         return value
 
-    @field_validator("data_dir", "models_dir", "cache_dir", "llama_server", "nats_server")
+    @field_validator(
+        "data_dir", "models_dir", "cache_dir", "llama_server", "nats_server", "tls_certificate", "tls_key"
+    )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         """Children run in folders of their own."""
         return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _certificate_has_key(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together")
+        return self
 
     @field_validator("flash_attention", mode="before")
     @classmethod

@@ -4,22 +4,20 @@ it waits for its next occasion, and whatever it raises is logged and tried again
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
-from ollama_distributed.adapters.coordination.nats.session import Address
-from ollama_distributed.adapters.coordination.nats.system import System
-from ollama_distributed.adapters.identity.nats_access import SystemLogin
 from ollama_distributed.cluster.identity import nats_jwt
-from ollama_distributed.node.cluster.link import Link
+from ollama_distributed.node.cluster.voters import grow_step
 from ollama_distributed.state.changes import SetVoters
 
 if TYPE_CHECKING:
-    from ollama_distributed.node.cluster.life import Life
+    from ollama_distributed.node.cluster.keeper import Keeper
+    from ollama_distributed.node.cluster.life import Duty, Life
+    from ollama_distributed.node.cluster.link import Link
 
 log = structlog.get_logger("cluster.duties")
 
@@ -29,15 +27,14 @@ SETTLE_S = 0.5
 SECOND_S = 1.0
 """JWTs are ordered by whole seconds."""
 
-Step = Callable[[], Awaitable[None]]
 
-
-def of(life: Life, link: Link) -> list[tuple[str, Step]]:
-    duties: list[tuple[str, Step]] = [("remember", partial(_remember, life, link))]
+def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
+    duties: list[tuple[str, Duty]] = [("remember", partial(_remember, life, link))]
     if life.is_server:
         duties += [
             ("found", partial(_found, life, link)),
-            ("revoke", partial(_Revocations(life, link).step)),
+            ("revoke", _Revocations(life, link).step),
+            ("grow", partial(grow_step, keeper, life, link)),
         ]
     return duties
 
@@ -46,15 +43,13 @@ async def _remember(life: Life, link: Link) -> None:
     """Keep where the cluster is found, for the next start and the next reconnect."""
     state = link.mirror.state
     if link.mirror.ready and state.nodes:
-        facts = life.facts()
-        bus = life.bus()
+        facts, bus = life.facts(), life.bus_addresses()
         await life.seats.change(
             servers=tuple(map(str, facts.servers)),
             nats=bus,
             members=max(len(state.nodes), len(life.roster), 1),
         )
-        if life.server is None and bus:
-            link.coordination.update_servers(f"tls://{where}" for where in bus)
+        link.coordination.update_servers(life.bus_urls())
     with anyio.move_on_after(LOOK_S):
         await link.mirror.wait_for(lambda now: now.nodes is not state.nodes or now.voters is not state.voters)
         await anyio.sleep(SETTLE_S)
@@ -62,7 +57,7 @@ async def _remember(life: Life, link: Link) -> None:
 
 async def _found(life: Life, link: Link) -> None:
     """The first node enters itself into the roster and as the first voter."""
-    if not life.seat.serves:
+    if life.bus is None or not life.bus.alone:
         await anyio.sleep_forever()
     state = await link.mirror.wait_ready()
     me = life.parts.node
@@ -88,13 +83,8 @@ class _Revocations:
         if revoked != self._pushed and link.coordination.connected:
             keys = life.keys().nats
             account = nats_jwt.account_jwt(keys, life.parts.clock.time(), revoked=revoked)
-            login = SystemLogin(
-                life.identity.tls, life.keys, cluster=life.identity.cluster, node=life.parts.node
-            )
-            urls = [life.server.url] if life.server is not None else [f"tls://{at}" for at in life.bus()]
-            servers = await System(Address(urls=tuple(urls), login=login), name=life.parts.node).push_account(
-                account
-            )
+            assert life.bus is not None, "a server's duty"
+            servers = await life.bus.system(life.bus_urls()).push_account(account)
             self._pushed = revoked
             log.info(REVOKED, users=len(revoked), servers=servers)
             await anyio.sleep(SECOND_S)

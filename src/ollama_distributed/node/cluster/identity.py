@@ -107,11 +107,15 @@ def restore(data_dir: Path) -> Identity | None:
     return Identity(files, files.node_keys(), credentials) if credentials is not None else None
 
 
-def found(data_dir: Path, node: NodeId, hosts: Sequence[str], now: float) -> Identity:
+def new_cluster() -> str:
+    """An id for a cluster that is about to be founded."""
+    return f"c{random_id(11)}"
+
+
+def found(data_dir: Path, cluster: str, node: NodeId, hosts: Sequence[str], now: float) -> Identity:
     """Make a cluster of one. Blocking: 10 ms."""
     files = IdentityFiles(data_dir)
     keys = files.node_keys()
-    cluster = f"c{random_id(11)}"
     cluster_keys = found_cluster(cluster, now, secrets.token_bytes)
     files.save(_own(cluster_keys, ClusterFacts(cluster=cluster), node, keys, hosts, now))
     restored = restore(data_dir)

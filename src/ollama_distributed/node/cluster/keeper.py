@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -21,8 +22,10 @@ from ollama_distributed.cluster.load import LoadReports
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.bus import server_folder, sit_alone
+from ollama_distributed.node.cluster.duties import duties_of
 from ollama_distributed.node.cluster.identity import Identity
-from ollama_distributed.node.cluster.life import Life, drop_server_folder, server_folder
+from ollama_distributed.node.cluster.life import Life, drop_server_folder
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.state.cluster import ClusterState
@@ -138,7 +141,13 @@ class Keeper:
         pause_s = RETRY_S[0]
         while not self._stopping:
             try:
-                life = Life(self.parts, await asyncio.to_thread(self._identity), self._seats, self._on_over)
+                life = Life(
+                    self.parts,
+                    await asyncio.to_thread(self._identity),
+                    self._seats,
+                    on_over=self._on_over,
+                    duties=partial(duties_of, self),
+                )
                 self.trouble = ""
                 await self._live(life)
                 pause_s = RETRY_S[0]
@@ -171,12 +180,12 @@ class Keeper:
         if identity is None:
             listen = addresses.parse_listen(parts.settings.cluster_listen)
             hosts = addresses.advertised(parts.settings.advertise, listen)
-            identity = identities.found(parts.data_dir, parts.node, hosts, parts.clock.time())
-            self._seats.read(identity.cluster)
-            self._seats.put(serves=True)
+            cluster = identities.new_cluster()
+            # First the server's seat: a crash in between leaves a folder that nobody reads.
+            sit_alone(server_folder(parts.data_dir, cluster))
+            identity = identities.found(parts.data_dir, cluster, parts.node, hosts, parts.clock.time())
             log.info(FOUNDED, cluster=identity.cluster)
-        elif not self._seats.read(identity.cluster).serves and server_folder(parts, identity).exists():
-            self._seats.put(serves=True)  # the seat was lost; the state that it kept is there
+        self._seats.read(identity.cluster)
         return identity
 
     async def _forget(self, ended: Life) -> None:

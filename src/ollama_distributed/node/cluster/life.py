@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import anyio
 import structlog
 
-from ollama_distributed.adapters.coordination.nats.server import NatsServer
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
-from ollama_distributed.adapters.identity.nats_access import ServerAccess
 from ollama_distributed.base.errors import (
     Forbidden,
     Invalid,
@@ -32,16 +29,17 @@ from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.node.cluster import about, addresses, audit, duties
+from ollama_distributed.node.cluster import about, addresses, audit
 from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.bus import Bus, server_folder
 from ollama_distributed.node.cluster.door import Door
 from ollama_distributed.node.cluster.identity import Identity
-from ollama_distributed.node.cluster.link import Link, linked
+from ollama_distributed.node.cluster.link import BUCKET, Link, linked
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.records import LateRecords
 from ollama_distributed.node.cluster.roster import Roster
 from ollama_distributed.node.cluster.seat import Seat, SeatFile
-from ollama_distributed.node.settings import CLUSTER_PORT, NATS_PORT, ROUTES_PORT
+from ollama_distributed.node.settings import CLUSTER_PORT
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Advert, Holdings
 
@@ -59,22 +57,34 @@ CUT_OFF_S, ASK_AGAIN_S = 10.0, 30.0
 """A node that no coordination server lets in asks a server whether it was removed."""
 
 
+Duty = Callable[[], Awaitable[None]]
+"""A step that is repeated while the link is there."""
+
+
 class Life:
     """`async with`. `on_over` is called when this node was removed from the cluster."""
 
     def __init__(
-        self, parts: Parts, identity: Identity, seats: SeatFile, on_over: Callable[[], None]
+        self,
+        parts: Parts,
+        identity: Identity,
+        seats: SeatFile,
+        *,
+        on_over: Callable[[], None],
+        duties: Callable[[Life, Link], list[tuple[str, Duty]]],
     ) -> None:
         self.parts = parts
         self.identity = identity
         self.seats = seats
         self.link: Link | None = None
-        self.server: NatsServer | None = None
+        self.bus: Bus | None = None
+        """On servers, while it is up."""
         self.door: Door | None = None
         self.up = anyio.Event()
         """Set when the link is there for the first time."""
         self.leaving = False
         self._on_over = on_over
+        self._duties = duties
         self.trouble: dict[str, str] = {}
         """What does not work here, by topic: sentences for people."""
         self._listen = addresses.parse_listen(parts.settings.cluster_listen)
@@ -136,10 +146,10 @@ class Life:
         return ClusterFacts(
             cluster=self.identity.cluster,
             servers=_addresses(servers) or given.servers,
-            nats=tuple(f"tls://{where}" for where in self.bus()) or given.nats,
+            nats=tuple(f"tls://{where}" for where in self.bus_addresses()) or given.nats,
         )
 
-    def bus(self) -> tuple[str, ...]:
+    def bus_addresses(self) -> tuple[str, ...]:
         """`host:port` of the coordination servers that there are, as far as this node knows."""
         voters = self.state.voters.nodes if self.state.voters else ()
         known = (self.state.nodes.get(node) for node in voters)
@@ -147,7 +157,7 @@ class Life:
         return tuple(told) or self.seat.nats
 
     def advert(self) -> Advert:
-        parts, serves = self.parts, self.seat.serves and self.seat.open
+        parts, bus = self.parts, self.bus if self.seat.open else None
         return about.advert(
             node=parts.node,
             name=parts.settings.name,
@@ -155,8 +165,8 @@ class Life:
             boot=parts.boot,
             started_at=parts.started_at,
             hop=self.hop(),
-            nats=self.at(self.server.port) if serves and self.server is not None else (),
-            routes=self.at(self.seat.routes_port) if self.seat.open and self.is_server else (),
+            nats=self.at(bus.port) if bus is not None else (),
+            routes=self.at(bus.routes_port) if bus is not None else (),
             api=parts.api,
             hardware=parts.hardware(),
             engines=parts.engines,
@@ -236,17 +246,15 @@ class Life:
     @contextlib.asynccontextmanager
     async def _linked(self) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            alone = self.seat.serves
-            if alone:
-                self.server = await self._serve(stack)
-            urls = [self.server.url] if self.server is not None else [f"tls://{at}" for at in self.bus()]
+            if self.is_server:
+                self.bus = await stack.enter_async_context(self._bus())
             link = await stack.enter_async_context(
                 linked(
                     self.parts,
                     self.identity,
                     self.roster,
-                    urls=urls or [*self.identity.credentials.facts.nats],
-                    create=alone,
+                    urls=self.bus_urls(),
+                    create=self.bus is not None and self.bus.alone,
                     advert=self.advert,
                     holdings=self.holdings,
                     allowed=lambda: not self.leaving and not self.roster.removed(self.parts.node),
@@ -255,7 +263,7 @@ class Life:
             stack.callback(link.config.on_applied(self.parts.apply_config))
             running = [
                 asyncio.create_task(keep_going(name, step, self.parts.chance), name=name)
-                for name, step in duties.of(self, link)
+                for name, step in self._duties(self, link)
             ]
             stack.push_async_callback(end, running)
             self.link = link
@@ -264,29 +272,27 @@ class Life:
                 yield
             finally:
                 self._state = link.mirror.state if link.mirror.ready else self._state
-                self.link = None
+                self.link = self.bus = None
 
-    async def _serve(self, stack: contextlib.AsyncExitStack) -> NatsServer:
-        """This node's coordination server, running."""
-        seat, identity = self.seat, self.identity
-        access = ServerAccess(
-            identity.files, identity.tls, self.keys, cluster=identity.cluster, node=identity.node
-        )
-        server = NatsServer(
-            server_folder(self.parts, identity),
-            access,
-            name=identity.node,
-            host=self._listen.host if seat.open else addresses.LOOPBACK,
-            port=self._nats_port() if seat.open else 0,
+    def _bus(self) -> Bus:
+        return Bus(
+            self.parts.data_dir,
+            self.identity,
+            self.keys,
+            host=self._listen.host,
+            is_open=self.seat.open,
+            advertise=self.hosts()[0],
             program=self.parts.settings.nats_server,
+            bucket=BUCKET,
         )
-        await stack.enter_async_context(server)
-        if seat.open:
-            await self.seats.change(nats_port=server.port)
-        return server
 
-    def _nats_port(self) -> int:
-        return addresses.free_port(self._listen.host, (self.seat.nats_port, NATS_PORT))
+    def bus_urls(self) -> tuple[str, ...]:
+        """Where this node connects to coordination: its own server first, then the others'."""
+        own = self.bus.urls() if self.bus is not None else ()
+        if self.bus is not None and self.bus.alone:
+            return own
+        others = [f"tls://{where}" for where in self.bus_addresses()]
+        return tuple(dict.fromkeys((*own, *others))) or self.identity.credentials.facts.nats
 
     # ── open to other machines ──────────────────────────────────────────────────────
 
@@ -302,17 +308,11 @@ class Life:
                 await self._open_door()
             if self.seat.open:
                 return
-            routes_port = addresses.free_port(self._listen.host, (self.seat.routes_port, ROUTES_PORT))
-            server = self.server
-            if server is not None:
-                await server.stop()
-                server.change(host=self._listen.host, port=self._nats_port())
-                await server.start()
+            if self.bus is not None:
+                await self.bus.open()
                 if self.link is not None:
-                    self.link.coordination.update_servers([server.url])
-            await self.seats.change(
-                open=True, nats_port=server.port if server is not None else 0, routes_port=routes_port
-            )
+                    self.link.coordination.update_servers(self.bus_urls())
+            await self.seats.change(open=True)
             self.changed()
 
     async def _try_door(self) -> None:
@@ -349,8 +349,8 @@ class Life:
         self._on_removed(self.parts.node)
 
     async def _on_renewed(self) -> None:
-        if self.server is not None:
-            await self.server.reload()
+        if self.bus is not None and self.bus.server.running:
+            await self.bus.server.reload()
 
     def _on_removed(self, node: NodeId) -> None:
         """A node was removed: whatever it has open here ends now."""
@@ -372,7 +372,7 @@ class Life:
     async def _ask_standing(self) -> None:
         """Where no coordination server lets this node in: was it removed? A server knows."""
         link = self.link
-        if link is None or link.coordination.connected or self.seat.serves:
+        if link is None or link.coordination.connected or (self.bus and self.bus.voters):
             await anyio.sleep(1.0)
             return
         await anyio.sleep(CUT_OFF_S)
@@ -396,11 +396,6 @@ def _addresses(texts: list[str]) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def server_folder(parts: Parts, identity: Identity) -> Path:
-    """Of the coordination server in this cluster: another cluster's state is never mixed in."""
-    return parts.data_dir / "nats" / identity.cluster
-
-
 def drop_server_folder(life: Life) -> None:
     """The state of a cluster that this node left. Blocking."""
-    shutil.rmtree(server_folder(life.parts, life.identity), ignore_errors=True)
+    shutil.rmtree(server_folder(life.parts.data_dir, life.identity.cluster), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Takes nodes out of the cluster, and voters in and out. Who may not act asks one who may.
+"""Takes nodes out of the cluster. Who may not act asks one who may.
 
 A removal voids the node's key first, then its records go: a node that is half removed is
 shut out and still listed, and removing it again ends what was begun.
@@ -14,7 +14,6 @@ from ollama_distributed.base.errors import (
     Conflict,
     Forbidden,
     NotFound,
-    NotOffered,
     OllamaDistributedError,
     Unavailable,
 )
@@ -93,7 +92,7 @@ class Members:
         if me in voters and not force:
             raise Conflict(
                 "this node runs a coordination server that the others need; give its vote to another "
-                "server first: ollama-distributed cluster replace"
+                "server first: ollama-distributed cluster voter replace"
             )
         life.leaving = True  # it says nothing more of itself
         try:
@@ -147,6 +146,3 @@ class Members:
             except (Unavailable, Forbidden) as refused:
                 failure = refused
         raise failure
-
-    async def replace_voter(self, dead: str, new: str | None, *, actor: str) -> None:  # noqa: ARG002
-        raise NotOffered("voters are not moved yet")

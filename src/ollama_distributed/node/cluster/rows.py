@@ -123,7 +123,7 @@ def _reasons(state: ClusterState, leader: NodeId | None) -> list[str]:
         if node.status == "offline" and node.id in voters:
             found.append(
                 f"voter {node.name} is offline{why}; start it again, or replace it: "
-                f"ollama-distributed cluster replace {node.name}"
+                f"ollama-distributed cluster voter replace {node.name}"
             )
         elif node.status == "offline":
             found.append(

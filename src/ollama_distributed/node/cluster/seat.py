@@ -22,12 +22,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """Whose seat it is; another cluster's is worth nothing."""
     open: bool = False
     """The listeners are open to other machines."""
-    serves: bool = False
-    """It runs a coordination server."""
     hop_port: int = 0
-    """Taken last time; 0: none yet."""
-    nats_port: int = 0
-    routes_port: int = 0
+    """Of the cluster listener, taken last time; 0: none yet."""
     servers: tuple[str, ...] = ()
     """`host:port` of the cluster listeners of servers, as last seen."""
     nats: tuple[str, ...] = ()

@@ -28,7 +28,7 @@ from ollama_distributed.base.errors import Forbidden
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
-from ollama_distributed.node.cluster import rows
+from ollama_distributed.node.cluster import rows, voters
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.cluster.life import Life
 from ollama_distributed.node.cluster.members import Members
@@ -43,6 +43,7 @@ class ClusterService:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
         self._members = Members(keeper)
+        voters.VoterRoutes(keeper, keeper.parts.door)
 
     # ── reading ─────────────────────────────────────────────────────────────────────
 
@@ -191,7 +192,7 @@ class ClusterService:
         await self._members.leave(force=force, actor=actor)
 
     async def replace_voter(self, dead: str, new: str | None, *, actor: str) -> ClusterAnswer:
-        await self._members.replace_voter(dead, new, actor=actor)
+        await voters.replace_voter(self._keeper, dead, new, actor=actor)
         return self.status()
 
     def _need_server(self, life: Life) -> None:

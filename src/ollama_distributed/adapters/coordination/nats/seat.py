@@ -7,7 +7,6 @@ holds is worth nothing.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from pathlib import Path
@@ -88,15 +87,22 @@ def save(folder: Path, seat: Seat) -> None:
     write_durably(folder / SEAT_NAME, encode_pretty(seat))
 
 
-def free_port(host: str, wanted: int) -> int:
-    """`wanted` if nobody has it, else one that is free now."""
+def hold_port(host: str, wanted: int) -> socket.socket:
+    """A socket that keeps `wanted`, or else a free port, from others until it is closed: it is
+    bound without SO_REUSEADDR and does not listen.
+
+    Raises:
+        Invalid: this machine does not have the address.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in (wanted, 0):
-        with socket.socket(family) as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-            found: int = probe.getsockname()[1]
-            return found
+        holder = socket.socket(family)
+        try:
+            holder.bind((host, port))
+        except OSError:
+            holder.close()
+            continue
+        return holder
     raise Invalid(f"no port is free on {host}")
 
 

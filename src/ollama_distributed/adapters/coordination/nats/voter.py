@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 from pathlib import Path
 from typing import Protocol
 
@@ -84,6 +85,7 @@ class LocalVoter:
         self._advertise = f"[{advertise}]" if ":" in advertise else advertise
         self._route_host = route_host
         self._wanted = (port, route_port)
+        self._held: list[socket.socket] = []
 
     @property
     def node(self) -> NodeId:
@@ -114,6 +116,7 @@ class LocalVoter:
             await self.server.start()
 
     async def stop(self) -> None:
+        self._release()
         await self.server.stop()
 
     async def open(self, host: str) -> Place:
@@ -130,6 +133,7 @@ class LocalVoter:
             self.server.change(host=host, port=0)
             await self.prepare()
             self._apply(self.seat)
+            self._release()
             if running:
                 await self.server.start()
         return await self.prepare()
@@ -146,14 +150,15 @@ class LocalVoter:
     # ── VoterHost ───────────────────────────────────────────────────────────────────
 
     async def prepare(self) -> Place:
-        seat = self.seat
-        port = self.server.port if self.server.running else seat.port
-        if not port:
-            port = seats.free_port(self.server.host, self._wanted[0])
-        # Nobody listens on a route port before the servers form, so a second node on this machine
-        # would choose the same: who did not get the wanted port takes a free one here too.
-        wanted = self._wanted[1] if port == self._wanted[0] else 0
-        route_port = seat.route_port or seats.free_port(self._route_host, wanted)
+        seat, running = self.seat, self.server.running
+        self._release()
+        # Nobody listens on a port before its server starts, so another node on this machine would
+        # choose the same: they are held until then.
+        port = self.server.port if running else self._hold(self.server.host, seat.port or self._wanted[0])
+        routes = running and self.server.cluster is not None
+        route_port = (
+            seat.route_port if routes else self._hold(self._route_host, seat.route_port or self._wanted[1])
+        )
         self._save(msgspec.structs.replace(seat, port=port, route_port=route_port))
         return Place(
             node=self.node,
@@ -170,6 +175,7 @@ class LocalVoter:
             await self.server.stop()
             await asyncio.to_thread(replace_store, self.server.store, self.server.folder / REPLACED)
         self.sit(formation=formation)
+        self._release()
         if self.server.running:
             await self.server.reload()
         else:
@@ -181,6 +187,16 @@ class LocalVoter:
         self.sit()
         await asyncio.to_thread(replace_store, self.server.store, self.server.folder / REPLACED)
 
+    def _hold(self, host: str, wanted: int) -> int:
+        holder = seats.hold_port(host, wanted)
+        self._held.append(holder)
+        port: int = holder.getsockname()[1]
+        return port
+
+    def _release(self) -> None:
+        while self._held:
+            self._held.pop().close()
+
     # ── the seat ────────────────────────────────────────────────────────────────────
 
     def sit(self, *, alone: bool = False, formation: Formation | None = None) -> None:
@@ -188,6 +204,7 @@ class LocalVoter:
         seat = msgspec.structs.replace(self.seat, alone=alone, formation=formation)
         self._save(seat)
         self._apply(seat)
+        self._release()
 
     def _save(self, seat: Seat) -> None:
         self.server.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,0 +1,254 @@
+"""Which servers vote: 1 → 3 → 5 as servers join, a dead one replaced when an operator says so.
+
+Each change is run by one voter, with the machines that it concerns asked over the hop
+(`VoterHost`). The servers' own formation is the truth; `cluster.voters` in the state follows
+it, so a crash in between is made good by whoever runs the duty next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+import msgspec
+import structlog
+
+from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
+from ollama_distributed.adapters.coordination.nats.voter import VoterHost
+from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.base.errors import Conflict, Forbidden, NotFound, OllamaDistributedError, Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.ca import Peer
+from ollama_distributed.state.changes import SetVoters
+from ollama_distributed.state.cluster import ClusterState
+
+if TYPE_CHECKING:
+    from ollama_distributed.node.cluster.bus import Bus
+    from ollama_distributed.node.cluster.keeper import Keeper
+    from ollama_distributed.node.cluster.life import Life
+    from ollama_distributed.node.cluster.link import Link
+
+log = structlog.get_logger("cluster.voters")
+
+PREPARE, TAKE, STAND_DOWN, REPLACE = "voters/prepare", "voters/take", "voters/leave", "voters/replace"
+PREPARE_S, TAKE_S, REPLACE_S = 5.0, 30.0, 120.0
+"""A server starts in a tenth of a second with an empty store, in some seconds with a large one."""
+SETTLED_S = 5.0
+"""Servers are online for so long before they are made voters: who comes and goes stays out."""
+LOOK_S = 2.0
+AGAIN_S = 30.0
+"""After a growth that did not work; everything is as before then."""
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """An empty question, or "done"."""
+
+
+class ReplaceAsk(msgspec.Struct, frozen=True, kw_only=True):
+    dead: NodeId
+    new: NodeId
+
+
+class RemoteVoter:
+    """Another server machine, over the hop; a `VoterHost`."""
+
+    def __init__(self, keeper: Keeper, node: NodeId) -> None:
+        self._pool = keeper.parts.pool
+        self._node = node
+
+    @property
+    def node(self) -> NodeId:
+        return self._node
+
+    async def prepare(self) -> Place:
+        return await self._pool.ask(self._node, PREPARE, Nothing(), Place, deadline_s=PREPARE_S)
+
+    async def take(self, formation: Formation) -> None:
+        await self._pool.ask(self._node, TAKE, formation, Nothing, deadline_s=TAKE_S)
+
+    async def leave(self) -> None:
+        await self._pool.ask(self._node, STAND_DOWN, Nothing(), Nothing, deadline_s=TAKE_S)
+
+
+class VoterRoutes:
+    """What other servers may ask of this one while voters change."""
+
+    def __init__(self, keeper: Keeper, door: PeerDoor) -> None:
+        self._keeper = keeper
+        door.add(PREPARE, self._prepare, Nothing, servers_only=True)
+        door.add(TAKE, self._take, Formation, servers_only=True)
+        door.add(STAND_DOWN, self._leave, Nothing, servers_only=True)
+        door.add(REPLACE, self._replace, ReplaceAsk, servers_only=True)
+
+    async def _prepare(self, _peer: Peer, _ask: Nothing) -> Place:
+        return await self._bus().voter.prepare()
+
+    async def _take(self, peer: Peer, formation: Formation) -> Nothing:
+        log.info("voters.asked_to_vote", by=peer.node, voters=len(formation.places))
+        await self._bus().voter.take(formation)
+        self._told()
+        return Nothing()
+
+    async def _leave(self, peer: Peer, _ask: Nothing) -> Nothing:
+        log.info("voters.asked_to_stand_down", by=peer.node)
+        await self._bus().voter.leave()
+        self._told()
+        return Nothing()
+
+    async def _replace(self, _peer: Peer, ask: ReplaceAsk) -> Nothing:
+        await replace(self._keeper, ask.dead, ask.new, actor=_peer.node)
+        return Nothing()
+
+    def _told(self) -> None:
+        life = self._keeper.need_life()
+        if life.link is not None:
+            life.link.coordination.update_servers(life.bus_urls())
+        life.changed()
+
+    def _bus(self) -> Bus:
+        bus = self._keeper.need_life().bus
+        if bus is None:
+            raise Unavailable("this node's coordination side is not up")
+        return bus
+
+
+# ── growing ─────────────────────────────────────────────────────────────────────────
+
+
+async def grow_step(keeper: Keeper, life: Life, link: Link) -> None:
+    """Make the voters 3 or 5 where there are servers enough; to be repeated. Runs on every
+    server, acts on one: the only voter, or the leader, or the first voter that lives."""
+    bus = life.bus
+    assert bus is not None, "a server's duty"
+    await anyio.sleep(LOOK_S)
+    if not link.mirror.synced or not bus.voters or not _acts(link, bus, keeper.parts.node):
+        return
+    await _record(link, bus, actor=keeper.parts.node)
+    chosen = next_voters(link.mirror.state, bus.voters, now=keeper.parts.clock.time())
+    if not chosen or not bus.growth.settled:
+        return
+    hosts = [RemoteVoter(keeper, node) for node in chosen]
+    try:
+        if bus.alone:
+            await bus.growth.to_three(hosts)
+        else:
+            old = [RemoteVoter(keeper, node) for node in bus.voters if node != keeper.parts.node]
+            await bus.growth.to_five(old, hosts)
+    except OllamaDistributedError as failure:
+        log.warning("voters.growth_failed", reason=failure.message, again_in_s=AGAIN_S)
+        await anyio.sleep(AGAIN_S)
+        return
+    life.changed()
+
+
+def next_voters(state: ClusterState, voters: Sequence[NodeId], *, now: float) -> tuple[NodeId, ...]:
+    """The servers that are to vote beside `voters`: two more where that makes 3 or 5, else none.
+
+    The ones that have been online longest; all present voters must be online too, because a
+    group that changes while one of it is away cannot bear another loss.
+    """
+    if len(voters) not in (1, 3):
+        return ()
+
+    def steady(node: NodeId) -> bool:
+        known = state.nodes.get(node)
+        return known is not None and known.status == "online" and now - known.since >= SETTLED_S
+
+    others = [node for node in state.servers if node not in voters and steady(node)]
+    if len(others) < 2 or not all(steady(node) for node in voters):
+        return ()
+    first, second, *_ = sorted(others, key=lambda node: (state.nodes[node].since, node))
+    return first, second
+
+
+def _acts(link: Link, bus: Bus, me: NodeId) -> bool:
+    if bus.alone:
+        return True
+    leader = link.consensus.get_leader()
+    if leader in bus.voters:
+        return leader == me
+    state = link.mirror.state
+    living = [node for node in sorted(bus.voters) if node in state.nodes and state.nodes[node].alive]
+    return bool(living) and living[0] == me
+
+
+async def _record(link: Link, bus: Bus, *, actor: str) -> None:
+    """Let the state say what the formation is."""
+    known = link.mirror.state.voters
+    before = known.nodes if known is not None else ()
+    if sorted(before) != sorted(bus.voters):
+        change = SetVoters(nodes=tuple(sorted(bus.voters)), before=before)
+        await link.consensus.propose_change(change, actor=actor)
+
+
+# ── replacing ───────────────────────────────────────────────────────────────────────
+
+
+async def replace_voter(keeper: Keeper, dead: str, new: str | None, *, actor: str) -> None:
+    """Give the vote of a dead server to a living one, here or at a voter that lives.
+
+    Raises:
+        Conflict: `dead` lives or does not vote, `new` cannot vote, or there is none.
+        Unavailable: the other voters have no majority, or none can be asked.
+    """
+    life = keeper.need_life()
+    state, me = life.state, keeper.parts.node
+    gone = state.resolve(dead)
+    voters = state.voters.nodes if state.voters else ()
+    if gone not in voters:
+        raise Conflict(f"node {dead} does not vote")
+    if state.nodes[gone].alive:
+        raise Conflict(
+            f"node {dead} is {state.nodes[gone].status}: only a dead voter is replaced; "
+            "one that comes back takes its place again by itself"
+        )
+    chosen = _successor(state, voters, new)
+    if me in voters:
+        await replace(keeper, gone, chosen, actor=actor)
+        return
+    failure: OllamaDistributedError = Unavailable("no voter can be asked")
+    for voter in voters:
+        if voter != gone and state.nodes[voter].alive:
+            try:
+                ask = ReplaceAsk(dead=gone, new=chosen)
+                await keeper.parts.pool.ask(voter, REPLACE, ask, Nothing, deadline_s=REPLACE_S)
+                return
+            except (Unavailable, Forbidden) as refused:
+                failure = refused
+    raise failure
+
+
+async def replace(keeper: Keeper, dead: NodeId, new: NodeId, *, actor: str) -> None:
+    """On a voter that lives."""
+    life = keeper.need_life()
+    link, bus = life.need_link(), life.bus
+    if bus is None or keeper.parts.node not in bus.voters:
+        raise Conflict("this node does not vote")
+    others = [RemoteVoter(keeper, node) for node in bus.voters if node not in (dead, new, keeper.parts.node)]
+    log.warning("voters.replacing", dead=dead, new=new, actor=actor)
+    host: VoterHost = bus.voter if new == keeper.parts.node else RemoteVoter(keeper, new)
+    await bus.growth.replace(dead, host, others)
+    await _record(link, bus, actor=actor)
+    life.changed()
+
+
+def _successor(state: ClusterState, voters: Sequence[NodeId], new: str | None) -> NodeId:
+    if new is None:
+        able = [node for node in state.servers if node not in voters and state.nodes[node].status == "online"]
+        if not able:
+            raise Conflict(
+                "there is no other server that lives; make a token with --role server and join a machine"
+            )
+        return min(able, key=lambda node: (state.nodes[node].since, node))
+    try:
+        chosen = state.resolve(new)
+    except NotFound as unknown:
+        raise Conflict(unknown.message) from unknown
+    if chosen in voters:
+        raise Conflict(f"node {new} votes already")
+    if chosen not in state.servers:
+        raise Conflict(f"node {new} is no server; only servers vote")
+    if not state.nodes[chosen].alive:
+        raise Conflict(f"node {new} is offline")
+    return chosen

@@ -1,0 +1,148 @@
+"""The API's HTTP servers: a plain one on loopback, one with TLS where other machines come in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+
+import uvicorn
+
+from ollama_distributed.cluster.tasks import end
+from ollama_distributed.gateway.app import Gateway
+from ollama_distributed.gateway.fast import fast_protocol_class
+from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
+from ollama_distributed.node.listeners import bound
+
+
+class Stop:
+    """SIGINT and SIGTERM. The first lets running answers end, the second cuts them."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._servers: list[_Server] = []
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def drain_within(self, seconds: int) -> None:
+        """How long running answers may go on, from now on."""
+        for server in self._servers:
+            server.config.timeout_graceful_shutdown = seconds
+
+    def adopt(self, server: _Server) -> None:
+        self._servers.append(server)
+        server.should_exit = self.wanted
+
+    def all(self) -> None:
+        """As a first signal does."""
+        self.wanted = True
+        for server in self._servers:
+            server.should_exit = True
+
+    def _signalled(self) -> None:
+        for server in self._servers:
+            server.force_exit = self.wanted
+        self.all()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that says when it listens, and leaves signals to the node."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    app: Gateway,
+    listeners: Sequence[socket.socket],
+    *,
+    limits: Limits,
+    drain_s: int,
+    certificate: CertificateFiles,
+    stop: Stop,
+    on_started: Callable[[], None],
+) -> None:
+    """Serve until `stop`. `on_started` is called once, when every listener answers.
+
+    Raises:
+        Invalid: the certificate cannot be used.
+        Unavailable: the node's own certificate does not come.
+    """
+    plain = [listener for listener in listeners if not bound(listener).secure]
+    secure = [listener for listener in listeners if bound(listener).secure]
+    waiting = sum(1 for group in (plain, secure) if group)
+
+    def started() -> None:
+        nonlocal waiting
+        waiting -= 1
+        if waiting == 0:
+            on_started()
+
+    async def answer(group: list[socket.socket], context: ssl.SSLContext | None) -> None:
+        server = _Server(_http(app, limits, drain_s, context), started)
+        stop.adopt(server)
+        try:
+            if not stop.wanted:
+                await server.serve(sockets=group)
+        finally:
+            stop.all()  # one server alone is half a node
+
+    async def answer_with_tls() -> None:
+        # Waits for its certificate; the plain server answers meanwhile.
+        tls = await ApiTLS.opened(certificate, given_up=lambda: stop.wanted)
+        if tls is None:
+            return
+        following = asyncio.create_task(tls.follow(), name="api certificate")
+        try:
+            await answer(secure, tls.front)
+        finally:
+            await end([following])
+
+    serving = [asyncio.create_task(answer(plain, None), name="api")] if plain else []
+    if secure:
+        serving.append(asyncio.create_task(answer_with_tls(), name="api with TLS"))
+    try:
+        await asyncio.gather(*serving)
+    finally:
+        stop.all()
+        await asyncio.wait(serving)
+
+
+def _http(app: Gateway, limits: Limits, drain_s: int, context: ssl.SSLContext | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=fast_protocol_class(app.hot, limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=drain_s,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
+    )
