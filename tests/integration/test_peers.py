@@ -117,6 +117,7 @@ async def test_a_model_of_another_node_answers_as_if_it_were_here(tmp_path: Path
             )
             assert await far.whole() == await near.whole() != ""
             assert [type(event) for event in far.events] == [type(event) for event in near.events]
+            assert [event.node for heard in (far, near) for event in heard.events[:1]] == ["b-name", ""]  # type: ignore[union-attr]
         assert a.engine.loads == 0
 
 
@@ -160,6 +161,7 @@ async def test_vectors_scores_and_counts_are_the_same(tmp_path: Path) -> None:
         many = embed("m", *(f"text {i}" for i in range(40)))  # several frames of rows
         assert (await a.router.embed(many)).vectors == (await b.router.embed(many)).vectors
         assert (await a.router.embed(embed("m"))).vectors == ()
+        assert [(await node.router.embed(many)).node for node in (a, b)] == ["b-name", ""]
         ranked = RerankRequest(
             request_id=RequestId("r"),
             identity=Identity("local"),

@@ -69,7 +69,7 @@ def test_the_first_answers() -> None:
     nodes = Nodes("a", "b")
     for event in (Prepared(), Progress(1, 1), Tokens((1,), "x"), DONE):
         nodes.begun["a"].say(event)
-    assert nodes.heard == [Prepared(), Progress(1, 1), Tokens((1,), "x"), DONE]
+    assert nodes.heard == [Prepared(node="a"), Progress(1, 1), Tokens((1,), "x"), DONE]
     assert nodes.asked == ["a"]
 
 
@@ -80,9 +80,16 @@ def test_a_refusal_leads_to_the_next_unseen() -> None:
     nodes.begun["a"].say(EngineFailed(Unavailable("away")))
     assert nodes.asked == ["a", "b", "c"]
     nodes.begun["a"].say(Tokens((9,), "late"))  # of a node that was given up
+    nodes.begun["c"].say(Prepared())
     nodes.begun["c"].say(Tokens((1,), "x"))
     nodes.begun["c"].say(DONE)
-    assert nodes.heard == [Prepared(load_s=1.0), Progress(4, 2), Tokens((1,), "x"), DONE]
+    assert nodes.heard == [
+        Prepared(load_s=1.0, node="a"),
+        Progress(4, 2),
+        Prepared(node="c"),
+        Tokens((1,), "x"),
+        DONE,
+    ]
 
 
 def test_all_refuse_and_the_most_telling_reason_is_shown() -> None:
@@ -110,7 +117,7 @@ def test_what_the_request_is_to_blame_for_goes_nowhere_else(error: OllamaDistrib
 def test_nothing_to_generate_is_an_end() -> None:
     nodes = Nodes("a", "b")
     nodes.begun["a"].say(Skipped(reason="load"))
-    assert nodes.heard == [Skipped(reason="load")]
+    assert nodes.heard == [Skipped(reason="load", node="a")]
 
 
 def test_cancel_reaches_the_node_that_works_and_nothing_comes_after() -> None:

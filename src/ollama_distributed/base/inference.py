@@ -180,6 +180,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
 
     prompt_tokens: int = 0
     """0 when the engine has not said yet."""
+    node: str = ""
+    """Name of the node that answers; empty: this one."""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -273,6 +275,8 @@ class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
     vectors: tuple[tuple[float, ...], ...]
     """[input, dimension]"""
     usage: Usage = Usage()
+    node: str = ""
+    """Name of the node that answered; empty: this one."""
 
 
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,6 +293,8 @@ class RerankResult(msgspec.Struct, frozen=True, kw_only=True):
     scores: tuple[float, ...]
     """Relevance of each document, in the documents' order; higher is better."""
     usage: Usage = Usage()
+    node: str = ""
+    """As in `EmbedResult`."""
 
 
 class Inference(Protocol):

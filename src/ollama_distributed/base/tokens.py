@@ -90,6 +90,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
     model_digest: str = ""
     resumable: bool = False
     """Another runner may continue it from prompt + emitted ids (no grammar, no tools)."""
+    node: str = ""
+    """Name of the node whose runner it is; empty: this one."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag="skipped"):
@@ -99,6 +101,8 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag="skipped"):
     load_s: float = 0.0
     rendered: str | None = None
     rendered_images: int = 0
+    node: str = ""
+    """As in `Prepared`."""
 
 
 SourceEvent = Prepared | Skipped | EngineEvent

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import msgspec
 import structlog
 
 from ollama_distributed.base.errors import Internal, OllamaDistributedError
@@ -18,6 +19,7 @@ from ollama_distributed.base.tokens import (
     EngineFailed,
     Prepared,
     Progress,
+    Skipped,
     SourceEvent,
     SourceSink,
     Tokens,
@@ -37,6 +39,7 @@ class Attempts:
         "_errors",
         "_generation",
         "_left",
+        "_name_of",
         "_node",
         "_over",
         "_paused",
@@ -47,11 +50,17 @@ class Attempts:
     )
 
     def __init__(
-        self, order: Sequence[NodeId], begin: Begin, sink: SourceSink, request_id: RequestId
+        self,
+        order: Sequence[NodeId],
+        begin: Begin,
+        sink: SourceSink,
+        request_id: RequestId,
+        name_of: Callable[[NodeId], str] = str,
     ) -> None:
         self._begin = begin
         self._sink = sink
         self._request_id = request_id
+        self._name_of = name_of
         self._left = list(order)
         self._errors: list[OllamaDistributedError] = []
         self._generation: Generation | None = None
@@ -114,7 +123,10 @@ class Attempts:
             assert isinstance(event, EngineFailed)
             self._refused(event.error)
             return
-        elif kind is not Prepared and kind is not Progress:
+        elif isinstance(event, Prepared | Skipped):
+            self._spoke = kind is Skipped
+            event = msgspec.structs.replace(event, node=self._name_of(self._node))
+        elif kind is not Progress:
             self._spoke = True
         self._sink(event)
 

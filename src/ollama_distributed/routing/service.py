@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import msgspec
 import structlog
 
 from ollama_distributed.base.errors import OllamaDistributedError
@@ -64,31 +65,34 @@ class Router:
                 return self._local.start(request, hear, resume_ids)
             return self._peers.start(node, request, hear, resume_ids)
 
-        return Attempts(order, begin, sink, request.request_id)
+        return Attempts(order, begin, sink, request.request_id, self._name_of)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        return await self._ask(
+        node, result = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
         )
+        return msgspec.structs.replace(result, node=node) if node else result
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
-        return await self._ask(
+        node, result = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
         )
+        return msgspec.structs.replace(result, node=node) if node else result
 
     async def count_tokens(self, request: InferenceRequest) -> int:
-        return await self._ask(
+        _, tokens = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.count_tokens(request),
             lambda node: self._peers.count_tokens(node, request),
         )
+        return tokens
 
     def plan(self, model: str) -> Plan:
         """Which nodes would be asked now, and why not the others."""
@@ -121,17 +125,27 @@ class Router:
         request_id: RequestId,
         here: Callable[[], Awaitable[T]],
         there: Callable[[NodeId], Awaitable[T]],
-    ) -> T:
+    ) -> tuple[str, T]:
+        """The answer and the name of the node that gave it; empty: this one."""
         order = self.plan(model).order or (self._view.me,)
         errors: list[OllamaDistributedError] = []
         for node in order:
             try:
-                return await (here() if node == self._view.me else there(node))
+                answer = await (here() if node == self._view.me else there(node))
+                return self._name_of(node), answer
             except ELSEWHERE as error:
                 errors.append(error)
                 if len(order) > 1:
                     log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
         raise most_telling(errors)
+
+    def _name_of(self, node: NodeId) -> str:
+        """That people see, if a header can carry it; empty: this one."""
+        if node == self._view.me:
+            return ""
+        known = self._view.state().nodes.get(node)
+        name = known.name if known is not None else node
+        return name if name.isascii() and name.isprintable() else node
 
 
 def _load(report: LoadReport, key: str) -> Load:

@@ -76,6 +76,7 @@ class Answer:
         "_first_s",
         "_generation",
         "_load_s",
+        "_node",
         "_opened",
         "_over",
         "_prepared_s",
@@ -100,6 +101,7 @@ class Answer:
         self._prompt_ids: tuple[int, ...] = ()
         self._prompt_tokens = 0
         self._cached_tokens = 0
+        self._node = ""
         self._opened = False
         self._over = False
 
@@ -187,6 +189,7 @@ class Answer:
         self._decoder = Decoder(rules)
         self._load_s = event.load_s
         self._prompt_ids = event.prompt_ids
+        self._node = event.node
         self._prepared_s = self._clock.monotonic()
         self.journal.opened(model_digest=event.model_digest, resumable=event.resumable)
 
@@ -209,7 +212,7 @@ class Answer:
 
     def _skip(self, event: Skipped) -> None:
         self._opened = True
-        self._sink(Opened())
+        self._sink(Opened(node=event.node))
         if self._over:
             return
         total_s = self._clock.monotonic() - self._started_s
@@ -231,7 +234,7 @@ class Answer:
     def _open(self) -> None:
         if not self._opened:
             self._opened = True
-            self._sink(Opened(prompt_tokens=self._prompt_tokens or len(self._prompt_ids)))
+            self._sink(Opened(prompt_tokens=self._prompt_tokens or len(self._prompt_ids), node=self._node))
 
     def _usage(self, done: Done | None) -> Usage:
         """The engine's counts and times where it says them, else what was seen from here."""
