@@ -1,7 +1,6 @@
 """How busy this machine, or container, is: measured beside the work, read at once.
 
-Files and the GPU driver are read in worker threads, so the event loop is never kept waiting;
-a GPU driver that hangs costs its own figures only.
+Files and the GPU driver are read in threads, so the event loop is never kept waiting.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 import psutil
-import structlog
 
 from ollama_distributed.adapters.hardware.cgroup import Cgroups, Limit, cpu_used_s, memory_used_bytes
-from ollama_distributed.adapters.hardware.gpus import GpuUsage, Nvml, open_nvml
+from ollama_distributed.adapters.hardware.gpu_watch import GpuWatch
+from ollama_distributed.adapters.hardware.gpus import Nvml, open_nvml
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.cluster.loops import keep_going
@@ -27,13 +26,6 @@ from ollama_distributed.cluster.tasks import end
 
 SAMPLE_S = 1.0
 """As often as a heartbeat carries it."""
-GPU_SAMPLE_S = 2.0
-GPU_PATIENCE_S = 5.0
-"""An answer of the driver takes a millisecond; after so long its figures are unknown."""
-
-GPU_SILENT = "gpu.silent"
-
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -78,7 +70,7 @@ class Meter:
 
 
 class Sampler:
-    """An async context manager; inside, `usage` is at most a second or two old."""
+    """An async context manager; inside, `usage` is a second or two old."""
 
     def __init__(
         self,
@@ -91,58 +83,35 @@ class Sampler:
         self._limits = limits or Cgroups()
         self._clock = clock
         self._chance = chance
-        self._open_gpus = open_gpus
         self._usage = NodeUsage()
-        self._gpu = GpuUsage()
-        self._threads = anyio.CapacityLimiter(1)
-        self._gpu_thread = anyio.CapacityLimiter(1)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._gpus = GpuWatch(open_gpus, clock)
+        self._thread = anyio.CapacityLimiter(1)
+        self._sampling: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Sampler:
-        meter = await anyio.to_thread.run_sync(
-            partial(Meter, self._limits, self._clock), limiter=self._threads
-        )
-        await self._sample(meter)
-        for name, work in (
-            ("machine sampler", keep_going("sampler", partial(self._tick, meter), self._chance)),
-            ("gpu sampler", keep_going("gpus", self._watch_gpus, self._chance)),
-        ):
-            self._tasks.append(asyncio.create_task(work, name=name))
+        meter = await self._aside(partial(Meter, self._limits, self._clock))
+        self._usage = await self._aside(meter.read)
+        self._gpus.start()
+        work = keep_going("sampler", partial(self._sample, meter), self._chance)
+        self._sampling = asyncio.create_task(work, name="sampler")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await end(self._tasks)
+        assert self._sampling is not None
+        await end([self._sampling])
+        await self._aside(self._gpus.stop)
 
     def usage(self) -> NodeUsage:
         """The last figures; nothing is measured for it."""
-        return msgspec.structs.replace(self._usage, gpu=self._gpu.busy, gpu_memory=self._gpu.memory)
-
-    async def _tick(self, meter: Meter) -> None:
-        await anyio.sleep(SAMPLE_S)
-        await self._sample(meter)
+        gpus = self._gpus.usage()
+        return msgspec.structs.replace(self._usage, gpu=gpus.busy, gpu_memory=gpus.memory)
 
     async def _sample(self, meter: Meter) -> None:
-        self._usage = await anyio.to_thread.run_sync(meter.read, limiter=self._threads)
+        await anyio.sleep(SAMPLE_S)
+        self._usage = await self._aside(meter.read)
 
-    async def _watch_gpus(self) -> None:
-        nvml = await self._ask_gpus(self._open_gpus)
-        if nvml is None:
-            return await anyio.sleep_forever()
-        try:
-            while True:
-                self._gpu = await self._ask_gpus(nvml.usage) or GpuUsage()
-                await anyio.sleep(GPU_SAMPLE_S)
-        finally:
-            self._gpu = GpuUsage()
-            await self._ask_gpus(nvml.close)
-
-    async def _ask_gpus(self, question: Callable[[], T]) -> T | None:
-        """None when the driver does not answer. Its thread is then left behind, and no other
-        one is started before it is back."""
-        with anyio.move_on_after(GPU_PATIENCE_S):
-            return await anyio.to_thread.run_sync(question, limiter=self._gpu_thread, abandon_on_cancel=True)
-        log.warning(GPU_SILENT, patience_s=GPU_PATIENCE_S)
-        return None
+    async def _aside(self, work: Callable[[], T]) -> T:
+        return await anyio.to_thread.run_sync(work, limiter=self._thread)
 
 
 def _machine_times() -> tuple[float, float]:
