@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from ollama_distributed.node.settings import OLLAMA_NAMES, PREFIX, Settings
+from ollama_distributed.node.settings import OLLAMA_NAMES, PREFIX, Settings, is_live
 
 ROOT = Path(__file__).parent.parent
 PER_MACHINE = {
@@ -54,7 +54,8 @@ def example() -> str:
 def page() -> str:
     def row(name: str) -> str:
         names = ", ".join(f"`{variable}`" for variable in variables(name))
-        return f"| `{name}` | {Settings.model_fields[name].description} | `{default_of(name)!r}` | {names} |"
+        field, live = Settings.model_fields[name], "yes" if is_live(name) else ""
+        return f"| `{name}` | {field.description} | `{default_of(name)!r}` | {live} | {names} |"
 
     head = [
         "# Settings",
@@ -62,9 +63,11 @@ def page() -> str:
         "Generated from the `Settings` fields by `make settings`; do not edit.",
         "Order: defaults < YAML file (`--config`) < environment < flags.",
         "Durations are seconds or `5m`, `1h30m`.",
+        "Where `cluster` says yes, `config set` sets it on all nodes at once, over their own, without a",
+        "restart ([several machines](cluster.md#settings-of-the-whole-cluster)).",
         "",
-        "| setting | meaning | default | environment |",
-        "| --- | --- | --- | --- |",
+        "| setting | meaning | default | cluster | environment |",
+        "| --- | --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *map(row, Settings.model_fields)]) + "\n"
 

@@ -75,7 +75,7 @@ def test_leader(server: ClusterServer, run: Run) -> None:
 
 
 def test_a_token_is_a_command_to_type(run: Run) -> None:
-    result = run("cluster", "token", "create", "--uses", "2", "--ttl", "1h", "--address", "10.0.0.1")
+    result = run("cluster", "token", "create", "--uses", "2", "--ttl", "1h", "--allow-host", "10.0.0.1")
     assert result.stdout == "ollama-distributed join odj_t1_secret\n"
     assert "becomes a node: it runs models" in result.stderr
     assert "Good for 2 machines" in result.stderr

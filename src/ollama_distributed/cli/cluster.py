@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 PANEL = "Cluster"
 JOIN_S = 60.0
 """Joining moves a node to another cluster's coordination; seconds, not more."""
+REPLACE_S = 150.0
+"""The new voter gets a copy of the state first; the cluster itself gives up after 120 s."""
 
 
 def make_group(text: str) -> typer.Typer:
@@ -172,10 +174,15 @@ def create_token(
         ),
     ] = None,
     uses: Annotated[int, typer.Option(min=1, help="How many machines may join with it.")] = 1,
-    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long it works: 90s, 10m, 2h, 1d.")] = "10m",
-    address: Annotated[
+    ttl: Annotated[
+        str, typer.Option(metavar="TIME", help="How long it works: 90s, 10m, 2h; at most 1d.")
+    ] = "10m",
+    allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST", help="Another address of this cluster for the token; may be repeated."),
+        typer.Option(
+            metavar="HOST",
+            help="Name or address that the new machine's certificate may carry; may be repeated.",
+        ),
     ] = None,
 ) -> None:
     """Make a token and print the command to type on the other machine.
@@ -200,7 +207,7 @@ def create_token(
             role="server" if role == "server" else "node" if role == "node" else None,
             uses=uses,
             ttl_s=ttl_s,
-            hosts=address or (),
+            hosts=allow_host or (),
         )
     if session.output != "table":
         output.write(output.structured(made, session.output))
@@ -285,7 +292,7 @@ def replace_voter(
       ollama-distributed cluster voter replace node3 node4 --yes
     """
     session: Session = ctx.obj
-    with session.client(retries=0, timeout_s=JOIN_S) as client:
+    with session.client(retries=0, timeout_s=REPLACE_S) as client:
         gone = client.nodes.get(dead)
         to = new or "a living server"
         confirm(f"Take the vote of {gone.name} ({gone.status}) for ever and give it to {to}?", yes=yes)

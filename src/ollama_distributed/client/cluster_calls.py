@@ -51,8 +51,8 @@ def create_token(
 ) -> Call[wire.NewToken]:
     """A token with which `uses` machines may join within `ttl_s` seconds.
 
-    `role` None: `server` until the cluster has three, then `node`. `hosts`: more names and
-    addresses under which the cluster can be reached. The answer alone shows the token.
+    `role` None: `server` until the cluster has three, then `node`. `hosts`: names and addresses
+    that the new machines' certificates may carry. Only this answer shows the token.
     """
     ask = wire.TokenRequest(role=role, uses=uses, ttl_s=ttl_s, hosts=tuple(hosts))
     return Call(method="POST", path="/api/v1/cluster/tokens", body=_encode(ask), decode=_decode_token)
