@@ -162,6 +162,8 @@ def configure(
             log.log(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
 
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it does, the node says itself
+    # Said by Python's streams each time that a connection to the bus ends; it changes nothing.
+    logging.getLogger("asyncio").addFilter(lambda record: "eof_received()" not in str(record.msg))
     root = logging.getLogger()
     root.handlers[:] = [Handler()]
     return writer

@@ -18,6 +18,9 @@ from ollama_distributed.adapters.coordination.nats.wire import ApiError
 from ollama_distributed.base.errors import Unavailable
 
 ANSWER_S = 2.0
+CONNECT_S = 5.0
+"""To the first server that lives, of those that are asked in turn."""
+PAUSE_S = 0.05
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
 MORE_ANSWERS_S = 0.3
 """After the first server took an account; the others take it within milliseconds (9 ms measured)."""
@@ -230,7 +233,17 @@ class System:
     async def _connected(self) -> Connection:
         connection = Connection(self._address.login)
         try:
-            await connect(connection, self._address, name=self._name, allow_reconnect=False, error_cb=_ignore)
+            with anyio.fail_after(CONNECT_S):
+                await connect(
+                    connection,
+                    self._address,
+                    name=self._name,
+                    allow_reconnect=False,
+                    # Else the library goes round 60 times, two seconds each, where nobody listens.
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=PAUSE_S,
+                    error_cb=_ignore,
+                )
         except (OSError, nats.errors.Error, TimeoutError) as exc:
             await connection.close()
             raise Unavailable(f"no coordination server answers: {exc or type(exc).__name__}") from exc
