@@ -6,8 +6,9 @@ async with cluster(tmp_path) as nodes:
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ from ollama_distributed.state.records import Advert, Holdings, Intent, Member
 from ollama_distributed.streams.service import Answers
 from ollama_distributed.testing.echo import EchoEngine
 from tests.integration.identity_listener import Seat, listening
+
+
+async def until(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        raise AssertionError(f"never came: {what or condition}") from None
 
 
 class Machine:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.hop_nodes import HopNode, cluster, text_request
+from tests.hop_nodes import HopNode, cluster, text_request, until
 
 from ollama_distributed.adapters.peers import outlet, pool, wire
 from ollama_distributed.base.errors import (
@@ -53,15 +53,6 @@ pytestmark = pytest.mark.integration
 NAME = "registry.ollama.ai/library/m:latest"
 LONG = {"hash_tokens": 2_000_000}
 SLOW = {"tokens_per_s": 20.0, "hash_tokens": 1_000}
-
-
-async def until(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
-    try:
-        async with asyncio.timeout(within_s):
-            while not condition():
-                await asyncio.sleep(0.002)
-    except TimeoutError:
-        raise AssertionError(f"never came: {what or condition}") from None
 
 
 class Heard:

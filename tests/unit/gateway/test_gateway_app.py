@@ -96,7 +96,8 @@ class FakeCatalog:
 
     async def copy(self, source, destination):
         self.calls.append(("copy", source, destination))
-        await self.resolve(source)
+        if all(source not in (one.display, one.name) for one in self.list()):
+            raise e.ModelNotFound(f'model "{source}" not found')  # the catalogue's own words
 
     async def delete(self, name):
         self.calls.append(("delete", name))

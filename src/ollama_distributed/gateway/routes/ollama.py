@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ollama_distributed.base.errors import BlobNotFound, Invalid, ModelNotFound, NotOffered
+from ollama_distributed.base.errors import BlobNotFound, Invalid, NotOffered
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.dialects.fields import decode
@@ -184,10 +184,7 @@ class _Handlers:
         body = await cold.body(request, _COPY)
         source = _need(body.source, 'source "" is invalid')
         destination = _need(body.destination, 'destination "" is invalid')
-        try:
-            await self._node.catalog.copy(source, destination)
-        except ModelNotFound as exc:
-            raise ModelNotFound(f'model "{source}" not found') from exc
+        await self._node.catalog.copy(source, destination)
         return Response()
 
     async def delete(self, cold: ColdRequest, request: Request) -> Response:
