@@ -29,6 +29,7 @@ from ollama_distributed.cluster.membership.plan import (
     Standing,
     hold_s,
     plan,
+    settled,
 )
 from ollama_distributed.state.records import Member
 
@@ -348,6 +349,21 @@ def test_whatever_happens_in_the_end_the_record_is_true(script: list[tuple[str, 
     assert (leader.status(), leader.members[B].boot) == ("online", f"{lives}")
     leader.run(30.0)
     assert leader.status() == "offline"
+
+
+@given(Script)
+def test_a_settled_node_never_changes(script: list[tuple[str, int]]) -> None:
+    leader, lives = Leader(), 0
+    for what, quarters in script:
+        leader.hears_itself = what != "deaf"
+        lives += what == "restart"
+        leader.run(quarters * TICK_S, beats=what in ("beat", "restart"), boot=f"{lives}")
+        if what == "stop":
+            leader.beat(boot=f"{lives}", stopping=True)
+            lives += 1
+        seen = leader.seen(B)
+        if settled(seen.member, seen.heard, leader.now):
+            assert plan([seen], Moment(now=leader.now, wall=0.0, hears_since=0.0)) == []
 
 
 def test_the_order_of_the_nodes_never_matters() -> None:

@@ -97,6 +97,19 @@ def plan(nodes: Iterable[Seen], moment: Moment) -> list[Transition]:
     return [transition for transition in transitions if transition is not None]
 
 
+def settled(member: Member | None, heard: Heard | None, now: float) -> bool:
+    """Whether nothing can change for a node that was not removed: it is online and beats. Almost
+    all nodes are, almost always, and `plan` need not see them."""
+    return (
+        member is not None
+        and heard is not None
+        and member.status == "online"
+        and member.boot == heard.boot
+        and not heard.stopped
+        and now - heard.at < suspect_after_s(heard.interval_s)
+    )
+
+
 def hold_s(returns: int) -> float:
     """How long a node must beat steadily to be online again, after so many returns."""
     return STEADY_S if returns == 0 else min(MAX_HOLD_S, SPACING_S * 2.0 ** min(returns - 1, 8))

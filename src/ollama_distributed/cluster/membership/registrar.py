@@ -16,7 +16,7 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.membership.beats import Ears, beat_interval_s
-from ollama_distributed.cluster.membership.plan import Moment, Seen, Standing, Transition, plan
+from ollama_distributed.cluster.membership.plan import Moment, Seen, Standing, Transition, plan, settled
 from ollama_distributed.cluster.membership.ports import Leadership, View
 from ollama_distributed.cluster.ports import Coordination, Fence, Write
 from ollama_distributed.state import keys
@@ -96,7 +96,7 @@ class Registrar:
         term = self._current_term(now)
         if term is None:
             return
-        transitions = plan(self._seen(state, term), self._moment(term, now))[:MAX_TRANSITIONS]
+        transitions = plan(self._seen(state, term, now), self._moment(term, now))[:MAX_TRANSITIONS]
         if transitions:
             await self._write(term, transitions)
 
@@ -117,10 +117,13 @@ class Registrar:
             interval_s=beat_interval_s(len(self._ears)),
         )
 
-    def _seen(self, state: ClusterState, term: _Term) -> Iterator[Seen]:
-        """Every node that is in a record or was heard; in the same order wherever the same is
-        known."""
+    def _seen(self, state: ClusterState, term: _Term, now: float) -> Iterator[Seen]:
+        """Every node that is in a record or was heard and may change; in the same order wherever
+        the same is known."""
         for node, known in state.nodes.items():
+            sure = node not in term.written and node not in term.doubtful and not self._removed(node)
+            if sure and settled(known.member, self._ears.get(node), now):
+                continue
             yield self._one(state, term, node, member=known.member, advertised=known.advert is not None)
         for node in self._ears:
             if node not in state.nodes:
