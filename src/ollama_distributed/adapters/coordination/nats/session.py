@@ -12,7 +12,8 @@ import asyncio
 import base64
 import random
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Protocol
 
 import anyio
@@ -34,6 +35,9 @@ RECONNECT_S = (0.1, 0.5)
 PING_INTERVAL_S = 1
 MAX_PINGS = 2
 CONNECT_TIMEOUT_S = 2
+SHORT_CONNECT_S = 5.0
+"""For two tries on each of a few servers, one of which may hang."""
+POLL_S = 0.05
 MAX_FAILURES = 16
 NO_CONNECTION = "no connection to the coordination server"
 
@@ -109,6 +113,37 @@ async def connect(connection: Connection, address: Address, *, name: str, **opti
         connect_timeout=CONNECT_TIMEOUT_S,
         **options,  # type: ignore[arg-type]  # what the library names
     )
+
+
+@asynccontextmanager
+async def short_connection(address: Address, *, name: str) -> AsyncIterator[Connection]:
+    """A connection for a question or two: to whichever server answers first, not kept up.
+
+    Raises:
+        Unavailable: none answers, or the connection breaks inside.
+    """
+    connection = Connection(address.login)
+    try:
+        with anyio.fail_after(SHORT_CONNECT_S):
+            await connect(
+                connection,
+                address,
+                name=name,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,  # two tries on each; 0 would mean without end
+                reconnect_time_wait=POLL_S,
+                error_cb=_ignore,
+            )
+        yield connection
+    except (OSError, nats.errors.Error, TimeoutError) as exc:
+        reason = str(exc) or type(exc).__name__
+        raise Unavailable(f"no coordination server answers: {reason}") from exc
+    finally:
+        await connection.close()
+
+
+async def _ignore(_: Exception) -> None:
+    """A server that is not there: the next one is tried, or the question fails."""
 
 
 class Session:

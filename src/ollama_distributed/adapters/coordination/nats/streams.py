@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import msgspec
-import nats.errors
 from nats.aio.msg import Msg
 
 from ollama_distributed.adapters.coordination.nats import wire
-from ollama_distributed.adapters.coordination.nats.session import Address, Connection, connect
+from ollama_distributed.adapters.coordination.nats.session import Address, Connection, short_connection
 from ollama_distributed.base.errors import Unavailable
 
 ANSWER_S = 3.0
@@ -219,16 +217,8 @@ class Stream:
             raise Unavailable(f"there is no stream {self._stream}")
         return found
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Connection]:
-        connection = Connection(self._address.login)
-        try:
-            await connect(connection, self._address, name=self._name, allow_reconnect=False, error_cb=_ignore)
-            yield connection
-        except (OSError, nats.errors.Error, TimeoutError) as exc:
-            raise Unavailable(f"the coordination servers do not answer: {exc or type(exc).__name__}") from exc
-        finally:
-            await connection.close()
+    def _connected(self) -> AbstractAsyncContextManager[Connection]:
+        return short_connection(self._address, name=self._name)
 
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:
@@ -246,7 +236,3 @@ async def _ask(connection: Connection, subject: str, body: dict[str, Any]) -> di
 
 async def _request(connection: Connection, subject: str, data: bytes) -> bytes:
     return (await connection.request(subject, data, timeout=CHUNK_S)).data
-
-
-async def _ignore(_: Exception) -> None:
-    """A server that is away: the call that needs it says so."""

@@ -6,6 +6,7 @@ under their names (`server_name`), from wherever in the cluster they are asked.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
@@ -13,7 +14,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
-from ollama_distributed.adapters.coordination.nats.session import Address, Connection, connect
+from ollama_distributed.adapters.coordination.nats.session import Address, Connection, short_connection
 from ollama_distributed.adapters.coordination.nats.wire import ApiError
 from ollama_distributed.base.errors import Unavailable
 
@@ -144,18 +145,13 @@ class System:
         Raises:
             Unavailable: none of them can be asked.
         """
-        connection = await self._connected()
-        try:
+        async with self._connected() as connection:
             body = msgspec.json.encode({"server_name": server, "exact_match": True})
-            await connection.request("$SYS.REQ.SERVER.PING.STATSZ", body, timeout=ANSWER_S)
-        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
-            return False
-        except (nats.errors.Error, OSError) as exc:
-            raise Unavailable("the coordination server does not answer") from exc
-        else:
+            try:
+                await connection.request("$SYS.REQ.SERVER.PING.STATSZ", body, timeout=ANSWER_S)
+            except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
+                return False
             return True
-        finally:
-            await connection.close()
 
     async def push_account(self, account: str) -> int:
         """Give all servers a newer JWT of the application's account, with who is revoked; how
@@ -164,7 +160,6 @@ class System:
         Raises:
             Unavailable: none took it.
         """
-        connection = await self._connected()
         taken: list[str] = []
         first = anyio.Event()
 
@@ -174,17 +169,13 @@ class System:
                 taken.append(answer.server.name)
                 first.set()
 
-        try:
+        async with self._connected() as connection:
             inbox = connection.new_inbox()
             await connection.subscribe(inbox, cb=note)
             await connection.publish(CLAIMS_UPDATE, account.encode(), reply=inbox)
             with anyio.move_on_after(ANSWER_S):
                 await first.wait()
                 await anyio.sleep(MORE_ANSWERS_S)
-        except (nats.errors.Error, OSError) as exc:
-            raise Unavailable("the coordination server does not answer") from exc
-        finally:
-            await connection.close()
         if not taken:
             raise Unavailable("no coordination server took the account")
         return len(taken)
@@ -222,33 +213,8 @@ class System:
         Raises:
             Unavailable: no server, or no answer.
         """
-        connection = await self._connected()
-        try:
+        async with self._connected() as connection:
             return (await connection.request(subject, msgspec.json.encode(body), timeout=ANSWER_S)).data
-        except (nats.errors.Error, OSError) as exc:
-            raise Unavailable(f"no coordination server answers on {subject}") from exc
-        finally:
-            await connection.close()
 
-    async def _connected(self) -> Connection:
-        connection = Connection(self._address.login)
-        try:
-            with anyio.fail_after(CONNECT_S):
-                await connect(
-                    connection,
-                    self._address,
-                    name=self._name,
-                    allow_reconnect=False,
-                    # Else the library goes round 60 times, two seconds each, where nobody listens.
-                    max_reconnect_attempts=1,
-                    reconnect_time_wait=PAUSE_S,
-                    error_cb=_ignore,
-                )
-        except (OSError, nats.errors.Error, TimeoutError) as exc:
-            await connection.close()
-            raise Unavailable(f"no coordination server answers: {exc or type(exc).__name__}") from exc
-        return connection
-
-
-async def _ignore(_: Exception) -> None:
-    """A server that is not up yet: the next question tells."""
+    def _connected(self) -> AbstractAsyncContextManager[Connection]:
+        return short_connection(self._address, name=self._name)

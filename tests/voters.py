@@ -1,0 +1,157 @@
+"""Voting servers of a throw-away cluster on loopback, each with its own folder and certificate."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+
+from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
+from ollama_distributed.adapters.coordination.nats.growth import Growth
+from ollama_distributed.adapters.coordination.nats.seat import Formation
+from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.adapters.coordination.nats.session import Address
+from ollama_distributed.adapters.coordination.nats.streams import Stream
+from ollama_distributed.adapters.coordination.nats.system import System
+from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
+from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.base.ids import NodeId
+from tests.trust import Trust
+
+FOUNDER = "n1"
+
+
+class Voters:
+    """`n1` founds and grows; the others are as on other machines. Close it in the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.trust = Trust(folder)
+        self._hosts: dict[str, LocalVoter] = {}
+        self.growth = self._growth()
+
+    def _growth(self) -> Growth:
+        return Growth(self[FOUNDER], cluster=self.trust.cluster, login=self.trust.login(FOUNDER))
+
+    def __getitem__(self, name: str) -> LocalVoter:
+        if name not in self._hosts:
+            server = NatsServer(self.trust.folder / name, self.trust.access(name), name=name)
+            self._hosts[name] = LocalVoter(
+                server, advertise="127.0.0.1", route_host="127.0.0.1", port=0, route_port=0
+            )
+        return self._hosts[name]
+
+    def hosts(self, *names: str) -> list[LocalVoter]:
+        return [self[name] for name in names]
+
+    def server(self, name: str) -> NatsServer:
+        return self[name].server
+
+    async def start(self, size: int = 1) -> None:
+        """Found the cluster and grow it to `size`; `client` makes the bucket before."""
+        self[FOUNDER].found()
+        await self.growth.__aenter__()
+        if size > 1:
+            async with self.client(FOUNDER, create=True):
+                pass
+            await self.growth.to_three(self.hosts("n2", "n3"))
+        if size == 5:
+            await self.growth.to_five(self.hosts("n2", "n3"), self.hosts("n4", "n5"))
+
+    async def restart(self) -> None:
+        """As if the founder's node had ended and come back."""
+        await self.growth.__aexit__(None, None, None)
+        self.growth = self._growth()
+        await self.growth.__aenter__()
+
+    async def close(self) -> None:
+        await self.growth.__aexit__(None, None, None)
+        for host in self._hosts.values():
+            await host.stop()
+
+    @property
+    def formation(self) -> Formation:
+        found = self.growth.formation
+        assert found is not None, "several voters"
+        return found
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        found = self.growth.formation
+        return found.urls if found is not None else (self.server(FOUNDER).url,)
+
+    def address(self, node: str) -> Address:
+        return Address(urls=self.urls, login=self.trust.login(node))
+
+    def client(self, node: str, *, create: bool = False) -> NatsCoordination:
+        return NatsCoordination(self.address(node), name=node, create=create)
+
+    # ── what they are, and harm ─────────────────────────────────────────────────────
+
+    @property
+    def system(self) -> System:
+        return self.server(FOUNDER).system_at(self.urls)
+
+    def stream(self) -> Stream:
+        return Stream(self.address("looker"), name="looker")
+
+    async def leader(self, deadline_s: float = 20.0) -> str:
+        """Of the state's stream."""
+        with anyio.fail_after(deadline_s):
+            while True:
+                try:
+                    found = await self.stream().info()
+                except Unavailable:
+                    found = None
+                if found is not None and found.leader:
+                    return found.leader
+                await anyio.sleep(0.02)
+
+    def kill(self, name: str) -> None:
+        """Its node starts it again at once."""
+        os.kill(self.server(name).pid, signal.SIGKILL)
+
+    async def lose(self, name: str) -> NodeId:
+        """For good: the machine is gone."""
+        host = self._hosts.pop(name)
+        self.kill_quietly(host)
+        await host.stop()
+        return NodeId(name)
+
+    @staticmethod
+    def kill_quietly(host: LocalVoter) -> None:
+        os.kill(host.server.pid, signal.SIGKILL)
+
+    async def counts(self, names: Sequence[str]) -> list[tuple[int, int] | None]:
+        """Messages and last sequence of each server's own replica."""
+        found: list[tuple[int, int] | None] = []
+        for name in names:
+            replica = (await self.system.jetstream(name)).replica("KV_cfg")
+            found.append(None if replica is None else (replica.messages, replica.last_seq))
+        return found
+
+    async def agree(self, names: Sequence[str], deadline_s: float = 20.0) -> None:
+        """Wait until every replica holds the same; nobody writes."""
+        with anyio.fail_after(deadline_s):
+            while True:
+                try:
+                    counts = await self.counts(names)
+                except Unavailable:
+                    counts = [None]
+                if None not in counts and len(set(counts)) == 1:
+                    return
+                await anyio.sleep(0.05)
+
+
+@asynccontextmanager
+async def voters(folder: Path, size: int = 1) -> AsyncIterator[Voters]:
+    made = Voters(folder)
+    try:
+        await made.start(size)
+        yield made
+    finally:
+        with anyio.CancelScope(shield=True):
+            await made.close()
