@@ -85,3 +85,11 @@ def test_the_same_value_is_the_same_map() -> None:
     assert 7 not in one
     with pytest.raises(KeyError):
         one["b"]
+
+
+@given(st.dictionaries(st.text(max_size=3), st.integers()))
+def test_items_and_values_are_those_of_a_sorted_dict(entries: dict[str, int]) -> None:
+    result = made(entries)
+    assert list(result.items()) == sorted(entries.items())
+    assert list(result.values()) == [value for _, value in sorted(entries.items())]
+    assert (len(result.items()), len(result.values())) == (len(entries), len(entries))
