@@ -36,6 +36,24 @@ def test_lines_do_not_depend_on_the_cuts(lines: list[bytes], places: list[int]) 
     assert parser.rest() == b"tail"
 
 
+@given(
+    st.lists(st.sampled_from([b'{"a":1}', b"{}", b"x", b'{"b":"}"}']), max_size=6),
+    st.lists(st.integers(0, 99)),
+)
+def test_whole_events_take_the_short_way_only_between_events(events: list[bytes], places: list[int]) -> None:
+    stream = b"".join(b"data: " + event + b"\n\n" for event in events)
+    parser = ServerSentEvents()
+    assert [e for part in cut(stream, places) for e in parser.feed(part)] == events
+
+
+@pytest.mark.parametrize("before", [b"data: {", b"data: a\n"])
+def test_a_whole_event_behind_a_part_belongs_to_it(before: bytes) -> None:
+    parser = ServerSentEvents()
+    assert parser.feed(before) == []
+    (event,) = parser.feed(b"data: {}\n\n")
+    assert event in (b"{data: {}", b"a\n{}")
+
+
 def test_several_data_lines_are_one_event() -> None:
     assert ServerSentEvents().feed(b"data: a\ndata:b\n\n") == [b"a\nb"]
 
@@ -45,3 +63,5 @@ def test_memory_is_bounded() -> None:
         Lines(max_bytes=100).feed(b"x" * 101)
     with pytest.raises(EngineError):
         ServerSentEvents(max_bytes=100).feed(b"data: 0123456789\n" * 20)
+    with pytest.raises(EngineError):
+        ServerSentEvents(max_bytes=100).feed(b"data: {" + b"x" * 100 + b"}\n\n")

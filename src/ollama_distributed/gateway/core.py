@@ -302,8 +302,13 @@ class Exchange:
         assert encoder is not None
         try:
             data = encoder.feed(index, event)
-            if data:
+            if not data:
+                pass
+            elif self._first_byte_at is None:
                 self._write(encoder, data)
+            else:
+                self._bytes_out += len(data)
+                self._out.write(data)
         except Exception as exc:
             self._fail_by(exc)
             return

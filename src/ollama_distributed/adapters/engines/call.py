@@ -12,7 +12,7 @@ import structlog
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError
-from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink
+from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink, Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -140,7 +140,10 @@ class Call:
         try:
             for record in self._framing.feed(data):
                 for event in self._parser.feed(record) if record else ():
-                    self._emit(event)
+                    if type(event) is Tokens and not self._over:
+                        self._sink(event)
+                    else:
+                        self._emit(event)
         except OllamaDistributedError as exc:
             self.fail(exc)
 

@@ -172,7 +172,8 @@ class Exchange(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._done:
             return
-        self._last_byte_at = self._loop.time()
+        if self._idle_timer is not None:
+            self._last_byte_at = self._loop.time()
         if self._in_head:
             self._head_bytes += len(data)
         try:

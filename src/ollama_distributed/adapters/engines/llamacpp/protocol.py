@@ -261,7 +261,9 @@ class CompletionStream:
         ids = tuple(chunk.tokens)
         if missing > 0 and self._fragments is not None:
             ids = (self._fragments.withheld(missing, chunk.content, ids[0]) or ()) + ids
-        logprobs = tuple(token_logprob(p, self._top) for p in chunk.completion_probabilities or ())
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if chunk.completion_probabilities:
+            logprobs = tuple(token_logprob(p, self._top) for p in chunk.completion_probabilities)
         if missing > 0 and len(logprobs) == 1:
             # Only the token that completed the character came with a figure: it stands for all of them.
             whole = chunk.content
