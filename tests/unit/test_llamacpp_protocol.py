@@ -531,6 +531,12 @@ def test_a_command_line_is_typed_and_holds_no_secret(plan: LoadPlan, pooling: An
     assert "canary\n" in files_of(given_params).values()
 
 
+def test_threads_without_work_leave_the_core() -> None:
+    words = argv("/bin/llama-server", params(), "/r", flags_in(HELP + "--poll <0...100>"))
+    assert words[words.index("--poll") + 1] == "0"
+    assert "--poll" not in argv("/bin/llama-server", params(), "/r", flags_in(HELP))
+
+
 def test_a_binary_that_lacks_a_needed_flag_is_refused() -> None:
     for flag in ("--no-slots", "--no-webui", "--api-key-file", "--cache-ram"):
         flags = flags_in(HELP) - {flag}

@@ -90,6 +90,7 @@ def argv(binary: str, params: RunnerParams, folder: str, flags: frozenset[str]) 
         need("--pooling", params.pooling)
     if params.chat_template:
         need("--chat-template-file", f"{folder}/{TEMPLATE_FILE}")
+    may("--poll", str(params.poll))
     may("--no-warmup")
     may("--no-kv-unified")
     may("--fit", "off")

@@ -23,6 +23,10 @@ MAX_BATCH = 256
 (trap 3), and a cancel waits as long (trap 2)."""
 MAX_CPU_BATCH = 128
 """Without a GPU: 0.66 s, for a prompt that is read 8 % slower."""
+POLL = 0
+"""How long a compute thread without work spins for more before it sleeps; llama.cpp's 50 is 170 ms.
+Others need the core in that time: the node, which passes on the token that was just made, and the
+runners of other models. The wheel's threads are OpenMP's, which do not ask."""
 DEFAULT_EMBEDDING_TOKENS = 512
 """Longest input of an embedding model whose header does not say."""
 
@@ -46,6 +50,7 @@ class RunnerParams(msgspec.Struct, frozen=True, kw_only=True):
     """Of all slots together."""
     slots: int
     threads: int
+    poll: int = POLL
     http_threads: int
     batch: int
     ubatch: int

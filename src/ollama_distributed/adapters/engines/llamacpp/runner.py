@@ -61,6 +61,7 @@ def serve(params: dict[str, Any]) -> None:
     p.n_parallel = params["slots"]
     p.kv_unified = False  # one slot's context must not kill the other streams (trap 6)
     p.cpuparams.n_threads = p.cpuparams_batch.n_threads = params["threads"]
+    p.cpuparams.poll = p.cpuparams_batch.poll = params["poll"]
     p.n_threads_http = params["http_threads"]
     p.n_batch = params["batch"]
     p.n_ubatch = params["ubatch"]
