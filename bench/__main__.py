@@ -8,7 +8,6 @@ gateway    requests/s and CPU of the gateway over the echo engine
 from __future__ import annotations
 
 import argparse
-import asyncio
 import statistics
 import sys
 import tempfile
@@ -21,18 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.nodes import direct, make_store, node
+from bench.overhead import bench_overhead, rest
 from bench.requests import drive
-from bench.streams import Load, Target, chat, chat_body, load
+from bench.streams import Load, Target, load
 from ollama_distributed.adapters.engines.llamacpp.discover import choose, wheel
 from ollama_distributed.node.settings import default_cache_dir
 
 STREAMS = (1, 4, 8)
-RATIO_LIMIT = 0.97
-"""Generated tokens/s through the node over those of the same server driven directly."""
-ADDED_FIRST_TOKEN_LIMIT_S = 0.002
-REST_S = 0.1
-"""Between two runs: llama.cpp's threads spin on the cores for a while after an answer, and what
-comes next would be measured waiting for them."""
 BUILT_OVER_WHEEL = 2.0
 """Where the CPU has AMX, which the wheel does not use."""
 
@@ -44,12 +38,16 @@ class Args(argparse.Namespace):
     rounds: int
     tokens: int
     seconds: float
+    wheel: bool
     check: bool
 
 
 async def measure(target: Target, streams: int, tokens: int, rounds: int) -> Load:
     """The median of `rounds`."""
-    runs = [await load(target, streams, tokens, 1000 * r) for r in range(rounds)]
+    runs = []
+    for r in range(rounds):
+        await rest()
+        runs.append(await load(target, streams, tokens, 1000 * r))
     middle = statistics.median(run.tokens_per_s for run in runs)
     return Load(streams, middle, statistics.median(run.first_token_s for run in runs))
 
@@ -81,58 +79,12 @@ async def bench_engines(store: Path, args: Args) -> list[str]:
     return []
 
 
-async def bench_overhead(store: Path, args: Args) -> list[str]:
-    """Node and direct in turn, so that the machine's moods meet both."""
-    program = (await choose(cache_dir=default_cache_dir() / "engines")).program
-    failures: list[str] = []
-    table = Table(title=f"the node beside the same server driven directly ({program.variant})")
-    for column in ("streams", "direct tok/s", "node tok/s", "ratio", "limit"):
-        table.add_column(column)
-    async with direct(store, program) as bare, node(store, program) as ours:
-        for target in (bare, ours.target):
-            await load(target, 8, 8, 1)
-        for streams in STREAMS:
-            pairs: list[tuple[float, float]] = []
-            for r in range(args.rounds):
-                order = (bare, ours.target) if r % 2 == 0 else (ours.target, bare)
-                speed = {}
-                for target in order:
-                    await asyncio.sleep(REST_S)
-                    done = await load(target, streams, args.tokens, 10_000 * streams + 100 * r)
-                    speed[target.name] = done.tokens_per_s
-                pairs.append((speed["direct"], speed["node"]))
-            # Of each pair, since the machine's mood changes between pairs more than inside one.
-            ratio = statistics.median(n / d for d, n in pairs)
-            table.add_row(
-                str(streams),
-                f"{statistics.median(d for d, _ in pairs):.1f}",
-                f"{statistics.median(n for _, n in pairs):.1f}",
-                f"{ratio:.3f}",
-                f">= {RATIO_LIMIT}",
-            )
-            if ratio < RATIO_LIMIT:
-                failures.append(f"{streams} streams: ratio {ratio:.3f} < {RATIO_LIMIT}")
-        console.print(table)
-        added = await added_first_token_s(bare, ours.target, pairs=20 * args.rounds)
-    console.print(
-        f"added time to first token: p50 {added * 1000:.2f} ms "
-        f"(limit {ADDED_FIRST_TOKEN_LIMIT_S * 1000:.0f} ms)"
-    )
-    if added > ADDED_FIRST_TOKEN_LIMIT_S:
-        failures.append(f"added first token {added * 1000:.2f} ms")
-    return failures
-
-
-async def added_first_token_s(bare: Target, ours: Target, pairs: int) -> float:
-    """Median of the differences of pairs: the same cached prompt, one after the other."""
-    differences = []
-    for r in range(pairs):
-        first = {}
-        for target in (bare, ours) if r % 2 == 0 else (ours, bare):
-            await asyncio.sleep(REST_S)
-            first[target.name] = (await chat(target, chat_body(target.model, 7, 2))).first_token_s
-        differences.append(first["node"] - first["direct"])
-    return statistics.median(differences)
+async def overhead(store: Path, args: Args) -> list[str]:
+    if args.wheel:
+        program = await wheel()
+    else:
+        program = (await choose(cache_dir=default_cache_dir() / "engines")).program
+    return await bench_overhead(console, store, program, args.rounds, args.tokens)
 
 
 async def bench_gateway(store: Path, args: Args) -> list[str]:
@@ -174,7 +126,7 @@ async def bench_gateway(store: Path, args: Args) -> list[str]:
     return []
 
 
-BENCHES = {"engines": bench_engines, "overhead": bench_overhead, "gateway": bench_gateway}
+BENCHES = {"engines": bench_engines, "overhead": overhead, "gateway": bench_gateway}
 
 
 async def run(args: Args) -> list[str]:
@@ -192,9 +144,15 @@ def main() -> int:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="*", choices=[*BENCHES, []], help="benches to run (all)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=5,
+        help="rounds of which the median is taken; `overhead` has 2 to 6 pairs in each",
+    )
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load on the gateway")
+    parser.add_argument("--wheel", action="store_true", help="`overhead` over the wheel, whatever is built")
     parser.add_argument("--assert", dest="check", action="store_true", help="fail when a limit is not met")
     args = parser.parse_args(namespace=Args())
     failures = uvloop.run(run(args))
