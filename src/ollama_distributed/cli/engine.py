@@ -68,7 +68,8 @@ def build_command(
         built = asyncio.run(
             build(_engines(cache_dir), report=report, archive=archive, jobs=jobs, force=force)
         )
-    output.note(f"built {built.version} for {built.instruction_set}")
+    done = "built" if report.worked else "already there:"
+    output.note(f"{done} {built.version} for {built.instruction_set}")
     output.write(f"{built.path}\n")
 
 
@@ -168,19 +169,29 @@ class _Report:
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
+        # Compilers and paths are wordy: the text gives way, so that bar and time keep their place.
+        wordy = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False, table_column=wordy),
+            BarColumn(bar_width=20),
             TextColumn("{task.percentage:>3.0f}%", markup=False),
             TimeElapsedColumn(),
+            expand=True,
             console=output.progress_console(),
             disable=not output.is_terminal(sys.stderr),
         )
         self._task = self.bar.add_task("engine build", total=1.0)
         self._step = ""
+        self.worked = False
+        """Something was built: it was not there already."""
 
     def __call__(self, progress: BuildProgress) -> None:
+        if progress.step == "done":  # the command's last lines say it
+            self.bar.update(self._task, completed=1.0, description="engine build: done")
+            return
+        self.worked = True
         text = clean_line(f"{progress.step}: {progress.message}")
         if self.bar.disable:
             if progress.step != self._step:
