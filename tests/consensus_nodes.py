@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -29,6 +29,7 @@ class Wires:
 
     def __init__(self, seed: int) -> None:
         self.loss = 0.0
+        self.slow: dict[tuple[str, str], float] = {}
         self._cut: set[tuple[str, str]] = set()
         self._chance = random.Random(seed)
 
@@ -39,7 +40,7 @@ class Wires:
             return None
         if self.loss and self._chance.random() < self.loss:
             return None
-        return DELAY_S * (1 + self._chance.random())
+        return self.slow.get((source, target), 0.0) + DELAY_S * (1 + self._chance.random())
 
     def cut(self, node: str, *, sends: bool = True, hears: bool = True) -> None:
         if sends:
@@ -61,8 +62,9 @@ class StoppableClock(VirtualClock):
     def stop(self) -> None:
         self._stopped = super().monotonic()
 
-    def go(self) -> None:
-        self._stopped = None
+    def step(self, seconds: float) -> None:
+        assert self._stopped is not None
+        self._stopped += seconds
 
     def monotonic(self) -> float:
         return super().monotonic() if self._stopped is None else self._stopped
@@ -97,6 +99,19 @@ class Node:
 
     async def stop(self) -> None:
         await self._open.aclose()
+
+
+@contextmanager
+def late_news(node: Node) -> Iterator[None]:
+    """Inside, the node's mirror stands still, as on a busy machine; after it, it catches up."""
+    mirror, held = node.mirror, list[tuple[str, bytes | None, int]]()
+    mirror._step = lambda *event: held.append(event)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del mirror._step  # the class's own again
+        for event in held:
+            mirror._step(*event)
 
 
 class Cluster:

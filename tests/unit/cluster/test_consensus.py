@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.consensus_nodes import Cluster, Node, cluster, until
+from tests.consensus_nodes import Cluster, Node, cluster, late_news, until
 
 from ollama_distributed.base.errors import (
     Conflict,
@@ -18,11 +18,19 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.leadership.plan import LEASE_S, SPREAD_S, TAKEOVER_S
+from ollama_distributed.cluster.leadership.plan import LEASE_S, RENEW_S, SPREAD_S, TAKEOVER_S
 from ollama_distributed.cluster.ports import ABSENT, Message, Write
 from ollama_distributed.cluster.proposals import MAX_PROPOSAL_BYTES, MAX_WAITING, NotLeader, result
 from ollama_distributed.state import keys
-from ollama_distributed.state.changes import Change, Proposal, RemoveNode, SetConfig, SetDrain, SetLabels
+from ollama_distributed.state.changes import (
+    Change,
+    Proposal,
+    RemoveNode,
+    SetConfig,
+    SetDrain,
+    SetLabels,
+    SetVoters,
+)
 from ollama_distributed.state.codec import encode
 from ollama_distributed.testing.virtual_time import VirtualLoop
 
@@ -163,6 +171,70 @@ async def test_a_leader_that_is_cut_off_stops_before_the_next_begins(
             assert new is not leader
 
 
+async def test_a_renewal_counts_from_when_it_was_sent_not_from_when_its_answer_came() -> None:
+    async with cluster(*"abc") as three:
+        leader = await three.leader()
+        three.wires.slow["engine", leader.id] = 0.6
+        await anyio.sleep(5)
+        lease = three.engine.entries[keys.LEASE]
+        await until(lambda: three.engine.entries[keys.LEASE] != lease)
+        applied_at = anyio.current_time()
+        await anyio.sleep(0.65)
+        three.wires.cut(leader.id)
+        await until(lambda: not leader.consensus.is_leader())
+        assert anyio.current_time() - applied_at <= LEASE_S + 0.05
+
+
+@pytest.mark.parametrize(("sends", "hears"), [(True, False), (False, True)])
+async def test_a_renewal_or_its_answer_that_is_lost_costs_no_leader(sends: bool, hears: bool) -> None:
+    async with cluster(*"abc") as three:
+        leader = await three.leader()
+        node = leader.mirror
+        told: list[bool] = []
+        leader.consensus.on_leadership(told.append)
+        assert node.state.lease is not None
+        renewals = node.state.lease.renewals
+        await node.wait_for(lambda state: state.lease is not None and state.lease.renewals > renewals)
+        await anyio.sleep(0.9)
+        three.wires.cut(leader.id, sends=sends, hears=hears)
+        await anyio.sleep(0.5)
+        three.wires.heal()
+        assert await one_leader_at_a_time(three, 10.0) == [leader.id]
+        assert told == [True]
+        assert node.state.lease.epoch == 1
+
+
+async def test_a_leader_that_sees_its_successor_stops_at_once() -> None:
+    async with cluster(*"abc") as three:
+        leader = await three.leader()
+        told: list[bool] = []
+        leader.consensus.on_leadership(told.append)
+        leader.clock.stop()
+        three.wires.cut(leader.id, hears=False)  # it cannot speak, and hears all
+        await until(lambda: any(node.consensus.is_leader() for node in three.others(leader)), 5.0)
+        await until(lambda: not leader.consensus.is_leader(), 0.1)
+        await anyio.sleep(1)
+        assert told == [True, False]
+
+
+async def test_a_candidate_with_old_news_asks_before_it_tries_again() -> None:
+    async with cluster(*"ab") as two:
+        leader = await two.leader()
+        candidate = two.others(leader)[0]
+        tries: list[float] = []
+        batch = candidate.coordination.batch
+
+        async def counted(*args: Any, **kwargs: Any) -> tuple[int, ...]:
+            tries.append(anyio.current_time())
+            return await batch(*args, **kwargs)
+
+        candidate.coordination.batch = counted  # type: ignore[method-assign]
+        with late_news(candidate):
+            await anyio.sleep(12)
+        assert 1 <= len(tries) <= 4, "once per takeover time, not ten times a second"
+        assert two.leaders() == [leader.id]
+
+
 async def test_everybody_survives_an_engine_that_is_away() -> None:
     async with cluster(*"abc") as three:
         await three.leader()
@@ -244,6 +316,34 @@ async def test_a_leader_that_slept_is_refused_and_steps_down() -> None:
         assert three.engine.entries["members.x"].value == b"1"
         with pytest.raises(Conflict):
             await sleeper.coordination.batch([Write("members.x", b"2")], fence=old)
+
+
+async def test_a_refused_leader_is_not_brought_back_by_a_renewal_on_its_way() -> None:
+    async with cluster(*"abc") as three:
+        sleeper = await three.leader()
+        told: list[bool] = []
+        sleeper.consensus.on_leadership(told.append)
+        sleeper.clock.stop()
+        three.wires.cut(sleeper.id)
+        await until(lambda: len(three.leaders()) == 2, 5.0)
+        renewing = anyio.Event()
+
+        async def hang(*args: object, **kwargs: object) -> int:
+            renewing.set()
+            await anyio.sleep(0.5)
+            raise Unavailable("lost")
+
+        sleeper.coordination.put = hang  # type: ignore[method-assign]
+        with late_news(sleeper):
+            sleeper.clock.step(RENEW_S)
+            await renewing.wait()
+            three.wires.heal()
+            with pytest.raises(Unavailable):
+                await sleeper.consensus.write([Write("members.x", b"2")])
+            assert told == [True, False]
+            await anyio.sleep(1)
+            assert not sleeper.consensus.is_leader()
+            assert told == [True, False]
 
 
 async def test_a_conflict_of_another_kind_leaves_the_leader_in_place() -> None:
@@ -368,6 +468,48 @@ async def test_an_outcome_that_is_not_known_is_said_so_and_can_be_asked_again(cu
         assert state.config.version == 1
         assert [config.version for config in state.versions()] == [1]
         assert list(state.applied) == ["p1"]
+
+
+async def test_a_leader_that_hears_no_answer_does_not_say_that_nothing_happened() -> None:
+    async with cluster("a") as one:
+        leader = await one.leader()
+        one.wires.cut("a", sends=False)
+        error = await refusal(leader, SetConfig(values={"a": 1}, base=0))
+        assert isinstance(error, DeadlineExceeded)
+        assert keys.CONFIG in one.engine.entries
+
+
+async def test_a_leader_plans_on_nothing_older_than_its_own_last_write() -> None:
+    """Else it would remove the node that it made a voter a moment ago: no key of the two
+    changes is the same, so no revision would refuse it."""
+    async with cluster(*"abc") as three:
+        leader = await three.leader()
+        await three.advertise()
+        await three.agree()
+        voters = SetVoters(nodes=(NodeId("b"),), before=())
+        with late_news(leader):
+            await leader.consensus.propose_change(voters)
+            removal = RemoveNode(node=NodeId("b"), force=True)
+            assert isinstance(await refusal(leader, removal), Unavailable)
+        assert keys.advert("b") in three.engine.entries
+        assert isinstance(await refusal(leader, removal), Conflict)
+
+
+async def test_a_proposer_sees_its_own_change_when_it_is_told() -> None:
+    async with cluster(*"ab") as two:
+        leader = await two.leader()
+        other = two.others(leader)[0]
+
+        async def propose() -> None:
+            revision = await other.consensus.propose_change(SetConfig(values={"a": 1}, base=0))
+            assert other.consensus.get_state().revision >= revision
+            assert other.config.current.values == {"a": 1}
+
+        async with anyio.create_task_group() as group:
+            with late_news(other):
+                group.start_soon(propose)
+                await leader.mirror.wait_for(lambda state: state.config.version == 1)
+                await anyio.sleep(0.3)
 
 
 async def test_changes_of_many_at_once_all_apply_one_by_one() -> None:

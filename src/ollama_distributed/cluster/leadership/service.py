@@ -47,6 +47,8 @@ LISTENER_FAILED = "leader.listener_failed"
 
 RETRY_S = (0.1, 0.3)
 """Between attempts while the engine refuses, by chance: writes are back so soon after it."""
+ATTEMPT_S = 0.7
+"""For one renewal: a message that is lost leaves time for a second try before the lease ends."""
 RELEASE_S = 0.5
 """A leader that stops gives its lease back in this time, or leaves it to run out."""
 MIN_SLEEP_S = 0.001
@@ -185,8 +187,6 @@ class Leadership:
             if old is None or old.epoch != seen.epoch:
                 spread_s = SPREAD_S * self._chance.random()
         self._standing = msgspec.structs.replace(standing, seen=seen, spread_s=spread_s)
-        if standing.hold is not None and not leads(self._standing, now):
-            self._step_down("another node leads")
         self._wake()
 
     def _wake(self) -> None:
@@ -241,15 +241,17 @@ class Leadership:
         assert hold is not None
         renewed = None
         try:
-            with anyio.move_on_after(max(hold.until - now, MIN_SLEEP_S)):
+            with anyio.move_on_after(max(min(hold.until - now, ATTEMPT_S), MIN_SLEEP_S)):
                 renewed = await self._coordination.put(keys.LEASE, encode(lease), revision=revision)
         except Conflict:
             await self._reconcile(hold)
             return
+            if renewed is None:
+                log.warning(RENEWAL_FAILED, epoch=hold.epoch, error="no answer in time")
         except (Unavailable, DeadlineExceeded) as exc:
             log.warning(RENEWAL_FAILED, epoch=hold.epoch, code=exc.code, error=exc.message)
         if self._standing.hold is not hold:
-            return  # it was seen meanwhile that another node leads
+            return  # a write was refused meanwhile: another node leads
         if renewed is None:
             hold = msgspec.structs.replace(hold, next_at=self._clock.monotonic() + self._pause_s())
         else:
