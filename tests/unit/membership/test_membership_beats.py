@@ -95,6 +95,15 @@ def test_steady_while_no_pause_is_too_long() -> None:
     assert heard((0.0, beat(1)), (3.1, beat(2)), (4.0, beat(3))).steady_since == 3.1
 
 
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_straggler_of_the_dead_life_does_not_silence_the_living_one(stopping: bool) -> None:
+    """Simulation, seeds 1011 and 1190: the node was offline until its next start."""
+    alive = [(1.0, beat(1, "new")), (1.1, beat(7, "old", stopping=stopping))]
+    alive += [(float(at), beat(at, "new")) for at in range(2, 9)]
+    known = heard(*alive)
+    assert (known.boot, known.seq, known.stopped, known.earlier_life_s) == ("new", 8, False, 0.0)
+
+
 def test_late_and_double_beats_change_nothing() -> None:
     known = heard((0.0, beat(1)), (1.0, beat(3)))
     assert hear(known, beat(2), 1.5) is known

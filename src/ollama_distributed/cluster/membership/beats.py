@@ -110,11 +110,15 @@ def offline_after_s(interval_s: float) -> float:
 
 def hear(before: Heard | None, beat: Beat, at: float) -> Heard:
     """What is known once `beat` arrived. Beats out of order and of an earlier life change
-    nothing, nor does a beat after a goodbye."""
+    nothing, nor does a beat after a goodbye.
+
+    Which of two lives is the earlier one is not always plain: a last beat of the dead one may
+    be overtaken by the first of the next. The one that goes on beating alone is alive.
+    """
     if before is None:
         return _heard(beat, at, steady_since=at, born_at=at)
     if beat.boot != before.boot:
-        if beat.boot == before.earlier_boot:
+        if beat.boot == before.earlier_boot and at - before.at <= suspect_after_s(before.interval_s):
             return before
         life_s = before.at - before.born_at
         return _heard(beat, at, steady_since=at, born_at=at, earlier_boot=before.boot, earlier_life_s=life_s)
