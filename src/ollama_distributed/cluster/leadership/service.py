@@ -241,12 +241,12 @@ class Leadership:
         assert hold is not None
         renewed = None
         try:
-            with anyio.move_on_after(max(min(hold.until - now, ATTEMPT_S), MIN_SLEEP_S)):
+            with anyio.move_on_after(max(min(hold.until - now, ATTEMPT_S), MIN_SLEEP_S)) as attempt:
                 renewed = await self._coordination.put(keys.LEASE, encode(lease), revision=revision)
         except Conflict:
             await self._reconcile(hold)
             return
-            if renewed is None:
+            if attempt.cancelled_caught:
                 log.warning(RENEWAL_FAILED, epoch=hold.epoch, error="no answer in time")
         except (Unavailable, DeadlineExceeded) as exc:
             log.warning(RENEWAL_FAILED, epoch=hold.epoch, code=exc.code, error=exc.message)
