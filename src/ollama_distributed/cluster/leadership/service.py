@@ -243,11 +243,11 @@ class Leadership:
         try:
             with anyio.move_on_after(max(min(hold.until - now, ATTEMPT_S), MIN_SLEEP_S)) as attempt:
                 renewed = await self._coordination.put(keys.LEASE, encode(lease), revision=revision)
+            if attempt.cancelled_caught:
+                log.warning(RENEWAL_FAILED, epoch=hold.epoch, error="no answer in time")
         except Conflict:
             await self._reconcile(hold)
             return
-            if attempt.cancelled_caught:
-                log.warning(RENEWAL_FAILED, epoch=hold.epoch, error="no answer in time")
         except (Unavailable, DeadlineExceeded) as exc:
             log.warning(RENEWAL_FAILED, epoch=hold.epoch, code=exc.code, error=exc.message)
         if self._standing.hold is not hold:
