@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, overload
 
 MAX_CHUNK = 128
 """Keys in a chunk: about the square root of the largest map, so that both copies are small."""
 
 K = TypeVar("K", bound=str)
 V = TypeVar("V")
+D = TypeVar("D")
 
 
 class SortedMap(Mapping[K, V], Generic[K, V]):
@@ -36,6 +37,17 @@ class SortedMap(Mapping[K, V], Generic[K, V]):
         if not there:
             raise KeyError(key)
         return self._chunks[at][1][i]
+
+    @overload
+    def get(self, key: K, /) -> V | None: ...
+
+    @overload
+    def get(self, key: K, /, default: V | D) -> V | D: ...
+
+    def get(self, key: K, /, default: D | None = None) -> V | D | None:
+        """As the base's, without an exception for each key that is not there."""
+        at, i, there = self._find(key)
+        return self._chunks[at][1][i] if there else default
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, str) and self._find(key)[2]
@@ -106,7 +118,8 @@ class SortedMap(Mapping[K, V], Generic[K, V]):
         """Chunk and place where the key is or belongs, and whether it is there."""
         if not self._chunks:
             return 0, 0, False
-        at = max(bisect_right(self._firsts, key) - 1, 0)
+        at = bisect_right(self._firsts, key)
+        at -= at > 0  # what comes before all belongs to the first chunk
         keys = self._chunks[at][0]
         i = bisect_left(keys, key)
         return at, i, i < len(keys) and keys[i] == key
