@@ -35,6 +35,7 @@ from ollama_distributed.cluster.ports import (
 
 SOON_S = 10.0
 """A check that waits longer hangs."""
+HELLO, HELLO_S = b"hello", 0.2
 
 E = TypeVar("E", bound=OllamaDistributedError)
 T = TypeVar("T")
@@ -269,14 +270,16 @@ async def check_a_slow_watcher_gets_the_state_instead(subject: Subject) -> None:
 async def check_messages_reach_matching_subscribers(subject: Subject) -> None:
     one, two = subject.one, subject.two
     async with two.subscribe("hb.*") as beats, one.subscribe("hb.>") as deep, two.subscribe("hb.n2") as exact:
+        for messages in (beats, deep, exact):
+            await _hears(messages, one, "hb.n2")
         await one.publish("hb.n1", b"1")
         await one.publish("hb.n1.load", b"2")
         await one.publish("other", b"3")
         await one.publish("hb.n2", b"4")  # order is promised per publisher only
-        assert await _next(beats) == Message("hb.n1", b"1")
-        assert await _next(beats) == Message("hb.n2", b"4")
-        assert await _next(exact) == Message("hb.n2", b"4")
-        assert {(await _next(deep)).data for _ in range(3)} == {b"1", b"2", b"4"}
+        assert await _next_message(beats) == Message("hb.n1", b"1")
+        assert await _next_message(beats) == Message("hb.n2", b"4")
+        assert await _next_message(exact) == Message("hb.n2", b"4")
+        assert {(await _next_message(deep)).data for _ in range(3)} == {b"1", b"2", b"4"}
 
 
 async def check_requests_are_answered(subject: Subject) -> None:
@@ -289,6 +292,8 @@ async def check_requests_are_answered(subject: Subject) -> None:
     one, two = subject.one, subject.two
     await _raises(Unavailable, one.request("cmd.two", b"x"))
     async with two.serve("cmd.*", double), two.serve("bad", refuse):
+        await _answers(one, "cmd.two")
+        await _answers(one, "bad")
         assert await one.request("cmd.two", b"ab") == b"abab"
         assert await two.request("cmd.self", b"c") == b"cc"
         await _raises(DeadlineExceeded, one.request("bad", b"", timeout_s=0.2))
@@ -306,6 +311,40 @@ async def _raises(kind: type[E], call: Awaitable[object]) -> E:
 async def _next(items: AsyncIterator[T]) -> T:
     with anyio.fail_after(SOON_S):
         return await anext(items)
+
+
+async def _hears(messages: AsyncIterator[Message], publisher: Coordination, subject: str) -> None:
+    """Until what is published arrives: several servers tell each other of a subscription."""
+
+    async def greet() -> None:
+        while True:
+            await publisher.publish(subject, HELLO)
+            await anyio.sleep(0.01)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(greet)
+        await _next(messages)
+        group.cancel_scope.cancel()
+
+
+async def _next_message(messages: AsyncIterator[Message]) -> Message:
+    while (message := await _next(messages)).data == HELLO:
+        pass
+    return message
+
+
+async def _answers(asker: Coordination, subject: str) -> None:
+    """Until somebody serves it, as the asker's server sees it."""
+    with anyio.fail_after(SOON_S):
+        while True:
+            try:
+                await asker.request(subject, b"", timeout_s=HELLO_S)
+            except DeadlineExceeded:
+                return
+            except Unavailable:
+                continue
+            else:
+                return
 
 
 async def _until(events: AsyncIterator[WatchEvent], wanted: WatchEvent) -> list[WatchEvent]:

@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from ollama_distributed.adapters.coordination.nats import wire
 from ollama_distributed.adapters.coordination.nats.feed import Feed
 from ollama_distributed.adapters.coordination.nats.session import Address, NoResponders, Session
+from ollama_distributed.adapters.coordination.nats.streams import Stream
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.cluster.fanout import Fanout, Inbox
@@ -70,7 +71,7 @@ class NatsCoordination:
         empty one made while it moves (`growth`) would take its place.
         """
         self._bucket = wire.Bucket(bucket)
-        self._create = create
+        self._stream = Stream(address, name=name, bucket=bucket) if create else None
         self._session = Session(address, name=name)
         self._fanout = Fanout()
         self._feed = Feed(self._session, self._bucket, self._fanout)
@@ -82,15 +83,11 @@ class NatsCoordination:
         """Without `create` it waits for nothing: a node starts while coordination is away.
 
         Raises:
-            Unavailable: the bucket cannot be made.
+            Unavailable: the bucket cannot be made, or nobody answers.
         """
-        if self._create:
+        if self._stream is not None:
+            await self._stream.create()
             await self._session.open(OPEN_S)
-            try:
-                await self._make_bucket()
-            except BaseException:
-                await self._session.close()
-                raise
         else:
             self._session.start()
         self._feeding = asyncio.create_task(self._feed.run(), name="coordination feed")
@@ -99,19 +96,6 @@ class NatsCoordination:
     async def __aexit__(self, *exc: object) -> None:
         await end([task for task in (self._feeding, self._probing) if task is not None])
         await self._session.close()
-
-    async def _make_bucket(self) -> None:
-        """Make the stream, or check that the one there keeps our promises."""
-        body = msgspec.json.encode(wire.stream_config(self._bucket))
-        answer = await self._read(f"STREAM.CREATE.{self._bucket.stream}", body)
-        info = msgspec.json.decode(answer, type=wire.StreamInfo)
-        if info.error is not None and info.error.err_code == wire.NAME_IN_USE:
-            answer = await self._read(f"STREAM.INFO.{self._bucket.stream}", b"")
-            info = msgspec.json.decode(answer, type=wire.StreamInfo)
-        if info.error is not None:
-            raise Unavailable(f"the state's stream cannot be made: {info.error.description}")
-        if not info.config.sound:
-            raise Unavailable(f"the stream {self._bucket.stream} is there, but it is not ours")
 
     @property
     def connected(self) -> bool:

@@ -105,6 +105,22 @@ class Stream:
             return None
         return msgspec.convert(_good(answer), Info)
 
+    async def create(self, *, replicas: int = 1) -> None:
+        """Make it, empty, if it is not there.
+
+        Raises:
+            Unavailable: it cannot be made, or one is there that keeps other promises.
+        """
+        config = wire.stream_config(self._bucket, replicas=replicas)
+        async with self._connected() as connection:
+            answer = await _ask(connection, f"STREAM.CREATE.{self._stream}", config)
+        if answer.get("error", {}).get("err_code") == wire.NAME_IN_USE:
+            sound = msgspec.convert((await self._there()).config, wire.StreamConfig).sound
+            if not sound:
+                raise Unavailable(f"the stream {self._stream} is there, but it is not ours")
+        else:
+            _good(answer)
+
     async def freeze(self) -> Info:
         """Refuse writes from now on. Idempotent. What was acknowledged is in what it returns.
 
