@@ -143,6 +143,15 @@ class Node:
             self._reader.join(STEP_S)  # a child that was left behind may hold the pipe
 
 
+ELSEWHERE = (
+    "OLLAMA_HOST",
+    "OLLAMA_MODELS",
+    "OLLAMA_API_KEY",
+    "OLLAMA_DISTRIBUTED_API_KEY",
+    "OLLAMA_DISTRIBUTED_DATA_DIR",
+    "OLLAMA_DISTRIBUTED_MODELS_DIR",
+)
+"""Variables of the person's own node: here they would lead to it, or give all nodes one model store."""
 ENVIRONMENT = {
     "OLLAMA_DISTRIBUTED_LOG_FORMAT": "console",
     "OLLAMA_DISTRIBUTED_MDNS": "false",
@@ -375,6 +384,8 @@ def main() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signalled)
+    for name in ELSEWHERE:
+        os.environ.pop(name, None)
     become_subreaper()
     started = time.monotonic()
     wanted.folder.mkdir(parents=True, exist_ok=True)

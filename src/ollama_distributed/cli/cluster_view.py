@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from ollama_distributed.cli import humanize, tables
 from ollama_distributed.cli.tables import Cell, Column, Look
-from ollama_distributed.cli.terminal import clean_line
 
 if TYPE_CHECKING:
     from ollama_distributed.base.cluster import ClusterAnswer, LeaderAnswer, NodeRow, TokenRow
@@ -54,7 +53,7 @@ def nodes_text(rows: Sequence[NodeRow], now: float, look: Look) -> str:
         columns.insert(5, Column("GPU", [_used(row, row.usage.gpu, look) for row in rows], 2))
     text = tables.table(columns, look)
     text += "".join(
-        tables.painted(f"{row.name}: {clean_line(row.reason)}", _STATUS[row.status], look) + "\n"
+        tables.note("", f"{row.name}: {row.reason}", _STATUS[row.status], look)
         for row in rows
         if row.reason and row.status in ("suspect", "offline")
     )
@@ -77,11 +76,12 @@ def role_cell(row: NodeRow, look: Look) -> Cell:
 
 def _used(row: NodeRow, value: float | None, look: Look) -> Cell:
     age_s = row.usage.age_s
-    return tables.share(None if age_s is None else value, look, stale=age_s is not None and age_s > STALE_S)
+    known = age_s is not None and row.status != "offline"
+    return tables.share(value if known else None, look, stale=age_s is not None and age_s > STALE_S)
 
 
 def _requests(row: NodeRow) -> Cell:
-    if row.usage.age_s is None:
+    if row.usage.age_s is None or row.status == "offline":
         return Cell("-", tables.DIM)
     waiting = f" +{row.usage.queued} queued" if row.usage.queued else ""
     return Cell(f"{row.usage.requests}{waiting}")
@@ -149,10 +149,7 @@ def cluster_text(answer: ClusterAnswer, rows: Sequence[NodeRow], now: float, loo
     ]
     text = tables.facts(facts, look)
     mark = "▲ " if look.bars else "- "
-    text += "".join(
-        tables.painted(mark + clean_line(reason), _CLUSTER[answer.status], look) + "\n"
-        for reason in answer.reasons
-    )
+    text += "".join(tables.note(mark, reason, _CLUSTER[answer.status], look) for reason in answer.reasons)
     return text + "\n" + nodes_text(rows, now, look)
 
 

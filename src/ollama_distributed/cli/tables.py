@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -108,3 +109,15 @@ def facts(rows: Iterable[tuple[str, Cell]], look: Look) -> str:
         f"{painted(name.ljust(width), DIM, look)}{_GAP}{painted(clean_line(cell.text), cell.style, look)}\n"
         for name, cell in kept
     )
+
+
+def note(mark: str, text: str, style: str, look: Look) -> str:
+    """A sentence under a table, wrapped at the terminal's edge; `mark` stands before it."""
+    text = clean_line(text)
+    if look.width is None:
+        lines = [mark + text]
+    else:
+        lines = textwrap.wrap(
+            text, max(look.width, 20), initial_indent=mark, subsequent_indent=" " * len(mark)
+        )
+    return "".join(painted(line, style, look) + "\n" for line in lines)
