@@ -239,6 +239,27 @@ async def test_cancel_frees_the_slot_within_a_second(tmp_path: Path, echo: dict[
         assert not heard.ended
 
 
+async def test_a_caller_that_is_gone_when_its_request_is_read(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
+        started: list[Any] = []
+        start = b.serving.start
+
+        def watched(*args: Any) -> Generation:
+            started.append(args)
+            return start(*args)
+
+        b.serving.start = watched  # type: ignore[method-assign]
+        for delay in range(12):  # turns of the loop between the request and its caller's end
+            generation = a.pool.start(b.id, text_request("m"), lambda event: None)
+            await until(lambda: started or a.pool._roads[b.id].links, "a connection")
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            generation.cancel()
+            await until(lambda: not (b.door._outlets or b.serving._jobs), "nothing runs", within_s=1.0)
+        assert started
+
+
 async def test_a_cancelled_question_ends_over_there(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo={"load_s": 30.0})
@@ -547,6 +568,19 @@ async def test_load_reports_are_asked_for_and_decide(tmp_path: Path) -> None:
         a.loads = {b.id: msgspec.structs.replace(load(0), age_s=99.0), c.id: load(2)}
         assert len({a.router.plan("m").order[0] for _ in range(20)}) == 1  # too old: as if it said nothing
         assert set(a.asked) == {b.id, c.id}
+
+
+async def test_stop_takes_a_model_out_of_every_memory(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes:
+        a, b, c = await nodes.add("a"), await nodes.add("b", ("m",)), await nodes.add("c", ("m",))
+        for node in (b, c):
+            assert await Heard(node, text_request("m")).whole()
+            a.loads[node.id] = Load(models=(ModelLoad(name=NAME, slots=1),), age_s=0.1)
+        heard = Heard(a, text_request("m", "", load_only=True, keep_alive_s=0))
+        end = await heard.end()
+        assert isinstance(end, Finished)
+        assert end.reason == "unload"
+        await until(lambda: not (b.serving.loaded() or c.serving.loaded()), "empty memories")
 
 
 # ── the door ────────────────────────────────────────────────────────────────────────

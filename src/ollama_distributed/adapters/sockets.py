@@ -1,13 +1,44 @@
-"""Options of a hop's sockets, both sides alike."""
+"""Connections between nodes: options of their sockets, and how an app hears of their end."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 
 UNHEARD_MS = 10_000
 """Sent bytes that nobody acknowledged for so long: the other side is gone or cut off. The
 kernel's own patience is 15 minutes."""
+
+LIFELINE = "ollama_distributed.lifeline"
+"""The connection's `Lifeline`, in an ASGI scope's extensions."""
+
+
+class Lifeline:
+    """Tells who is interested when a connection is lost, at once if it is lost already.
+
+    Waiting for ASGI's `http.disconnect` would take a task for each request.
+    """
+
+    __slots__ = ("_tell", "lost")
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._tell: set[Callable[[], None]] = set()
+
+    def add(self, tell: Callable[[], None]) -> None:
+        if self.lost:
+            tell()
+        else:
+            self._tell.add(tell)
+
+    def discard(self, tell: Callable[[], None]) -> None:
+        self._tell.discard(tell)
+
+    def cut(self) -> None:
+        self.lost = True
+        for tell in tuple(self._tell):
+            tell()
 
 
 def tune(connection: socket.socket | None) -> None:

@@ -25,7 +25,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import EngineFailed, SourceEvent, SourceSink
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
@@ -56,6 +56,8 @@ class Router:
         self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
     ) -> Generation:
         order = self.plan(request.model).order
+        if request.load_only and request.keep_alive_s == 0:
+            order = self._unload(request, order)
         if order in ((), (self._view.me,)):
             # Nobody else could do it; a model that nobody holds is refused in the usual words.
             return self._local.start(request, sink, resume_ids)
@@ -66,6 +68,23 @@ class Router:
             return self._peers.start(node, request, hear, resume_ids)
 
         return Attempts(order, begin, sink, request.request_id, self._name_of)
+
+    def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
+        """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
+        others = self._directory.others(request.model)
+        loads = self._loads(request.model, others)
+        loaded = [one.node for one in others if one.node in loads and loads[one.node].loaded]
+        if self._view.me not in order and loaded:
+            order = (loaded.pop(0),)
+
+        def heard(event: SourceEvent) -> None:
+            if isinstance(event, EngineFailed):
+                log.warning("routing.not_unloaded", request_id=request.request_id, reason=event.error.message)
+
+        for node in loaded:
+            if node not in order[:1]:
+                self._peers.start(node, request, heard)
+        return order
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         node, result = await self._ask(

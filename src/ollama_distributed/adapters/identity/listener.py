@@ -7,14 +7,14 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ollama_distributed.adapters.sockets import tune
+from ollama_distributed.adapters.sockets import LIFELINE, Lifeline, tune
 
 TLS = "ollama_distributed.tls"
 
 
 class PeerCertificates(HttpToolsProtocol):
-    """Mix in before the gateway's limiting protocol. Adds `ollama_distributed.tls`, the
-    connection's `ssl.SSLObject`, to each scope's extensions."""
+    """Mix in before the gateway's limiting protocol. Adds to each scope's extensions `TLS`, the
+    connection's `ssl.SSLObject`, and its `LIFELINE`."""
 
     _connection: dict[str, Any] | None = None
     """One dictionary for all requests of the connection: what was read of its certificate once
@@ -22,10 +22,15 @@ class PeerCertificates(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._lifeline = Lifeline()
         tune(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lifeline.cut()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         if self._connection is None:
-            self._connection = {TLS: self.transport.get_extra_info("ssl_object")}
+            self._connection = {TLS: self.transport.get_extra_info("ssl_object"), LIFELINE: self._lifeline}
         self.scope["extensions"] = self._connection

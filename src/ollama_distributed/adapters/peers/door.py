@@ -22,6 +22,7 @@ import structlog
 
 from ollama_distributed.adapters.peers import wire
 from ollama_distributed.adapters.peers.outlet import Outlet
+from ollama_distributed.adapters.sockets import LIFELINE, Lifeline
 from ollama_distributed.base.errors import (
     Forbidden,
     Internal,
@@ -143,24 +144,25 @@ class PeerDoor:
         try:
             route = self._admitted(scope["method"], path, peer)
             body = await self._read(scope, receive)
-            await self._served(path, route, peer, body, receive, send)
+            await self._served(path, route, peer, body, scope["extensions"][LIFELINE], send)
         except OllamaDistributedError as refused:
             await _refuse(send, self._status_of(refused), refused)
 
     async def _served(
-        self, path: str, route: _Route | None, peer: Peer, body: bytes, receive: Receive, send: Send
+        self, path: str, route: _Route | None, peer: Peer, body: bytes, lifeline: Lifeline, send: Send
     ) -> None:
         outlet = Outlet(peer.node, send)
         self._outlets.add(outlet)
+        lifeline.add(outlet.gone)
         if self._ticker is None:
             self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         try:
             if path == self._generate_path:
-                await self._generate(body, outlet, receive)
+                await self._generate(body, outlet)
             elif route is not None:
-                await self._answer(route, peer, body, outlet, receive)
+                await self._answer(route, peer, body, outlet)
             else:
-                await self._embed(body, outlet, receive)
+                await self._embed(body, outlet)
         except OllamaDistributedError:
             raise
         except Exception as defect:
@@ -169,6 +171,7 @@ class PeerDoor:
                 raise
             raise Internal(f"internal error on node {self._me}; its log has the details") from defect
         finally:
+            lifeline.discard(outlet.gone)
             self._outlets.discard(outlet)
 
     def _tick(self) -> None:
@@ -226,12 +229,12 @@ class PeerDoor:
 
     # ── answers ─────────────────────────────────────────────────────────────────────
 
-    async def _generate(self, body: bytes, outlet: Outlet, receive: Receive) -> None:
+    async def _generate(self, body: bytes, outlet: Outlet) -> None:
         ask = _decoded(self._generate_form, body)
         generation = self._source.start(ask.request, outlet.hear, ask.resume_ids)
-        await outlet.run(generation, receive)
+        await outlet.run(generation)
 
-    async def _embed(self, body: bytes, outlet: Outlet, receive: Receive) -> None:
+    async def _embed(self, body: bytes, outlet: Outlet) -> None:
         request = _decoded(msgspec.msgpack.Decoder(EmbedRequest), body)
 
         async def rows() -> bytes:
@@ -248,15 +251,15 @@ class PeerDoor:
                 await outlet.put(wire.reply_frame(wire.Rows(tuple(batch))))
             return _result(result.usage)
 
-        await outlet.answer(self._guarded(rows, outlet, request.request_id), receive)
+        await outlet.answer(self._guarded(rows, outlet, request.request_id))
 
-    async def _answer(self, route: _Route, peer: Peer, body: bytes, outlet: Outlet, receive: Receive) -> None:
+    async def _answer(self, route: _Route, peer: Peer, body: bytes, outlet: Outlet) -> None:
         asked = _decoded(msgspec.msgpack.Decoder(route.body), body)
 
         async def one() -> bytes:
             return _result(await route.handler(peer, asked))
 
-        await outlet.answer(self._guarded(one, outlet, getattr(asked, "request_id", "")), receive)
+        await outlet.answer(self._guarded(one, outlet, getattr(asked, "request_id", "")))
 
     async def _guarded(self, work: Callable[[], Awaitable[bytes]], outlet: Outlet, request_id: str) -> bytes:
         """The root of a question's task: whatever goes wrong is its answer."""

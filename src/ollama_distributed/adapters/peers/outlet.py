@@ -18,7 +18,6 @@ from ollama_distributed.base.inference import Generation
 from ollama_distributed.base.tokens import Done, EngineFailed, Prepared, Skipped, SourceEvent
 from ollama_distributed.cluster.tasks import end
 
-Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_WAITING = 256
@@ -121,10 +120,9 @@ class Outlet:
 
     # ── the two kinds of answer ─────────────────────────────────────────────────────
 
-    async def run(self, generation: Generation, receive: Receive) -> None:
+    async def run(self, generation: Generation) -> None:
         """Send the events of this generation until its last. Cancels it when it returns early."""
         self._generation = generation
-        leaving = self._loop.create_task(self._watch(receive))
         try:
             while not self._gone:
                 if not self._due and not await self._woken():
@@ -143,16 +141,14 @@ class Outlet:
         except asyncio.CancelledError:
             self._given_up()
         finally:
-            leaving.cancel()
             if not self._complete:
                 generation.cancel()
 
-    async def answer(self, work: Coroutine[Any, Any, bytes], receive: Receive) -> None:
+    async def answer(self, work: Coroutine[Any, Any, bytes]) -> None:
         """Do the work, which may `put` frames and returns the last one; meanwhile pings, and an
         end when the caller goes."""
         self._work = task = self._loop.create_task(work)
         task.add_done_callback(lambda _: self._stir())
-        leaving = self._loop.create_task(self._watch(receive))
         try:
             while not (task.done() or self._gone):
                 if await self._woken() and not task.done():
@@ -164,7 +160,6 @@ class Outlet:
         except asyncio.CancelledError:
             self._given_up()
         finally:
-            leaving.cancel()
             await end((task,))
 
     # ── inside ──────────────────────────────────────────────────────────────────────
@@ -174,11 +169,6 @@ class Outlet:
         if not self._gave_up or self._main is None:
             raise
         self._main.uncancel()
-
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.gone()
 
     def _stir(self) -> None:
         if self._wake is not None and not self._wake.done():
