@@ -1,4 +1,4 @@
-"""Addresses of the API: loopback only, taken ports are said."""
+"""Addresses of the API: TLS off loopback, taken ports are said."""
 
 from __future__ import annotations
 
@@ -29,9 +29,15 @@ def test_addresses(text: str, address: Address) -> None:
 @pytest.mark.parametrize(
     "text", ["0.0.0.0:8080", "[::]:8080", "192.168.1.4:80", "example.org:80", "0:80", "8.8.8.8"]
 )
-def test_an_open_bind_is_refused_until_keys_and_tls_exist(text: str) -> None:
-    with pytest.raises(Invalid, match="this machine only"):
-        parse_address(text)
+def test_what_others_reach_has_tls(text: str) -> None:
+    address = parse_address(text)
+    assert address.secure
+    assert address.url.startswith("https://")
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:8080", "[::1]:80", "localhost", "127.7.7.7:1"])
+def test_loopback_is_plain(text: str) -> None:
+    assert parse_address(text).url.startswith("http://")
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:", "127.0.0.1:-1"])

@@ -75,15 +75,18 @@ def settings_of(config: Path | None, **flags: Any) -> Settings:
         raise typer.Exit(2) from failure
 
 
-def run(settings: Settings, token: str | None = None) -> None:
-    """Run a node until it is told to stop. `token`: join with it first."""
+def run(settings: Settings, token: str | None = None, *, if_alone: bool = False) -> None:
+    """Run a node until it is told to stop. `token`: join with it first; `if_alone`: unless it is
+    in a cluster with others already."""
     writer = configure("debug" if settings.debug else settings.log_level, settings.log_format)
     if settings.debug:
         _listen_for_debugger()
     sys.setswitchinterval(SWITCH_S)
     try:
         with asyncio.Runner(debug=settings.debug, loop_factory=_loop_factory()) as runner:
-            runner.run(run_node(settings, lambda line: print(line, flush=True), token=token))
+            runner.run(
+                run_node(settings, lambda line: print(line, flush=True), token=token, if_alone=if_alone)
+            )
     except OllamaDistributedError as failure:
         typer.echo(f"Error: {failure.message}", err=True)
         raise typer.Exit(1) from failure

@@ -29,7 +29,9 @@ from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir, doors
 from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.cluster import addresses
+from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.keeper import join_first
+from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
@@ -50,9 +52,11 @@ DEFAULT_LOADED_MODELS = 3
 MIB = 1024 * 1024
 
 
-async def run_node(settings: Settings, announce: Callable[[str], None], *, token: str | None = None) -> None:
+async def run_node(
+    settings: Settings, announce: Callable[[str], None], *, token: str | None = None, if_alone: bool = False
+) -> None:
     """Run a node until SIGINT or SIGTERM. `announce` gets the one `ready` line. `token`: join
-    a cluster with it before anything else.
+    a cluster with it before anything else; `if_alone`: unless it is in one with others already.
 
     Raises:
         Conflict: the data folder or a chosen port is in use.
@@ -62,7 +66,7 @@ async def run_node(settings: Settings, announce: Callable[[str], None], *, token
     with stop.on_signals(), data_dir.locked(settings.data_dir), contextlib.ExitStack() as sockets:
         now = SystemClock().time()
         node = data_dir.node_id(settings.data_dir, now)
-        if token is not None:
+        if token is not None and not (if_alone and await asyncio.to_thread(_among_others, settings)):
             await join_first(settings.data_dir, node, parse_token(token))
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
@@ -176,6 +180,11 @@ def _certificate(settings: Settings) -> CertificateFiles:
         return CertificateFiles(settings.tls_certificate, settings.tls_key)
     own = IdentityFiles(settings.data_dir)
     return CertificateFiles(own.certificate, own.key)
+
+
+def _among_others(settings: Settings) -> bool:
+    current = identities.restore(settings.data_dir)
+    return current is not None and SeatFile(settings.data_dir).read(current.cluster).members > 1
 
 
 def _hosts(settings: Settings) -> tuple[str, ...]:
