@@ -1,8 +1,8 @@
 """Who holds a model, as the replicated state has it.
 
 Standings are kept until the state's nodes or models change, so that a request costs a look
-into a dictionary. Of a model that very many nodes hold a draw is enough: two random choices
-of 32 are as good as two of 10,000.
+into a dictionary. Of a model that very many nodes hold a draw of those that are online is
+enough: two random choices of 8 are as good as two of 10,000.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from ollama_distributed.routing.plan import Dice, Standing
 from ollama_distributed.routing.ports import ClusterView
 from ollama_distributed.state.cluster import ClusterState
 
-MOST_HOLDERS = 32
+MOST_HOLDERS = 8
+"""For three tries, each the better of two; each costs a look at its load."""
 _REMEMBERED = 1024
 """Models whose standings are kept; all are forgotten when so many came together."""
 
@@ -26,31 +27,40 @@ class Directory:
         self._dice = dice
         self._made_from: tuple[object, object] = (None, None)
         self._standings: dict[str, tuple[Standing, ...]] = {}
+        self._online: dict[str, int] = {}
+        """How many of them are online."""
 
     def others(self, model: str) -> tuple[Standing, ...]:
         """Every other node that holds it, or a draw of them."""
         state = self._view.state()
-        made_from = (state.nodes, state.models)
         if self._made_from[0] is not state.nodes or self._made_from[1] is not state.models:
-            self._made_from = made_from
-            self._standings.clear()
+            self._made_from = (state.nodes, state.models)
+            self._forget()
         key = name_key(model)
         found = self._standings.get(key)
         if found is None:
             if len(self._standings) >= _REMEMBERED:
-                self._standings.clear()
+                self._forget()
             found = self._standings[key] = self._stand(state, key)
-        if len(found) > MOST_HOLDERS:
-            return tuple(found[self._dice(len(found))] for _ in range(MOST_HOLDERS))
-        return found
+        if len(found) <= MOST_HOLDERS:
+            return found
+        if found[MOST_HOLDERS].status != "online":
+            return found[:MOST_HOLDERS]
+        online = self._online[key]
+        return tuple(found[self._dice(online)] for _ in range(MOST_HOLDERS))
 
     def draining(self, node: NodeId) -> bool:
         known = self._view.state().nodes.get(node)
         return known is not None and known.draining
 
+    def _forget(self) -> None:
+        self._standings.clear()
+        self._online.clear()
+
     def _stand(self, state: ClusterState, key: str) -> tuple[Standing, ...]:
+        """Those that are online come first."""
         holders: Sequence[NodeId] = tuple(state.models.get(key, ()))
-        return tuple(
+        found = [
             Standing(
                 node=node,
                 status=known.status,
@@ -58,4 +68,7 @@ class Directory:
             )
             for node in holders
             if node != self._view.me and (known := state.nodes.get(node)) is not None
-        )
+        ]
+        found.sort(key=lambda one: one.status != "online")
+        self._online[key] = sum(one.status == "online" for one in found)
+        return tuple(found)

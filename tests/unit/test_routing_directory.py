@@ -1,0 +1,158 @@
+"""Who holds a model: from the state alone, made anew only when it changes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.load import Load
+from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
+from ollama_distributed.routing.service import Router
+from ollama_distributed.state import keys
+from ollama_distributed.state.cluster import ClusterState, apply
+from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import Advert, HeldModel, Holdings, Intent, Lease, Member
+
+NAME = "registry.ollama.ai/library/m:latest"
+
+
+def held(name: str = NAME) -> HeldModel:
+    return HeldModel(name=name, display="m", digest="d", size_bytes=1, modified_at=1.0)
+
+
+class View:
+    me = NodeId("me")
+
+    def __init__(self) -> None:
+        self.seen = ClusterState()
+        self.looks = 0
+        self.listened: list[NodeId] = []
+
+    def state(self) -> ClusterState:
+        self.looks += 1
+        return self.seen
+
+    def interest(self, nodes: Iterable[NodeId]) -> None:
+        self.listened += nodes
+
+    def report(self, node: NodeId) -> Load | None:
+        return None
+
+    def write(self, key: str, record: msgspec.Struct) -> None:
+        self.seen = apply(self.seen, key, encode(record), self.seen.revision + 1)
+
+    def node(self, name: str, status: Any = "online", *models: HeldModel, hop: str = "h:1") -> None:
+        node = NodeId(name)
+        advert = Advert(
+            node=node,
+            name=name,
+            role="node",
+            version="1",
+            boot="b",
+            started_at=0.0,
+            hop=(hop,) if hop else (),
+        )
+        self.write(keys.advert(node), advert)
+        self.write(keys.holdings(node), Holdings(node=node, models=models or (held(),)))
+        self.write(keys.member(node), Member(node=node, status=status, since=0.0))
+
+
+class Shelf:
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def knows(self, name: str) -> bool:
+        return name in self.names
+
+
+def directory(view: View) -> Directory:
+    return Directory(view, random.Random(1).randrange)
+
+
+def router(view: View, *own: str) -> Router:
+    nobody: Any = None
+    return Router(nobody, Shelf(*own), nobody, view, random.Random(1).randrange)
+
+
+def test_every_spelling_of_a_name_finds_its_holders() -> None:
+    view = View()
+    view.node("n1")
+    view.node("n2", "suspect")
+    view.node("me")
+    found = directory(view)
+    for name in ("m", "M", "m:latest", "library/M:Latest", NAME, f"https://{NAME}"):
+        assert [(one.node, one.status) for one in found.others(name)] == [("n1", "online"), ("n2", "suspect")]
+    assert found.others("other") == ()
+    assert found.others("///") == ()
+
+
+def test_it_follows_the_state() -> None:
+    view, status = View(), []
+    view.node("n1")
+    found = directory(view)
+    for change in ("online", "offline"):
+        view.write(keys.member("n1"), Member(node=NodeId("n1"), status=change, since=1.0))  # type: ignore[arg-type]
+        status.append(found.others("m")[0].status)
+    view.write(keys.member("n1"), Member(node=NodeId("n1"), status="online", since=2.0))
+    view.write(keys.intent("n1"), Intent(node=NodeId("n1"), drain=True))
+    assert [*status, found.others("m")[0].status] == ["online", "offline", "draining"]
+    view.write(keys.holdings("n1"), Holdings(node=NodeId("n1")))
+    assert found.others("m") == ()
+
+
+def test_standings_are_kept_while_only_the_lease_changes() -> None:
+    view = View()
+    view.node("n1")
+    found = directory(view)
+    first = found.others("m")
+    view.write(keys.LEASE, Lease(node=NodeId("n1"), epoch=1))
+    assert found.others("m") is first
+
+
+def test_of_very_many_holders_a_draw_is_looked_at() -> None:
+    view = View()
+    for i in range(200):
+        view.node(f"n{i}")
+    found = directory(view)
+    draws = [found.others("m") for _ in range(20)]
+    assert all(len(draw) == MOST_HOLDERS for draw in draws)
+    assert len({one.node for draw in draws for one in draw}) > 50
+    for i in range(200):
+        view.write(keys.member(f"n{i}"), Member(node=NodeId(f"n{i}"), status="offline", since=1.0))
+    assert len(found.others("m")) == MOST_HOLDERS
+    for lucky in ("n7", "n120"):
+        view.write(keys.member(lucky), Member(node=NodeId(lucky), status="online", since=1.0))
+    assert {one.node for one in found.others("m") if one.status == "online"} == {"n7", "n120"}
+
+
+def test_a_node_without_an_address_is_left_out_with_the_reason() -> None:
+    view = View()
+    view.node("n1", hop="")
+    view.node("n2")
+    made = router(view).plan("m")
+    assert made.order == ("n2",)
+    assert [(one.node, "address" in one.reason) for one in made.left_out] == [("n1", True)]
+    assert view.listened == ["n1", "n2"]
+
+
+def test_what_is_here_needs_no_word_of_the_cluster() -> None:
+    """Also before the state was read for the first time, and for names that no rule allows."""
+    view = View()
+    assert router(view, "m").plan("m").order == ("me",)
+    assert router(view, "odd name!").plan("odd name!").order == ("me",)
+    assert router(view).plan("m").order == ()
+    view.node("n1")
+    assert router(view, "m").plan("m").order == ("me", "n1")
+    view.write(keys.intent("me"), Intent(node=NodeId("me"), drain=True))
+    assert router(view, "m").plan("m").order == ("n1", "me")
+
+
+def test_what_the_state_says_of_this_node_is_not_believed() -> None:
+    """It was deleted here a moment ago, and the news is still under way."""
+    view = View()
+    view.node("me")
+    assert router(view).plan("m").order == ()
