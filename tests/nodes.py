@@ -2,43 +2,62 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
+import psutil
+
+from ollama_distributed.base.ids import NodeRole
+from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.sync import SyncClient
+
+T = TypeVar("T")
 
 READY_S = 60.0
+CLI_S = 60.0
 STOP_S = 30.0
 LOG_TAIL = 12_000
 
 
 class NodeProcess:
-    """A running `ollama-distributed serve`; `url` answers when it is made.
+    """A running `ollama-distributed serve` or `join TOKEN`; `url` answers when it is made.
 
     Raises:
         AssertionError: it did not become ready; the log is in the message.
     """
 
-    def __init__(self, data_dir: Path, arguments: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        arguments: Sequence[str],
+        env: dict[str, str],
+        command: Sequence[str] = ("serve",),
+    ) -> None:
         self.data_dir = data_dir
+        self.env = env
+        self._told = False
         self.log_file = data_dir.parent / f"{data_dir.name}.log"
-        command = [
+        line = [
             sys.executable,
             "-m",
             "ollama_distributed",
-            "serve",
+            *command,
             "--data-dir",
             str(data_dir),
             *arguments,
         ]
-        self._log = self.log_file.open("wb")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, env=env, text=True)
+        self._log = self.log_file.open("ab")
+        self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=self._log, env=env, text=True)
         self.stdout_lines: list[str] = []
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -68,10 +87,39 @@ class NodeProcess:
     def http(self, timeout_s: float = 60.0) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=timeout_s)
 
-    def stop(self) -> int:
-        """SIGTERM, as a service manager does; returns the exit status."""
-        if self.process.poll() is None:
+    def admin(self, timeout_s: float = 60.0) -> SyncClient:
+        """Our SDK, as the node's admin; close it with `with`."""
+        key = json.loads((self.data_dir / "admin.json").read_text())["key"]
+        return SyncClient(self.url, key, timeout=timeout_s, retries=0)
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command of the program on this node's machine."""
+        line = [sys.executable, "-m", "ollama_distributed", "--data-dir", str(self.data_dir), *arguments]
+        return subprocess.run(
+            line,
+            capture_output=True,
+            text=True,
+            check=check,
+            timeout=CLI_S,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+        )
+
+    def child(self, name: str) -> psutil.Process:
+        """The node's child process of this name, e.g. `nats-server`."""
+        found = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name() == name]
+        assert len(found) == 1, f"{len(found)} children called {name}"
+        return found[0]
+
+    def tell_to_stop(self) -> None:
+        """SIGTERM, as a service manager does; once, since a second one cuts running answers."""
+        if not self._told and self.process.poll() is None:
+            self._told = True
             self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        """Stop it in good order; returns the exit status."""
+        self.tell_to_stop()
         try:
             return self.process.wait(STOP_S)
         finally:
@@ -87,20 +135,84 @@ class NodeProcess:
         self._log.close()
 
 
-@contextmanager
-def running_node(
-    data_dir: Path, *arguments: str, env: dict[str, str] | None = None, listen: str = "127.0.0.1:0"
-) -> Iterator[NodeProcess]:
-    """A node on a free port of loopback; its exit status must be 0 unless it was killed."""
+def environment(folder: Path, env: dict[str, str] | None = None) -> dict[str, str]:
+    """Of a node whose other folders are in `folder`."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA_")}
-    clean |= {
-        "XDG_CACHE_HOME": str(data_dir.parent / "cache"),
+    return clean | {
+        "XDG_CACHE_HOME": str(folder / "cache"),
         "OLLAMA_DISTRIBUTED_ENGINE": "wheel",
         **(env or {}),
     }
-    node = NodeProcess(data_dir, ["--listen", listen, *arguments], clean)
+
+
+@contextmanager
+def running_node(
+    data_dir: Path,
+    *arguments: str,
+    env: dict[str, str] | None = None,
+    listen: str = "127.0.0.1:0",
+    command: Sequence[str] = ("serve",),
+) -> Iterator[NodeProcess]:
+    """A node on a free port of loopback; its exit status must be 0 unless it was killed."""
+    node = NodeProcess(data_dir, ["--listen", listen, *arguments], environment(data_dir.parent, env), command)
     try:
         yield node
     finally:
         status = node.stop()
     assert status in (0, -signal.SIGKILL), f"the node ended with {status}:\n{node.log()}"
+
+
+class Nodes:
+    """Nodes n1, n2, ... in one folder, made to join each other; all end with the context."""
+
+    def __init__(self, folder: Path, env: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self._env = {"OLLAMA_DISTRIBUTED_MDNS": "false", **(env or {})}
+        self._stack = ExitStack()
+        self._started: dict[str, NodeProcess] = {}
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        # All are told first: a voter that stops alone waits for the others.
+        for node in self._started.values():
+            node.tell_to_stop()
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> NodeProcess:
+        return self._started[name]
+
+    def serve(self, name: str, *arguments: str) -> NodeProcess:
+        """Start a node, or start it again."""
+        return self.start(name, ("serve",), arguments)
+
+    def join(self, name: str, to: str, *arguments: str, role: NodeRole | None = None) -> NodeProcess:
+        """Start a fresh node that joins the cluster of the node `to`."""
+        with self[to].admin() as client:
+            token = client.cluster.create_token(role=role).token
+        return self.start(name, ("join", token), arguments)
+
+    def start(self, name: str, command: Sequence[str], arguments: Sequence[str]) -> NodeProcess:
+        args = ("--name", name, "--cluster-listen", "127.0.0.1", *arguments)
+        node = self._stack.enter_context(
+            running_node(self.folder / name, *args, env=self._env, command=command)
+        )
+        self._started[name] = node
+        return node
+
+
+def until(met: Callable[[], T], deadline_s: float, what: str) -> T:
+    """What `met` returns, once that is true; errors of a node that is away count as not met."""
+    end = time.monotonic() + deadline_s
+    last: object = None
+    while time.monotonic() < end:
+        try:
+            last = met()
+        except (ClientError, httpx.HTTPError) as error:
+            last = error
+        else:
+            if last:
+                return last
+        time.sleep(0.05)
+    raise AssertionError(f"not within {deadline_s:g} s: {what}; last: {last!r}")

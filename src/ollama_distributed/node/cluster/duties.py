@@ -12,7 +12,7 @@ import structlog
 
 from ollama_distributed.cluster.identity import nats_jwt
 from ollama_distributed.node.cluster.voters import grow_step
-from ollama_distributed.state.changes import SetVoters
+from ollama_distributed.state.changes import RemoveNode, SetVoters
 
 if TYPE_CHECKING:
     from ollama_distributed.node.cluster.keeper import Keeper
@@ -23,6 +23,7 @@ log = structlog.get_logger("cluster.duties")
 
 REVOKED = "cluster.revocations_pushed"
 LOOK_S = 30.0
+TIDY_S = 2.0
 SETTLE_S = 0.5
 SECOND_S = 1.0
 """JWTs are ordered by whole seconds."""
@@ -34,6 +35,7 @@ def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
         duties += [
             ("found", partial(_found, life, link)),
             ("revoke", _Revocations(life, link).step),
+            ("tidy", partial(_tidy, life, link)),
             ("grow", partial(grow_step, keeper, life, link)),
         ]
     return duties
@@ -66,6 +68,16 @@ async def _found(life: Life, link: Link) -> None:
     await life.admission.register(life.identity.record(life.parts.clock.time(), life.hosts()))
     await link.mirror.wait_for(lambda now: me in now.nodes and now.nodes[me].advert is not None)
     await link.consensus.propose_change(SetVoters(nodes=(me,), before=()), actor=me)
+
+
+async def _tidy(life: Life, link: Link) -> None:
+    """The leader takes the records of removed nodes out of the state, where whoever removed them
+    did not get so far."""
+    await anyio.sleep(TIDY_S)
+    if not link.consensus.is_leader():
+        return
+    for node in [node for node in link.mirror.state.nodes if life.roster.removed(node)]:
+        await link.consensus.propose_change(RemoveNode(node=node, force=True), actor=life.parts.node)
 
 
 class _Revocations:

@@ -19,6 +19,7 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import fingerprint
 from ollama_distributed.cluster.identity.tokens import JoinToken
 from ollama_distributed.cluster.load import LoadReports
+from ollama_distributed.cluster.ports import REFUSAL_S
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
@@ -26,6 +27,7 @@ from ollama_distributed.node.cluster.bus import server_folder, sit_alone
 from ollama_distributed.node.cluster.duties import duties_of
 from ollama_distributed.node.cluster.identity import Identity
 from ollama_distributed.node.cluster.life import Life, drop_server_folder
+from ollama_distributed.node.cluster.link import Link
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.state.cluster import ClusterState
@@ -118,6 +120,20 @@ class Keeper:
         if self.life is None:
             raise Unavailable(self.trouble or "this node's part in the cluster is being started")
         return self.life
+
+    async def linked(self) -> tuple[Life, Link]:
+        """The life and its link to coordination; at the start of a life waited for a little.
+
+        Raises:
+            Unavailable: coordination is not up; the message says why.
+        """
+        with anyio.move_on_after(REFUSAL_S):
+            if self.life is None:
+                await self._next.wait()
+            if self.life is not None and not self.life.trouble:
+                await self.life.up.wait()
+        life = self.need_life()
+        return life, life.need_link()
 
     async def _turn_to(self, then: Callable[[Life], Awaitable[None]]) -> Life:
         if self._then is not None:

@@ -22,7 +22,7 @@ from ollama_distributed.base.errors import (
     OllamaDistributedError,
     Unavailable,
 )
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.cluster.identity.admission import Admission
 from ollama_distributed.cluster.identity.tokens import Address, parse_address
 from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
@@ -83,6 +83,8 @@ class Life:
         self.up = anyio.Event()
         """Set when the link is there for the first time."""
         self.leaving = False
+        self._boot = ""
+        """Of the present link: heartbeats are counted from it."""
         self._on_over = on_over
         self._duties = duties
         self.trouble: dict[str, str] = {}
@@ -162,7 +164,7 @@ class Life:
             node=parts.node,
             name=parts.settings.name,
             role=self.identity.role,
-            boot=parts.boot,
+            boot=self._boot,
             started_at=parts.started_at,
             hop=self.hop(),
             nats=self.at(bus.port) if bus is not None else (),
@@ -248,12 +250,14 @@ class Life:
         async with contextlib.AsyncExitStack() as stack:
             if self.is_server:
                 self.bus = await stack.enter_async_context(self._bus())
+            self._boot = random_id()
             link = await stack.enter_async_context(
                 linked(
                     self.parts,
                     self.identity,
                     self.roster,
                     urls=self.bus_urls(),
+                    boot=self._boot,
                     create=self.bus is not None and self.bus.alone,
                     advert=self.advert,
                     holdings=self.holdings,
@@ -369,6 +373,19 @@ class Life:
         self.roster_changed.set()
         self.roster_changed = anyio.Event()
 
+    async def was_removed(self) -> bool:
+        """Whether a server says so; False also where none answers."""
+        if self.roster.removed(self.parts.node):
+            return True
+        others = [where for where in self.facts().servers if str(where) not in self.hop()]
+        try:
+            await identities.renew(self.identity, others)
+        except Forbidden:
+            return True
+        except OllamaDistributedError as failure:
+            log.info("cluster.no_server_answers", reason=failure.message)
+        return False
+
     async def _ask_standing(self) -> None:
         """Where no coordination server lets this node in: was it removed? A server knows."""
         link = self.link
@@ -378,13 +395,8 @@ class Life:
         await anyio.sleep(CUT_OFF_S)
         if link.coordination.connected or self.leaving:
             return
-        others = [where for where in self.facts().servers if str(where) not in self.hop()]
-        try:
-            await identities.renew(self.identity, others)
-        except Forbidden:
+        if await self.was_removed():
             self._on_removed(self.parts.node)
-        except OllamaDistributedError as failure:
-            log.info("cluster.no_server_answers", reason=failure.message)
         await anyio.sleep(ASK_AGAIN_S)
 
 

@@ -55,13 +55,14 @@ async def linked(
     roster: Roster,
     *,
     urls: Sequence[str],
+    boot: str,
     create: bool,
     advert: Callable[[], Advert],
     holdings: Callable[[], Holdings],
     allowed: Callable[[], bool],
 ) -> AsyncIterator[Link]:
-    """Connect to the servers at `urls` (`tls://host:port`), in the background. `create`: this
-    node runs the only server and makes the state where there is none.
+    """Connect to the servers at `urls` (`tls://host:port`), in the background. `boot`: random, of
+    this link. `create`: this node runs the only server and makes the state where there is none.
 
     Raises:
         Unavailable: the state cannot be made.
@@ -89,7 +90,7 @@ async def linked(
                 consensus,
                 mirror,
                 node=node,
-                boot=parts.boot,
+                boot=boot,
                 role=role,
                 clock=clock,
                 chance=chance,

@@ -6,6 +6,8 @@ shut out and still listed, and removing it again ends what was begun.
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 import structlog
 
@@ -19,6 +21,7 @@ from ollama_distributed.base.errors import (
 )
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
+from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.cluster.life import Life
 from ollama_distributed.state.changes import Proposal, RemoveNode, plan_change
@@ -47,6 +50,7 @@ class Done(msgspec.Struct, frozen=True):
 class Members:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
+        self._going: set[asyncio.Task[None]] = set()
         self._add_routes(keeper.parts.door)
 
     def _add_routes(self, door: PeerDoor) -> None:
@@ -56,11 +60,24 @@ class Members:
             return Done()
 
         async def leave(peer: Peer, _ask: LeaveClusterAsk) -> Done:
-            await self._remove(self._keeper.need_life(), peer.node, force=True, actor=peer.node)
+            life = self._keeper.need_life()
+            going = asyncio.create_task(self._remove(life, peer.node, force=True, actor=peer.node))
+            self._going.add(going)
+            going.add_done_callback(self._gone)
+            # Its connection is cut in the middle of this, and that must not end it.
+            await asyncio.shield(going)
             return Done()
 
         door.add(REMOVE, remove, RemoveNodeAsk)
         door.add(LEAVE, leave, LeaveClusterAsk)
+
+    async def close(self) -> None:
+        await end(list(self._going))
+
+    def _gone(self, going: asyncio.Task[None]) -> None:
+        self._going.discard(going)
+        if not going.cancelled() and (failure := going.exception()) is not None:
+            log.warning("members.leaving_failed", reason=str(failure))
 
     async def remove(self, node: str, *, force: bool, actor: str) -> None:
         """
@@ -68,7 +85,7 @@ class Members:
             Conflict: it lives and `force` is not given; it votes; it is this node itself.
             NotFound, Unavailable.
         """
-        life = self._keeper.need_life()
+        life, _ = await self._keeper.linked()
         target = life.state.resolve(node)
         if target == self._keeper.parts.node:
             raise Conflict(
@@ -98,11 +115,12 @@ class Members:
         try:
             await self._tell(life)
         except OllamaDistributedError as failure:
-            if not force:
+            # Who is removed is cut off at once, perhaps before it is told.
+            if not force and not (isinstance(failure, Unavailable) and await life.was_removed()):
                 life.leaving = False
                 life.changed()
                 raise
-            log.warning("members.left_without_a_word", actor=actor, reason=failure.message)
+            log.warning("members.left_without_an_answer", actor=actor, reason=failure.message)
         await self._keeper.leave()
 
     async def _tell(self, life: Life) -> None:

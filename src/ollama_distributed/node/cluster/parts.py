@@ -24,8 +24,6 @@ from ollama_distributed.state.records import Config, Hardware
 class Parts:
     settings: Settings
     node: NodeId
-    boot: str
-    """Random, of this start of the program."""
     started_at: float
     clock: Clock
     chance: random.Random

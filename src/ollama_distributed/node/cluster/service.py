@@ -45,6 +45,9 @@ class ClusterService:
         self._members = Members(keeper)
         voters.VoterRoutes(keeper, keeper.parts.door)
 
+    async def close(self) -> None:
+        await self._members.close()
+
     # ── reading ─────────────────────────────────────────────────────────────────────
 
     def status(self) -> ClusterAnswer:
@@ -140,8 +143,7 @@ class ClusterService:
         return await self._change_node(node, lambda known: SetLabels(node=known, labels=labels), actor)
 
     async def _change_node(self, node: str, change: Callable[[NodeId], Change], actor: str) -> NodeRow:
-        life = self._keeper.need_life()
-        link = life.need_link()
+        life, link = await self._keeper.linked()
         known = life.state.resolve(node)
         await link.consensus.propose_change(change(known), actor=actor)
         return await self.node(known)
@@ -152,9 +154,8 @@ class ClusterService:
     # ── joining and leaving ─────────────────────────────────────────────────────────
 
     async def create_token(self, request: TokenRequest, *, actor: str) -> NewToken:
-        life = self._keeper.need_life()
+        life, _ = await self._keeper.linked()
         self._need_server(life)
-        life.need_link()
         await life.open()
         role = request.role
         if role is None:
@@ -172,14 +173,14 @@ class ClusterService:
         )
 
     async def tokens(self) -> list[TokenRow]:
-        link = self._keeper.need_life().need_link()
+        _, link = await self._keeper.linked()
         now = self._keeper.parts.clock.time()
         found = await link.coordination.scan(TOKENS)
         records = [msgspec.json.decode(entry.value, type=TokenRecord) for entry in found.entries]
         return [rows.token_row(record, now) for record in sorted(records, key=lambda one: -one.created_at)]
 
     async def revoke_token(self, token_id: str, *, actor: str) -> None:
-        life = self._keeper.need_life()
+        life, _ = await self._keeper.linked()
         self._need_server(life)
         await life.admission.revoke_token(token_id, actor=actor)
 
@@ -209,8 +210,8 @@ class ClusterService:
         return rows.config_answer(self._keeper.state.config)
 
     async def put_config(self, request: ConfigAsk, *, actor: str) -> ConfigAnswer:
-        manager = self._keeper.need_life().need_link().config
-        made = await manager.put(
+        _, link = await self._keeper.linked()
+        made = await link.config.put(
             request.values, actor=actor, version=request.version, comment=request.comment
         )
         return rows.config_answer(made)
@@ -219,11 +220,11 @@ class ClusterService:
         return ConfigHistory(tuple(map(rows.config_answer, self._keeper.state.versions())))
 
     async def rollback_config(self, request: RollbackAsk, *, actor: str) -> ConfigAnswer:
-        manager = self._keeper.need_life().need_link().config
-        made = await manager.rollback(request.version, actor=actor, comment=request.comment)
+        _, link = await self._keeper.linked()
+        made = await link.config.rollback(request.version, actor=actor, comment=request.comment)
         return rows.config_answer(made)
 
     async def watch_config(self) -> AsyncIterator[ConfigAnswer]:
-        link = self._keeper.need_life().need_link()
+        _, link = await self._keeper.linked()
         async for config in link.config.watch():
             yield rows.config_answer(config)

@@ -118,7 +118,6 @@ async def in_cluster(
             Parts(
                 settings=settings,
                 node=node,
-                boot=boot,
                 started_at=clock.time(),
                 clock=clock,
                 chance=chance,
@@ -135,6 +134,7 @@ async def in_cluster(
             )
         )
         service = ClusterService(keeper)
+        stack.push_async_callback(service.close)
         looking = asyncio.create_task(machine.look(keeper.changed), name="hardware")
         stack.push_async_callback(end, [looking])
         yield InCluster(

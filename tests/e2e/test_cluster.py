@@ -1,0 +1,276 @@
+"""Three nodes as a user makes them: three commands, one cluster. Its life, its cuts, its end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.sync import SyncClient
+from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from tests.e2e.conftest import add_model
+from tests.nodes import NodeProcess, Nodes, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+
+ANSWER = "Only the first node has this model, and the third one gives its answer."
+NAMES = ("n1", "n2", "n3")
+GROWN_S = 45.0
+"""Three servers are steady for 5 s, then the state moves, which takes some 6 s on a free machine."""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    """n1 founds and has the model `here`; n2 and n3 join."""
+    with Nodes(tmp_path_factory.mktemp("cluster")) as nodes:
+        first = nodes.serve("n1")
+        add_model(first.url, "here", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+        token = json.loads(first.cli("--output", "json", "cluster", "token", "create", "--uses", "2").stdout)
+        for name in ("n2", "n3"):
+            nodes.start(name, ("join", token["token"]), ())
+        joined_at = time.monotonic()
+        for name in NAMES:
+            left_s = 10.0 - (time.monotonic() - joined_at)
+            until(lambda name=name: _is_well(nodes[name], 3), left_s, f"status of three nodes on {name}")
+        until(lambda: len(_status(nodes["n1"]).voters) == 3, GROWN_S, "three voters")
+        until(lambda: all(_is_well(nodes[name], 3) for name in NAMES), 15.0, "all well with three voters")
+        yield nodes
+
+
+def _status(node: NodeProcess):  # type: ignore[no-untyped-def]
+    with node.admin(timeout_s=5.0) as client:
+        return client.cluster.status()
+
+
+def _is_well(node: NodeProcess, members: int) -> bool:
+    status = _status(node)
+    return status.status == "ok" and dict(status.nodes) == {"online": members} and bool(status.leader.leader)
+
+
+def _ask(node: NodeProcess, model: str = "here") -> str:
+    """A streamed answer, as text; every piece by itself."""
+    pieces: list[str] = []
+    with (
+        node.http() as http,
+        http.stream("POST", "/api/generate", json={"model": model, "prompt": "Hi"}) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        for line in answer.iter_lines():
+            piece = json.loads(line)
+            assert "error" not in piece, piece
+            pieces.append(piece["response"])
+    assert len(pieces) > 2, "streamed"
+    return "".join(pieces)
+
+
+@contextmanager
+def _asking(*nodes: NodeProcess) -> Iterator[list[str]]:
+    """Prompts without a pause at each node; what failed."""
+    failures: list[str] = []
+    done = threading.Event()
+
+    def ask(node: NodeProcess) -> None:
+        while not done.is_set():
+            try:
+                assert _ask(node) == ANSWER
+            except (AssertionError, httpx.HTTPError) as failure:
+                failures.append(repr(failure))
+            done.wait(0.05)
+
+    threads = [threading.Thread(target=ask, args=(node,)) for node in nodes]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failures
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def _write(client: SyncClient, value: int) -> int:
+    return client.config.set({"max_queue": value}).version
+
+
+# ── one cluster ─────────────────────────────────────────────────────────────────────
+
+
+def test_every_node_shows_the_same_cluster(cluster: Nodes) -> None:
+    seen = [_status(cluster[name]) for name in NAMES]
+    assert len({status.cluster for status in seen}) == 1
+    assert {status.leader.leader for status in seen} <= {cluster[name].id for name in NAMES}
+    assert {status.node for status in seen} == {cluster[name].id for name in NAMES}
+    with cluster["n2"].admin() as client:
+        rows = client.nodes.list()
+    assert [row.name for row in rows] == list(NAMES)
+    assert rows[0].models == ("here:latest",)
+    assert all(row.role == "server" and row.voter and row.memory_bytes > 0 for row in rows)
+
+
+def test_a_model_of_the_first_node_answers_at_the_third(cluster: Nodes) -> None:
+    assert _ask(cluster["n3"]) == ANSWER
+    with cluster["n3"].http() as http:
+        assert [model["name"] for model in http.get("/api/tags").json()["models"]] == ["here:latest"]
+        answer = http.post(
+            "/v1/chat/completions", json={"model": "here", "messages": [{"role": "user", "content": "Hi"}]}
+        ).json()
+    assert answer["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_the_config_of_one_node_is_that_of_all_within_a_second(cluster: Nodes) -> None:
+    origin = {"Origin": "https://app.example"}
+    for name in NAMES:
+        with cluster[name].http() as http:
+            assert http.get("/api/version", headers=origin).status_code == 403
+    with cluster["n2"].admin() as client:
+        client.config.set({"allowed_origins": ["https://app.example"], "keep_alive": "1m"})
+    changed_at = time.monotonic()
+
+    def allowed(name: str) -> bool:
+        with cluster[name].http() as http:
+            return http.get("/api/version", headers=origin).status_code == 200
+
+    for name in NAMES:
+        until(lambda name=name: allowed(name), 1.0 - (time.monotonic() - changed_at), f"applied on {name}")
+    with cluster["n3"].admin() as client, pytest.raises(ClientError, match=r"keep_alive: .*duration"):
+        client.config.set({"keep_alive": "soon"})
+    with cluster["n1"].admin() as client:
+        client.config.rollback(0)
+    until(lambda: not allowed("n3"), 2.0, "taken back")
+
+
+def test_a_drained_node_is_shown_and_gets_no_forwarded_work(cluster: Nodes) -> None:
+    with cluster["n3"].admin() as client:
+        client.nodes.drain("n1")
+        until(lambda: client.nodes.get("n1").status == "draining", 5.0, "draining")
+        client.nodes.undrain("n1")
+        until(lambda: client.nodes.get("n1").status == "online", 5.0, "online again")
+    assert _ask(cluster["n3"]) == ANSWER
+
+
+# ── what dies ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_killed_coordination_server_costs_no_answer(cluster: Nodes) -> None:
+    leader = _status(cluster["n1"]).leader.leader
+    node = next(cluster[name] for name in NAMES if cluster[name].id == leader)
+    with _asking(cluster["n1"], cluster["n3"]) as failures:
+        node.child("nats-server").kill()
+        with cluster["n2"].admin() as client:
+            until(lambda: _write(client, 600), 15.0, "writes are back")
+        until(lambda: all(_is_well(cluster[name], 3) for name in NAMES), 20.0, "all well again")
+    assert failures == []
+
+
+def test_without_a_majority_writes_are_refused_quickly_and_answers_go_on(cluster: Nodes) -> None:
+    servers = [cluster[name].child("nats-server") for name in ("n1", "n2")]
+    with _asking(cluster["n1"], cluster["n3"]) as failures:
+        for server in servers:
+            server.suspend()
+        try:
+            with cluster["n3"].admin() as client:
+                until(lambda: _refused(client), 10.0, "a write is refused")
+                began = time.monotonic()
+                with pytest.raises(ClientError) as refused:
+                    _write(client, 700)
+                assert time.monotonic() - began < 2.5
+                assert refused.value.code in ("unavailable", "deadline_exceeded")
+                until(lambda: client.cluster.status().status == "no_quorum", 10.0, "it says so")
+            assert _ask(cluster["n3"]) == ANSWER
+        finally:
+            for server in servers:
+                server.resume()
+        until(lambda: all(_is_well(cluster[name], 3) for name in NAMES), 30.0, "healed")
+    assert failures == []
+
+
+def _refused(client: SyncClient) -> bool:
+    try:
+        _write(client, 650)
+    except ClientError:
+        return True
+    return False
+
+
+def test_all_killed_at_once_come_back_with_all_they_knew(cluster: Nodes) -> None:
+    with cluster["n2"].admin() as client:
+        version = client.config.set({"max_queue": 321}, comment="before the power cut").version
+        client.nodes.label("n3", {"zone": "c"})
+    before = _status(cluster["n1"])
+    for name in NAMES:
+        cluster[name].process.send_signal(signal.SIGKILL)
+    for name in NAMES:
+        cluster[name].kill()
+        assert not psutil.pid_exists(cluster[name].pid)
+    for name in NAMES:
+        cluster.serve(name)
+    for name in NAMES:
+        until(lambda name=name: _is_well(cluster[name], 3), 40.0, f"{name} is back")
+    after = _status(cluster["n3"])
+    assert (after.cluster, sorted(after.voters)) == (before.cluster, sorted(before.voters))
+    with cluster["n3"].admin() as client:
+        config = client.config.get()
+        assert (config.version, config.values["max_queue"]) == (version, 321)
+        assert client.nodes.get("n3").labels == {"zone": "c"}
+    assert _ask(cluster["n3"]) == ANSWER
+
+
+# ── who leaves ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_removed_node_is_cut_off_everywhere_within_five_seconds(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        first = nodes.serve("n1")
+        add_model(first.url, "here", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+        second = nodes.join("n2", to="n1", role="node")
+        until(lambda: _is_well(first, 2) and _is_well(second, 2), 15.0, "two nodes")
+        assert _ask(second) == ANSWER
+        cluster = _status(first).cluster
+        with first.admin() as client:
+            with pytest.raises(ClientError, match="online"):
+                client.nodes.remove("n2")
+            client.nodes.remove("n2", force=True)
+            removed_at = time.monotonic()
+
+            def cut_off() -> bool:
+                with second.http() as http:
+                    asked = http.post(
+                        "/api/generate", json={"model": "here", "prompt": "Hi", "stream": False}
+                    )
+                    return asked.status_code == 404
+
+            until(cut_off, 5.0 - (time.monotonic() - removed_at), "no answer through the old cluster")
+            assert [row.name for row in client.nodes.list()] == ["n1"]
+        until(lambda: _status(second).cluster not in ("", cluster), 15.0, "alone again")
+        until(lambda: _is_well(second, 1), 15.0, "well alone")
+        with first.admin() as client, second.admin() as other:
+            other.cluster.join(client.cluster.create_token(role="node").token)
+        until(lambda: _is_well(first, 2) and _is_well(second, 2), 15.0, "back with a new token")
+        with second.admin() as client:
+            client.cluster.leave()
+        until(lambda: _is_well(second, 1) and _is_well(first, 1), 20.0, "left")
+        assert _status(second).cluster != cluster
+
+
+def test_nothing_listens_beyond_loopback_before_there_is_a_token(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        node = nodes.serve("n1")
+        until(lambda: _is_well(node, 1), 15.0, "a cluster of one")
+        assert not _status(node).open
+        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        listening = {
+            connection.laddr.ip
+            for process in processes
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
