@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Protocol
@@ -20,9 +22,10 @@ import anyio
 import msgspec
 import nats.errors
 import structlog
-from nats.aio.client import Client, Server
+from nats.aio.client import Client, Server, Srv
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as LiveSubscription
+from nats.aio.transport import TcpTransport
 
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.cluster.tasks import end
@@ -35,9 +38,12 @@ RECONNECT_S = (0.1, 0.5)
 PING_INTERVAL_S = 1
 MAX_PINGS = 2
 CONNECT_TIMEOUT_S = 2
+CLOSE_S = 1
 SHORT_CONNECT_S = 5.0
 """For two tries on each of a few servers, one of which may hang."""
 POLL_S = 0.05
+BUFFER_BYTES = 32 * 1024
+"""The library's own default: of one read."""
 MAX_FAILURES = 16
 NO_CONNECTION = "no connection to the coordination server"
 
@@ -80,9 +86,18 @@ class Subscription:
         self.live: LiveSubscription | None = None
 
 
+class _Transport(TcpTransport):
+    """Closes at once: TLS would wait 30 s for the farewell of a server that hangs."""
+
+    def close(self) -> None:
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+
 class Connection(Client):
-    """The library's client, but for two things: each connection asks for the TLS context anew,
-    and no error that a server reports is final (a JWT that expired was renewed meanwhile)."""
+    """The library's client, but for three things: each connection asks for the TLS context anew,
+    a broken one is given up at once, and no error that a server reports is final (a JWT that
+    expired was renewed meanwhile)."""
 
     def __init__(self, login: Login) -> None:
         super().__init__()
@@ -91,6 +106,13 @@ class Connection(Client):
     @property
     def ssl_context(self) -> ssl.SSLContext:
         return self._login.tls()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        s.last_attempt = time.monotonic()
+        self._transport = _Transport()  # type: ignore[no-untyped-call]  # the library's constructor
+        await self._transport.connect(
+            s.uri, buffer_size=BUFFER_BYTES, connect_timeout=self.options["connect_timeout"]
+        )
 
     async def _process_err(self, err_msg: str) -> None:
         if "permissions violation" in err_msg.lower():
@@ -186,6 +208,9 @@ class Session:
     async def close(self) -> None:
         if self._connecting is not None:
             await end([self._connecting])
+        if self._connection.is_connected:
+            with contextlib.suppress(nats.errors.Error, OSError):  # what was published leaves first
+                await self._connection.flush(timeout=CLOSE_S)
         await self._connection.close()
 
     async def _connect(self) -> None:

@@ -1,0 +1,161 @@
+"""Three servers, killed and paused under writes: one history, nothing acknowledged lost, writes
+back in time. `make accept-coordination` makes twenty kills of what are three in CI."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.voters import Voters, voters
+from tests.writers import writing
+
+from ollama_distributed.adapters.coordination.nats.config import ClusterBlock
+from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
+from ollama_distributed.cluster.ports import REFUSAL_S
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+KILLS = int(os.environ.get("COORDINATION_KILLS", "3"))
+BACK_S = 9.5
+NAMES = ("n1", "n2", "n3")
+
+
+@pytest.fixture
+async def three(tmp_path: Path) -> AsyncIterator[Voters]:
+    async with voters(tmp_path, size=3) as made:
+        yield made
+
+
+async def _settled(three: Voters) -> None:
+    """All three vote and hold the state: the next fault finds them whole."""
+    with anyio.fail_after(30):
+        while True:
+            try:
+                meta = await three.system.meta()
+                found = await three.stream().info()
+            except Unavailable:
+                found = None
+            else:
+                whole = len(meta.replicas) == 2 and not any(peer.offline for peer in meta.replicas)
+                if whole and found is not None and found.complete:
+                    return
+            await anyio.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + 30 * KILLS)
+async def test_kills_of_the_leading_server_under_writes(three: Voters) -> None:
+    gaps: list[float] = []
+    async with writing(three, seed=KILLS) as writers:
+        for _ in range(KILLS):
+            await _settled(three)
+            await writers.more(50)
+            writers.forget_gap()
+            restarts = three.server(leader := await three.leader()).restarts
+            three.kill(leader)
+            with anyio.fail_after(30):
+                while three.server(leader).restarts == restarts:
+                    await anyio.sleep(0.01)
+            await writers.more(50)
+            gaps.append(writers.longest_gap_s)
+    print(f"gaps of writes: median {statistics.median(gaps):.1f} s, longest {max(gaps):.1f} s; {gaps}")
+    print(f"writes: {writers.history.counts()}")
+    assert max(gaps) < BACK_S
+    await three.agree(NAMES)
+
+
+async def test_all_three_killed_at_once(three: Voters) -> None:
+    async with writing(three) as writers:
+        await writers.more(100)
+        writers.forget_gap()
+        for name in NAMES:
+            three.kill(name)
+        await writers.more(50)
+        print(f"writes back after {writers.longest_gap_s:.1f} s")
+    await three.agree(NAMES)
+
+
+async def test_a_paused_leader_does_not_split_the_history(three: Voters) -> None:
+    async with writing(three) as writers:
+        await writers.more(50)
+        writers.forget_gap()
+        paused = three.server(await three.leader()).pid
+        os.kill(paused, signal.SIGSTOP)
+        try:
+            await writers.more(50)
+        finally:
+            os.kill(paused, signal.SIGCONT)
+        assert writers.longest_gap_s < BACK_S + 3  # the client's own pings have to miss first
+        await writers.more(100)
+    await three.agree(NAMES)
+
+
+async def test_a_minority_refuses_writes_and_mirrors_answer(three: Voters) -> None:
+    leader = await three.leader()
+    survivor = next(name for name in NAMES if name != leader)
+    address = three.address("one")
+    async with three.client("one") as one:
+        one.update_servers([three.server(survivor).url])
+        with anyio.fail_after(10):
+            while not one.connected:
+                await anyio.sleep(0.01)
+        revision = await one.create("k", b"1")
+        await one.scan()
+        for name in NAMES:
+            if name != survivor:
+                await three[name].stop()
+        started = anyio.current_time()
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await one.put("k", b"2", revision=revision)
+        assert anyio.current_time() - started < REFUSAL_S + 1
+        started = anyio.current_time()
+        with pytest.raises(Unavailable):
+            await one.put("k", b"3", revision=revision)
+        assert anyio.current_time() - started < REFUSAL_S / 2
+        assert [entry.key for entry in (await one.scan()).entries] == ["k"]
+        for name in NAMES:
+            if name != survivor:
+                await three[name].start()
+        with anyio.fail_after(20):
+            while not one.writable:
+                await anyio.sleep(0.01)
+    assert address.urls == three.urls
+
+
+async def test_only_servers_may_be_routes(three: Voters) -> None:
+    """A node's certificate is of the same CA; what it lacks is the password."""
+    host, _, port = three.formation.places[0].route.rpartition(":")
+    three.trust.issue("evil", "node")
+    context = three.trust.tls("evil").client()
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="any")
+    try:
+        writer.write(
+            b'CONNECT {"verbose":false,"pedantic":false,"tls_required":true,"name":"evil",'
+            b'"cluster":"c1","user":"route","pass":"guess","headers":true,"lnoc":true}\r\nPING\r\n'
+        )
+        with anyio.fail_after(10):
+            answer = await reader.read()
+        assert b"Authorization Violation" in answer
+        assert b"PONG" not in answer
+    finally:
+        writer.transport.abort()
+    assert set(await three.system.voters()) == set(NAMES)
+
+
+async def test_a_server_of_another_cluster_does_not_get_in(three: Voters, tmp_path: Path) -> None:
+    block = ClusterBlock(name="c1", host="127.0.0.1", port=-1, routes=three.formation.routes)
+    stranger = Voters(tmp_path / "stranger")
+    server = NatsServer(tmp_path / "s", stranger.trust.access("n9"), name="n9", cluster=block)
+    async with server:
+        with anyio.fail_after(20):
+            while "TLS" not in (text := (tmp_path / "s" / "nats-server.log").read_text()):
+                await anyio.sleep(0.05)
+        assert "Route connection created" not in text or "handshake error" in text
+    assert set(await three.system.voters()) == set(NAMES)
