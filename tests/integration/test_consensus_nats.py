@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
 import pytest
 from tests.consensus_nodes import until, validate
 from tests.trust import Trust
+from tests.voters import voters
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.adapters.coordination.nats.session import Address
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import DeadlineExceeded, NotFound, Unavailable
 from ollama_distributed.base.ids import NodeId
@@ -29,8 +33,6 @@ from ollama_distributed.state.records import Advert
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-KILLS = 3
-
 
 class Member:
     def __init__(self, coordination: NatsCoordination, mirror: Mirror, consensus: ConsensusEngine) -> None:
@@ -41,13 +43,15 @@ class Member:
 
 
 @asynccontextmanager
-async def members(trust: Trust, server: NatsServer, *names: str) -> AsyncIterator[dict[str, Member]]:
+async def members(
+    address: Callable[[str], Address], *names: str, create: bool = True
+) -> AsyncIterator[dict[str, Member]]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
         made: dict[str, Member] = {}
         for name in names:
             coordination = await stack.enter_async_context(
-                NatsCoordination(trust.address(server, node=name), name=name, create=not made)
+                NatsCoordination(address(name), name=name, create=create and not made)
             )
             mirror = await stack.enter_async_context(Mirror(coordination, clock=clock))
             consensus = await stack.enter_async_context(
@@ -86,7 +90,7 @@ async def advertise(member: Member, name: str) -> None:
 
 async def test_any_member_changes_the_cluster(tmp_path: Path) -> None:
     trust = Trust(tmp_path)
-    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
+    async with trust.server("n1") as server, members(partial(_address, trust, server), *"abc") as made:
         begun = anyio.current_time()
         await settled(made)
         assert anyio.current_time() - begun < 5.0
@@ -106,7 +110,7 @@ async def test_any_member_changes_the_cluster(tmp_path: Path) -> None:
 
 async def test_a_leader_that_stops_hands_over_and_one_that_vanishes_is_replaced(tmp_path: Path) -> None:
     trust = Trust(tmp_path)
-    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
+    async with trust.server("n1") as server, members(partial(_address, trust, server), *"abc") as made:
         leader = await settled(made)
         await leader.consensus.stop()
         rest = {name: member for name, member in made.items() if member is not leader}
@@ -127,54 +131,81 @@ async def test_a_leader_that_stops_hands_over_and_one_that_vanishes_is_replaced(
 
 async def test_the_server_dies_under_changes_and_each_applies_once(tmp_path: Path) -> None:
     trust = Trust(tmp_path)
-    async with trust.server("n1") as server, members(trust, server, *"abc") as made:
-        await settled(made)
+    async with trust.server("n1") as server, members(partial(_address, trust, server), *"abc") as made:
+
+        async def kill() -> None:
+            restarts = server.restarts
+            os.kill(server.pid, signal.SIGKILL)
+            await until(lambda: server.restarts > restarts, 20.0)
+
+        await changes_under(kill, made, kills=3)
+
+
+async def test_the_leading_one_of_three_servers_dies_under_changes(tmp_path: Path) -> None:
+    async with voters(tmp_path, size=3) as servers, members(servers.address, *"abc", create=False) as made:
+
+        async def kill() -> None:
+            servers.kill(await servers.leader())
+
+        gaps = await changes_under(kill, made, kills=2)
+        print(f"no change went through for {', '.join(f'{gap:.1f}' for gap in gaps)} s")
+
+
+async def changes_under(
+    kill: Callable[[], Awaitable[None]], made: dict[str, Member], *, kills: int
+) -> list[float]:
+    """Every member proposes all the time; the gaps in what was acknowledged after each kill."""
+    await settled(made)
+    for name, member in made.items():
+        await advertise(member, name)
+    acknowledged: dict[str, int] = {}
+    times: list[float] = []
+    stop = anyio.Event()
+
+    async def change(name: str, member: Member) -> None:
+        count = 0
+        while not stop.is_set():
+            count += 1
+            proposal = f"{name}{count}"
+            labels = SetLabels(node=NodeId(name), labels={"count": str(count)})
+            while proposal not in acknowledged and not stop.is_set():
+                begun = anyio.current_time()
+                try:
+                    acknowledged[proposal] = await member.consensus.propose_change(labels, proposal=proposal)
+                    times.append(anyio.current_time())
+                except (Unavailable, DeadlineExceeded):
+                    assert anyio.current_time() - begun < 2.5
+                    await anyio.sleep(0.05)
+
+    async def grown(by: int) -> None:
+        wanted = len(acknowledged) + by
+        await until(lambda: len(acknowledged) >= wanted, 30.0)
+
+    gaps: list[float] = []
+    async with anyio.create_task_group() as group:
         for name, member in made.items():
-            await advertise(member, name)
-        acknowledged: dict[str, int] = {}
-        stop = anyio.Event()
+            group.start_soon(change, name, member)
+        for _ in range(kills):
+            await grown(15)
+            seen = len(times) - 1
+            await kill()
+            await grown(15)
+            gaps.append(max(later - earlier for earlier, later in pairwise(times[seen:])))
+        stop.set()
+    assert max(gaps) < 9.5
+    await settled(made)
+    last = max(acknowledged.values())
+    for member in made.values():
+        with anyio.fail_after(10):
+            state = await member.mirror.reach(last)
+        for name in made:
+            done = max(int(p.removeprefix(name)) for p in acknowledged if p.startswith(name))
+            assert int(state.nodes[NodeId(name)].labels["count"]) >= done, "an acknowledged change was lost"
+        applied = {p: state.revision_of(keys.change(p)) for p in acknowledged if p in state.applied}
+        assert applied
+        assert applied.items() <= acknowledged.items(), "a change applied twice"
+    return gaps
 
-        async def change(name: str, member: Member) -> None:
-            count = 0
-            while not stop.is_set():
-                count += 1
-                proposal = f"{name}{count}"
-                labels = SetLabels(node=NodeId(name), labels={"count": str(count)})
-                while proposal not in acknowledged and not stop.is_set():
-                    begun = anyio.current_time()
-                    try:
-                        acknowledged[proposal] = await member.consensus.propose_change(
-                            labels, proposal=proposal
-                        )
-                    except (Unavailable, DeadlineExceeded):
-                        assert anyio.current_time() - begun < 2.5
-                        await anyio.sleep(0.05)
 
-        def grown(by: int) -> bool:
-            return len(acknowledged) >= by
-
-        async with anyio.create_task_group() as group:
-            for name, member in made.items():
-                group.start_soon(change, name, member)
-            for kill in range(1, KILLS + 1):
-                wanted = len(acknowledged) + 15
-                await until(lambda wanted=wanted: grown(wanted), 20.0)  # type: ignore[misc]
-                os.kill(server.pid, signal.SIGKILL)
-                await until(lambda kill=kill: server.restarts >= kill, 20.0)  # type: ignore[misc]
-                wanted = len(acknowledged) + 5
-                back_s = await until(lambda wanted=wanted: grown(wanted), 20.0)  # type: ignore[misc]
-                assert back_s < 9.5
-            stop.set()
-        await settled(made)
-        last = max(acknowledged.values())
-        for member in made.values():
-            with anyio.fail_after(10):
-                state = await member.mirror.reach(last)
-            for name in made:
-                done = max(int(p.removeprefix(name)) for p in acknowledged if p.startswith(name))
-                assert int(state.nodes[NodeId(name)].labels["count"]) >= done, (
-                    "an acknowledged change was lost"
-                )
-            applied = {p: state.revision_of(keys.change(p)) for p in acknowledged if p in state.applied}
-            assert applied
-            assert applied.items() <= acknowledged.items(), "a change applied twice"
+def _address(trust: Trust, server: NatsServer, node: str) -> Address:
+    return trust.address(server, node=node)
