@@ -17,7 +17,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 def scope_head(scope: Scope) -> Head:
     client = scope.get("client")
-    return read_head(scope["method"], scope["path"], scope["headers"], client[0] if client else None)
+    return read_head(
+        scope["method"], scope["path"], scope["headers"], client[0] if client else None, scope["scheme"]
+    )
 
 
 class _Outbox:

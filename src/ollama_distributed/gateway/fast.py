@@ -160,7 +160,9 @@ class FastProtocol(LimitedProtocol):
         )
         self.cycle = cycle  # type: ignore[assignment]  # it has what the parent uses of a cycle
         self._running = self._feeding = cycle
-        head = read_head("POST", path, self.headers, self.client[0] if self.client else None)
+        head = read_head(
+            "POST", path, self.headers, self.client[0] if self.client else None, self.scheme or "http"
+        )
         cycle.exchange = self.hot.open(head, cycle)
         if self.flow.write_paused:  # an earlier answer still waits for its reader
             cycle.exchange.pause()

@@ -36,6 +36,8 @@ class Head(msgspec.Struct, frozen=True):
     host_fields: int = 1
     peer: str | None = None
     """Address of the other end; None for a UNIX socket."""
+    secure: bool = False
+    """It came by TLS, to a listener that other machines reach."""
 
 
 class Admission(msgspec.Struct, frozen=True):
@@ -44,12 +46,14 @@ class Admission(msgspec.Struct, frozen=True):
     """Web origin to allow in the answer."""
 
 
-def read_head(method: str, path: str, fields: list[tuple[bytes, bytes]], peer: str | None) -> Head:
+def read_head(
+    method: str, path: str, fields: list[tuple[bytes, bytes]], peer: str | None, scheme: str
+) -> Head:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
     hosts = 1
     if len(headers) != len(fields):  # some name came twice
         hosts = sum(name == b"host" for name, _ in fields)
-    return Head(method, path, headers, hosts, peer)
+    return Head(method, path, headers, hosts, peer, scheme == "https")
 
 
 def request_id(headers: Mapping[str, str]) -> RequestId:
@@ -99,6 +103,7 @@ class Gate:
         host_is_loopback, origin = self.admit_site(head)
         here = (
             host_is_loopback
+            and not head.secure
             and head.peer is not None
             and is_loopback(head.peer)
             and not _came_by_proxy(head.headers)
