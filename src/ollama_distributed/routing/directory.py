@@ -47,7 +47,11 @@ class Directory:
         if found[MOST_HOLDERS].status != "online":
             return found[:MOST_HOLDERS]
         online = self._online[key]
-        return tuple(found[self._dice(online)] for _ in range(MOST_HOLDERS))
+        drawn: dict[int, Standing] = {}
+        while len(drawn) < MOST_HOLDERS:
+            at = self._dice(online)
+            drawn[at] = found[at]
+        return tuple(drawn.values())
 
     def draining(self, node: NodeId) -> bool:
         known = self._view.state().nodes.get(node)
