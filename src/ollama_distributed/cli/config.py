@@ -150,7 +150,7 @@ def rollback(
         versions = client.config.history()
         then = next((one for one in versions if one.version == version), None)
         if then is None:
-            kept = ", ".join(str(one.version) for one in versions)
+            kept = ", ".join(str(one.version) for one in versions) or "none"
             raise Problem(f"there is no version {version}; there are: {kept}")
         changes = config_view.changes(versions[0].values, then.values)
         if not changes:

@@ -262,10 +262,10 @@ class FakeCluster:
         return made
 
     async def config_history(self) -> ConfigHistory:
-        return ConfigHistory(tuple(reversed(self._configs)))
+        return ConfigHistory(tuple(reversed(self._configs[1:])))
 
     async def rollback_config(self, request: RollbackAsk, *, actor: str) -> ConfigAnswer:
-        for config in self._configs:
+        for config in self._configs[1:]:
             if config.version == request.version:
                 return self._put(config.values, request.comment or f"back to {request.version}", actor)
         raise NotFound(f"there is no version {request.version} of the configuration")

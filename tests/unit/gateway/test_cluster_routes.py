@@ -183,8 +183,9 @@ async def test_config_is_put_kept_and_rolled_back(world):
     back = await world.ask("POST", "/config/rollback", json={"version": 1})
     assert (back.json()["version"], back.json()["values"]) == (3, {"keep_alive": "10m"})
     history = (await world.ask("GET", "/config/history")).json()["versions"]
-    assert [one["version"] for one in history] == [3, 2, 1, 0]
-    assert error_of(await world.ask("POST", "/config/rollback", json={"version": 9}))[0] == 404
+    assert [one["version"] for one in history] == [3, 2, 1]
+    for version in (0, 9):
+        assert error_of(await world.ask("POST", "/config/rollback", json={"version": version}))[0] == 404
 
 
 async def test_a_wrong_setting_is_told():
