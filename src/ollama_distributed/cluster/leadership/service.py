@@ -42,6 +42,7 @@ TAKEN = "leader.taken"
 STEPPED_DOWN = "leader.stepped_down"
 RENEWAL_FAILED = "leader.renewal_failed"
 TAKEOVER_FAILED = "leader.takeover_failed"
+LOOK_FAILED = "leader.look_failed"
 NOT_RELEASED = "leader.lease_not_released"
 LISTENER_FAILED = "leader.listener_failed"
 
@@ -76,6 +77,7 @@ class Leadership:
         self._chance = chance
         self._standing = Standing(node=node, candidate=candidate)
         self._news = anyio.Event()
+        self._failures = 0
         self._listeners: list[Listener] = []
         self._forget: Callable[[], None] = lambda: None
         self._running: asyncio.Task[None] | None = None
@@ -218,11 +220,20 @@ class Leadership:
         try:
             lease_revision, fence_revision = await self._coordination.batch(writes)
         except OllamaDistributedError as exc:
-            log.info(TAKEOVER_FAILED, epoch=take.lease.epoch, code=exc.code, error=exc.message)
+            self._failures += 1
+            if self._failures & (self._failures - 1) == 0:  # the 1st, 2nd, 4th …: outages can be long
+                log.info(
+                    TAKEOVER_FAILED,
+                    epoch=take.lease.epoch,
+                    code=exc.code,
+                    error=exc.message,
+                    failures=self._failures,
+                )
             self._try_later()
             if isinstance(exc, Conflict):
                 await self._ask()
             return
+        self._failures = 0
         hold = Hold(
             lease=take.lease,
             lease_revision=lease_revision,
@@ -286,7 +297,7 @@ class Leadership:
         try:
             lease, fence = await self._coordination.get(keys.LEASE), await self._coordination.get(keys.FENCE)
         except (Unavailable, DeadlineExceeded) as exc:
-            log.info(TAKEOVER_FAILED, code=exc.code, error=exc.message)
+            log.debug(LOOK_FAILED, code=exc.code, error=exc.message)
             return
         if seen is None or seen is not self._standing.seen:
             return  # the mirror was faster
