@@ -94,7 +94,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-engine-build accept-faults build clean
+.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
@@ -104,6 +104,8 @@ accept-engine-build: .venv/.dev .venv/.models ## Compile llama-server for this C
 	$(BIN)/ollama-distributed engine test
 accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests, many rounds
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_faults.py
+accept-coordination: .venv/.dev ## Twenty kills of the leading nats-server under writes, the history checked
+	COORDINATION_KILLS=20 $(PYTEST) tests/integration/test_nats_cluster.py tests/integration/test_nats_server.py -s
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)

@@ -22,7 +22,7 @@ from ollama_distributed.cluster.ports import ABSENT, REFUSAL_S, Entry, Resync
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-KILLS = 3
+KILLS = int(os.environ.get("COORDINATION_KILLS", "3"))
 
 
 async def _until(met: Callable[[], bool], deadline_s: float) -> None:
@@ -40,6 +40,7 @@ def _restarted(server: NatsServer, times: int) -> bool:
     return server.restarts >= times
 
 
+@pytest.mark.timeout(60 + 20 * KILLS)
 async def test_kills_under_writes_lose_nothing(tmp_path: Path) -> None:
     acknowledged: dict[int, tuple[str, bytes]] = {}
     seen: dict[int, tuple[str, bytes]] = {}
