@@ -34,7 +34,7 @@ def place(
     with running_node(folder, *options, env={"OLLAMA_DISTRIBUTED_MDNS": "false"}) as node:
         with node.admin() as client:
             deadline = time.monotonic() + DEADLINE_S
-            while [row.status for row in client.nodes.list()] != ["online"]:
+            while client.cluster.status().nodes != {"online": 1}:
                 assert time.monotonic() < deadline, node.log()
                 time.sleep(0.05)
         yield node.url, json.loads((folder / "admin.json").read_text())["key"]
