@@ -5,13 +5,14 @@ Knows no HTTP: the gateway says what it saw of the caller, this room says who it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from ollama_distributed.access.keys import PREFIX, KeyRecord, parse_key, proves
 from ollama_distributed.base.errors import Unauthenticated
 from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import KeyId
 
 LOCAL = Identity(role="local")
 
@@ -35,8 +36,18 @@ class Authenticator:
 
     def __init__(self, keys: Iterable[KeyRecord], *, require_key: bool, wall: Callable[[], float]) -> None:
         self._keys = {key.id: key for key in keys}
+        self._shared: Mapping[KeyId, KeyRecord] = {}
         self._require_key = require_key
         self._wall = wall
+
+    @property
+    def own(self) -> tuple[KeyRecord, ...]:
+        """The keys that this node was made with."""
+        return tuple(self._keys.values())
+
+    def share(self, keys: Mapping[KeyId, KeyRecord]) -> None:
+        """Know these keys of the cluster, in place of those shared before, beside this node's own."""
+        self._shared = keys
 
     def identify(self, caller: Caller) -> Identity:
         """Raises `Unauthenticated`; the message never tells which part was wrong."""
@@ -50,7 +61,7 @@ class Authenticator:
         key = parse_key(text)
         if key is None:
             raise Unauthenticated("the API key is not valid")
-        record = self._keys.get(key.id)
+        record = self._keys.get(key.id) or self._shared.get(key.id)
         if not proves(key, record) or record is None:
             raise Unauthenticated("the API key is not valid")
         if record.expires_at is not None and record.expires_at <= self._wall():

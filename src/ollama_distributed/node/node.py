@@ -31,6 +31,7 @@ from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.keeper import join_first
+from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
@@ -140,6 +141,7 @@ async def _built(
                 engines=[engine.info for engine in engines.all],
                 api=urls,
                 apply=apply,
+                keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share),
             )
         )
         models_changed = here.keeper.changed

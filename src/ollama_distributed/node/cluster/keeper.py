@@ -202,6 +202,7 @@ class Keeper:
             identity = identities.found(parts.data_dir, cluster, parts.node, hosts, parts.clock.time())
             log.info(FOUNDED, cluster=identity.cluster)
         self._seats.read(identity.cluster)
+        parts.keys.restore(identity.cluster)
         return identity
 
     async def _forget(self, ended: Life) -> None:

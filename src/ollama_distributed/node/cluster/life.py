@@ -370,6 +370,7 @@ class Life:
         self.parts.pool.drop(node, "it was removed from the cluster")
 
     def _on_roster(self) -> None:
+        self.parts.keys.check(self.roster.removed)
         self.roster_changed.set()
         self.roster_changed = anyio.Event()
 

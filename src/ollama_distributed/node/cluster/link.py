@@ -78,6 +78,10 @@ async def linked(
             ConsensusEngine(coordination, mirror, node=node, role=role, clock=clock, random=chance)
         )
         await _run(stack, "roster", partial(roster.follow, coordination), chance)
+        follow_keys = partial(
+            parts.keys.follow, coordination, cluster=identity.cluster, role=role, removed=roster.removed
+        )
+        await _run(stack, "keys", follow_keys, chance)
         network = await stack.enter_async_context(
             NetworkManager(coordination, node=node, clock=clock, chance=chance)
         )

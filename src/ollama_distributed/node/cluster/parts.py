@@ -14,6 +14,7 @@ from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import LoadedModel
@@ -38,6 +39,7 @@ class Parts:
     load: Callable[[], Load]
     pool: PeerPool
     door: PeerDoor
+    keys: SharedKeys
     apply_config: Callable[[Config], None]
     """Called with each version of the cluster's config, also the first one."""
 

@@ -23,6 +23,7 @@ from ollama_distributed.cluster.load import Load
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
 from ollama_distributed.node.cluster.keeper import Keeper
+from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
@@ -87,6 +88,7 @@ async def in_cluster(
     engines: Sequence[EngineInfo],
     api: Sequence[str],
     apply: Callable[[Settings], None],
+    keys: SharedKeys,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311
@@ -130,6 +132,7 @@ async def in_cluster(
                 load=load,
                 pool=pool,
                 door=door,
+                keys=keys,
                 apply_config=LiveConfig(settings, apply),
             )
         )
