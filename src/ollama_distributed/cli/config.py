@@ -129,8 +129,10 @@ def history(ctx: typer.Context) -> None:
         versions = client.config.history()
     if session.output != "table":
         output.write(output.structured(versions, session.output))
-    else:
+    elif versions:
         output.write(config_view.history_text(versions, time.time(), tables.look()))
+    else:
+        output.note("the cluster never set anything")
 
 
 def rollback(
@@ -188,7 +190,7 @@ def watch(ctx: typer.Context) -> None:
 def _watch(session: Session) -> None:
     import msgspec
 
-    from ollama_distributed.client.errors import ConnectionFailed, ConnectionLost, TimedOut
+    from ollama_distributed.client.errors import ClientError
 
     shown: ConfigAnswer | None = None
     away = False
@@ -207,8 +209,8 @@ def _watch(session: Session) -> None:
                         case "table":
                             output.write(config_view.event_text(shown, config, tables.look()))
                     shown = config
-            except (ConnectionFailed, ConnectionLost, TimedOut) as error:
-                if shown is None:
+            except ClientError as error:
+                if shown is None or not error.retryable:
                     raise
                 if not away:
                     output.note(f"{error}; waiting for it")

@@ -60,8 +60,13 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
         _add(paths, route.path, route.method, _tag(route.path), text, reference[body])
     for one in cold:
         schema = reference[one.body] if one.body is not None else None
-        answer = reference[one.answer] if one.answer is not None else None
-        _add(paths, one.path, one.method, one.tag, one.summary, schema, answer, one.query)
+        operation = _add(paths, one.path, one.method, one.tag, one.summary, schema)
+        if one.query:
+            operation.setdefault("parameters", []).extend(map(_flag, one.query))
+        if one.answer is not None:
+            operation["responses"] = _answered(one, reference[one.answer])
+        elif one.status != 200:
+            operation["responses"] = {str(one.status): {"description": "Done."}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Ollama Distributed", "version": version},
@@ -91,21 +96,20 @@ def _add(
     tag: str,
     summary: str,
     body: Mapping[str, Any] | None,
-    answer: Mapping[str, Any] | None = None,
-    query: tuple[str, ...] = (),
-) -> None:
+) -> dict[str, Any]:
+    """Put an operation among `paths`; it is returned, for more about it."""
     names = _PARAMETER.findall(path)
     plain = _PARAMETER.sub(r"{\1}", path)
     operation: dict[str, Any] = {
         "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', plain).rstrip('_')}",
         "tags": [tag],
         "summary": summary,
-        "responses": {"200": _answered(answer)},
+        "responses": {"200": {"description": "As this API's own documentation has it."}},
     }
-    if names or query:
+    if names:
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ] + [{"name": name, "in": "query", "schema": {"type": "boolean", "default": False}} for name in query]
+        ]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     elif plain.startswith("/api/blobs/") and method == "POST":
@@ -114,9 +118,12 @@ def _add(
             "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
         }
     paths.setdefault(plain, {})[method.lower()] = operation
+    return operation
 
 
-def _answered(answer: Mapping[str, Any] | None) -> dict[str, Any]:
-    if answer is None:
-        return {"description": "As this API's own documentation has it."}
-    return {"description": "Done.", "content": {"application/json": {"schema": answer}}}
+def _flag(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": "boolean", "default": False}}
+
+
+def _answered(route: ColdRoute, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {str(route.status): {"description": "Done.", "content": {route.media: {"schema": schema}}}}

@@ -247,7 +247,9 @@ async def test_the_document_has_their_bodies_and_answers(world):
                 "$ref": f"#/components/schemas/{route.body.__name__}"
             }
         if route.answer is not None:
-            schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            schema = operation["responses"][str(route.status)]["content"][route.media]["schema"]
             assert schema["$ref"].rsplit("/", 1)[1] in schemas
+    assert "text/event-stream" in str(document["paths"]["/api/v1/config/watch"])
     remove = document["paths"]["/api/v1/nodes/{id}"]["delete"]
     assert [one["name"] for one in remove["parameters"]] == ["id", "force"]
+    assert list(remove["responses"]) == ["204"]

@@ -73,6 +73,7 @@ def cluster_routes(cluster: Cluster) -> list[ColdRoute]:
             tag=TAG,
             summary="Take this node out of its cluster",
             body=LeaveAsk,
+            status=204,
         ),
         ColdRoute(
             method="GET",
@@ -92,6 +93,7 @@ def cluster_routes(cluster: Cluster) -> list[ColdRoute]:
             summary="A new join token; only this answer shows it",
             body=TokenRequest,
             answer=NewToken,
+            status=201,
         ),
         ColdRoute(
             method="DELETE",
@@ -100,6 +102,7 @@ def cluster_routes(cluster: Cluster) -> list[ColdRoute]:
             run=handlers.revoke_token,
             tag=TAG,
             summary="Revoke a join token",
+            status=204,
         ),
         ColdRoute(
             method="POST",

@@ -71,6 +71,7 @@ def config_routes(cluster: Cluster, ready: Callable[[], bool]) -> list[ColdRoute
             tag=TAG,
             summary="The configuration now and each new version, as server-sent events `config`",
             answer=ConfigAnswer,
+            media="text/event-stream",
         ),
     ]
 

@@ -81,6 +81,7 @@ def nodes_routes(cluster: Cluster) -> list[ColdRoute]:
             tag=TAG,
             summary="Revoke a node's identity; one that is online only with ?force=true",
             query=("force",),
+            status=204,
         ),
     ]
 

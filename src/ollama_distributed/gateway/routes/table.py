@@ -30,6 +30,10 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     """For the documentation; `run` decodes it itself."""
     answer: type[Any] | None = None
     """For the documentation too: what the answer's JSON is."""
+    status: int = 200
+    """For the documentation: of a request that worked."""
+    media: str = "application/json"
+    """For the documentation: how `answer` comes."""
     query: tuple[str, ...] = ()
     """Names of yes-or-no parameters, for the documentation."""
     hidden: bool = False
