@@ -25,8 +25,9 @@ DEADLINE_S = 20.0
 
 
 class ClusterServer:
-    def __init__(self, cluster: FakeCluster) -> None:
+    def __init__(self, cluster: FakeCluster, port: int = 0) -> None:
         self.cluster = cluster
+        self._port = port
         self.key, record = make_admin_key(WALL)
         self.key_id = record.id
         self.url = ""
@@ -48,7 +49,7 @@ class ClusterServer:
             authenticator=self._authenticator,
             ready=lambda: self.ready,
         )
-        async with serving(app, adapter="fast") as server:
+        async with serving(app, adapter="fast", port=self._port) as server:
             self.url = f"http://127.0.0.1:{server.port}"
             self._started.set()
             await self._stop.wait()
@@ -72,8 +73,8 @@ class ClusterServer:
 
 
 @contextmanager
-def cluster_server(cluster: FakeCluster | None = None) -> Iterator[ClusterServer]:
-    server = ClusterServer(cluster or FakeCluster("alpha", "beta", "gamma", "delta"))
+def cluster_server(cluster: FakeCluster | None = None, *, port: int = 0) -> Iterator[ClusterServer]:
+    server = ClusterServer(cluster or FakeCluster("alpha", "beta", "gamma", "delta"), port)
     usual = structlog.get_config()
     # Commands under test print to the same stdout as the log.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -195,15 +195,17 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(app: Gateway, *, adapter: str, limits: Limits | None = None) -> AsyncIterator[Server]:
-    """`adapter`: `fast`, or `asgi` for the same limits with ASGI in between."""
+async def serving(
+    app: Gateway, *, adapter: str, limits: Limits | None = None, port: int = 0
+) -> AsyncIterator[Server]:
+    """`adapter`: `fast`, or `asgi` for the same limits with ASGI in between. `port`: 0 for a free one."""
     limits = limits or Limits()
     kind = fast_protocol_class(app.hot, limits) if adapter == "fast" else protocol_class(limits)
     config = uvicorn.Config(
         app, http=kind, ws="none", lifespan="off", proxy_headers=False, access_log=False, log_config=None
     )
     server = uvicorn.Server(config)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await until(lambda: server.started or task.done(), "the server starts")

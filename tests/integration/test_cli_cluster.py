@@ -294,3 +294,17 @@ def test_a_watch_waits_for_a_server_that_is_away() -> None:
             first.stop()
             seen.until("no answer for")
             assert seen.interrupt() == 0
+
+
+def test_watching_the_config_goes_on_when_its_server_was_away() -> None:
+    """The next watch tells what changed meanwhile, and only that."""
+    with cluster_server(FakeCluster("alpha")) as first:
+        port = int(first.url.rpartition(":")[2])
+        with watched("--host", first.url, "--api-key", "", "config", "watch") as seen:
+            seen.until("version 0")
+            first.stop()
+            with cluster_server(FakeCluster("alpha"), port=port) as second:
+                second.do(second.cluster.put_config(ConfigAsk(values={"max_queue": 9}), actor="k"))
+                seen.until("max_queue: (each node's own) -> 9")
+                assert seen.text.count("version 0") == 1
+                assert seen.interrupt() == 0
