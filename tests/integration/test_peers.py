@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from tests.hop_nodes import HopNode, cluster, text_request, until
 
+from ollama_distributed.adapters import sockets
 from ollama_distributed.adapters.peers import outlet, pool, wire
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -316,6 +318,22 @@ async def test_a_peer_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch
         assert most <= 4 * outlet.MOST_WAITING
         await until(lambda: not b.door._outlets, "the end of the call")
         writer.transport.abort()
+
+
+async def test_the_kernel_is_more_patient_with_a_slow_reader_than_we_are(tmp_path: Path) -> None:
+    """A shut window counts as silence to TCP_USER_TIMEOUT: it would cut an answer whose client
+    only pauses."""
+    assert sockets.SERVER_UNHEARD_S > outlet.READER_DEADLINE_S
+    async with cluster(tmp_path) as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
+        heard = Heard(a, text_request("m"))
+        await until(lambda: heard.text, "a word")
+        (link,) = a.pool._roads[b.id].links
+        assert link.transport is not None
+        calling = link.transport.get_extra_info("socket")
+        unheard_ms = calling.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert unheard_ms == sockets.CALLER_UNHEARD_S * 1000
+        heard.generation.cancel()
 
 
 async def test_a_node_that_only_loads_is_not_taken_for_dead(

@@ -6,10 +6,13 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-UNHEARD_MS = 10_000
+CALLER_UNHEARD_S = 10.0
 """Sent bytes that nobody acknowledged for so long: the other side is gone or cut off. The
-kernel's own patience is 15 minutes."""
-
+kernel's own patience is 15 minutes. A serving node always reads what it is sent."""
+SERVER_UNHEARD_S = 90.0
+"""A caller may stop reading for a while because its own client does, and the kernel counts a
+window that stays shut as silence (seen on Linux 6.18: an abort although every probe was
+acknowledged). So this is longer than the serving side's patience with a slow reader."""
 LIFELINE = "ollama_distributed.lifeline"
 """The connection's `Lifeline`, in an ASGI scope's extensions."""
 
@@ -41,11 +44,11 @@ class Lifeline:
             tell()
 
 
-def tune(connection: socket.socket | None) -> None:
+def tune(connection: socket.socket | None, unheard_s: float) -> None:
     """No waiting for full packets, and soon an end when the other side does not answer."""
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     with contextlib.suppress(OSError):  # each is a wish: what the system does not know stays as it is
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNHEARD_MS)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(unheard_s * 1000))

@@ -7,7 +7,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ollama_distributed.adapters.sockets import LIFELINE, Lifeline, tune
+from ollama_distributed.adapters.sockets import LIFELINE, SERVER_UNHEARD_S, Lifeline, tune
 
 TLS = "ollama_distributed.tls"
 
@@ -23,7 +23,7 @@ class PeerCertificates(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._lifeline = Lifeline()
-        tune(transport.get_extra_info("socket"))
+        tune(transport.get_extra_info("socket"), SERVER_UNHEARD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lifeline.cut()

@@ -22,7 +22,7 @@ import structlog
 from ollama_distributed.adapters.peers import wire
 from ollama_distributed.adapters.peers.calls import Question, RemoteGeneration
 from ollama_distributed.adapters.peers.link import Call, Link
-from ollama_distributed.adapters.sockets import tune
+from ollama_distributed.adapters.sockets import CALLER_UNHEARD_S, tune
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -145,21 +145,28 @@ class PeerPool:
     async def ask(
         self, node: NodeId, route: str, body: msgspec.Struct, answer: type[T], *, deadline_s: float
     ) -> T:
-        """Ask on a route that was added to the other node's door (`PeerDoor.add`).
+        """Ask on a route that was added to the other node's door (`PeerDoor.add`). On a connection
+        of its own: what such a route does must not be done twice because one had gone stale.
 
         Raises:
             Unavailable: it cannot be reached, or broke off; whether it acted is not known then.
             DeadlineExceeded: no answer in time.
             OllamaDistributedError: what it refused with.
         """
-        return (await self._ask(node, route, body, deadline_s)).result(answer)
+        return (await self._ask(node, route, body, deadline_s, fresh=True)).result(answer)
 
     async def _ask(
-        self, node: NodeId, route: str, body: msgspec.Struct, deadline_s: float = QUESTION_DEADLINE_S
+        self,
+        node: NodeId,
+        route: str,
+        body: msgspec.Struct,
+        deadline_s: float = QUESTION_DEADLINE_S,
+        *,
+        fresh: bool = False,
     ) -> Question:
         """Cancel-safe: a cancelled wait closes the connection, so that the other node stops too."""
         question = Question(self, node, _message(route, body))
-        self.send(question, node)
+        self.send(question, node, fresh=fresh)
         try:
             async with asyncio.timeout(deadline_s):
                 await question.done
@@ -271,7 +278,7 @@ class PeerPool:
                 transport, _ = await loop.create_connection(
                     lambda: link, host.strip("[]"), int(port), ssl=self._tls.client()
                 )
-            tune(transport.get_extra_info("socket"))
+            tune(transport.get_extra_info("socket"), CALLER_UNHEARD_S)
             self._check(transport.get_extra_info("ssl_object"), node)
         except BaseException:
             link.close()
