@@ -89,9 +89,9 @@ class Stream:
 
     def __init__(self, address: Address, *, name: str, bucket: str = "cfg") -> None:
         self._address = address
-        self._name = name
+        self._user = name
         self._bucket = wire.Bucket(bucket)
-        self._stream = self._bucket.stream
+        self.name = self._bucket.stream
 
     async def info(self) -> Info | None:
         """None: there is no such stream.
@@ -100,7 +100,7 @@ class Stream:
             Unavailable: nobody can say.
         """
         async with self._connected() as connection:
-            answer = await _ask(connection, f"STREAM.INFO.{self._stream}", {})
+            answer = await _ask(connection, f"STREAM.INFO.{self.name}", {})
         if answer.get("error", {}).get("err_code") == wire.NO_STREAM:
             return None
         return msgspec.convert(_good(answer), Info)
@@ -113,11 +113,11 @@ class Stream:
         """
         config = wire.stream_config(self._bucket, replicas=replicas)
         async with self._connected() as connection:
-            answer = await _ask(connection, f"STREAM.CREATE.{self._stream}", config)
+            answer = await _ask(connection, f"STREAM.CREATE.{self.name}", config)
         if answer.get("error", {}).get("err_code") == wire.NAME_IN_USE:
             sound = msgspec.convert((await self._there()).config, wire.StreamConfig).sound
             if not sound:
-                raise Unavailable(f"the stream {self._stream} is there, but it is not ours")
+                raise Unavailable(f"the stream {self.name} is there, but it is not ours")
         else:
             _good(answer)
 
@@ -155,7 +155,7 @@ class Stream:
         if config == found.config:
             return
         async with self._connected() as connection:
-            _good(await _ask(connection, f"STREAM.UPDATE.{self._stream}", config))
+            _good(await _ask(connection, f"STREAM.UPDATE.{self.name}", config))
 
     async def lead(self, server: str) -> None:
         """Ask its leader to hand over to `server`.
@@ -165,12 +165,12 @@ class Stream:
         """
         async with self._connected() as connection:
             body = {"placement": {"preferred": server}}
-            _good(await _ask(connection, f"STREAM.LEADER.STEPDOWN.{self._stream}", body))
+            _good(await _ask(connection, f"STREAM.LEADER.STEPDOWN.{self.name}", body))
 
     async def delete(self) -> None:
         """Forget it, if it is there."""
         async with self._connected() as connection:
-            answer = await _ask(connection, f"STREAM.DELETE.{self._stream}", {})
+            answer = await _ask(connection, f"STREAM.DELETE.{self.name}", {})
         if answer.get("error", {}).get("err_code") != wire.NO_STREAM:
             _good(answer)
 
@@ -185,7 +185,7 @@ class Stream:
             inbox = connection.new_inbox()
             await connection.subscribe(inbox, cb=chunks.put)
             wanted = {"deliver_subject": inbox, "no_consumers": True, "jsck": True}
-            answer = _good(await _ask(connection, f"STREAM.SNAPSHOT.{self._stream}", wanted))
+            answer = _good(await _ask(connection, f"STREAM.SNAPSHOT.{self.name}", wanted))
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 while True:
                     with anyio.fail_after(CHUNK_S):
@@ -213,7 +213,7 @@ class Stream:
             answer = _good(
                 await _ask(
                     connection,
-                    f"STREAM.RESTORE.{self._stream}",
+                    f"STREAM.RESTORE.{self.name}",
                     {"config": config, "state": snapshot.state},
                 )
             )
@@ -230,11 +230,11 @@ class Stream:
     async def _there(self) -> Info:
         found = await self.info()
         if found is None:
-            raise Unavailable(f"there is no stream {self._stream}")
+            raise Unavailable(f"there is no stream {self.name}")
         return found
 
     def _connected(self) -> AbstractAsyncContextManager[Connection]:
-        return short_connection(self._address, name=self._name)
+        return short_connection(self._address, name=self._user)
 
 
 def _good(answer: dict[str, Any]) -> dict[str, Any]:
