@@ -42,12 +42,15 @@ class NodeProcess:
         arguments: Sequence[str],
         env: dict[str, str],
         command: Sequence[str] = ("serve",),
+        prefix: Sequence[str] = (),
     ) -> None:
+        """`prefix`: words before the program's, e.g. those of another network namespace."""
         self.data_dir = data_dir
         self.env = env
         self._told = False
         self.log_file = data_dir.parent / f"{data_dir.name}.log"
         line = [
+            *prefix,
             sys.executable,
             "-m",
             "ollama_distributed",
@@ -107,9 +110,12 @@ class NodeProcess:
 
     def child(self, name: str) -> psutil.Process:
         """The node's child process of this name, e.g. `nats-server`."""
-        found = [child for child in psutil.Process(self.pid).children(recursive=True) if child.name() == name]
-        assert len(found) == 1, f"{len(found)} children called {name}"
-        return found[0]
+
+        def found() -> list[psutil.Process]:
+            children = psutil.Process(self.pid).children(recursive=True)
+            return [child for child in children if child.name() == name]
+
+        return until(found, 10.0, f"a child called {name}")[0]
 
     def tell_to_stop(self) -> None:
         """SIGTERM, as a service manager does; once, since a second one cuts running answers."""

@@ -30,7 +30,7 @@ from ollama_distributed.node import data_dir, doors
 from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
-from ollama_distributed.node.cluster.keeper import join_first
+from ollama_distributed.node.cluster.keeper import Keeper, join_first
 from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.cluster.wiring import in_cluster
@@ -85,8 +85,11 @@ async def run_node(
             if url.startswith("https:") and settings.tls_certificate is None:
                 data_dir.trust(settings.data_dir, IdentityFiles(settings.data_dir).authorities.read_text())
             announce(f"ready {url} node={node}")
+            keeper.begin()
 
-        async with _built(settings, node, urls, authenticator, limits, stop) as app:
+        async with _built(settings, node, urls, authenticator, limits, stop) as (app, keeper):
+            if any(text.startswith("https:") for text in urls):
+                keeper.begin()  # the API's certificate comes with the node's identity
             await doors.serve(
                 app,
                 listeners,
@@ -106,7 +109,7 @@ async def _built(
     authenticator: Authenticator,
     limits: Limits,
     stop: doors.Stop,
-) -> AsyncIterator[Gateway]:
+) -> AsyncIterator[tuple[Gateway, Keeper]]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as closing:
@@ -169,7 +172,7 @@ async def _built(
                 instruction_set=info.instruction_set,
                 devices=info.devices,
             )
-        yield app
+        yield app, here.keeper
 
 
 def _nobody_to_tell() -> None:

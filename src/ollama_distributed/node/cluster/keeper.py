@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 import structlog
@@ -23,14 +24,14 @@ from ollama_distributed.cluster.ports import REFUSAL_S
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
-from ollama_distributed.node.cluster.bus import server_folder, sit_alone
-from ollama_distributed.node.cluster.duties import duties_of
 from ollama_distributed.node.cluster.identity import Identity
-from ollama_distributed.node.cluster.life import Life, drop_server_folder
-from ollama_distributed.node.cluster.link import Link
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.state.cluster import ClusterState
+
+if TYPE_CHECKING:
+    from ollama_distributed.node.cluster.life import Life
+    from ollama_distributed.node.cluster.link import Link
 
 log = structlog.get_logger("cluster.keeper")
 
@@ -45,7 +46,7 @@ UP_S = 15.0
 
 
 class Keeper:
-    """`async with`."""
+    """`async with`; from `begin` on the node takes part in its cluster."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -61,6 +62,11 @@ class Keeper:
         self._next = anyio.Event()
         """Set when a new life begins."""
         self._running: asyncio.Task[None] | None = None
+        self._begun = anyio.Event()
+
+    def begin(self) -> None:
+        """The API answers: now there is time for the cluster."""
+        self._begun.set()
 
     @property
     def state(self) -> ClusterState:
@@ -104,7 +110,7 @@ class Keeper:
 
         async def adopt(ended: Life) -> None:
             await asyncio.to_thread(_adopt, self._seats, self.parts.data_dir, token)
-            await asyncio.to_thread(drop_server_folder, ended)
+            await asyncio.to_thread(ended.drop_server_folder)
 
         return await self._turn_to(adopt)
 
@@ -154,16 +160,11 @@ class Keeper:
     # ── lives ───────────────────────────────────────────────────────────────────────
 
     async def _run(self) -> None:
+        await self._begun.wait()
         pause_s = RETRY_S[0]
         while not self._stopping:
             try:
-                life = Life(
-                    self.parts,
-                    await asyncio.to_thread(self._identity),
-                    self._seats,
-                    on_over=self._on_over,
-                    duties=partial(duties_of, self),
-                )
+                life = await asyncio.to_thread(self._new_life)
                 self.trouble = ""
                 await self._live(life)
                 pause_s = RETRY_S[0]
@@ -189,8 +190,19 @@ class Keeper:
         if then is not None:
             await then(life)
 
+    def _new_life(self) -> Life:
+        """With the identity on disk, or a new cluster's. Blocking: 0.1 s at the first time."""
+        # Imported late: a node's start does not wait for what its cluster needs.
+        from ollama_distributed.node.cluster.duties import duties_of
+        from ollama_distributed.node.cluster.life import Life
+
+        return Life(
+            self.parts, self._identity(), self._seats, on_over=self._on_over, duties=partial(duties_of, self)
+        )
+
     def _identity(self) -> Identity:
-        """The one on disk, or a new cluster's. Blocking, small."""
+        from ollama_distributed.node.cluster.bus import server_folder, sit_alone
+
         parts = self.parts
         identity = identities.restore(parts.data_dir)
         if identity is None:
@@ -207,7 +219,7 @@ class Keeper:
 
     async def _forget(self, ended: Life) -> None:
         await asyncio.to_thread(identities.forget, ended.identity)
-        await asyncio.to_thread(drop_server_folder, ended)
+        await asyncio.to_thread(ended.drop_server_folder)
         log.info(LEFT, cluster=ended.identity.cluster)
 
     def _on_over(self) -> None:

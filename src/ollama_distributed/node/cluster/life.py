@@ -340,6 +340,10 @@ class Life:
         self.trouble.pop("door", None)
         await self.seats.change(hop_port=door.port)
 
+    def drop_server_folder(self) -> None:
+        """The state of a cluster that this node left. Blocking."""
+        shutil.rmtree(server_folder(self.parts.data_dir, self.identity.cluster), ignore_errors=True)
+
     # ── certificates and removals ───────────────────────────────────────────────────
 
     async def _stay_valid(self) -> None:
@@ -407,8 +411,3 @@ def _addresses(texts: list[str]) -> tuple[Address, ...]:
         with contextlib.suppress(Invalid):
             found[parse_address(text)] = None
     return tuple(found)
-
-
-def drop_server_folder(life: Life) -> None:
-    """The state of a cluster that this node left. Blocking."""
-    shutil.rmtree(server_folder(life.parts.data_dir, life.identity.cluster), ignore_errors=True)

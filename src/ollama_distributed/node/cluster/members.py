@@ -7,6 +7,7 @@ shut out and still listed, and removing it again ends what was begun.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -23,8 +24,10 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keeper import Keeper
-from ollama_distributed.node.cluster.life import Life
 from ollama_distributed.state.changes import Proposal, RemoveNode, plan_change
+
+if TYPE_CHECKING:
+    from ollama_distributed.node.cluster.life import Life
 
 log = structlog.get_logger("cluster.members")
 

@@ -7,6 +7,7 @@ server may act, to a server, and are refused within two seconds when there is no
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -30,9 +31,11 @@ from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
 from ollama_distributed.node.cluster import rows, voters
 from ollama_distributed.node.cluster.keeper import Keeper
-from ollama_distributed.node.cluster.life import Life
 from ollama_distributed.node.cluster.members import Members
 from ollama_distributed.state.changes import Change, SetDrain, SetLabels
+
+if TYPE_CHECKING:
+    from ollama_distributed.node.cluster.life import Life
 
 log = structlog.get_logger("cluster.service")
 

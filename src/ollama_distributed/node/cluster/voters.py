@@ -15,7 +15,6 @@ import msgspec
 import structlog
 
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
-from ollama_distributed.adapters.coordination.nats.voter import VoterHost
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.base.errors import Conflict, Forbidden, NotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
@@ -24,6 +23,7 @@ from ollama_distributed.state.changes import SetVoters
 from ollama_distributed.state.cluster import ClusterState
 
 if TYPE_CHECKING:
+    from ollama_distributed.adapters.coordination.nats.voter import VoterHost
     from ollama_distributed.node.cluster.bus import Bus
     from ollama_distributed.node.cluster.keeper import Keeper
     from ollama_distributed.node.cluster.life import Life
