@@ -24,6 +24,7 @@ from pathlib import Path
 import httpx
 
 API_PORT = 8080
+_API = f"http://127.0.0.1:{API_PORT}"
 RELAY_READY_S = 20.0
 
 _RELAY = """
@@ -93,6 +94,15 @@ class Machine:
 
     def http(self, timeout_s: float = 30.0, headers: dict[str, str] | None = None) -> httpx.Client:
         """A client of the API on this machine's loopback."""
+        transport = httpx.HTTPTransport(uds=str(self.reach()))
+        return httpx.Client(base_url=_API, transport=transport, timeout=timeout_s, headers=headers)
+
+    def async_http(self, timeout_s: float = 30.0, headers: dict[str, str] | None = None) -> httpx.AsyncClient:
+        transport = httpx.AsyncHTTPTransport(uds=str(self.reach()))
+        return httpx.AsyncClient(base_url=_API, transport=transport, timeout=timeout_s, headers=headers)
+
+    def reach(self) -> Path:
+        """The UNIX socket before this machine's loopback. Idempotent."""
         if self._relay is None:
             self._relay = subprocess.Popen(
                 [*self.prefix(), sys.executable, "-c", _RELAY, str(self.socket), str(API_PORT)]
@@ -102,12 +112,7 @@ class Machine:
                 assert self._relay.poll() is None, "the relay ended"
                 assert time.monotonic() < deadline, "the relay does not come up"
                 time.sleep(0.01)
-        return httpx.Client(
-            base_url=f"http://127.0.0.1:{API_PORT}",
-            transport=httpx.HTTPTransport(uds=str(self.socket)),
-            timeout=timeout_s,
-            headers=headers,
-        )
+        return self.socket
 
     def close(self) -> None:
         if self._relay is not None:
