@@ -16,9 +16,10 @@ from tests.voters import Voters, voters
 from tests.writers import writing
 
 from ollama_distributed.adapters.coordination.nats.config import ClusterBlock
+from ollama_distributed.adapters.coordination.nats.damage import damaged, refill
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
 from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
-from ollama_distributed.cluster.ports import REFUSAL_S
+from ollama_distributed.cluster.ports import REFUSAL_S, Write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -159,3 +160,36 @@ async def test_a_server_of_another_cluster_does_not_get_in(three: Voters, tmp_pa
                 await anyio.sleep(0.05)
         assert "Route connection created" not in text or "handshake error" in text
     assert set(await three.system.voters()) == set(NAMES)
+
+
+async def test_a_damaged_replica_is_found_and_filled_anew(three: Voters) -> None:
+    async with three.client("one") as one:
+        for part in range(20):  # 16 MB: more than one block
+            await one.batch([Write(f"k{part}.{i}", os.urandom(4000)) for i in range(200)])
+    await three.agree(NAMES)
+    assert await damaged(three.system, three.formation, "KV_cfg") == ()
+    leader = await three.leader()
+    victim = three[next(name for name in NAMES if name != leader)]
+    await victim.stop()
+    _lose_a_block(victim.server.store)
+    await victim.start()
+    await _settled(three)
+    with anyio.fail_after(20):
+        while (found := await damaged(three.system, three.formation, "KV_cfg")) == ():
+            await anyio.sleep(0.1)
+    assert found == (victim.node,)
+    await refill(victim, three.formation, three.stream())
+    await three.agree(NAMES)
+    assert await damaged(three.system, three.formation, "KV_cfg") == ()
+
+
+def _lose_a_block(store: Path) -> None:
+    """Cut the stream's first block in half, and drop the index that would tell."""
+    folder = next(store.glob("jetstream/*/streams/KV_cfg/msgs"))
+    blocks = sorted(folder.glob("*.blk"), key=lambda path: int(path.stem))
+    assert len(blocks) > 1, "what is lost of the last block comes back from the log"
+    block = blocks[0]
+    with block.open("rb+") as file:
+        file.truncate(block.stat().st_size // 2)
+    for index in folder.glob("index.db"):
+        index.unlink()

@@ -10,6 +10,8 @@ import pytest
 from tests.voters import Voters, voters
 from tests.writers import writing
 
+from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
+from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
 from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.ports import Entry, Resync, Write
@@ -86,27 +88,29 @@ async def test_every_replica_holds_the_state_after_growth(tmp_path: Path) -> Non
             assert (len(first.entries), first.revision) == (1001, last)
 
 
+class Broken:
+    """A machine that goes away as soon as it is needed."""
+
+    def __init__(self, host: LocalVoter) -> None:
+        self._host = host
+        self.node = host.node
+        self.left = False
+
+    async def prepare(self) -> Place:
+        return await self._host.prepare()
+
+    async def take(self, formation: Formation) -> None:
+        raise Unavailable("the machine went away")
+
+    async def leave(self) -> None:
+        self.left = True
+
+
 async def test_growth_that_fails_leaves_everything_as_it_was(alone: Voters) -> None:
-    class Broken:
-        def __init__(self, host: object) -> None:
-            self.host = host
-            self.left = False
-
-        node = NodeId("n3")
-
-        async def prepare(self) -> object:
-            return await self.host.prepare()  # type: ignore[attr-defined]
-
-        async def take(self, formation: object) -> None:
-            raise Unavailable("the machine went away")
-
-        async def leave(self) -> None:
-            self.left = True
-
     async with writing(alone, create=True) as writers:
         broken = Broken(alone["n3"])
         with pytest.raises(Unavailable, match="went away"):
-            await alone.growth.to_three([alone["n2"], broken])  # type: ignore[list-item]
+            await alone.growth.to_three([alone["n2"], broken])
         assert alone.growth.formation is None
         assert broken.left
         assert not alone.server("n2").running
@@ -116,6 +120,22 @@ async def test_growth_that_fails_leaves_everything_as_it_was(alone: Voters) -> N
         for client in writers.clients.values():
             client.update_servers(formation.urls)
         await writers.more(20)
+
+
+async def test_a_change_that_failed_is_asked_for_again(tmp_path: Path) -> None:
+    async with voters(tmp_path, size=3) as three:
+        old = three.hosts("n2", "n3")
+        with pytest.raises(Unavailable, match="went away"):
+            await three.growth.to_five(old, [three["n4"], Broken(three["n5"])])
+        assert len(three.formation.places) == 3
+        # One of the two candidates is in the group already; it dies, and others are chosen.
+        with anyio.fail_after(20):
+            while "n4" not in await three.system.voters():
+                await anyio.sleep(0.05)
+        await three.lose("n4")
+        await three.growth.to_five(old, three.hosts("n6", "n7"))
+        assert set(await three.system.voters()) == {"n1", "n2", "n3", "n6", "n7"}
+        await three.agree(three.formation.nodes)
 
 
 async def test_only_the_dead_are_replaced_and_only_by_a_majority(tmp_path: Path) -> None:

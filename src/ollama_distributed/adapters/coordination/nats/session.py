@@ -95,9 +95,9 @@ class _Transport(TcpTransport):
 
 
 class Connection(Client):
-    """The library's client, but for three things: each connection asks for the TLS context anew,
-    a broken one is given up at once, and no error that a server reports is final (a JWT that
-    expired was renewed meanwhile)."""
+    """The library's client, but for four things: each connection asks for the TLS context anew,
+    a broken one is given up at once, an answer that nobody waits for any more ends nothing, and
+    no error that a server reports is final (a JWT that expired was renewed meanwhile)."""
 
     def __init__(self, login: Login) -> None:
         super().__init__()
@@ -113,6 +113,11 @@ class Connection(Client):
         await self._transport.connect(
             s.uri, buffer_size=BUFFER_BYTES, connect_timeout=self.options["connect_timeout"]
         )
+
+    async def _process_pong(self) -> None:
+        if self._pongs and self._pongs[0].done():  # who waited has gone; the library would stop reading
+            self._pongs[0] = asyncio.get_running_loop().create_future()
+        await super()._process_pong()
 
     async def _process_err(self, err_msg: str) -> None:
         if "permissions violation" in err_msg.lower():
