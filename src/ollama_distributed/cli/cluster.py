@@ -297,9 +297,8 @@ def replace_voter(
         to = new or "a living server"
         confirm(f"Take the vote of {gone.name} ({gone.status}) for ever and give it to {to}?", yes=yes)
         answer = client.cluster.replace_voter(dead, new)
-        names = {row.id: row.name for row in client.nodes.list()}
+        rows = client.nodes.list()
     if session.output != "table":
         output.write(output.structured(answer, session.output))
     else:
-        voters = ", ".join(names.get(voter, voter) for voter in answer.voters)
-        output.note(f"the voters are {clean_line(voters)} now")
+        output.note(f"the voters are {clean_line(cluster_view.voters(answer, rows))} now")

@@ -134,14 +134,13 @@ def node_text(row: NodeRow, now: float, look: Look) -> str:
 
 
 def cluster_text(answer: ClusterAnswer, rows: Sequence[NodeRow], now: float, look: Look) -> str:
-    names = {row.id: row.name for row in rows}
     nodes = ", ".join(f"{count} {status}" for status, count in sorted(answer.nodes.items()) if count)
     closed = "not yet: the first `cluster token create` opens it"
     facts = [
         ("Cluster", Cell(answer.cluster, tables.BOLD)),
         ("Status", Cell(answer.status.replace("_", " "), _CLUSTER[answer.status])),
         ("Leader", leader_cell(answer.leader, now)),
-        ("Voters", Cell(", ".join(names.get(voter, voter) for voter in answer.voters))),
+        ("Voters", Cell(voters(answer, rows))),
         ("Nodes", Cell(nodes)),
         ("Models", Cell(str(answer.models))),
         ("Config", Cell(f"version {answer.config_version}" if answer.config_version else "each node's own")),
@@ -151,6 +150,11 @@ def cluster_text(answer: ClusterAnswer, rows: Sequence[NodeRow], now: float, loo
     mark = "▲ " if look.bars else "- "
     text += "".join(tables.note(mark, reason, _CLUSTER[answer.status], look) for reason in answer.reasons)
     return text + "\n" + nodes_text(rows, now, look)
+
+
+def voters(answer: ClusterAnswer, rows: Sequence[NodeRow]) -> str:
+    names = {row.id: row.name for row in rows}
+    return ", ".join(sorted(names.get(voter, voter) for voter in answer.voters))
 
 
 def leader_cell(leader: LeaderAnswer, now: float) -> Cell:
