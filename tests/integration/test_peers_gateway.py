@@ -16,6 +16,7 @@ from tests.gateway_bench import gateway, serving
 from tests.hop_nodes import HopNode, cluster, until
 
 from ollama_distributed.catalog.cluster import ClusterCatalog
+from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.models.scripted import scripted_model
 from ollama_distributed.serving.cluster import ClusterResidents, load_of
 from ollama_distributed.state import keys as state_keys
@@ -32,6 +33,7 @@ async def api(node: HopNode) -> AsyncIterator[httpx.AsyncClient]:
         node.answers,
         catalog=ClusterCatalog(node.catalog, node.pool, node.id, node.state),
         residents=ClusterResidents(node.serving, node, node.id, node.state),
+        version=VersionInfo(version="1", ollama="1", node=node.id, name=f"{node.id}-name"),
     )
     async with (
         serving(app, adapter="fast") as server,
@@ -63,6 +65,26 @@ async def test_every_dialect_answers_for_another_node(tmp_path: Path) -> None:
             assert len(answer["embeddings"]) == 2
             answer = (await client.post("/v1/messages/count_tokens", json={**CHAT, "max_tokens": 50})).json()
             assert answer["input_tokens"] > 0
+
+
+async def test_every_answer_says_which_node_it_is_from(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes:
+        a = await nodes.add("a", ("own",))
+        await nodes.add("b", ("m",))
+        async with api(a) as client:
+            for model, node in (("own", "a-name"), ("m", "b-name")):
+                for path, body in (
+                    ("/api/chat", CHAT),
+                    ("/v1/chat/completions", CHAT),
+                    ("/v1/chat/completions", {**CHAT, "stream": True}),
+                    ("/api/generate", {"prompt": "x", "stream": False}),
+                    ("/api/generate", {}),
+                    ("/api/embed", {"input": "x"}),
+                    ("/v1/rerank", {"query": "x", "documents": ["y"]}),
+                ):
+                    answer = await client.post(path, json={**body, "model": model})
+                    assert (answer.status_code, answer.headers.get("x-ollama-node")) == (200, node), path
+            assert "x-ollama-node" not in (await client.post("/api/chat", json={})).headers
 
 
 async def test_errors_of_another_node_are_shaped_here(tmp_path: Path) -> None:

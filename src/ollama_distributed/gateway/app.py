@@ -114,6 +114,7 @@ def create_app(
         observe=observe,
         spawn=tasks,
         offload=offload,
+        node=version.name,
     )
     node = Node(
         catalog=catalog,
@@ -176,6 +177,7 @@ def _observe(metrics: GatewayMetrics, logger: Any, summary: Summary) -> None:
         first_byte_s=None if summary.first_byte_s is None else round(summary.first_byte_s, 6),
         bytes_out=summary.bytes_out,
         model=summary.model,
+        node=summary.node,
         role=summary.role,
         key_id=summary.key_id,
         prompt_tokens=usage.prompt_tokens if usage else 0,

@@ -35,6 +35,7 @@ from ollama_distributed.base.inference import (
     Finished,
     Generation,
     Inference,
+    Opened,
     Usage,
 )
 from ollama_distributed.gateway.body import Bodies, RequestBody
@@ -57,6 +58,7 @@ from ollama_distributed.gateway.out import (
     RawHeaders,
     cors_headers,
     error_response_headers,
+    node_header,
 )
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
@@ -88,7 +90,10 @@ class HotPath:
         observe: Observer,
         spawn: Spawn,
         offload: Offload,
+        node: str = "",
     ) -> None:
+        """`node`: what this one is called in `X-Ollama-Node`; empty: answers do not say."""
+        self.node = node
         self.inference = inference
         self.gate = gate
         self.clock = clock
@@ -141,6 +146,7 @@ class Exchange:
         "_left",
         "_limit",
         "_model",
+        "_node",
         "_out",
         "_path",
         "_paused",
@@ -168,6 +174,8 @@ class Exchange:
         self._generations: list[Generation] = []
         self._left = 0
         self._model = ""
+        self._node = ""
+        """Another node that answers."""
         self._usage: Usage | None = None
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
@@ -300,6 +308,8 @@ class Exchange:
             return
         encoder = self._encoder
         assert encoder is not None
+        if self._first_byte_at is None and type(event) is Opened:
+            self._node = event.node
         try:
             data = encoder.feed(index, event)
             if not data:
@@ -327,7 +337,7 @@ class Exchange:
         if self._first_byte_at is None:
             self._first_byte_at = self._path.clock.monotonic()
             kind = (b"content-type", encoder.content_type.encode("ascii"))
-            self._out.start(200, [kind, *STREAM_HEADERS, *self._call_headers])
+            self._out.start(200, [kind, *STREAM_HEADERS, *node_header(self._served_by), *self._call_headers])
         self._bytes_out += len(data)
         self._out.write(data)
 
@@ -346,11 +356,11 @@ class Exchange:
             match call:
                 case Embed():
                     embedded = await inference.embed(call.request)
-                    self._usage = embedded.usage
+                    self._usage, self._node = embedded.usage, embedded.node
                     body = await self._encoded(call, embedded)
                 case Rerank():
                     ranked = await inference.rerank(call.request)
-                    self._usage = ranked.usage
+                    self._usage, self._node = ranked.usage, ranked.node
                     body = call.encode(ranked)
                 case CountTokens():
                     body = call.encode(await inference.count_tokens(call.request))
@@ -428,10 +438,15 @@ class Exchange:
             [
                 (b"content-type", content_type),
                 (b"content-length", b"%d" % len(body)),
+                *(node_header(self._served_by) if status == 200 else ()),
                 *self._call_headers,
             ],
             body,
         )
+
+    @property
+    def _served_by(self) -> str:
+        return self._node or self._path.node
 
     def _close(self, status: int, outcome: Outcome, code: str = "") -> None:
         """The one place where an exchange ends."""
@@ -452,6 +467,7 @@ class Exchange:
                 first_byte_s=None if first is None else first - self._start,
                 bytes_out=self._bytes_out,
                 model=self._model,
+                node=self._node,
                 role=identity.role if identity else "",
                 key_id=(identity.key_id or "") if identity else "",
                 team=identity.team if identity else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Protocol
 
 from ollama_distributed.gateway.dialects.contract import ErrorResponse
@@ -31,9 +32,17 @@ class Out(Protocol):
 def cors_headers(origin: str) -> RawHeaders:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id"),
+        (b"access-control-expose-headers", b"x-request-id, x-ollama-node"),
         (b"vary", b"origin"),
     ]
+
+
+@functools.lru_cache(maxsize=256)
+def node_header(node: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Which node answered; nothing for a name that a header cannot carry."""
+    if not (node and node.isascii() and node.isprintable()):
+        return ()
+    return ((b"x-ollama-node", node.encode("ascii")),)
 
 
 def error_response_headers(rendered: ErrorResponse, *, close: bool) -> RawHeaders:

@@ -47,4 +47,7 @@ class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):
     ollama: str
     """The Ollama version whose API is spoken; some clients compare it."""
     node: str = ""
+    """Its id."""
+    name: str = ""
+    """What people call it; in `X-Ollama-Node` of every answer. Empty: answers do not say."""
     engines: tuple[EngineInfo, ...] = ()

@@ -26,6 +26,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     first_byte_s: float | None = None
     bytes_out: int = 0
     model: str = ""
+    node: str = ""
+    """Name of the other node that answered; empty: this one."""
     role: str = ""
     key_id: str = ""
     team: str = ""

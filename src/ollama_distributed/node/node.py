@@ -153,7 +153,7 @@ async def _built(
             catalog=here.catalog,
             residents=here.residents,
             authenticator=authenticator,
-            version=_version(node, engines),
+            version=_version(node, settings.name, engines),
             policy=_policy(settings),
             limits=limits,
             clock=clock,
@@ -237,6 +237,6 @@ def serving_settings(settings: Settings) -> ServingSettings:
     )
 
 
-def _version(node: NodeId, engines: Engines) -> VersionInfo:
+def _version(node: NodeId, name: str, engines: Engines) -> VersionInfo:
     infos = tuple(engine.info for engine in engines.all)
-    return VersionInfo(version=__version__, ollama=OLLAMA_API, node=node, engines=infos)
+    return VersionInfo(version=__version__, ollama=OLLAMA_API, node=node, name=name, engines=infos)
