@@ -363,7 +363,10 @@ def take_down(nodes: Sequence[Node], hurry: threading.Event) -> bool:
     left = clear_rest()
     if left:
         say(painted(f"left behind and killed: {', '.join(left)}", "31"))
-    clean = not left and all(node.process is not None and node.process.returncode == 0 for node in alive)
+    # A node that had not got as far as to listen for signals ends by the signal itself.
+    clean = not left and all(
+        node.process is not None and node.process.returncode in (0, -signal.SIGTERM) for node in alive
+    )
     took_s = time.monotonic() - started
     say(f"stopped{' cleanly' if clean else ''} after {took_s:.1f} s; no process is left")
     return clean
