@@ -1,0 +1,1 @@
+"""Moves models: from and to registries, and between nodes."""

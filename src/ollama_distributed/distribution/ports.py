@@ -1,0 +1,179 @@
+"""What moving models needs of the world: registries, a place for half-fetched blobs, a catalogue.
+
+A blob on its way is a `Partial`: its bytes may come in any order and from anywhere (parts of
+a registry's answer, pieces of other nodes). What was noted survives a crash; nobody sees the
+blob before `finish` has checked it as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Protocol
+
+import msgspec
+
+from ollama_distributed.models.manifest import Layer
+from ollama_distributed.models.names import BlobId, ModelName
+
+Told = Callable[[int], None]
+"""Called with the bytes that came, or left, just now."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a pull or push, in Ollama's words; the wire's form too."""
+
+    status: str
+    digest: str = ""
+    total: int = 0
+    completed: int = 0
+
+
+class Partial(Protocol):
+    """A blob on its way into the store. For one task group; writes may run at the same time."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole blob."""
+        ...
+
+    @property
+    def here(self) -> int:
+        """Bytes that are here already, also those of an earlier, broken-off fetch."""
+        ...
+
+    @property
+    def resumed(self) -> bool:
+        """Some bytes are of an earlier fetch."""
+        ...
+
+    def missing(self) -> list[tuple[int, int]]:
+        """What is not here yet, as [begin, end) in order."""
+        ...
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Put bytes where they belong. They are noted from time to time, always after they are
+        on the disk.
+
+        Raises:
+            DiskFull: the rest has no room.
+        """
+        ...
+
+    async def finish(self) -> None:
+        """Check the whole against the digest and make it visible.
+
+        Raises:
+            DigestMismatch: what was here is gone, and the next fetch starts over.
+        """
+        ...
+
+    async def discard(self) -> None:
+        """Remove what is here; the next fetch starts over."""
+        ...
+
+
+class Blobs(Protocol):
+    """The store's files, as far as moving them goes (`adapters.blobs.store.BlobStore`)."""
+
+    async def blob_size(self, blob: BlobId) -> int | None:
+        """Bytes of a whole blob, or None when it is not here."""
+        ...
+
+    def partial(self, blob: BlobId, size: int) -> AbstractAsyncContextManager[Partial]:
+        """Begin or resume. What is here stays when the context ends before `finish`.
+
+        Raises:
+            Conflict: another process fetches it into the same store.
+            DiskFull: the missing bytes have no room; nothing was made.
+        """
+        ...
+
+    async def read_range(self, blob: BlobId, offset: int, length: int) -> bytes:
+        """Bytes of a whole blob; fewer at its end.
+
+        Raises:
+            BlobNotFound: it is not here.
+        """
+        ...
+
+    async def room_bytes(self) -> int:
+        """Free bytes on the store's disk."""
+        ...
+
+
+class Registry(Protocol):
+    """Where models come from and go to (`adapters.registry.service.Registries`).
+
+    Every method may raise `Forbidden` (the registry, or where it sends us, is not allowed),
+    `Unauthenticated`, `Unavailable` (it cannot be reached, or not now) and `RegistryError`
+    (it answers what it must not).
+    """
+
+    def check(self, name: ModelName) -> None:
+        """Whether this name's registry may be asked at all.
+
+        Raises:
+            Forbidden: says what to configure.
+        """
+        ...
+
+    async def manifest(self, name: ModelName) -> bytes:
+        """
+        Raises:
+            ModelNotFound: the registry has no such model.
+        """
+        ...
+
+    async def fetch(self, name: ModelName, blob: BlobId, into: Partial) -> None:
+        """Bring the missing bytes of a blob, in parts, several at once. The digest is not
+        checked here."""
+        ...
+
+    async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
+        """The first bytes of a blob, to look into it before it is fetched; fewer at its end."""
+        ...
+
+    async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told) -> None:
+        """Bring a blob to the registry, unless it is there. `told` may hear negative numbers: what
+        has to be sent again."""
+        ...
+
+    async def send_manifest(self, name: ModelName, data: bytes) -> None: ...
+
+
+class Library(Protocol):
+    """The catalogue of this node (`catalog.service.Catalog`)."""
+
+    def settled(self, name: ModelName) -> ModelName:
+        """The spelling that is on disk already, as far as it matches without case."""
+        ...
+
+    def pinned(self, blobs: Collection[BlobId]) -> AbstractContextManager[None]:
+        """No clean-up takes these blobs meanwhile."""
+        ...
+
+    async def manifest(self, name: ModelName) -> bytes | None:
+        """As stored; None when there is no such model here."""
+        ...
+
+    async def adopt(self, name: ModelName, manifest: bytes) -> set[BlobId]:
+        """Name a model whose blobs are all here. Returns the blobs that only its last version used.
+
+        Raises:
+            InvalidModel: it cannot be served; the message says why. Nothing was changed.
+            BlobNotFound: one is not here.
+        """
+        ...
+
+    async def forget(self, blobs: Collection[BlobId]) -> None:
+        """Remove those that no manifest names and nobody has pinned."""
+        ...
+
+
+class Transfers(Protocol):
+    """What the gateway asks (`distribution.pulls.Pulls`)."""
+
+    def pull(self, name: str) -> AsyncIterator[Status]: ...
+
+    def push(self, name: str) -> AsyncIterator[Status]: ...
