@@ -4,6 +4,8 @@ revoked, or belong to the wrong role; servers that come and go."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import ssl
 import time
 from pathlib import Path
@@ -119,6 +121,30 @@ async def test_an_expired_login_comes_back_with_the_renewed_one(trust: Trust) ->
                     await anyio.sleep(0.02)
             await session.publish("hb.n2", b"")
             assert session.connected
+        finally:
+            await session.close()
+
+
+async def test_who_stops_waiting_leaves_the_connection_as_it_was(trust: Trust) -> None:
+    heard: list[bytes] = []
+    async with trust.server("n1") as server:
+        session = Session(trust.address(server, node="n1"), name="n1")
+        came: list[int] = []
+        session.on_connect(lambda: came.append(1))
+        await session.open(SOON_S)
+        try:
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                with anyio.move_on_after(0.2) as waited:
+                    await session.subscribe("hb.*", lambda message: heard.append(message.data))
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
+            assert waited.cancelled_caught
+            with anyio.fail_after(SOON_S):
+                while not heard:
+                    await session.publish("hb.n1", b"beat")
+                    await anyio.sleep(0.05)
+            assert came == [1], "the same connection"
         finally:
             await session.close()
 
