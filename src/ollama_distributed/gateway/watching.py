@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import TypeVar
 
+import anyio
 import structlog
 from starlette.responses import StreamingResponse
 
@@ -78,10 +79,9 @@ class Watchers:
                 log.exception("gateway.watch_broke", request_id=request_id)
             yield b"event: error\ndata: " + seed_error_body(error, request_id) + b"\n\n"
         finally:
-            coming.cancel()
-            await asyncio.wait({coming})  # its source can only be closed once it rests
-            if (close := getattr(source, "aclose", None)) is not None:
-                await close()
+            # Shielded: a client that left has cancelled this task, and the source must still be closed.
+            with anyio.CancelScope(shield=True):
+                await _closed(source, coming)
 
 
 def _next(source: AsyncIterator[T]) -> asyncio.Task[T]:
@@ -89,6 +89,15 @@ def _next(source: AsyncIterator[T]) -> asyncio.Task[T]:
         return await anext(source)
 
     return asyncio.create_task(step(), name="next event of a watch")
+
+
+async def _closed(source: AsyncIterator[T], coming: asyncio.Task[T]) -> None:
+    coming.cancel()
+    await asyncio.wait({coming})  # the source can only be closed once nobody waits for its next item
+    if not coming.cancelled():
+        coming.exception()  # of an item that nobody is left to hear of
+    if (close := getattr(source, "aclose", None)) is not None:
+        await close()
 
 
 class _EventStream(StreamingResponse):
