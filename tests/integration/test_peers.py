@@ -52,6 +52,13 @@ from ollama_distributed.cluster.load import Load, ModelLoad
 
 pytestmark = pytest.mark.integration
 
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """The loop that nodes run on; the suite of sources runs on Python's own."""
+    return "asyncio", {"use_uvloop": True}
+
+
 NAME = "registry.ollama.ai/library/m:latest"
 LONG = {"hash_tokens": 2_000_000}
 SLOW = {"tokens_per_s": 20.0, "hash_tokens": 1_000}
