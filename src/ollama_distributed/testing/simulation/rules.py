@@ -28,8 +28,9 @@ LEADERS_ONLY = ("members.", "intents.", "config.", "changes.", "cluster.")
 """Keys that only the leader writes, under its fence."""
 RECENT_S = 100.0
 """A return is surely not forgiven yet (`membership.plan.FORGIVE_S` is more)."""
-CLOCK_TOLERANCE = 0.97
-"""The leader's clock may run so much faster than the true one."""
+SPACING_TOLERANCE_S = 1.0
+"""What is spaced are the leader's decisions, by its clock; seen here are commits, after a way
+through a slow network."""
 HELD_RETURNS = 3
 FULL_LOOK_EVERY = 256
 """So many changes of one mirror pass between two comparisons of all it shows."""
@@ -168,7 +169,7 @@ class Rules:
             flaps = self._flaps[node] = _Flaps(epoch=self.epoch)
         orderly = member.reason == STOPPED or flaps.orderly
         flapping = now - flaps.returned_at < RECENT_S and member.status != flaps.status
-        if flapping and not orderly and now - flaps.changed_at < SPACING_S * CLOCK_TOLERANCE:
+        if flapping and not orderly and now - flaps.changed_at < SPACING_S - SPACING_TOLERANCE_S:
             self.break_(f"{node} flaps and changed again after {now - flaps.changed_at:.2f} s")
         if member.status == "online" and member.reason == BACK:
             flaps.returned_at = now

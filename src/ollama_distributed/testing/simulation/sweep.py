@@ -24,10 +24,10 @@ class Problem(msgspec.Struct, frozen=True):
 def problems(nodes: Sequence[SimulatedNode], engine: WatchedEngine, rules: Rules) -> list[Problem]:
     """Of `nodes`, which are all that there should be, up unless they left for good."""
     found = [Problem(what) for what in _leadership(nodes)]
-    found += [Problem(what) for what in _views(nodes, engine)]
     for node in nodes:
         found += _member(node, engine, rules)
-    return found
+    found += [Problem(what) for what in _views(nodes, engine)]
+    return found or [Problem(what) for what in _contents(nodes, engine)]
 
 
 def _leadership(nodes: Sequence[SimulatedNode]) -> list[str]:
@@ -43,25 +43,32 @@ def _leadership(nodes: Sequence[SimulatedNode]) -> list[str]:
 
 
 def _views(nodes: Sequence[SimulatedNode], engine: WatchedEngine) -> list[str]:
-    """Every mirror shows what the engine has, and every node applies its config."""
+    """Every mirror is up to date, and every node applies the cluster's config."""
     entry = engine.entries.get(keys.CONFIG)
     config = decode(entry.value, Config) if entry else Config()
-    same: set[int] = set()
     found = []
     for node in nodes:
         if node.life is None:
-            if not node.gone:
-                found.append(f"{node.id} is not up")
+            found += [] if node.gone else [f"{node.id} is not up"]
             continue
-        state = node.life.mirror.state
+        state, applied = node.life.mirror.state, node.life.config.current
         if state.revision != engine.revision:
             found.append(f"{node.id} shows revision {state.revision} of {engine.revision}")
-        elif id(state.raw) not in same:
+        if applied != config:
+            found.append(f"{node.id} applies config {applied.version} of {config.version}")
+    return found
+
+
+def _contents(nodes: Sequence[SimulatedNode], engine: WatchedEngine) -> list[str]:
+    """Every mirror shows what the engine has."""
+    looked: set[int] = set()
+    found = []
+    for node in nodes:
+        if node.life is not None and id(node.life.mirror.state.raw) not in looked:
+            state = node.life.mirror.state
+            looked.add(id(state.raw))
             if (wrong := differing(state, engine)) is not None:
                 found.append(f"{node.id} shows another {wrong}")
-            same.add(id(state.raw))
-        if node.life.config.current != config:
-            found.append(f"{node.id} applies config {node.life.config.current.version} of {config.version}")
     return found
 
 

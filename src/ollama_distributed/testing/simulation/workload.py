@@ -104,7 +104,7 @@ class Workload:
         async def put() -> int:
             config = await manager.put({self._chance.choice("abc"): actor}, actor=actor)
             call.done(config.version)
-            return self._rules.made[actor][0]
+            return next(iter(self._rules.made.get(actor, ())), 0)
 
         if await self._note(node, actor, "PutConfig", put) in ("conflict", "refused"):
             call.refused()

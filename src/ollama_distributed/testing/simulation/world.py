@@ -29,6 +29,7 @@ from ollama_distributed.testing.simulation.faults import Faults
 from ollama_distributed.testing.simulation.link import FaultyLink
 from ollama_distributed.testing.simulation.node import SimulatedNode, Surroundings
 from ollama_distributed.testing.simulation.rules import Rules
+from ollama_distributed.testing.simulation.sharing import sharing_steps
 from ollama_distributed.testing.simulation.sweep import Problem, problems
 from ollama_distributed.testing.simulation.trace import Trace
 from ollama_distributed.testing.simulation.workload import CONFIG, Workload
@@ -100,7 +101,7 @@ def simulate(plan: Plan, tell: Callable[[str], None] | None = None) -> Report:
         worlds.append(World(plan, tell, defects))
         return await worlds[0].run()
 
-    with watching_logs() as defects:
+    with watching_logs() as defects, sharing_steps():
         try:
             return virtual_time.run(main, plan.seed, limit_s=FORMING_S + plan.faults_s + 2 * HELD_S)
         except Exception as error:
