@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 SYNC := $(UV) sync --frozen --inexact --quiet
 PYTEST := $(BIN)/python -m pytest
 TESTS ?= tests
+SEEDS ?= 10000
 DEV_CLUSTER ?=
 
 .PHONY: help
@@ -94,7 +95,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination build clean
+.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-simulation build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
@@ -106,6 +107,8 @@ accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests,
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_faults.py
 accept-coordination: .venv/.dev ## Twenty kills of the leading nats-server under writes, the history checked
 	COORDINATION_KILLS=20 $(PYTEST) tests/integration/test_nats_cluster.py tests/integration/test_nats_server.py -s
+accept-simulation: .venv/.dev ## A cluster under faults in virtual time, SEEDS=10000 of them (three hours on two cores)
+	$(BIN)/python -m ollama_distributed.testing.simulation --seeds $(SEEDS) --jobs $$(nproc)
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)
