@@ -1,7 +1,7 @@
-"""A machine that dies while its cluster grows: `python growth_crash.py FOLDER POINT`.
+"""A machine that dies while its cluster's voters change: `python growth_crash.py FOLDER POINT`.
 
-Kills itself (SIGKILL) at the named point of the move from one server to three, all of whose
-servers die with it: a power cut. Says `held N` before, with the revision of a key.
+Kills itself (SIGKILL) at the named point of the move from one server to three, or (`one-…`)
+back; all servers die with it: a power cut. Says `held N` before, with the revision of a key.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ollama_distributed.adapters.coordination.nats.streams import Stream
 from ollama_distributed.cluster.ports import ABSENT, Write
 
 POINTS = ("frozen", "copied", "forming", "aside", "formed", "filled", "settled", "thawed")
+BACK_POINTS = ("one-frozen", "one-drawn", "one-settled", "one-thawed")
 TRUST_NAME = "trust.pickle"
 
 
@@ -60,8 +61,12 @@ ARMED: dict[str, Callable[[], None]] = {
     "filled": lambda: after(Stream, "copy_in"),
     "settled": lambda: after(Journal, "write", lambda _, move: move.step == "settled"),
     "thawed": lambda: after(Stream, "thaw"),
+    "one-frozen": lambda: after(Stream, "freeze"),
+    "one-drawn": lambda: after(Growth, "_gather_here"),
+    "one-settled": lambda: after(Journal, "write", lambda _, move: move.step == "settled"),
+    "one-thawed": lambda: after(Stream, "thaw"),
 }
-assert tuple(ARMED) == POINTS
+assert tuple(ARMED) == (*POINTS, *BACK_POINTS)
 
 
 async def main(folder: Path, point: str) -> None:
@@ -72,8 +77,14 @@ async def main(folder: Path, point: str) -> None:
         await one.batch([Write(f"k.{i}", b"x" * 100) for i in range(300)])
         held = await one.put("held", b"1", revision=ABSENT)
         print(f"held {held}", flush=True)
-        ARMED[point]()
-        await voters.growth.to_three(voters.hosts("n2", "n3"))
+        others = voters.hosts("n2", "n3")
+        if point in POINTS:
+            ARMED[point]()
+            await voters.growth.to_three(others)
+        else:
+            await voters.growth.to_three(others)
+            ARMED[point]()
+            await voters.growth.to_one(others)
 
 
 if __name__ == "__main__":

@@ -107,3 +107,38 @@ async def _eventually(call: Callable[..., Awaitable[Any]], *arguments: str) -> A
                 return await call(*arguments)
             except Unavailable:
                 await anyio.sleep(0.05)
+
+
+@pytest.mark.parametrize("point", growth_crash.BACK_POINTS)
+async def test_a_crash_on_the_way_back_to_one(tmp_path: Path, point: str) -> None:
+    held = await _crash(tmp_path, point)
+    await _servers_gone(tmp_path)
+    back = Voters(tmp_path)
+    back.trust.keys = pickle.loads((tmp_path / growth_crash.TRUST_NAME).read_bytes())
+    others = back.hosts("n2", "n3")
+    try:
+        await back.growth.__aenter__()
+        alone = point in ("one-settled", "one-thawed")
+        assert (back.growth.formation is None) == alone
+        if not alone:
+            for host in others:
+                await host.start()
+        with anyio.fail_after(30):
+            while not back.growth.settled:
+                await anyio.sleep(0.02)
+        async with back.client("one") as one:
+            entry = await _eventually(one.get, "held")
+            assert entry == Entry("held", b"1", held)
+            with anyio.fail_after(20):
+                while not one.connected:
+                    await anyio.sleep(0.01)
+            revision = await one.put("held", b"2", revision=held)
+            if not alone:  # all three hold the state, and what was begun can be done now
+                await back.agree(["n1", "n2", "n3"])
+                await back.growth.to_one(others)
+                one.update_servers(back.urls)
+                assert await _eventually(one.get, "held") == Entry("held", b"2", revision)
+            state = await _eventually(one.scan)
+            assert len([e for e in state.entries if e.key.startswith("k.")]) == 300
+    finally:
+        await back.close()

@@ -50,6 +50,7 @@ MOVED = "coordination.moved"
 MOVED_BACK = "coordination.moved_back"
 EXPANDED = "coordination.expanded"
 REPLACED = "coordination.voter_replaced"
+NOT_WHOLE = "coordination.replicas_missing"
 HOST_FAILED = "coordination.voter_host_failed"
 
 FORM_S = 30.0
@@ -250,9 +251,18 @@ class Growth:
         return self._settling
 
     async def _settle(self) -> None:
-        """Thaw the stream, however long that takes; then the move is over."""
-        await patiently(self._stream().thaw)
+        """Thaw the stream, however long that takes; then the move is over. Every voter holds
+        the state again, also after a way to one server that was broken off."""
+        stream = self._stream()
+        await patiently(stream.thaw)
         await asyncio.to_thread(self._journal.close)
+        formation = self.formation
+        replicas = len(formation.places) if formation is not None else 1
+        try:
+            async with in_time(FORM_S):
+                await patiently(lambda: stream.update(num_replicas=replicas))
+        except Unavailable as exc:
+            log.warning(NOT_WHOLE, replicas=replicas, reason=exc.message)
 
     async def _note(self, move: Move) -> None:
         await asyncio.to_thread(self._journal.write, move)
