@@ -448,6 +448,20 @@ async def test_closing_ends_what_runs_on_both_sides(tmp_path: Path) -> None:
         assert isinstance(await Heard(a, text_request("m")).error(), Unavailable)
 
 
+async def test_a_node_that_stops_lets_answers_end_and_takes_no_new_ones(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes:
+        a = await nodes.add("a")
+        b = await nodes.add("b", ("m",), echo={"tokens_per_s": 50.0, "hash_tokens": 40})
+        heard = Heard(a, text_request("m"))
+        await until(lambda: heard.text, "a word")
+        closing = asyncio.create_task(b.door.close(drain_s=30.0))
+        await until(lambda: b.door._closed, "the beginning of the end")
+        assert "shutting down" in (await Heard(a, text_request("m")).error()).message
+        assert isinstance(await heard.end(), Finished)
+        async with asyncio.timeout(5):
+            await closing
+
+
 # ── which node ──────────────────────────────────────────────────────────────────────
 
 

@@ -93,6 +93,8 @@ class PeerDoor:
         self._reading_bytes = 0
         self._routes: dict[str, _Route] = {}
         self._outlets: set[Outlet] = set()
+        self._empty = asyncio.Event()
+        """Set when the last of them ended after `close` began."""
         self._ticker: asyncio.TimerHandle | None = None
         self._closed = False
         for name, handler, body, work in (
@@ -121,9 +123,14 @@ class PeerDoor:
             raise ValueError(f"two handlers for {path}")
         self._routes[path] = _Route(handler, body, servers_only, False)
 
-    async def close(self) -> None:
-        """Refuse what is new; what runs ends with an error that says why. Idempotent."""
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Refuse what is new, so that it goes to another node; let what runs end for `drain_s`,
+        then end it with an error that says why. Idempotent."""
         self._closed = True
+        if self._outlets:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(drain_s):
+                    await self._empty.wait()
         for outlet in list(self._outlets):
             outlet.end_with(Unavailable(f"node {self._me} is shutting down"))
         if self._ticker is not None:
@@ -173,6 +180,8 @@ class PeerDoor:
         finally:
             lifeline.discard(outlet.gone)
             self._outlets.discard(outlet)
+            if self._closed and not self._outlets:
+                self._empty.set()
 
     def _tick(self) -> None:
         """One timer for the pings and deadlines of all answers."""
