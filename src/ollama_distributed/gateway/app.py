@@ -123,6 +123,7 @@ def create_app(
         metrics=metrics,
         wall=clock.time,
         ready=ready,
+        cluster_status=(lambda: cluster.status().status) if cluster is not None else None,
     )
 
     @functools.cache

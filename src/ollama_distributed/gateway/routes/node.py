@@ -30,7 +30,10 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
 
     async def readyz(_cold: ColdRequest, _request: Request) -> Response:
         ready = node.ready()
-        return json_response({"status": "ready" if ready else "starting"}, 200 if ready else 503)
+        answer = {"status": "ready" if ready else "starting"}
+        if node.cluster_status is not None:  # inference does not wait for it, and neither does this
+            answer["cluster"] = node.cluster_status()
+        return json_response(answer, 200 if ready else 503)
 
     async def scrape(_cold: ColdRequest, _request: Request) -> Response:
         text = node.metrics.render(node.residents.loaded())

@@ -49,6 +49,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     metrics: GatewayMetrics
     wall: Callable[[], float]
     ready: Callable[[], bool]
+    cluster_status: Callable[[], str] | None = None
+    """In one word, for probes; None: there is no cluster."""
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -65,7 +65,7 @@ async def _found(life: Life, link: Link) -> None:
     me = life.parts.node
     if state.voters is not None:
         await anyio.sleep_forever()
-    await life.admission.register(life.identity.record(life.parts.clock.time(), life.hosts()))
+    await life.admission.register(life.identity.record(life.parts.clock.time(), life.front.hosts()))
     await link.mirror.wait_for(lambda now: me in now.nodes and now.nodes[me].advert is not None)
     await link.consensus.propose_change(SetVoters(nodes=(me,), before=()), actor=me)
 

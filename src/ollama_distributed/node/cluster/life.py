@@ -29,17 +29,16 @@ from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.node.cluster import about, addresses, audit
+from ollama_distributed.node.cluster import about, audit
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.bus import Bus, server_folder
-from ollama_distributed.node.cluster.door import Door
+from ollama_distributed.node.cluster.front import Front
 from ollama_distributed.node.cluster.identity import Identity
 from ollama_distributed.node.cluster.link import BUCKET, Link, linked
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.records import LateRecords
 from ollama_distributed.node.cluster.roster import Roster
 from ollama_distributed.node.cluster.seat import Seat, SeatFile
-from ollama_distributed.node.settings import CLUSTER_PORT
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Advert, Holdings
 
@@ -47,7 +46,6 @@ log = structlog.get_logger("cluster.life")
 
 COORDINATION_DOWN = "cluster.coordination_down"
 COORDINATION_UP = "cluster.coordination_up"
-DOOR_FAILED = "cluster.door_failed"
 REMOVED = "cluster.this_node_was_removed"
 
 RETRY_S = (1.0, 30.0)
@@ -79,7 +77,6 @@ class Life:
         self.link: Link | None = None
         self.bus: Bus | None = None
         """On servers, while it is up."""
-        self.door: Door | None = None
         self.up = anyio.Event()
         """Set when the link is there for the first time."""
         self.leaving = False
@@ -87,9 +84,8 @@ class Life:
         """Of the present link: heartbeats are counted from it."""
         self._on_over = on_over
         self._duties = duties
-        self.trouble: dict[str, str] = {}
-        """What does not work here, by topic: sentences for people."""
-        self._listen = addresses.parse_listen(parts.settings.cluster_listen)
+        self.trouble = ""
+        """Why coordination is not up."""
         self._state = ClusterState()
         self._stopping = anyio.Event()
         self._linking: asyncio.Task[None] | None = None
@@ -103,6 +99,8 @@ class Life:
         self.admission = Admission(
             self.records, keys=self.keys, facts=self.facts, audit=audit.write, wall=parts.clock.time
         )
+        app = ClusterListener(parts.door, self.admission, check_peer=self.roster.check, status_of=status_of)
+        self.front = Front(parts, identity, seats, app)
 
     # ── facts ───────────────────────────────────────────────────────────────────────
 
@@ -126,19 +124,9 @@ class Life:
             raise Forbidden("this node is no server of the cluster; ask one of them")
         return self.identity.cluster_keys
 
-    def hosts(self) -> tuple[str, ...]:
-        return addresses.advertised(self.parts.settings.advertise, self._listen)
-
-    def at(self, port: int) -> tuple[str, ...]:
-        """`host:port` under which others reach a listener of this node."""
-        return tuple(addresses.host_port(host, port) for host in self.hosts()) if port else ()
-
-    def hop(self) -> tuple[str, ...]:
-        return self.at(self.door.port) if self.door is not None else ()
-
     def facts(self) -> ClusterFacts:
         """Where the cluster is found: this node first where it admits, then the others that live."""
-        servers = [*(self.hop() if self.identity.cluster_keys is not None else ())]
+        servers = [*(self.front.hop() if self.identity.cluster_keys is not None else ())]
         known = [self.state.nodes[node] for node in self.state.servers]
         for node in sorted(known, key=lambda node: (not node.alive, node.id)):
             if node.advert is not None and node.id != self.parts.node:
@@ -166,9 +154,9 @@ class Life:
             role=self.identity.role,
             boot=self._boot,
             started_at=parts.started_at,
-            hop=self.hop(),
-            nats=self.at(bus.port) if bus is not None else (),
-            routes=self.at(bus.routes_port) if bus is not None else (),
+            hop=self.front.hop(),
+            nats=self.front.at(bus.port) if bus is not None else (),
+            routes=self.front.at(bus.routes_port) if bus is not None else (),
             api=parts.api,
             hardware=parts.hardware(),
             engines=parts.engines,
@@ -182,13 +170,18 @@ class Life:
     def is_server(self) -> bool:
         return self.identity.cluster_keys is not None
 
+    def complaints(self) -> list[str]:
+        """What does not work here: sentences for people."""
+        starting = "" if self.link is not None else "coordination is still being started"
+        return [text for text in (self.trouble or starting, self.front.trouble) if text]
+
     def need_link(self) -> Link:
         """
         Raises:
             Unavailable: coordination is not up; the message says why.
         """
         if self.link is None:
-            raise Unavailable(self.trouble.get("coordination", "coordination is still being started"))
+            raise Unavailable(self.trouble or "coordination is still being started")
         return self.link
 
     def changed(self) -> None:
@@ -200,7 +193,7 @@ class Life:
 
     async def __aenter__(self) -> Life:
         if self.seat.open:
-            await self._try_door()
+            await self.front.try_open()
         chance = self.parts.chance
         self._linking = asyncio.create_task(self._keep_linked(), name="cluster link")
         self._tasks = [
@@ -217,15 +210,14 @@ class Life:
             self._linking.cancel()  # in the middle of coming up: nothing to take down in order
         await asyncio.wait([self._linking], timeout=STOP_S)
         await end([self._linking])
-        if self.door is not None:
-            await self.door.close(0.0)
+        await self.front.close()
 
     async def _keep_linked(self) -> None:
         pause_s = RETRY_S[0]
         while not self._stopping.is_set():
             try:
                 async with self._linked():
-                    self.trouble.pop("coordination", None)
+                    self.trouble = ""
                     log.info(COORDINATION_UP, cluster=self.identity.cluster)
                     pause_s = RETRY_S[0]
                     await self._stopping.wait()
@@ -242,7 +234,7 @@ class Life:
     def _no_link(self, reason: str, again_in_s: float) -> None:
         if self._stopping.is_set():
             return
-        self.trouble["coordination"] = f"coordination is not up: {reason}"
+        self.trouble = f"coordination is not up: {reason}"
         log.error(COORDINATION_DOWN, reason=reason, again_in_s=again_in_s)
 
     @contextlib.asynccontextmanager
@@ -283,9 +275,9 @@ class Life:
             self.parts.data_dir,
             self.identity,
             self.keys,
-            host=self._listen.host,
+            host=self.front.listen.host,
             is_open=self.seat.open,
-            advertise=self.hosts()[0],
+            advertise=self.front.hosts()[0],
             program=self.parts.settings.nats_server,
             bucket=BUCKET,
         )
@@ -308,8 +300,7 @@ class Life:
             Unavailable: the coordination server does not come back with it.
         """
         async with self._opening:
-            if self.door is None:
-                await self._open_door()
+            await self.front.open()
             if self.seat.open:
                 return
             if self.bus is not None:
@@ -318,27 +309,6 @@ class Life:
                     self.link.coordination.update_servers(self.bus_urls())
             await self.seats.change(open=True)
             self.changed()
-
-    async def _try_door(self) -> None:
-        """At the start: a door that cannot be opened is told, and the node goes on."""
-        try:
-            await self._open_door()
-        except OllamaDistributedError as failure:
-            self.trouble["door"] = f"other machines cannot connect: {failure.message}"
-            log.warning(DOOR_FAILED, reason=failure.message)
-
-    async def _open_door(self) -> None:
-        chosen = self._listen.port
-        candidates = (chosen,) if chosen else (self.seat.hop_port, CLUSTER_PORT)
-        listener = addresses.bind(self._listen.host, candidates, chosen=bool(chosen))
-        app = ClusterListener(
-            self.parts.door, self.admission, check_peer=self.roster.check, status_of=status_of
-        )
-        door = Door(app, self.identity.tls.server(client_required=False), listener)
-        await door.open()
-        self.door = door
-        self.trouble.pop("door", None)
-        await self.seats.change(hop_port=door.port)
 
     def drop_server_folder(self) -> None:
         """The state of a cluster that this node left. Blocking."""
@@ -350,7 +320,7 @@ class Life:
         await identities.keep_valid(
             self.identity,
             facts=self.facts,
-            hosts=self.hosts,
+            hosts=self.front.hosts,
             wall=self.parts.clock.time,
             renewed=self._on_renewed,
         )
@@ -368,8 +338,7 @@ class Life:
                 log.error(REMOVED, cluster=self.identity.cluster)
                 self._on_over()
             return
-        if self.door is not None:
-            self.door.cut(node)
+        self.front.cut(node)
         self.parts.door.drop(node)
         self.parts.pool.drop(node, "it was removed from the cluster")
 
@@ -382,7 +351,7 @@ class Life:
         """Whether a server says so; False also where none answers."""
         if self.roster.removed(self.parts.node):
             return True
-        others = [where for where in self.facts().servers if str(where) not in self.hop()]
+        others = [where for where in self.facts().servers if str(where) not in self.front.hop()]
         try:
             await identities.renew(self.identity, others)
         except Forbidden:

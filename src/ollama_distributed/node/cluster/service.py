@@ -63,18 +63,15 @@ class ClusterService:
                 reasons=(self._keeper.trouble or "this node's part in the cluster is being started",),
                 leader=LeaderAnswer(leader=None),
             )
-        trouble = list(life.trouble.values())
-        if life.link is None and not trouble:
-            trouble = ["coordination is still being started"]
         return rows.status_answer(
             life.state,
             cluster=life.identity.cluster,
             me=me,
             leader=self._leader(life),
             writable=self._writable(life),
-            trouble=[*trouble, *self._away(life)],
-            is_open=life.door is not None,
-            listen=life.hop(),
+            trouble=[*life.complaints(), *self._away(life)],
+            is_open=life.front.is_open,
+            listen=life.front.hop(),
         )
 
     def leader(self) -> LeaderAnswer:
@@ -132,6 +129,11 @@ class ClusterService:
             ]
         if not link.mirror.ready:
             return ["the cluster's state is still being read"]
+        if not link.mirror.synced:
+            return [
+                f"nothing was heard of the cluster for {link.mirror.stale_s:.0f} s, so what is shown may be "
+                "old: nobody leads, or this node is cut off"
+            ]
         return []
 
     # ── nodes ───────────────────────────────────────────────────────────────────────

@@ -1,0 +1,140 @@
+"""A node's identity over crashes: the old one or the new one, never half of each."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.identity_listener import Seat as Founder
+
+from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.base.errors import Conflict, Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity import ca
+from ollama_distributed.cluster.identity.issuing import issue
+from ollama_distributed.cluster.identity.roster import NodeRecord
+from ollama_distributed.cluster.identity.tokens import parse_token
+from ollama_distributed.cluster.identity.wire import ClusterFacts
+from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.keeper import join_first
+from ollama_distributed.node.cluster.seat import SeatFile
+
+pytestmark = pytest.mark.integration
+NODE = NodeId("n7")
+
+
+def _found(folder: Path) -> identities.Identity:
+    return identities.found(folder, identities.new_cluster(), NODE, ("192.0.2.7",), time.time())
+
+
+def test_a_founder_is_a_server_with_the_clusters_keys(tmp_path: Path) -> None:
+    founded = _found(tmp_path)
+    again = identities.restore(tmp_path)
+    assert again is not None
+    assert (again.cluster, again.node, again.role) == (founded.cluster, NODE, "server")
+    assert again.cluster_keys is not None
+    assert "192.0.2.7" in again.peer.names.addresses
+
+
+def test_a_server_renews_itself_and_keeps_its_names(tmp_path: Path) -> None:
+    identity = _found(tmp_path)
+    before = identity.peer
+    later = time.time() + 13 * 3600
+    identities.renew_alone(identity, ClusterFacts(cluster=identity.cluster), ("198.51.100.1",), later)
+    after = identity.peer
+    assert after.expires_at > before.expires_at
+    assert after.key_sha256 == before.key_sha256
+    assert {"192.0.2.7", "198.51.100.1"} <= set(after.names.addresses)
+
+
+async def _prepared(folder: Path, founder: Founder) -> str:
+    """A join that the cluster granted and that was not adopted: the CA's hash."""
+    async with founder.open():
+        token = parse_token(await founder.world.admission.create_token("node", creator="op"))
+        await identities.join(folder, NODE, token)
+        return token.ca_sha256
+
+
+async def test_a_crash_before_the_swap_leaves_the_old_identity(tmp_path: Path) -> None:
+    old = _found(tmp_path / "n")
+    await _prepared(tmp_path / "n", Founder(tmp_path / "f"))
+    restored = identities.restore(tmp_path / "n")
+    assert restored is not None
+    assert restored.cluster == old.cluster
+
+
+async def test_a_crash_inside_the_swap_leaves_the_new_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _found(tmp_path / "n")
+    founder = Founder(tmp_path / "f")
+    pinned = await _prepared(tmp_path / "n", founder)
+    rename, calls = Path.rename, []
+
+    def crash_at_the_second(self: Path, target: Any) -> Path:
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", crash_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        identities.adopt(tmp_path / "n", pinned)
+    monkeypatch.undo()
+    restored = identities.restore(tmp_path / "n")
+    assert restored is not None
+    assert (restored.cluster, restored.role) == (founder.world.facts.cluster, "node")
+    assert restored.cluster_keys is None
+
+
+async def test_joining_again_is_nothing_and_another_cluster_only_alone(tmp_path: Path) -> None:
+    founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
+    async with founder.open():
+        token = parse_token(await founder.world.admission.create_token("node", creator="op", uses=2))
+        await join_first(folder, NODE, token)
+        await join_first(folder, NODE, token)
+        joined = identities.restore(folder)
+        assert joined is not None
+        assert joined.cluster == founder.world.facts.cluster
+        assert SeatFile(folder).read(joined.cluster).open
+    other = Founder(tmp_path / "g", cluster="c2")
+    async with other.open():
+        token = parse_token(await other.world.admission.create_token("node", creator="op"))
+        with pytest.raises(Conflict, match="cluster leave"):
+            await join_first(folder, NODE, token)
+
+
+async def test_a_refused_join_changes_nothing(tmp_path: Path) -> None:
+    founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
+    old = _found(folder)
+    async with founder.open():
+        token = parse_token(await founder.world.admission.create_token("node", creator="op"))
+    with pytest.raises(Unavailable):  # the cluster is gone
+        await join_first(folder, NODE, token)
+    restored = identities.restore(folder)
+    assert restored is not None
+    assert restored.cluster == old.cluster
+
+
+def test_who_forgets_has_new_keys_next_time(tmp_path: Path) -> None:
+    first = _found(tmp_path)
+    identities.forget(first)
+    assert IdentityFiles(tmp_path).credentials() is None
+    second = _found(tmp_path)
+    assert second.peer.key_sha256 != first.peer.key_sha256
+    assert second.cluster != first.cluster
+
+
+def test_the_same_key_as_the_rosters_entry(tmp_path: Path) -> None:
+    identity = _found(tmp_path)
+    record = identity.record(5.0, ("192.0.2.7",))
+    request = ca.make_request(identity.keys.tls)
+    assert record.key_sha256 == ca.public_key_sha256(ca.check_request(request))
+    assert isinstance(record, NodeRecord)
+    assert identity.cluster_keys is not None
+    renewed = issue(
+        identity.cluster_keys, ClusterFacts(cluster=identity.cluster), record, request, observed="", now=5.0
+    )
+    assert renewed.role == "server"

@@ -1,0 +1,241 @@
+"""What the node's cluster side decides without a cluster: addresses, rows, voters, seats."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ollama_distributed.base.cluster import NodeStatus, NodeUsage
+from ollama_distributed.base.errors import Conflict, Invalid
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.tokens import TokenRecord, TokenUse
+from ollama_distributed.node.cluster import addresses, rows
+from ollama_distributed.node.cluster.addresses import ListenOn, parse_listen
+from ollama_distributed.node.cluster.front import beyond_this_machine
+from ollama_distributed.node.cluster.seat import SeatFile
+from ollama_distributed.node.cluster.voters import SETTLED_S, next_voters
+from ollama_distributed.state import keys
+from ollama_distributed.state.cluster import ClusterState, apply
+from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import Advert, Intent, Lease, Member, Voters
+
+# ── addresses ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("", "0.0.0.0", 0),
+        ("*", "0.0.0.0", 0),
+        (":7000", "0.0.0.0", 7000),
+        ("192.0.2.7", "192.0.2.7", 0),
+        ("192.0.2.7:7000", "192.0.2.7", 7000),
+        ("::1", "::1", 0),
+        ("[::1]:7000", "::1", 7000),
+        ("gpu1.lan:7000", "gpu1.lan", 7000),
+    ],
+)
+def test_where_to_listen(text: str, host: str, port: int) -> None:
+    assert parse_listen(text) == ListenOn(host, port)
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "127.0.0.1:x", "127.0.0.1:99999", "[::1]:"])
+def test_a_wrong_address_is_refused(text: str) -> None:
+    if text == "[::1]:":
+        assert parse_listen(text).port == 0
+        return
+    with pytest.raises(Invalid, match="cluster-listen"):
+        parse_listen(text)
+
+
+def test_what_is_advertised_is_what_was_chosen_else_the_address_else_the_interfaces() -> None:
+    everywhere = parse_listen("")
+    assert addresses.advertised(["gpu1.lan", "[2001:db8::1]"], everywhere) == ("gpu1.lan", "2001:db8::1")
+    assert addresses.advertised([], parse_listen("127.0.0.1")) == ("127.0.0.1",)
+    found = addresses.advertised([], everywhere)
+    assert found
+    assert "0.0.0.0" not in found
+
+
+def test_a_taken_default_port_gives_way_and_a_chosen_one_does_not() -> None:
+    with addresses.bind("127.0.0.1", (0,), chosen=False) as taken:
+        port = taken.getsockname()[1]
+        with addresses.bind("127.0.0.1", (port,), chosen=False) as other:
+            assert other.getsockname()[1] != port
+        with pytest.raises(Conflict, match=str(port)):
+            addresses.bind("127.0.0.1", (port,), chosen=True)
+
+
+def test_an_address_of_another_machine_cannot_be_used() -> None:
+    with pytest.raises(Invalid, match="cannot be used"):
+        addresses.bind("192.0.2.77", (0,), chosen=False)
+
+
+def test_only_what_means_something_elsewhere_is_announced() -> None:
+    where = ("127.0.0.1:7443", "[::1]:7443", "localhost:7443", "192.0.2.7:7443", "gpu1.lan:7443")
+    assert beyond_this_machine(where) == ("192.0.2.7:7443", "gpu1.lan:7443")
+
+
+# ── voters ──────────────────────────────────────────────────────────────────────────
+
+NOW = 1000.0
+
+
+def _state(*nodes: tuple[str, str, NodeStatus, float], voters: tuple[str, ...] = ()) -> ClusterState:
+    """Of (id, role, status, since)."""
+    state = ClusterState()
+    revision = 0
+    for node, role, status, since in nodes:
+        advert = Advert(
+            node=NodeId(node),
+            name=f"name-{node}",
+            role=role,
+            version="1",
+            boot="b",
+            started_at=0.0,  # type: ignore[arg-type]
+        )
+        member = Member(node=NodeId(node), status=status, since=since)
+        for key, record in ((keys.advert(node), advert), (keys.member(node), member)):
+            revision += 1
+            state = apply(state, key, encode(record), revision)
+    if voters:
+        state = apply(state, keys.VOTERS, encode(Voters(nodes=tuple(map(NodeId, voters)))), revision + 1)
+    return state
+
+
+def test_three_steady_servers_become_three_voters() -> None:
+    three = _state(*((name, "server", "online", 0.0) for name in "abc"), voters=("a",))
+    assert next_voters(three, (NodeId("a"),), now=NOW) == ("b", "c")
+    five = _state(*((name, "server", "online", float(i)) for i, name in enumerate("abcde")), voters=("a",))
+    assert next_voters(five, tuple(map(NodeId, "abc")), now=NOW) == ("d", "e")
+    assert next_voters(five, tuple(map(NodeId, "abcde")), now=NOW) == ()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(("server", "node")),
+            st.sampled_from(("joining", "online", "suspect", "offline", "draining")),
+            st.sampled_from((0.0, NOW - SETTLED_S / 2)),
+        ),
+        max_size=8,
+    ),
+    st.sampled_from((1, 3)),
+)
+def test_only_steady_servers_are_chosen_and_only_beside_steady_voters(
+    others: list[tuple[str, NodeStatus, float]], count: int
+) -> None:
+    voters = tuple(NodeId(f"v{i}") for i in range(count))
+    nodes = [(str(voter), "server", "online", 0.0) for voter in voters]
+    nodes += [(f"n{i}", *facts) for i, facts in enumerate(others)]  # type: ignore[misc]
+    chosen = next_voters(_state(*nodes), voters, now=NOW)  # type: ignore[arg-type]
+    fit = {
+        f"n{i}"
+        for i, (role, status, since) in enumerate(others)
+        if (role, status, since) == ("server", "online", 0.0)
+    }
+    assert len(chosen) == (2 if len(fit) >= 2 else 0)
+    assert set(chosen) <= fit
+    away = [(str(voters[0]), "server", "suspect", 0.0), *nodes[1:]]
+    assert next_voters(_state(*away), voters, now=NOW) == ()  # type: ignore[arg-type]
+
+
+# ── rows ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_status_says_why_it_is_not_ok_and_what_to_do() -> None:
+    state = _state(("a", "server", "online", 0.0), ("b", "server", "offline", 5.0), voters=("a", "b", "c"))
+    lease = Lease(node=NodeId("a"), epoch=3, since=7.0)
+    state = apply(state, keys.LEASE, encode(lease), 99)
+    status = rows.status_answer(
+        state,
+        cluster="c1",
+        me=NodeId("a"),
+        leader=NodeId("a"),
+        writable=True,
+        trouble=(),
+        is_open=True,
+        listen=("127.0.0.1:7443",),
+    )
+    assert (status.status, status.leader.name, status.leader.epoch) == ("degraded", "name-a", 3)
+    (reason,) = status.reasons
+    assert "voter name-b is offline" in reason
+    assert "cluster voter replace name-b" in reason
+    assert status.nodes == {"offline": 1, "online": 1}
+
+
+def test_without_a_quorum_the_status_says_so_whatever_else() -> None:
+    status = rows.status_answer(
+        _state(("a", "server", "online", 0.0)),
+        cluster="c1",
+        me=NodeId("a"),
+        leader=None,
+        writable=False,
+        trouble=("the servers have no majority",),
+        is_open=False,
+        listen=(),
+    )
+    assert status.status == "no_quorum"
+    assert status.reasons[0] == "the servers have no majority"
+    assert any("no leader" in reason for reason in status.reasons)
+
+
+def test_a_row_has_what_the_node_said_and_what_the_operator_wants() -> None:
+    state = _state(("a", "server", "online", 0.0), voters=("a",))
+    intent = Intent(node=NodeId("a"), drain=True, labels={"zone": "x"}, at=9.0)
+    state = apply(state, keys.intent("a"), encode(intent), 50)
+    row = rows.node_row(
+        state.nodes[NodeId("a")],
+        state,
+        me=NodeId("a"),
+        leader=None,
+        usage=NodeUsage(cpu=0.5, age_s=0.1),
+    )
+    assert (row.status, row.since, row.voter, row.this, row.leader) == ("draining", 9.0, True, True, False)
+    assert (row.name, row.role, row.labels, row.usage.cpu) == ("name-a", "server", {"zone": "x"}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "open"),
+        ({"used": (TokenUse("n", "k", 5.0),)}, "used"),
+        ({"expires_at": 50.0}, "expired"),
+        ({"revoked_at": 5.0, "expires_at": 50.0}, "revoked"),
+    ],
+)
+def test_a_tokens_state(changes: dict[str, object], state: str) -> None:
+    fields: dict[str, object] = {
+        "id": "t",
+        "secret_sha256": "s",
+        "role": "node",
+        "uses": 1,
+        "created_at": 0.0,
+        "expires_at": 200.0,
+        "creator": "k",
+    }
+    assert rows.token_row(TokenRecord(**(fields | changes)), 100.0).state == state  # type: ignore[arg-type]
+
+
+# ── seats ───────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_seat_is_kept_and_is_another_clusters_no_more(tmp_path: Path) -> None:
+    seats = SeatFile(tmp_path)
+    seats.read("c1")
+    await seats.change(open=True, hop_port=7443, members=3)
+    again = SeatFile(tmp_path)
+    assert again.read("c1").hop_port == 7443
+    assert again.read("c2") == again.now
+    assert (again.now.open, again.now.members) == (False, 1)
+
+
+def test_a_socket_that_is_bound_does_not_outlive_its_context() -> None:
+    with addresses.bind("127.0.0.1", (0,), chosen=False) as taken:
+        port = taken.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port))
