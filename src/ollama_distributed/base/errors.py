@@ -230,3 +230,12 @@ class Quarantined(EngineError):
     """The model crashed too often; the message says why, and until when."""
 
     code = "quarantined"
+
+
+# ── the world outside ───────────────────────────────────────────────────────────────
+
+
+class RegistryError(OllamaDistributedError):
+    """A registry answered what it must not: wrong bytes, a redirect in circles, a refusal."""
+
+    code = "registry_error"

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
 import anyio
 import structlog
 
 from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.errors import (
+    BlobNotFound,
     InvalidName,
     ModelNotFound,
     OllamaDistributedError,
@@ -24,10 +25,10 @@ from ollama_distributed.base.errors import (
 )
 from ollama_distributed.catalog.creation import Creation
 from ollama_distributed.catalog.entries import Entry, read_entry
-from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store
+from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store, StoredManifest
 from ollama_distributed.catalog.showing import show_entry, show_remote
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
-from ollama_distributed.models.manifest import named_blobs
+from ollama_distributed.models.manifest import named_blobs, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName, name_key
 from ollama_distributed.models.spec import ModelSpec
 
@@ -38,6 +39,8 @@ REFRESH_S = 5.0
 _MISS_SCAN_S = 1.0
 """Least time between scans that missing names cause: a flood of them must not become disk load."""
 _REMOTE_TIMEOUT_S = 5.0
+_NO_STAMP = ManifestStamp(0.0, 0, 0)
+"""Of a manifest that is not on disk yet."""
 
 
 class _Broken:
@@ -141,10 +144,10 @@ class Catalog:
         Refusals of the request itself are raised before the first status.
         """
         creation = Creation(self._store, request, self._entry_or_none)
-        name = self._settled(creation.target)
+        name = self.settled(creation.target)
         await creation.prepare()
         try:
-            with self._pins(creation.needed()):
+            with self.pinned(creation.needed()):
                 async for status in creation.write_layers():
                     yield status
                 yield CreateStatus(status="writing manifest")
@@ -156,9 +159,9 @@ class Catalog:
         except BaseException:
             # Also when the client went away: what was stored for nothing goes.
             with anyio.CancelScope(shield=True):
-                await self._collect(creation.made)
+                await self.forget(creation.made)
             raise
-        await self._collect(named_blobs(old.data) if old else set())
+        await self.forget(named_blobs(old.data) if old else set())
         log.info("catalog.created", model=name.display)
         yield CreateStatus(status="success")
 
@@ -169,8 +172,8 @@ class Catalog:
             ModelNotFound: `model "x" not found`.
             InvalidName: `source "x" is invalid`, `destination "x" is invalid`.
         """
-        here = self._settled(_parsed(source, f'source "{source}" is invalid'))
-        there = self._settled(_parsed(destination, f'destination "{destination}" is invalid'))
+        here = self.settled(_parsed(source, f'source "{source}" is invalid'))
+        there = self.settled(_parsed(destination, f'destination "{destination}" is invalid'))
         await self._look_again(here)
         entry = self._entries.get(here.key)
         if entry is None:
@@ -186,7 +189,7 @@ class Catalog:
             old = await self._store.read_manifest(there)
             await self._store.write_manifest(there, stored.data)
             await self._reread(there)
-        await self._collect(named_blobs(old.data) if old else set())
+        await self.forget(named_blobs(old.data) if old else set())
 
     async def delete(self, name: str) -> None:
         """Remove a name, and the blobs that no other name needs.
@@ -195,7 +198,7 @@ class Catalog:
             ModelNotFound: `model 'x' not found`.
             InvalidName: `name "x" is invalid`.
         """
-        target = self._settled(_parsed(name, f'name "{name}" is invalid'))
+        target = self.settled(_parsed(name, f'name "{name}" is invalid'))
         if target.key in self._remote and target.key not in self._entries:
             raise Unsupported(f"{name} lives in another engine on this machine; delete it there")
         async with self._writing:
@@ -206,7 +209,7 @@ class Catalog:
             self._broken.pop(target.key, None)
             self._on_change()
         log.info("catalog.deleted", model=target.display)
-        await self._collect(named_blobs(stored.data))
+        await self.forget(named_blobs(stored.data))
 
     async def has_blob(self, digest: str) -> bool:
         """Raises InvalidName: `invalid digest format`."""
@@ -220,6 +223,40 @@ class Catalog:
             DiskFull: nothing was left behind.
         """
         return await self._store.put_blob(BlobId.parse(digest), chunks)
+
+    # ── for models that come from elsewhere (`distribution.ports.Library`) ──────────────
+
+    async def manifest(self, name: ModelName) -> bytes | None:
+        stored = await self._store.read_manifest(self.settled(name))
+        return None if stored is None else stored.data
+
+    async def adopt(self, name: ModelName, manifest: bytes) -> set[BlobId]:
+        """Name a model whose blobs are all here. Returns the blobs that only its last version used.
+
+        Raises:
+            InvalidModel: it cannot be served; the message says why. Nothing was changed.
+            BlobNotFound: one is not here.
+        """
+        target = self.settled(name)
+        async with self._writing:
+            for blob in parse_manifest(manifest).blobs():
+                if await self._store.blob_size(blob) is None:
+                    raise BlobNotFound(f'blob "{blob}" not found')
+            await read_entry(self._store, target, StoredManifest(manifest, _NO_STAMP))
+            old = await self._store.read_manifest(target)
+            await self._store.write_manifest(target, manifest)
+            await self._reread(target)
+        log.info("catalog.adopted", model=target.display)
+        return (named_blobs(old.data) if old else set()) - named_blobs(manifest)
+
+    async def forget(self, blobs: Collection[BlobId]) -> None:
+        """Remove those that no manifest names and nobody has pinned."""
+        if not blobs:
+            return
+        async with self._writing:
+            removed = await self._store.collect(blobs, set(self._pinned))
+        if removed:
+            log.info("catalog.blobs_removed", blobs=len(removed))
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
@@ -235,7 +272,7 @@ class Catalog:
             raise broken.error.with_traceback(None)
         return self._entries.get(name.key)
 
-    def _settled(self, name: ModelName) -> ModelName:
+    def settled(self, name: ModelName) -> ModelName:
         """The spelling that is on disk already, as far as it matches without case.
 
         Else two names that are equal to people would be two files.
@@ -327,22 +364,14 @@ class Catalog:
         self._remote = merged
 
     @contextlib.contextmanager
-    def _pins(self, blobs: set[BlobId]) -> Iterator[None]:
-        """No collection takes these while a create is under way."""
+    def pinned(self, blobs: Collection[BlobId]) -> Iterator[None]:
+        """No collection takes these while a create or a pull is under way."""
         self._pinned.update(blobs)
         try:
             yield
         finally:
             self._pinned.subtract(blobs)
             self._pinned += Counter()
-
-    async def _collect(self, candidates: set[BlobId]) -> None:
-        if not candidates:
-            return
-        async with self._writing:
-            removed = await self._store.collect(candidates, set(self._pinned))
-        if removed:
-            log.info("catalog.blobs_removed", blobs=len(removed))
 
 
 def _parsed(text: str, message: str) -> ModelName:

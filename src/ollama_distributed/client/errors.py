@@ -178,6 +178,12 @@ class Quarantined(EngineError):
     code = "quarantined"
 
 
+class RegistryError(ClientError):
+    """The registry that the server asked, not the server, is at fault."""
+
+    code = "registry_error"
+
+
 # ── the way there ───────────────────────────────────────────────────────────────────
 
 

@@ -54,6 +54,7 @@ STATUS: Mapping[type[e.OllamaDistributedError], int] = {
     e.RunnerDied: 502,
     e.LoadFailed: 500,
     e.Quarantined: 503,
+    e.RegistryError: 502,
 }
 
 OLLAMA_STATUS: Mapping[type[e.OllamaDistributedError], int] = {
@@ -63,6 +64,7 @@ OLLAMA_STATUS: Mapping[type[e.OllamaDistributedError], int] = {
     e.EngineError: 500,
     e.RunnerDied: 500,
     e.Quarantined: 500,
+    e.RegistryError: 500,
 }
 
 OLLAMA_BUSY = "server busy, please try again.  maximum pending requests exceeded"

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from ollama_distributed.base.errors import DiskFull, InvalidName, Unavailable
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
 """What file systems without hard links (exFAT, some network shares) answer."""
 _UNUSABLE = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
@@ -29,6 +30,10 @@ _UNUSABLE = frozenset(
 STAGING = ".ollama-distributed"
 """Ours, beside Ollama's folders and on their file system: Ollama never looks into it, and
 a file inside its `blobs/` would count as complete, or be pruned."""
+PARTIAL = "partial-"
+"""Begins the names of blobs that are being fetched, and of their journals (`partial.py`)."""
+_KEEP_PARTIAL_S = 7 * 24 * 3600
+"""A fetch that nobody took up again for a week is given up."""
 
 
 class Folders:
@@ -60,9 +65,12 @@ class Folders:
             staged.discard()
 
     def clean_staging(self) -> int:
-        """Remove what a crash left. Files of another live process are locked, and stay."""
+        """Remove what a crash left. Files of another live process are locked, and stay; so do
+        half-fetched blobs that may still be taken up."""
         removed = 0
         for name in listed(self.staging):
+            if name.startswith(PARTIAL) and self._may_go_on(name):
+                continue
             try:
                 file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.staging)
             except OSError:
@@ -77,6 +85,16 @@ class Folders:
             finally:
                 os.close(file)
         return removed
+
+    def _may_go_on(self, name: str) -> bool:
+        found = regular_stat(self.staging, name)
+        return found is not None and time.time() - found.st_mtime < _KEEP_PARTIAL_S
+
+    def room_bytes(self) -> int:
+        """Free for us on the store's disk."""
+        with translated():
+            found = os.fstatvfs(self.staging)
+        return found.f_bavail * found.f_frsize
 
     @contextlib.contextmanager
     def below(self, folder: int, parts: tuple[str, ...], *, create: bool = False) -> Iterator[int]:
@@ -135,7 +153,7 @@ class Staged:
             except FileExistsError:
                 return False
             except OSError as exc:
-                if exc.errno not in _NO_LINKS:
+                if exc.errno not in NO_LINKS:
                     raise
                 # Such a file system cannot say who came first; the content is the same either way.
                 os.rename(self._name, name, src_dir_fd=self._folder, dst_dir_fd=folder)

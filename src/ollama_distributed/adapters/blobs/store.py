@@ -27,6 +27,7 @@ from ollama_distributed.adapters.blobs.folders import (
     regular_stat,
     translated,
 )
+from ollama_distributed.adapters.blobs.partial import PartialFile
 from ollama_distributed.base.errors import BlobNotFound, DigestMismatch, InvalidModel, InvalidName
 from ollama_distributed.catalog.ports import ManifestStamp, StoredManifest
 from ollama_distributed.models.gguf import Header, NeedMore, read_header
@@ -151,6 +152,26 @@ class BlobStore:
             if found != blob:
                 raise DigestMismatch(f'digest mismatch, expected "{blob}", got "{found}"')
             return await self._in_thread(lambda: staged.place_new(self._folders.blobs, blob.filename))
+
+    @contextlib.asynccontextmanager
+    async def partial(self, blob: BlobId, size: int) -> AsyncIterator[PartialFile]:
+        """See `distribution.ports.Blobs`."""
+        partial = await self._in_thread(lambda: PartialFile(self._folders, blob, size, self._in_thread))
+        try:
+            yield partial
+        finally:
+            with CancelScope(shield=True):
+                await partial.close()
+
+    async def read_range(self, blob: BlobId, offset: int, length: int) -> bytes:
+        def read() -> bytes:
+            with self._opened(blob) as (file, _):
+                return os.pread(file, length, offset)
+
+        return await self._in_thread(read)
+
+    async def room_bytes(self) -> int:
+        return await self._in_thread(self._folders.room_bytes)
 
     async def put_bytes(self, data: bytes) -> tuple[BlobId, bool]:
         def put() -> tuple[BlobId, bool]:

@@ -1,0 +1,1 @@
+"""The one way out: every request of this program to a machine outside the cluster goes through here."""
