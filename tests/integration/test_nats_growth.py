@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from tests.voters import Voters, voters
 from tests.writers import writing
 
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
+from ollama_distributed.adapters.coordination.nats.session import Session
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
 from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity import nats_jwt
+from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 from ollama_distributed.cluster.ports import Entry, Resync, Write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -172,3 +176,35 @@ async def test_a_voter_does_not_throw_away_what_it_alone_holds(alone: Voters) ->
         with pytest.raises(Conflict, match="runs alone"):
             await alone["n1"].take(others.formation)
     assert alone.server("n1").running
+
+
+async def test_the_revoked_are_refused_by_new_voters_and_by_those_that_were_away(alone: Voters) -> None:
+    trust = alone.trust
+
+    async def revoke(*users: str) -> None:
+        now = time.time() + len(users)  # a later second than the last account's
+        revoked = {trust.files(user).node_keys().nats.public: now + REVOKED_FOR_S for user in users}
+        await alone.system.push_account(nats_jwt.account_jwt(trust.keys.nats, now, revoked=revoked))
+
+    async def lets_in(server: str, user: str) -> bool:
+        session = Session(trust.address(alone.server(server), node=user, role="node"), name=user)
+        try:
+            await session.open(1.0)
+        except Unavailable:
+            return False
+        finally:
+            await session.close()
+        return True
+
+    async with alone.client("n1", create=True):
+        await revoke("evil")
+    await alone.growth.to_three(alone.hosts("n2", "n3"))
+    assert [await lets_in(server, "evil") for server in ("n1", "n2", "n3")] == [False, False, False]
+    assert await lets_in("n3", "late")
+
+    await alone["n3"].stop()
+    await revoke("evil", "late")
+    await alone["n3"].start()
+    with anyio.fail_after(15):
+        while await lets_in("n3", "late"):
+            await anyio.sleep(0.1)

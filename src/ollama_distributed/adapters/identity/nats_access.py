@@ -33,6 +33,9 @@ from ollama_distributed.cluster.identity.wire import ClusterKeys
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
 """A system user sends a new account JWT here; all servers of the cluster take it."""
 TLS_DEADLINE_S = 5
+SYNC = "5s"
+"""Servers compare their accounts so often: one that was away while a user was revoked lets it in
+no longer than that."""
 PRELOAD_AT = 1.0
 """When the preloaded accounts say they were made."""
 SYSTEM_LOGIN_S = 3600.0
@@ -154,7 +157,7 @@ def access(
     return {
         "operator": nats_jwt.operator_jwt(keys.nats, cluster, now),
         "system_account": keys.nats.system.public,
-        "resolver": {"type": "full", "dir": str(accounts), "allow_delete": False, "interval": "2m"},
+        "resolver": {"type": "full", "dir": str(accounts), "allow_delete": False, "interval": SYNC},
         "resolver_preload": {
             keys.nats.system.public: nats_jwt.system_account_jwt(keys.nats, now),
             keys.nats.application.public: account,

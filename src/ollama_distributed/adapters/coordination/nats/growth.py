@@ -204,6 +204,7 @@ class Growth:
         await all_of(self._server.start(), *(host.take(target) for host in hosts))
         with anyio.fail_after(FORM_S):
             await self._gathered(target)
+            await patiently(self._server.share_accounts)
 
     async def _fill(self, snapshot: Snapshot, target: Formation) -> None:
         stream = self._stream()
@@ -335,6 +336,7 @@ class Growth:
         for host in new:
             await host.take(target)
         await self._gathered(target)
+        await patiently(self._server.share_accounts)
         stream = self._stream()
         # Refused while the newcomers' stores are not known yet.
         await patiently(lambda: stream.update(num_replicas=len(target.places)))

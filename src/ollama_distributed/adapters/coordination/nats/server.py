@@ -118,6 +118,11 @@ class NatsServer:
         return self.folder / "store"
 
     @property
+    def accounts(self) -> Path:
+        """The resolver's folder."""
+        return self.folder / "accounts"
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "started"
         return self._process.pid
@@ -207,6 +212,19 @@ class NatsServer:
         """
         return await self.system.push_account(account)
 
+    async def share_accounts(self) -> None:
+        """Give the accounts as this server has them to all servers of its cluster: one that is
+        new has none of the revocations yet.
+
+        Raises:
+            Unavailable: none took one.
+        """
+        for account in await asyncio.to_thread(self._read_accounts):
+            await self.push_account(account)
+
+    def _read_accounts(self) -> list[str]:
+        return [path.read_text() for path in sorted(self.accounts.glob("*.jwt"))]
+
     async def _end(self) -> None:
         process = self._process
         if process is None:
@@ -295,9 +313,7 @@ class NatsServer:
         return healthy
 
     def _write_config(self) -> None:
-        text = config.render(
-            self._settings, self._access.entries(self.folder / "accounts"), self._access.routes()
-        )
+        text = config.render(self._settings, self._access.entries(self.accounts), self._access.routes())
         _write_private(self.folder / CONFIG_NAME, text)
 
     def _forget_ports(self) -> None:
