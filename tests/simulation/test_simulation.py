@@ -35,7 +35,7 @@ def test_two_hundred_seeds_of_5_to_30_nodes() -> None:
     assert {report.nodes for report in reports} == set(range(5, 31))
     for event in (
         "change_made", "change_conflict", "change_refused", "change_unknown", "change_missing",
-        "crash", "crash_of_leader", "fence_refused", "resync", "term", "damped",
+        "crash", "crash_of_leader", "message", "fence_refused", "resync", "term", "damped",
         "member_joining", "member_online", "member_suspect", "member_offline",
     ):  # fmt: skip
         assert seen[event] > 20, f"{event} hardly came up: {seen[event]}"

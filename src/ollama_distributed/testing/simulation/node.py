@@ -17,6 +17,7 @@ from ollama_distributed.cluster.config import ConfigManager
 from ollama_distributed.cluster.consensus import ConsensusEngine
 from ollama_distributed.cluster.membership.service import Membership
 from ollama_distributed.cluster.mirror import Mirror
+from ollama_distributed.cluster.network import Message, MessageType, NetworkManager
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState
@@ -29,6 +30,8 @@ from ollama_distributed.testing.simulation.trace import Trace
 from ollama_distributed.testing.virtual_time import EPOCH, VirtualClock
 
 ANNOUNCE_AGAIN_S = 0.5
+NEWS: MessageType = "model-sync"
+"""The type of the messages that operators have nodes send; any would do."""
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -51,6 +54,7 @@ class Life(msgspec.Struct, frozen=True):
     consensus: ConsensusEngine
     membership: Membership
     config: ConfigManager
+    network: NetworkManager
 
 
 class SimulatedNode:
@@ -153,8 +157,11 @@ class SimulatedNode:
             )
             await stack.enter_async_context(membership)
             config = ConfigManager(consensus, mirror, validate=lambda _: None)
+            network = NetworkManager(coordination, node=self.id, clock=clock, chance=chance)
+            network.subscribe(NEWS, self._heard)
+            await stack.enter_async_context(network)
             if self._task is asyncio.current_task():  # else it was stopped or crashed meanwhile
-                self.life = Life(endpoint, mirror, consensus, membership, config)
+                self.life = Life(endpoint, mirror, consensus, membership, config, network)
             async with anyio.create_task_group() as group:
                 group.start_soon(self._announce, coordination, mirror)
                 if self._watched:
@@ -186,6 +193,9 @@ class SimulatedNode:
 
     def _mirrored(self, before: ClusterState, after: ClusterState) -> None:
         self._around.rules.mirrored(self.id, before, after, self._around.engine)
+
+    async def _heard(self, message: Message) -> None:
+        self._around.rules.heard(self.id, message.sender, message.body)
 
     def _leading(self, leads: bool) -> None:
         self._around.trace.note("leads" if leads else "steps_down", node=self.id)

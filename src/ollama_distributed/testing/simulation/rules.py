@@ -57,6 +57,8 @@ class Rules:
         """By actor: the revisions at which its proposals applied."""
         self.proposed: dict[str, Change | None] = {}
         """By actor; each actor of the workload proposes once. None: it is not known what."""
+        self.arrived: Counter[tuple[str, bytes]] = Counter()
+        """How often a node got a message."""
         self.counts: Counter[str] = Counter()
         """What the run came across: a run without faults proves little."""
         self.epoch = 0
@@ -208,6 +210,22 @@ class Rules:
                 change, {w.key: w.value for w in writes}, before
             ):
                 self.break_(f"{change} of {actor} was not what was made")
+
+    # ── messages ────────────────────────────────────────────────────────────────────
+
+    def heard(self, node: str, sender: str, body: bytes) -> None:
+        """A message arrived; each has a body of its own, `<actor>@<sender>`."""
+        self.counts["message"] += 1
+        self.arrived[node, body] += 1
+        if self.arrived[node, body] > 1:
+            self.break_(f"{node} got {body!r} twice")
+        if not body.endswith(f"@{sender}".encode()):
+            self.break_(f"{node} got {body!r} as from {sender}")
+
+    def acknowledged(self, node: str, body: bytes) -> None:
+        """The sender was told that `node` handled it."""
+        if not self.arrived[node, body]:
+            self.break_(f"{node} never got {body!r}, which was acknowledged")
 
     # ── what nodes see ──────────────────────────────────────────────────────────────
 

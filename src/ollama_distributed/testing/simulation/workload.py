@@ -21,7 +21,7 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.ports import REFUSAL_S
 from ollama_distributed.state.changes import Change, RemoveNode, SetConfig, SetDrain, SetLabels
 from ollama_distributed.testing.linearizability import Call, History
-from ollama_distributed.testing.simulation.node import SimulatedNode
+from ollama_distributed.testing.simulation.node import NEWS, SimulatedNode
 from ollama_distributed.testing.simulation.rules import Rules
 from ollama_distributed.testing.simulation.trace import Trace
 
@@ -85,8 +85,8 @@ class Workload:
         while True:
             await anyio.sleep(self._chance.expovariate(1 / MEAN_PAUSE_S))
             if (node := self._somewhere()) is not None:
-                kind = self._chance.choice([self._set_config, self._put_config, self._drain, self._label])
-                await kind(node)
+                kinds = [self._set_config, self._put_config, self._drain, self._label, self._send]
+                await self._chance.choice(kinds)(node)
 
     async def _set_config(self, node: SimulatedNode) -> None:
         """By compare-and-set on the version that this node shows."""
@@ -117,6 +117,21 @@ class Workload:
         labelled = self._chance.choice(self._nodes).id
         value = None if self._chance.random() < 0.3 else f"v{self._actors}"
         await self._propose(node, SetLabels(node=labelled, labels={self._chance.choice("xyz"): value}))
+
+    async def _send(self, node: SimulatedNode) -> None:
+        """A message to one node, which acknowledges, or to all."""
+        assert node.life is not None
+        network, peer = node.life.network, self._chance.choice(self._nodes).id
+        body = f"{self._actor()}@{node.id}".encode()
+        self._trace.note("send", body=body.decode(), to=peer)
+        try:
+            if self._chance.random() < 0.5:
+                await network.broadcast(NEWS, body)
+            else:
+                await network.send_to(peer, NEWS, body)
+                self._rules.acknowledged(peer, body)
+        except (Unavailable, DeadlineExceeded) as error:
+            self._trace.note("not_sent", body=body.decode(), code=error.code)
 
     # ── steps ───────────────────────────────────────────────────────────────────────
 
