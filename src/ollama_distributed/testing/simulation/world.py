@@ -50,7 +50,7 @@ MAX_DRIFT = 0.02
 WATCH_EVERY = 8
 """One node of so many has a watch of its own that is checked event by event."""
 LATE_SHARE = 5
-"""One node of so many joins while things go wrong."""
+"""One node of so many joins while things go wrong; never the first, or nobody might lead."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +164,7 @@ class World:
         if self._plan.formed:
             self._preload()
         chance = self._chance("start")
-        late = [] if self._plan.formed else chance.sample(self._nodes, self._size // LATE_SHARE)
+        late = [] if self._plan.formed else chance.sample(self._nodes[1:], self._size // LATE_SHARE)
         for node in self._nodes:
             if node not in late:
                 await node.start()
