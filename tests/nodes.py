@@ -196,7 +196,9 @@ class Nodes:
     def join(self, name: str, to: str, *arguments: str, role: NodeRole | None = None) -> NodeProcess:
         """Start a fresh node that joins the cluster of the node `to`."""
         with self[to].admin() as client:
-            token = client.cluster.create_token(role=role).token
+            # Refused while the voters are being changed.
+            made = until(lambda: client.cluster.create_token(role=role), 30.0, "a token")
+            token = made.token
         return self.start(name, ("join", token), arguments)
 
     def start(self, name: str, command: Sequence[str], arguments: Sequence[str]) -> NodeProcess:

@@ -274,3 +274,47 @@ def test_nothing_listens_beyond_loopback_before_there_is_a_token(tmp_path: Path)
             if connection.status == psutil.CONN_LISTEN
         }
         assert listening == {"127.0.0.1"}
+
+
+# ── what does not start, what never comes back ──────────────────────────────────────
+
+
+def test_a_node_without_coordination_answers_all_the_same(tmp_path: Path) -> None:
+    with Nodes(tmp_path, env={"OLLAMA_DISTRIBUTED_NATS_SERVER": "/bin/false"}) as nodes:
+        node = nodes.serve("n1")
+        add_model(node.url, "here", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+        assert _ask(node) == ANSWER
+        status = until(lambda: (s := _status(node)).reasons and s, 10.0, "a reason")
+        assert status.status == "degraded"
+        until(lambda: "coordination is not up" in _status(node).reasons[0], 15.0, "which one")
+        with node.http() as http:
+            ready = http.get("/readyz")
+        assert (ready.status_code, ready.json()["cluster"]) == (200, "degraded")
+        with node.admin() as client:
+            began = time.monotonic()
+            with pytest.raises(ClientError, match="coordination"):
+                client.cluster.create_token()
+            assert time.monotonic() - began < 3.0
+
+
+def test_a_dead_voter_is_replaced_when_an_operator_says_so(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        nodes.serve("n1")
+        for name in ("n2", "n3", "n4"):
+            nodes.join(name, to="n1", role="server")
+        until(lambda: len(_status(nodes["n1"]).voters) == 3, GROWN_S, "three voters")
+        until(lambda: all(_is_well(nodes[name], 4) for name in (*NAMES, "n4")), 20.0, "four nodes are well")
+        voters = set(_status(nodes["n1"]).voters)
+        dead = next(nodes[name] for name in ("n2", "n3", "n4") if nodes[name].id in voters)
+        spare = next(nodes[name] for name in ("n2", "n3", "n4") if nodes[name].id not in voters)
+        with nodes["n1"].admin() as client, pytest.raises(ClientError, match="only a dead voter"):
+            client.cluster.replace_voter(dead.id)
+        dead.kill()
+        # Asked at the one that does not vote: it goes to one that does.
+        with spare.admin(timeout_s=120.0) as client:
+            until(lambda: client.nodes.get(dead.id).status == "offline", 20.0, "seen dead")
+            answer = client.cluster.replace_voter(dead.id, spare.id)
+            assert set(answer.voters) == voters - {dead.id} | {spare.id}
+            assert client.config.set({"max_queue": 99}).version == 1
+            client.nodes.remove(dead.id)
+        until(lambda: _is_well(nodes["n1"], 3), 15.0, "well without the dead one")

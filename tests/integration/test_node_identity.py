@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.integration.identity_listener import Seat as Founder
 
@@ -17,6 +19,7 @@ from ollama_distributed.cluster.identity.issuing import issue
 from ollama_distributed.cluster.identity.roster import NodeRecord
 from ollama_distributed.cluster.identity.tokens import parse_token
 from ollama_distributed.cluster.identity.wire import ClusterFacts
+from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.keeper import join_first
 from ollama_distributed.node.cluster.seat import SeatFile
@@ -47,6 +50,67 @@ def test_a_server_renews_itself_and_keeps_its_names(tmp_path: Path) -> None:
     assert after.expires_at > before.expires_at
     assert after.key_sha256 == before.key_sha256
     assert {"192.0.2.7", "198.51.100.1"} <= set(after.names.addresses)
+
+
+def test_a_server_that_moved_is_certified_for_its_new_address_only_once(tmp_path: Path) -> None:
+    identity = _found(tmp_path)
+    identities.cover(identity, ("192.0.2.7",), time.time() + 60)
+    assert identity.peer.issued_at < time.time() + 30
+    identities.cover(identity, ("192.0.2.8", "GPU1.lan"), time.time() + 60)
+    assert {"192.0.2.7", "192.0.2.8"} <= set(identity.peer.names.addresses)
+    assert "gpu1.lan" in identity.peer.names.dns
+    issued_at = identity.peer.issued_at
+    identities.cover(identity, ("gpu1.lan",), time.time() + 3600)
+    assert identity.peer.issued_at == issued_at
+
+
+async def test_a_certificate_is_renewed_at_half_life(tmp_path: Path) -> None:
+    identity = _found(tmp_path)
+    before, renewed = identity.peer, anyio.Event()
+    now = [before.renew_at + 1]
+
+    async def on_renewed() -> None:
+        renewed.set()
+
+    keeping = asyncio.create_task(
+        identities.keep_valid(
+            identity,
+            facts=lambda: ClusterFacts(cluster=identity.cluster),
+            hosts=lambda: ("192.0.2.7",),
+            wall=lambda: now[0],
+            renewed=on_renewed,
+        )
+    )
+    with anyio.fail_after(5):
+        await renewed.wait()
+    await end([keeping])
+    assert identity.peer.renew_at > before.expires_at - 60
+
+
+async def test_a_node_is_renewed_by_a_server_until_it_is_removed(tmp_path: Path) -> None:
+    founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
+    async with founder.open():
+        token = parse_token(await founder.world.admission.create_token("node", creator="op"))
+        await join_first(folder, NODE, token)
+        identity = identities.restore(folder)
+        assert identity is not None
+        founder.world.now += 13 * 3600
+        before = identity.peer.expires_at
+        await identities.renew(identity, token.addresses)
+        assert identity.peer.expires_at > before
+        await founder.world.admission.remove(NODE, actor="op")
+
+        async def never() -> None:
+            raise AssertionError("renewed")
+
+        with anyio.fail_after(5):  # ends by itself: it was removed
+            await identities.keep_valid(
+                identity,
+                facts=lambda: ClusterFacts(cluster=identity.cluster, servers=token.addresses),
+                hosts=lambda: (),
+                wall=lambda: identity.peer.renew_at + 1,
+                renewed=never,
+            )
 
 
 async def _prepared(folder: Path, founder: Founder) -> str:

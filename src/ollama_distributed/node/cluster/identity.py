@@ -14,16 +14,24 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import anyio
 import structlog
 
 from ollama_distributed.adapters.identity import handshake_client
 from ollama_distributed.adapters.identity.files import IdentityFiles, NodeKeys
 from ollama_distributed.adapters.identity.tls import NodeTLS
-from ollama_distributed.base.errors import Conflict, Forbidden, OllamaDistributedError
+from ollama_distributed.base.errors import (
+    Conflict,
+    Forbidden,
+    OllamaDistributedError,
+    Unauthenticated,
+    Unavailable,
+)
 from ollama_distributed.base.ids import NodeId, NodeRole, random_id
 from ollama_distributed.cluster.identity import ca
 from ollama_distributed.cluster.identity.issuing import found as found_cluster
 from ollama_distributed.cluster.identity.issuing import issue
+from ollama_distributed.cluster.identity.names import canonical_host
 from ollama_distributed.cluster.identity.roster import NodeRecord
 from ollama_distributed.cluster.identity.tokens import Address, JoinToken
 from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys, Credentials
@@ -33,6 +41,9 @@ log = structlog.get_logger("cluster.identity")
 RENEWED = "identity.renewed"
 RENEWAL_FAILED = "identity.renewal_failed"
 
+NOT_NOW = "identity.cluster_cannot_decide"
+NOT_NOW_S, NOT_NOW_PAUSE_S = 30.0, 1.0
+"""A join waits so long for a cluster without a quorum; moving to three voters takes some 6 s."""
 LOOK_S = 60.0
 """How often the clock is compared with the half-life: a machine that slept must not sleep on."""
 RETRY_S, MAX_RETRY_S = 10.0, 600.0
@@ -131,9 +142,30 @@ async def join(data_dir: Path, node: NodeId, token: JoinToken) -> Credentials:
     """
     files = _joining(data_dir, token.ca_sha256)
     keys = await asyncio.to_thread(files.node_keys)
-    credentials = await handshake_client.join(token, node=node, keys=keys)
-    await asyncio.to_thread(files.save, credentials)
-    return credentials
+    deadline = anyio.current_time() + NOT_NOW_S
+    while True:
+        try:
+            credentials = await handshake_client.join(token, node=node, keys=keys)
+        except Unavailable as failure:
+            # Servers that answer, and cannot decide: they elect, or the voters are being changed.
+            if anyio.current_time() > deadline or not await _answers(token):
+                raise
+            log.warning(NOT_NOW, reason=failure.message)
+            await asyncio.sleep(NOT_NOW_PAUSE_S)
+            continue
+        await asyncio.to_thread(files.save, credentials)
+        return credentials
+
+
+async def _answers(token: JoinToken) -> bool:
+    """Whether a machine with the token's CA is there."""
+    for address in token.addresses:
+        try:
+            await handshake_client.fetch_authority(address, token.ca_sha256)
+        except (Unavailable, Unauthenticated):
+            continue
+        return True
+    return False
 
 
 def adopt(data_dir: Path, ca_sha256: str) -> Identity:
@@ -195,6 +227,16 @@ def renew_alone(identity: Identity, facts: ClusterFacts, hosts: Sequence[str], n
     kept = dict.fromkeys((*hosts, *names.addresses, *names.dns))
     own = _own(identity.cluster_keys, facts, identity.node, identity.keys, tuple(kept), now)
     identity.take(own)
+
+
+def cover(identity: Identity, hosts: Sequence[str], now: float) -> None:
+    """Let a server's certificate name the hosts that it advertises: other servers dial them, and
+    check. Blocking, small."""
+    if identity.cluster_keys is None:
+        return
+    names = identity.peer.names
+    if not set(map(canonical_host, hosts)) <= {*names.addresses, *names.dns}:
+        renew_alone(identity, identity.credentials.facts, hosts, now)
 
 
 async def renew(identity: Identity, servers: Sequence[Address]) -> None:

@@ -203,15 +203,17 @@ class Keeper:
     def _identity(self) -> Identity:
         from ollama_distributed.node.cluster.bus import server_folder, sit_alone
 
-        parts = self.parts
+        parts, now = self.parts, self.parts.clock.time()
+        listen = addresses.parse_listen(parts.settings.cluster_listen)
+        hosts = addresses.advertised(parts.settings.advertise, listen)
         identity = identities.restore(parts.data_dir)
-        if identity is None:
-            listen = addresses.parse_listen(parts.settings.cluster_listen)
-            hosts = addresses.advertised(parts.settings.advertise, listen)
+        if identity is not None:
+            identities.cover(identity, hosts, now)
+        else:
             cluster = identities.new_cluster()
             # First the server's seat: a crash in between leaves a folder that nobody reads.
             sit_alone(server_folder(parts.data_dir, cluster))
-            identity = identities.found(parts.data_dir, cluster, parts.node, hosts, parts.clock.time())
+            identity = identities.found(parts.data_dir, cluster, parts.node, hosts, now)
             log.info(FOUNDED, cluster=identity.cluster)
         self._seats.read(identity.cluster)
         parts.keys.restore(identity.cluster)
