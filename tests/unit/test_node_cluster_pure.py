@@ -155,7 +155,7 @@ def test_a_status_says_why_it_is_not_ok_and_what_to_do() -> None:
         state,
         cluster="c1",
         me=NodeId("a"),
-        leader=NodeId("a"),
+        lease=lease,
         writable=True,
         trouble=(),
         is_open=True,
@@ -168,12 +168,22 @@ def test_a_status_says_why_it_is_not_ok_and_what_to_do() -> None:
     assert status.nodes == {"offline": 1, "online": 1}
 
 
+def test_a_new_leader_is_not_shown_with_the_epoch_before() -> None:
+    """Its lease is known to it before the news of it: never two nodes as leader of one epoch."""
+    before = Lease(node=NodeId("b"), epoch=3, since=7.0)
+    state = apply(_state(("a", "server", "online", 0.0)), keys.LEASE, encode(before), 99)
+    now = Lease(node=NodeId("a"), epoch=4, since=9.0)
+    shown = rows.leader_answer(state, now, NodeId("a"))
+    assert (shown.leader, shown.epoch, shown.since, shown.this) == ("a", 4, 9.0, True)
+    assert rows.leader_answer(state, None, NodeId("a")).epoch == 3
+
+
 def test_without_a_quorum_the_status_says_so_whatever_else() -> None:
     status = rows.status_answer(
         _state(("a", "server", "online", 0.0)),
         cluster="c1",
         me=NodeId("a"),
-        leader=None,
+        lease=None,
         writable=False,
         trouble=("the servers have no majority",),
         is_open=False,

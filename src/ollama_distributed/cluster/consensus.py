@@ -26,6 +26,7 @@ from ollama_distributed.cluster.proposals import IN_DOUBT, Applier, NotLeader, r
 from ollama_distributed.state.changes import Change, Proposal
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import Lease
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -92,6 +93,10 @@ class ConsensusEngine:
     def get_leader(self) -> NodeId | None:
         """None: nobody leads, or this node is cut off and cannot know."""
         return self._leadership.leader
+
+    def get_lease(self) -> Lease | None:
+        """The leader with its epoch. The state's own record may be of the leader before."""
+        return self._leadership.lease
 
     def fence(self) -> Fence | None:
         """For batches of the leader's own; None: this node does not lead."""

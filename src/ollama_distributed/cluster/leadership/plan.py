@@ -118,12 +118,19 @@ def leads(standing: Standing, now: float) -> bool:
 
 def leader(standing: Standing, now: float) -> NodeId | None:
     """Who leads, as far as this node knows; None: nobody, or it cannot know."""
-    if leads(standing, now):
-        return standing.node
+    lease = valid_lease(standing, now)
+    return lease.node if lease is not None else None
+
+
+def valid_lease(standing: Standing, now: float) -> Lease | None:
+    """The lease by which somebody leads, as far as this node knows; None: nobody does, or it
+    cannot know. This node's own is known here before its own news of it comes back."""
+    if standing.hold is not None and leads(standing, now):
+        return standing.hold.lease
     seen = standing.seen
     if seen is None or seen.lease is None or seen.lease.node == standing.node:
         return None
-    return seen.lease.node if now < seen.at + TAKEOVER_S else None
+    return seen.lease if now < seen.at + TAKEOVER_S else None
 
 
 def decide(standing: Standing, now: float, *, since: float) -> Decision:

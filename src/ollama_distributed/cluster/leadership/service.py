@@ -26,6 +26,7 @@ from ollama_distributed.cluster.leadership.plan import (
     decide,
     leader,
     leads,
+    valid_lease,
 )
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.mirror import Mirror
@@ -110,6 +111,11 @@ class Leadership:
     @property
     def leader(self) -> NodeId | None:
         return leader(self._standing, self._clock.monotonic())
+
+    @property
+    def lease(self) -> Lease | None:
+        """By which the leader leads."""
+        return valid_lease(self._standing, self._clock.monotonic())
 
     def fence(self) -> Fence | None:
         """What each write of the leader must carry; None: this node does not lead."""

@@ -17,7 +17,7 @@ from ollama_distributed.base.cluster import (
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.tokens import TokenRecord
 from ollama_distributed.state.cluster import ClusterState, NodeState
-from ollama_distributed.state.records import Config, EngineSummary
+from ollama_distributed.state.records import Config, EngineSummary, Lease
 
 SERVERS_WANTED = 3
 """The least number of voters that survives the death of one."""
@@ -66,17 +66,17 @@ def engine_text(engine: EngineSummary) -> str:
     return f"{engine.name} {engine.version}".strip() + (f" ({facts})" if facts else "")
 
 
-def leader_answer(state: ClusterState, leader: NodeId | None, me: NodeId) -> LeaderAnswer:
-    lease = state.lease
-    if leader is None:
-        return LeaderAnswer(leader=None, epoch=lease.epoch if lease else 0)
-    node = state.nodes.get(leader)
+def leader_answer(state: ClusterState, lease: Lease | None, me: NodeId) -> LeaderAnswer:
+    """`lease`: that of the leader, which the state may show later; None: nobody leads."""
+    if lease is None:
+        return LeaderAnswer(leader=None, epoch=state.lease.epoch if state.lease else 0)
+    node = state.nodes.get(lease.node)
     return LeaderAnswer(
-        leader=leader,
-        name=node.name if node else leader,
-        epoch=lease.epoch if lease else 0,
-        since=lease.since if lease and lease.node == leader else 0.0,
-        this=leader == me,
+        leader=lease.node,
+        name=node.name if node else lease.node,
+        epoch=lease.epoch,
+        since=lease.since,
+        this=lease.node == me,
     )
 
 
@@ -85,21 +85,21 @@ def status_answer(
     *,
     cluster: str,
     me: NodeId,
-    leader: NodeId | None,
+    lease: Lease | None,
     writable: bool,
     trouble: Sequence[str],
     is_open: bool,
     listen: Sequence[str],
 ) -> ClusterAnswer:
     """`trouble`: what this node itself has to say (coordination is not up, a listener failed)."""
-    reasons = [*trouble, *_reasons(state, leader)]
+    reasons = [*trouble, *_reasons(state, lease)]
     counts: Mapping[str, int] = {str(status): count for status, count in sorted(state.counts.items())}
     return ClusterAnswer(
         cluster=cluster,
         node=me,
         status="no_quorum" if not writable else "degraded" if reasons else "ok",
         reasons=tuple(reasons),
-        leader=leader_answer(state, leader, me),
+        leader=leader_answer(state, lease, me),
         voters=tuple(state.voters.nodes) if state.voters else (),
         nodes=counts,
         models=len(state.models),
@@ -110,9 +110,9 @@ def status_answer(
     )
 
 
-def _reasons(state: ClusterState, leader: NodeId | None) -> list[str]:
+def _reasons(state: ClusterState, lease: Lease | None) -> list[str]:
     found: list[str] = []
-    if leader is None:
+    if lease is None:
         found.append(
             "there is no leader now: changes are refused until one is elected, inference goes on; "
             "if this lasts, see which servers run: ollama-distributed node list"

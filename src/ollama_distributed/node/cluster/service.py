@@ -33,6 +33,7 @@ from ollama_distributed.node.cluster import rows, voters
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.cluster.members import Members
 from ollama_distributed.state.changes import Change, SetDrain, SetLabels
+from ollama_distributed.state.records import Lease
 
 if TYPE_CHECKING:
     from ollama_distributed.node.cluster.life import Life
@@ -67,7 +68,7 @@ class ClusterService:
             life.state,
             cluster=life.identity.cluster,
             me=me,
-            leader=self._leader(life),
+            lease=self._lease(life),
             writable=self._writable(life),
             trouble=[*life.complaints(), *self._away(life)],
             is_open=life.front.is_open,
@@ -78,7 +79,7 @@ class ClusterService:
         life = self._keeper.life
         if life is None:
             return LeaderAnswer(leader=None)
-        return rows.leader_answer(life.state, self._leader(life), self._keeper.parts.node)
+        return rows.leader_answer(life.state, self._lease(life), self._keeper.parts.node)
 
     async def nodes(self) -> list[NodeRow]:
         life = self._keeper.need_life()
@@ -97,12 +98,12 @@ class ClusterService:
             life.state.nodes[node],
             life.state,
             me=self._keeper.parts.node,
-            leader=self._leader(life),
+            leader=lease.node if (lease := self._lease(life)) else None,
             usage=usage or NodeUsage(),
         )
 
-    def _leader(self, life: Life) -> NodeId | None:
-        return life.link.consensus.get_leader() if life.link is not None else None
+    def _lease(self, life: Life) -> Lease | None:
+        return life.link.consensus.get_lease() if life.link is not None else None
 
     def _writable(self, life: Life) -> bool:
         """False only where it is known that no quorum answers."""
