@@ -19,7 +19,7 @@ from tests.chaos.world import ANSWERS, HOLDERS, World, until
 
 ASK_S = 30.0
 """An answer that takes longer counts as failed."""
-ASK_PAUSE_S, WRITE_PAUSE_S, LOOK_PAUSE_S, AGAIN_S = 0.25, 0.15, 0.3, 0.2
+ASK_PAUSE_S, WRITE_PAUSE_S, LOOK_PAUSE_S, AGAIN_S = 0.4, 0.2, 0.3, 0.2
 REFUSAL_S = 2.0
 REFUSAL_SLACK_S = 1.5
 """Of a busy test machine, on top of the two seconds after which a write must be answered."""

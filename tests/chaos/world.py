@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -22,8 +23,8 @@ from tests.lab import API_PORT, Machine, Network
 from tests.nodes import NodeProcess, environment
 
 ANSWERS = {
-    "shared": "Two nodes have this model, so that one of them may die: " + "the other one answers. " * 6,
-    "single": "Only one node has this model, and every other one gives its answer. " * 3,
+    "shared": "Two nodes have this model, so that one of them may die and the other one answers.",
+    "single": "Only one node has this model, and every other one gives its answer.",
 }
 HOLDERS = {"shared": ("n1", "n2"), "single": ("n3",)}
 WELL_S = 60.0
@@ -61,6 +62,8 @@ class World:
         self._clients: dict[str, httpx.AsyncClient] = {}
         self._stopped: list[psutil.Process] = []
         self.cluster = ""
+        self.unwell = ""
+        """Why `well` said no last."""
 
     @property
     def names(self) -> list[str]:
@@ -187,14 +190,18 @@ class World:
         await until(known, WELL_S, f"{ask} knows a leader")
         return self.name_of((await self.status(ask))["leader"]["leader"])
 
-    async def well(self, names: Sequence[str] = ()) -> bool:
-        """Each of these (all) says so, of all nodes, and they name the same leader."""
-        leaders = set()
-        for name in names or self.names:
-            status = await self.status(name)
-            if status["status"] != "ok" or status["nodes"] != {"online": len(self._running)}:
+    async def well(self) -> bool:
+        """Each node says so, of all nodes, and they name the same leader."""
+        found = await asyncio.gather(*map(self.status, self.names))
+        leaders: dict[str, int] = {}
+        for name, status in zip(self.names, found, strict=True):
+            leader = status["leader"]
+            leaders[f"{leader['leader']} in {leader['epoch']}"] = 1
+            if status["status"] != "ok" or status["nodes"] != {"online": len(found)}:
+                self.unwell = f"{name}: {status['status']} {status['nodes']} {status['reasons']}"
                 return False
-            leaders.add((status["leader"]["leader"], status["leader"]["epoch"]))
+        if len(leaders) > 1:
+            self.unwell = f"leaders: {', '.join(leaders)}"
         return len(leaders) == 1
 
     async def _add_model(self, name: str, model: str) -> None:
