@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from tests.integration.identity_listener import Seat as Founder
 
+from ollama_distributed.adapters.discovery.mdns import Found, announced
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity import ca
 from ollama_distributed.cluster.identity.issuing import issue
 from ollama_distributed.cluster.identity.roster import NodeRecord
-from ollama_distributed.cluster.identity.tokens import parse_token
+from ollama_distributed.cluster.identity.tokens import Address, parse_token
 from ollama_distributed.cluster.identity.wire import ClusterFacts
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster import identity as identities
@@ -91,7 +93,7 @@ async def test_a_node_is_renewed_by_a_server_until_it_is_removed(tmp_path: Path)
     founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
     async with founder.open():
         token = parse_token(await founder.world.admission.create_token("node", creator="op"))
-        await join_first(folder, NODE, token)
+        await join_first(folder, NODE, token, mdns=False)
         identity = identities.restore(folder)
         assert identity is not None
         founder.world.now += 13 * 3600
@@ -117,7 +119,7 @@ async def _prepared(folder: Path, founder: Founder) -> str:
     """A join that the cluster granted and that was not adopted: the CA's hash."""
     async with founder.open():
         token = parse_token(await founder.world.admission.create_token("node", creator="op"))
-        await identities.join(folder, NODE, token)
+        await identities.join(folder, NODE, token, mdns=False)
         return token.ca_sha256
 
 
@@ -157,8 +159,8 @@ async def test_joining_again_is_nothing_and_another_cluster_only_alone(tmp_path:
     founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
     async with founder.open():
         token = parse_token(await founder.world.admission.create_token("node", creator="op", uses=2))
-        await join_first(folder, NODE, token)
-        await join_first(folder, NODE, token)
+        await join_first(folder, NODE, token, mdns=False)
+        await join_first(folder, NODE, token, mdns=False)
         joined = identities.restore(folder)
         assert joined is not None
         assert joined.cluster == founder.world.facts.cluster
@@ -167,7 +169,30 @@ async def test_joining_again_is_nothing_and_another_cluster_only_alone(tmp_path:
     async with other.open():
         token = parse_token(await other.world.admission.create_token("node", creator="op"))
         with pytest.raises(Conflict, match="cluster leave"):
-            await join_first(folder, NODE, token)
+            await join_first(folder, NODE, token, mdns=False)
+
+
+async def test_a_cluster_that_moved_is_found_on_the_network_by_its_ca(tmp_path: Path) -> None:
+    founder, folder = Founder(tmp_path / "f"), tmp_path / "n"
+    async with founder.open() as address:
+        token = parse_token(await founder.world.admission.create_token("node", creator="op"))
+        stale = msgspec.structs.replace(token, addresses=(Address("127.0.0.1", 1),))
+        own = Found(
+            cluster=founder.world.facts.cluster,
+            node="n0-moved",
+            name="f",
+            version="1",
+            ca_sha256=token.ca_sha256,
+            addresses=(str(address),),
+        )
+        with pytest.raises(Unavailable):
+            await join_first(folder, NODE, stale, mdns=False)
+        liar = msgspec.structs.replace(own, node="n0-liar", ca_sha256="ab" * 32, addresses=("127.0.0.1:2",))
+        async with announced(own), announced(liar):
+            await join_first(folder, NODE, stale, mdns=True)
+    joined = identities.restore(folder)
+    assert joined is not None
+    assert joined.cluster == founder.world.facts.cluster
 
 
 async def test_a_refused_join_changes_nothing(tmp_path: Path) -> None:
@@ -176,7 +201,7 @@ async def test_a_refused_join_changes_nothing(tmp_path: Path) -> None:
     async with founder.open():
         token = parse_token(await founder.world.admission.create_token("node", creator="op"))
     with pytest.raises(Unavailable):  # the cluster is gone
-        await join_first(folder, NODE, token)
+        await join_first(folder, NODE, token, mdns=False)
     restored = identities.restore(folder)
     assert restored is not None
     assert restored.cluster == old.cluster

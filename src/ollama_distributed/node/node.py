@@ -71,7 +71,7 @@ async def run_node(
         now = SystemClock().time()
         node = data_dir.node_id(settings.data_dir, now)
         if token is not None and not (if_alone and await asyncio.to_thread(_among_others, settings)):
-            await join_first(settings.data_dir, node, parse_token(token))
+            await join_first(settings.data_dir, node, parse_token(token), mdns=settings.mdns)
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
             sockets.callback(listener.close)

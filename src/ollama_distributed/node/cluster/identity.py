@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import anyio
+import msgspec
 import structlog
 
 from ollama_distributed.adapters.identity import handshake_client
@@ -33,7 +34,7 @@ from ollama_distributed.cluster.identity.issuing import found as found_cluster
 from ollama_distributed.cluster.identity.issuing import issue
 from ollama_distributed.cluster.identity.names import canonical_host
 from ollama_distributed.cluster.identity.roster import NodeRecord
-from ollama_distributed.cluster.identity.tokens import Address, JoinToken
+from ollama_distributed.cluster.identity.tokens import MAX_ADDRESSES, Address, JoinToken, parse_address
 from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys, Credentials
 
 log = structlog.get_logger("cluster.identity")
@@ -42,6 +43,7 @@ RENEWED = "identity.renewed"
 RENEWAL_FAILED = "identity.renewal_failed"
 
 NOT_NOW = "identity.cluster_cannot_decide"
+MOVED = "identity.cluster_on_the_network"
 NOT_NOW_S, NOT_NOW_PAUSE_S = 30.0, 1.0
 """A join waits so long for a cluster without a quorum; moving to three voters takes some 6 s."""
 LOOK_S = 60.0
@@ -134,8 +136,11 @@ def found(data_dir: Path, cluster: str, node: NodeId, hosts: Sequence[str], now:
     return restored
 
 
-async def join(data_dir: Path, node: NodeId, token: JoinToken) -> Credentials:
+async def join(data_dir: Path, node: NodeId, token: JoinToken, *, mdns: bool) -> Credentials:
     """Be admitted by the cluster of `token`; `adopt` then makes it this node's. Safe to repeat.
+
+    `mdns`: where no address of the token answers, look for the same cluster on the local network.
+    It is the same if it has the CA that the token pins, so whoever lies there gets no secret.
 
     Raises:
         as `handshake_client.join`.
@@ -147,14 +152,36 @@ async def join(data_dir: Path, node: NodeId, token: JoinToken) -> Credentials:
         try:
             credentials = await handshake_client.join(token, node=node, keys=keys)
         except Unavailable as failure:
-            # Servers that answer, and cannot decide: they elect, or the voters are being changed.
-            if anyio.current_time() > deadline or not await _answers(token):
+            if anyio.current_time() > deadline:
                 raise
-            log.warning(NOT_NOW, reason=failure.message)
-            await asyncio.sleep(NOT_NOW_PAUSE_S)
+            if await _answers(token):
+                # They cannot decide now: they elect, or the voters are being changed.
+                log.warning(NOT_NOW, reason=failure.message)
+                await asyncio.sleep(NOT_NOW_PAUSE_S)
+                continue
+            moved = await _elsewhere(token) if mdns else None
+            if moved is None:
+                raise
+            token, mdns = moved, False
             continue
         await asyncio.to_thread(files.save, credentials)
         return credentials
+
+
+async def _elsewhere(token: JoinToken) -> JoinToken | None:
+    """The token with the addresses that its cluster has on the local network now."""
+    from ollama_distributed.adapters.discovery.mdns import browse  # 0.1 s that few joins need
+
+    try:
+        found = [node for node in await browse() if node.ca_sha256 == token.ca_sha256]
+    except Unavailable as failure:
+        log.info(MOVED, reason=failure.message)
+        return None
+    where = tuple(parse_address(text) for node in found for text in node.addresses)[:MAX_ADDRESSES]
+    if not where:
+        return None
+    log.info(MOVED, addresses=[str(address) for address in where])
+    return msgspec.structs.replace(token, addresses=where)
 
 
 async def _answers(token: JoinToken) -> bool:

@@ -106,7 +106,7 @@ class Keeper:
         """
         life = self.need_life()
         identities.check_may_join(life.identity, max(len(life.state.nodes), len(life.roster), 1), token)
-        await identities.join(self.parts.data_dir, self.parts.node, token)
+        await identities.join(self.parts.data_dir, self.parts.node, token, mdns=self.parts.settings.mdns)
 
         async def adopt(ended: Life) -> None:
             await asyncio.to_thread(_adopt, self._seats, self.parts.data_dir, token)
@@ -231,7 +231,7 @@ class Keeper:
             self._turn.set()
 
 
-async def join_first(data_dir: Path, node: NodeId, token: JoinToken) -> None:
+async def join_first(data_dir: Path, node: NodeId, token: JoinToken, *, mdns: bool) -> None:
     """Join before the node starts. Nothing happens where it is in that cluster already.
 
     Raises:
@@ -245,7 +245,7 @@ async def join_first(data_dir: Path, node: NodeId, token: JoinToken) -> None:
             log.info(JOINED, cluster=current.cluster, again=True)
             return
         identities.check_may_join(current, seat.members, token)
-    await identities.join(data_dir, node, token)
+    await identities.join(data_dir, node, token, mdns=mdns)
     await asyncio.to_thread(_adopt, seats, data_dir, token)
 
 
