@@ -10,8 +10,17 @@ environment, and no answer may be longer or slower than its reader says.
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -75,7 +84,7 @@ class Response:
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
         self.headers: Mapping[str, str] = headers
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it comes.
 
         Raises:
@@ -112,10 +121,11 @@ class Response:
         """
         body = bytearray()
         with _deadline(self._patience.head_s, self.url):
-            async for chunk in self.chunks():
-                body += chunk
-                if len(body) > limit:
-                    raise RegistryError(f"{self.url.site} answers with more than {limit} bytes")
+            async with aclosing(self.chunks()) as chunks:
+                async for chunk in chunks:
+                    body += chunk
+                    if len(body) > limit:
+                        raise RegistryError(f"{self.url.site} answers with more than {limit} bytes")
         return bytes(body)
 
 

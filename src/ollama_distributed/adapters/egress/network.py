@@ -60,7 +60,10 @@ class CheckedNetwork(httpcore.AsyncNetworkBackend):
             raise Unavailable(f"the name {host} has no address")
         for address in addresses:
             if not self._allowed(address):
-                raise Forbidden(f"{host} leads to {address}, where no registry may be; refused")
+                raise Forbidden(
+                    f"{host} leads to {address}, which is no public address; refused (a registry of your "
+                    "own network needs `private: true` under `registries` in the settings)"
+                )
         failure: Exception | None = None
         for address in addresses:
             try:

@@ -1,0 +1,240 @@
+"""Models from and to registries: pull and push of a name, in Ollama's steps and words.
+
+One pull of a name at a time: who asks for the same meanwhile takes part in it. One fetch of a
+blob at a time, whichever names need it. What was fetched stays when everyone goes away, and
+the next pull takes it up. A blob is visible only whole and checked; the manifest comes last.
+Source: Ollama `server/images.go` (PullModel, PushModel).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.errors import (
+    DigestMismatch,
+    DiskFull,
+    InvalidModel,
+    ModelNotFound,
+    OllamaDistributedError,
+    RegistryError,
+)
+from ollama_distributed.distribution.joint import Joint, Joints
+from ollama_distributed.distribution.ports import Blobs, Library, Partial, Registry, Status
+from ollama_distributed.distribution.progress import Progress
+from ollama_distributed.models.manifest import Layer, parse_manifest
+from ollama_distributed.models.names import BlobId, ModelName
+
+log = structlog.get_logger()
+
+TICK_S = 0.06
+"""Between two looks at a running transfer; Ollama's."""
+
+
+class Fetch:
+    """A blob on its way: what those who wait for it see."""
+
+    def __init__(self, blob: BlobId, size: int, name: ModelName) -> None:
+        self.blob = blob
+        self.size = size
+        self.name = name
+        """For whom the fetch began: it comes from this name's registry."""
+        self.partial: Partial | None = None
+        self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """All bytes are here; what remains is to check them."""
+
+    @property
+    def here(self) -> int:
+        if self.arrived.done():
+            return self.size
+        return self.partial.here if self.partial is not None else 0
+
+
+class Pulls:
+    """Implements `distribution.ports.Transfers`. Use as a context: at its end running work is
+    cancelled, and what was fetched stays."""
+
+    def __init__(self, registry: Registry, blobs: Blobs, library: Library, *, tick_s: float = TICK_S) -> None:
+        self._registry = registry
+        self._blobs = blobs
+        self._library = library
+        self._tick_s = tick_s
+        self._work: Joints[Progress] = Joints()
+        self._fetches: Joints[Fetch] = Joints()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._work.close()
+        await self._fetches.close()
+
+    # ── pull ────────────────────────────────────────────────────────────────────────
+
+    async def pull(self, name: str) -> AsyncGenerator[Status]:
+        """Fetch a model, or what is new of it. Ends when nobody reads any more.
+
+        Raises:
+            InvalidName, Forbidden: before the first line.
+            ModelNotFound, Unavailable, RegistryError, DiskFull, InvalidModel, …: after it.
+        """
+        target = self._named(name)
+        async with aclosing(self._shared(("pull", target.key), partial(self._pull, target))) as lines:
+            async for status in lines:
+                yield status
+
+    async def _pull(self, name: ModelName, progress: Progress) -> None:
+        progress.tell(Status(status="pulling manifest"))
+        data = await self._registry.manifest(name)
+        try:
+            manifest = parse_manifest(data)
+        except InvalidModel as exc:
+            raise RegistryError(f"{name.host} sends no manifest of a model: {exc.message}") from exc
+        fetched: list[BlobId] = []
+        try:
+            with self._library.pinned(manifest.blobs()):
+                await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
+                progress.tell(Status(status="writing manifest"))
+                unused = await self._library.adopt(name, data)
+        except (DiskFull, InvalidModel):
+            # Nothing stays of what cannot be used.
+            await self._library.forget(fetched)
+            raise
+        if unused:
+            progress.tell(Status(status="removing unused layers"))
+            await self._library.forget(unused)
+        log.info("distribution.pulled", model=name.display, fetched_blobs=len(fetched))
+        progress.tell(Status(status="success"))
+
+    async def _bring(
+        self, name: ModelName, layers: Iterable[Layer], progress: Progress, fetched: list[BlobId]
+    ) -> None:
+        """Have all blobs here, whole. Those that were not are added to `fetched`."""
+        async with AsyncExitStack() as stack:
+            coming: list[Joint[Fetch]] = []
+            for layer in {layer.digest: layer for layer in layers}.values():
+                size = await self._blobs.blob_size(layer.blob)
+                if size is None:
+                    fetched.append(layer.blob)
+                    coming.append(await self._arrived(stack, name, layer, progress))
+                elif size != layer.size:
+                    raise RegistryError(f"{name.host} says {layer.size} of a blob that has {size} bytes")
+                progress.tell(_line("pulling", layer, layer.size))
+            progress.tell(Status(status="verifying sha256 digest"))
+            for joint in coming:
+                await joint.result()
+
+    async def _arrived(
+        self, stack: AsyncExitStack, name: ModelName, layer: Layer, progress: Progress
+    ) -> Joint[Fetch]:
+        """A fetch whose bytes are all here. It goes on, to check them, as long as `stack` holds it."""
+        while True:
+            joint = await stack.enter_async_context(
+                self._fetches.joined(layer.blob, lambda: Fetch(layer.blob, layer.size, name), self._run_fetch)
+            )
+            fetch = joint.told
+            while not (fetch.arrived.done() or joint.task.done()):
+                progress.tell(_line("pulling", layer, fetch.here))
+                ends = {joint.task, fetch.arrived}
+                await asyncio.wait(ends, timeout=self._tick_s, return_when=asyncio.FIRST_COMPLETED)
+            if fetch.arrived.done():
+                return joint
+            try:
+                await joint.result()
+            except OllamaDistributedError as exc:
+                if fetch.name.key == name.key or isinstance(exc, DiskFull):
+                    raise
+                # What failed there, at another name's registry, may work here.
+                log.info("distribution.fetch_again", model=name.display, error=exc.message)
+
+    async def _run_fetch(self, fetch: Fetch) -> None:
+        while True:
+            async with self._blobs.partial(fetch.blob, fetch.size) as coming:
+                fetch.partial = coming
+                try:
+                    await self._registry.fetch(fetch.name, fetch.blob, coming)
+                    if not fetch.arrived.done():
+                        fetch.arrived.set_result(None)
+                    await coming.finish()
+                    return
+                except DiskFull:
+                    await coming.discard()
+                    raise
+                except DigestMismatch as exc:
+                    # What an earlier fetch left may be what is wrong; then once more, from nothing.
+                    if not coming.resumed:
+                        raise RegistryError(exc.message) from exc
+                    log.warning("distribution.left_over_was_wrong", blob=fetch.blob.digest)
+
+    # ── push ────────────────────────────────────────────────────────────────────────
+
+    async def push(self, name: str) -> AsyncGenerator[Status]:
+        """Send a model of this node to its registry. Ends when nobody reads any more.
+
+        Raises:
+            InvalidName, Forbidden: before the first line.
+            ModelNotFound, Unauthenticated, Unavailable, RegistryError: after it.
+        """
+        target = self._named(name)
+        async with aclosing(self._shared(("push", target.key), partial(self._push, target))) as lines:
+            async for status in lines:
+                yield status
+
+    async def _push(self, name: ModelName, progress: Progress) -> None:
+        progress.tell(Status(status="retrieving manifest"))
+        data = await self._library.manifest(name)
+        if data is None:
+            progress.tell(Status(status="couldn't retrieve manifest"))
+            raise ModelNotFound(f"model '{name.display}' not found")
+        manifest = parse_manifest(data)
+        with self._library.pinned(manifest.blobs()):
+            for layer in {layer.digest: layer for layer in (*manifest.layers, manifest.config)}.values():
+                await self._send(name, layer, progress)
+            progress.tell(Status(status="pushing manifest"))
+            await self._registry.send_manifest(name, data)
+        log.info("distribution.pushed", model=name.display)
+        progress.tell(Status(status="success"))
+
+    async def _send(self, name: ModelName, layer: Layer, progress: Progress) -> None:
+        sent = 0
+
+        def told(count: int) -> None:
+            nonlocal sent
+            sent += count
+            progress.tell(_line("pushing", layer, sent))
+
+        told(0)
+        await self._registry.send(name, layer, self._blobs, told)
+        progress.tell(_line("pushing", layer, layer.size))
+
+    async def _shared(
+        self, key: tuple[str, str], run: Callable[[Progress], Coroutine[Any, Any, None]]
+    ) -> AsyncGenerator[Status]:
+        """The lines of a work that others may follow too."""
+        async with (
+            self._work.joined(key, Progress, run) as joint,
+            aclosing(joint.told.follow(joint.task)) as lines,
+        ):
+            async for status in lines:
+                yield status
+
+    def _named(self, text: str) -> ModelName:
+        """The name in the spelling that is on disk, if its registry may be asked."""
+        asked = ModelName.parse(text)
+        self._registry.check(asked)
+        return msgspec.structs.replace(self._library.settled(asked), scheme=asked.scheme)
+
+
+def _line(verb: str, layer: Layer, completed: int) -> Status:
+    return Status(
+        status=f"{verb} {layer.blob.hex[:12]}", digest=layer.digest, total=layer.size, completed=completed
+    )
