@@ -38,7 +38,7 @@ def refused(*arguments: str, env: dict[str, str] | None = None) -> str:
 
 def test_what_cannot_start_says_why(tmp_path: Path) -> None:
     data = ("--data-dir", str(tmp_path / "node"))
-    assert "this machine only" in refused(*data, "--listen", "0.0.0.0:0")
+    assert "write HOST:PORT" in refused(*data, "--listen", "127.0.0.1:x")
     assert "keep_alive" in refused(*data, env={"OLLAMA_KEEP_ALIVE": "soon"})
     assert "no settings file" in refused(*data, "--config", str(tmp_path / "absent.yaml"))
     assert "every web page" in refused(*data, env={"OLLAMA_ORIGINS": "*"})
