@@ -98,6 +98,15 @@ class Voters:
     def stream(self) -> Stream:
         return Stream(self.address("looker"), name="looker")
 
+    async def voting(self) -> set[str]:
+        """Who votes now; waits while they elect."""
+        with anyio.fail_after(20):
+            while True:
+                try:
+                    return set(await self.system.voters())
+                except Unavailable:
+                    await anyio.sleep(0.05)
+
     async def leader(self, deadline_s: float = 20.0) -> str:
         """Of the state's stream."""
         with anyio.fail_after(deadline_s):

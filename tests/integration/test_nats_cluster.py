@@ -147,7 +147,7 @@ async def test_only_servers_may_be_routes(three: Voters) -> None:
         assert b"PONG" not in answer
     finally:
         writer.transport.abort()
-    assert set(await three.system.voters()) == set(NAMES)
+    assert await three.voting() == set(NAMES)
 
 
 async def test_a_server_of_another_cluster_does_not_get_in(three: Voters, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ async def test_a_server_of_another_cluster_does_not_get_in(three: Voters, tmp_pa
             while "TLS" not in (text := (tmp_path / "s" / "nats-server.log").read_text()):
                 await anyio.sleep(0.05)
         assert "Route connection created" not in text or "handshake error" in text
-    assert set(await three.system.voters()) == set(NAMES)
+    assert await three.voting() == set(NAMES)
 
 
 async def test_a_damaged_replica_is_found_and_filled_anew(three: Voters) -> None:

@@ -53,14 +53,14 @@ async def test_one_three_five_and_back_under_writers(alone: Voters) -> None:
 
         await alone.growth.to_five(alone.hosts("n2", "n3"), alone.hosts("n4", "n5"))
         await changed()
-        assert (await alone.system.meta()).cluster_size == 5
+        assert len(await alone.voting()) == 5
 
         dead = await alone.lose(await alone.leader() if await alone.leader() != "n1" else "n2")
         others = [node for node in alone.formation.nodes if node not in (dead, "n1")]
         await alone.growth.replace(dead, alone["n6"], alone.hosts(*others))
         await changed()
         assert set(alone.formation.nodes) == {"n1", *others, "n6"}
-        assert set(await alone.system.voters()) == set(alone.formation.nodes)
+        assert await alone.voting() == set(alone.formation.nodes)
 
         await alone.growth.to_one(alone.hosts(*others, "n6"))
         await changed()
@@ -134,11 +134,11 @@ async def test_a_change_that_failed_is_asked_for_again(tmp_path: Path) -> None:
         assert len(three.formation.places) == 3
         # One of the two candidates is in the group already; it dies, and others are chosen.
         with anyio.fail_after(20):
-            while "n4" not in await three.system.voters():
+            while "n4" not in await three.voting():
                 await anyio.sleep(0.05)
         await three.lose("n4")
         await three.growth.to_five(old, three.hosts("n6", "n7"))
-        assert set(await three.system.voters()) == {"n1", "n2", "n3", "n6", "n7"}
+        assert await three.voting() == {"n1", "n2", "n3", "n6", "n7"}
         await three.agree(three.formation.nodes)
 
 
