@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 from pydantic_core import PydanticUndefined
 
-from ollama_distributed.node.settings import OLLAMA_NAMES, PREFIX, Settings, is_live
+from ollama_distributed.node.cluster.live import is_live
+from ollama_distributed.node.settings import OLLAMA_NAMES, PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
 PER_MACHINE = {

@@ -318,3 +318,41 @@ def test_a_dead_voter_is_replaced_when_an_operator_says_so(tmp_path: Path) -> No
             assert client.config.set({"max_queue": 99}).version == 1
             client.nodes.remove(dead.id)
         until(lambda: _is_well(nodes["n1"], 3), 15.0, "well without the dead one")
+
+
+def test_servers_grow_to_five_and_two_may_die(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        first = nodes.serve("n1")
+        names = ("n1", "n2", "n3", "n4", "n5")
+        for name in names[1:]:
+            nodes.join(name, to="n1", role="server")
+        until(lambda: len(_status(first).voters) == 5, 2 * GROWN_S, "five voters")
+        until(lambda: all(_is_well(nodes[name], 5) for name in names), 30.0, "five nodes are well")
+        with nodes["n5"].admin() as client:
+            version = _write(client, 111)
+            for name in ("n1", "n2"):
+                nodes[name].kill()
+            later = until(lambda: _write(client, 222), 30.0, "writes with two of five dead")
+            assert later > version
+            assert client.config.get().values == {"max_queue": 222}
+
+
+# ── how one joins ───────────────────────────────────────────────────────────────────
+
+
+def test_a_bad_token_is_told_before_anything_starts_and_a_running_node_joins(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        first, second = nodes.serve("n1"), nodes.serve("n2")
+        cut = first.cli("join", "odj_server.ab12", check=False)
+        assert (cut.returncode, cut.stderr.strip()) == (
+            1,
+            "Error: the join token is not complete; copy it as a whole, from 'odj_' to its end",
+        )
+        with first.admin() as client:
+            made = until(client.cluster.create_token, 15.0, "a token")
+        joined = second.cli("join", made.token)
+        assert "joined cluster" in joined.stderr
+        until(lambda: _is_well(first, 2) and _is_well(second, 2), 15.0, "one cluster")
+        again = second.cli("join", made.token, check=False)
+        assert again.returncode == 1
+        assert "in that cluster already" in again.stderr

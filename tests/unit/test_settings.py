@@ -7,15 +7,14 @@ from pathlib import Path
 import pytest
 
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.node.cluster.live import read_live, with_live
 from ollama_distributed.node.settings import (
     OLLAMA_NAMES,
     PREFIX,
     Settings,
     duration_s,
     ollama_host,
-    read_live,
     read_settings,
-    with_live,
 )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -385,39 +384,6 @@ def ollama_host(text: str) -> str:
         return f"[{rest}]:{OLLAMA_PORT}"
     host, _, port = rest.partition(":")
     return f"{host or '127.0.0.1'}:{port or OLLAMA_PORT}"
-
-
-def is_live(name: str) -> bool:
-    """Whether the cluster's config may set this field."""
-    return name in Settings.model_fields and Settings.model_fields[name].json_schema_extra == LIVE
-
-
-def read_live(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of the cluster's config, checked and converted as a settings file would be.
-
-    Raises:
-        Invalid: names the setting and what is wrong.
-    """
-    scratch = Settings.model_construct()
-    for name, value in values.items():
-        if name not in Settings.model_fields:
-            raise Invalid(f"there is no setting {name[:80]!r}; see docs/settings.md", param=name[:80])
-        if not is_live(name):
-            raise Invalid(
-                f"{name} belongs to each node: set it in the node's own file or flags and restart it. "
-                f"The cluster sets {', '.join(filter(is_live, Settings.model_fields))}",
-                param=name,
-            )
-        try:
-            Settings.__pydantic_validator__.validate_assignment(scratch, name, value)
-        except ValidationError as failure:
-            raise Invalid(f"{name}: {failure.errors()[0]['msg']}", param=name) from failure
-    return {name: getattr(scratch, name) for name in values}
-
-
-def with_live(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The node's settings with the cluster's config over them."""
-    return settings.model_copy(update=read_live(values))
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:
