@@ -7,7 +7,7 @@ blob before `finish` has checked it as a whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -169,11 +169,3 @@ class Library(Protocol):
     async def forget(self, blobs: Collection[BlobId]) -> None:
         """Remove those that no manifest names and nobody has pinned."""
         ...
-
-
-class Transfers(Protocol):
-    """What the gateway asks (`distribution.pulls.Pulls`)."""
-
-    def pull(self, name: str) -> AsyncIterator[Status]: ...
-
-    def push(self, name: str) -> AsyncIterator[Status]: ...

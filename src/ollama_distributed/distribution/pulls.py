@@ -58,7 +58,7 @@ class Fetch:
 
 
 class Pulls:
-    """Implements `distribution.ports.Transfers`. Use as a context: at its end running work is
+    """Use as a context: at its end running work is
     cancelled, and what was fetched stays."""
 
     def __init__(self, registry: Registry, blobs: Blobs, library: Library, *, tick_s: float = TICK_S) -> None:
@@ -79,6 +79,13 @@ class Pulls:
         await self._fetches.close()
 
     # ── pull ────────────────────────────────────────────────────────────────────────
+
+    def check(self, name: str) -> None:
+        """
+        Raises:
+            InvalidName, Forbidden: the name is none, or its registry may not be asked.
+        """
+        self._named(name)
 
     async def pull(self, name: str) -> AsyncGenerator[Status]:
         """Fetch a model, or what is new of it. Ends when nobody reads any more.

@@ -23,7 +23,7 @@ from ollama_distributed.gateway.gate import Gate
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
-from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
+from ollama_distributed.gateway.ports import Catalog, Residents, Transfers, VersionInfo
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.node import node_routes
@@ -96,9 +96,11 @@ def create_app(
     clock: Clock | None = None,
     ready: Callable[[], bool] = lambda: True,
     cluster: Cluster | None = None,
+    transfers: Transfers | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
-    `cluster`: what the routes of the cluster work on (None: there are none)."""
+    `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
+    moves models from and to registries."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
@@ -124,6 +126,7 @@ def create_app(
         wall=clock.time,
         ready=ready,
         cluster_status=(lambda: cluster.status().status) if cluster is not None else None,
+        transfers=transfers,
     )
 
     @functools.cache

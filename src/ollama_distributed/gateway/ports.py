@@ -8,6 +8,8 @@ from typing import Protocol
 import msgspec
 
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
+from ollama_distributed.distribution.downloads import Transfer
+from ollama_distributed.distribution.ports import Status
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import LoadedModel
@@ -39,6 +41,20 @@ class Residents(Protocol):
     def loaded(self) -> list[LoadedModel]: ...
 
     async def unload(self, name: str) -> None: ...
+
+
+class Transfers(Protocol):
+    """Models from and to registries (`distribution/`)."""
+
+    def pull(self, name: str) -> AsyncIterator[Status]:
+        """Fetch a model. Closing the iterator ends the work, unless others wait for it too."""
+        ...
+
+    def push(self, name: str) -> AsyncIterator[Status]: ...
+
+    def download(self, name: str) -> Transfer:
+        """Begin to fetch a model, and go on without anybody waiting."""
+        ...
 
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,7 @@ from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
+from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
@@ -137,7 +138,9 @@ async def _built(
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))
+            transfers.limit(live)
 
+        transfers = await closing.enter_async_context(registry_transfers(settings, store, catalog, clock))
         here = await closing.enter_async_context(
             in_cluster(
                 settings,
@@ -163,6 +166,7 @@ async def _built(
             clock=clock,
             ready=lambda: not stop.wanted,
             cluster=here.service,
+            transfers=transfers,
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)

@@ -37,6 +37,7 @@ from pydantic_settings import (
 )
 
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.node.registry_settings import RegistrySettings
 
 PREFIX = "OLLAMA_DISTRIBUTED_"
 
@@ -249,6 +250,33 @@ class Settings(BaseSettings):
         default_factory=list, description="More engines on this machine; their models are listed too."
     )
 
+    registries: list[RegistrySettings] = Field(
+        default_factory=list,
+        description="Registries that models may come from and go to, beside Ollama's own and hf.co; no name "
+        "in a request can add one. Each has `host` (as in model names, e.g. registry.example:5000) and may "
+        "have `insecure` (plain http), `private` (it lies in a private network or on this machine), "
+        "`username` and `password`, `auth_hosts` (others that may give tokens for it), `ca` (a PEM file), "
+        "`ollama_key` (sign token requests as Ollama does). In the environment: YAML.",
+    )
+    registry_key: Path | None = Field(
+        default=None,
+        description="SSH key (ed25519) that signs token requests to Ollama's registry and hf.co; may be an "
+        "existing ~/.ollama/id_ed25519. Default: DATA_DIR/registry_key, made at first need.",
+    )
+    pull_parts: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Ranges of one file that a pull fetches at once. Most registries limit each connection, "
+        "and few give more to more than 8.",
+    )
+    pull_rate_mib: float = Field(
+        default=0.0,
+        ge=0,
+        description="Most that all pulls of a node together fetch, MiB/s; 0: no limit.",
+        json_schema_extra=LIVE,
+    )
+
     require_key: bool = Field(
         default=False,
         description="Ask for a key even from this machine (else loopback has the role `local`).",
@@ -322,7 +350,14 @@ class Settings(BaseSettings):
         return value
 
     @field_validator(
-        "data_dir", "models_dir", "cache_dir", "llama_server", "nats_server", "tls_certificate", "tls_key"
+        "data_dir",
+        "models_dir",
+        "cache_dir",
+        "llama_server",
+        "nats_server",
+        "tls_certificate",
+        "tls_key",
+        "registry_key",
     )
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -344,7 +379,7 @@ class Settings(BaseSettings):
     def store_dir(self) -> Path:
         return self.models_dir or self.data_dir / "models"
 
-    @field_validator("engines", mode="before")
+    @field_validator("engines", "registries", mode="before")
     @classmethod
     def _yaml_text(cls, value: object) -> object:
         return yaml.safe_load(value) if isinstance(value, str) else value

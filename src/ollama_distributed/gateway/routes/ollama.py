@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
-
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
-from ollama_distributed.base.errors import BlobNotFound, Invalid, NotOffered
-from ollama_distributed.catalog.wire import CreateRequest, CreateStatus
+from ollama_distributed.base.errors import BlobNotFound, Invalid
+from ollama_distributed.catalog.wire import CreateRequest
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.dialects.fields import decode
-from ollama_distributed.gateway.errors import as_ours, ollama_error_body
-from ollama_distributed.gateway.out import STREAM_HEADERS
 from ollama_distributed.gateway.routes.models import model_row, newest_first, resident_rows, shown_row
-from ollama_distributed.gateway.routes.table import ColdRoute, Node, Run, json_response
+from ollama_distributed.gateway.routes.progress import progress
+from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
 
 TAG = "Ollama: models"
 
@@ -43,10 +39,22 @@ class StreamBody(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
 
 
+class TransferBody(msgspec.Struct, frozen=True, kw_only=True):
+    """Of pull and push."""
+
+    model: str | None = None
+    name: str | None = None
+    """Older spelling of `model`."""
+    insecure: bool | None = None
+    """Read and not used: which registries speak plain http is said in the settings."""
+    stream: bool | None = None
+
+
 _SHOW = msgspec.json.Decoder(ShowBody)
 _NAME = msgspec.json.Decoder(NameBody)
 _COPY = msgspec.json.Decoder(CopyBody)
 _CREATE = msgspec.json.Decoder(CreateRequest)
+_TRANSFER = msgspec.json.Decoder(TransferBody)
 _STREAM = msgspec.json.Decoder(StreamBody)
 
 
@@ -126,17 +134,19 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             method="POST",
             path="/api/pull",
             verb="models",
-            run=_transfer("pull"),
+            run=handlers.pull,
             tag=TAG,
-            summary="Not offered yet",
+            summary="Fetch a model from its registry",
+            body=TransferBody,
         ),
         ColdRoute(
             method="POST",
             path="/api/push",
             verb="models",
-            run=_transfer("push"),
+            run=handlers.push,
             tag=TAG,
-            summary="Not offered yet",
+            summary="Send a model to its registry",
+            body=TransferBody,
         ),
         *(
             ColdRoute(method="HEAD", path=path, verb="read", run=run, tag=TAG, summary="", hidden=True)
@@ -178,7 +188,19 @@ class _Handlers:
         raw = await cold.raw_body(request)
         wanted = decode(raw, _STREAM)
         statuses = self._node.catalog.create(decode(raw, _CREATE))
-        return await progress(statuses, stream=wanted.stream is not False)
+        return await progress(statuses, request, stream=wanted.stream is not False)
+
+    async def pull(self, cold: ColdRequest, request: Request) -> Response:
+        body = await cold.body(request, _TRANSFER)
+        name = _need(body.model or body.name, "invalid model name")
+        lines = self._node.need_transfers().pull(name)
+        return await progress(lines, request, stream=body.stream is not False, ready=self._node.ready)
+
+    async def push(self, cold: ColdRequest, request: Request) -> Response:
+        body = await cold.body(request, _TRANSFER)
+        name = _need(body.model or body.name, "model is required")
+        lines = self._node.need_transfers().push(name)
+        return await progress(lines, request, stream=body.stream is not False, ready=self._node.ready)
 
     async def copy(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _COPY)
@@ -201,42 +223,6 @@ class _Handlers:
     async def put_blob(self, cold: ColdRequest, request: Request) -> Response:
         made = await self._node.catalog.put_blob(request.path_params["digest"], cold.upload(request))
         return Response(status_code=201 if made else 200)
-
-
-async def progress(statuses: AsyncIterator[CreateStatus], *, stream: bool) -> Response:
-    """Status lines as NDJSON, or only the last. An error before the first has its status."""
-    if not stream:
-        last: Any = CreateStatus(status="success")
-        async for status in statuses:
-            last = status
-        return json_response(last)
-    try:
-        first = await anext(statuses)
-    except StopAsyncIteration:
-        first = CreateStatus(status="success")
-    headers = {name.decode("ascii"): value.decode("ascii") for name, value in STREAM_HEADERS}
-    return StreamingResponse(_lines(first, statuses), headers=headers, media_type="application/x-ndjson")
-
-
-async def _lines(first: CreateStatus, rest: AsyncIterator[CreateStatus]) -> AsyncIterator[bytes]:
-    yield msgspec.json.encode(first) + b"\n"
-    try:
-        async for status in rest:
-            yield msgspec.json.encode(status) + b"\n"
-    except Exception as exc:  # the status line is gone: the error is the last line
-        yield ollama_error_body(as_ours(exc)) + b"\n"
-
-
-def _transfer(verb: str) -> Run:
-    async def transfer(_cold: ColdRequest, _request: Request) -> Response:
-        raise NotOffered(
-            f"{verb} is not available in this version: it comes with model transfer. Until then bring a "
-            "model with 'ollama-distributed import FILE.gguf --name NAME', or upload it "
-            "(POST /api/blobs, then /api/create)"
-        )
-
-    transfer.__name__ = verb
-    return transfer
 
 
 def _need(value: str | None, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ollama_distributed.base.errors import NotOffered
+from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.routes.models import model_row, newest_first
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
@@ -30,7 +30,9 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             verb="models",
             run=handlers.download,
             tag=TAG,
-            summary="Not offered yet",
+            summary="Begin to fetch a model from its registry",
+            answer=Transfer,
+            status=202,
         ),
         ColdRoute(
             method="GET",
@@ -79,11 +81,9 @@ class _Handlers:
         await self._node.catalog.delete(spec.name)
         return Response(status_code=204)
 
-    async def download(self, _cold: ColdRequest, _request: Request) -> Response:
-        raise NotOffered(
-            "download is not available in this version: it comes with model transfer. Until then bring "
-            "a model with 'ollama-distributed import FILE.gguf --name NAME'"
-        )
+    async def download(self, _cold: ColdRequest, request: Request) -> Response:
+        transfer = self._node.need_transfers().download(request.path_params["name"])
+        return json_response(transfer, 202)
 
     async def health(self, _cold: ColdRequest, _request: Request) -> Response:
         ready = self._node.ready()

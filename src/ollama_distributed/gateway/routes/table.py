@@ -10,10 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ollama_distributed.access.roles import Verb
-from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.metrics import GatewayMetrics
-from ollama_distributed.gateway.ports import Catalog, Residents, VersionInfo
+from ollama_distributed.gateway.ports import Catalog, Residents, Transfers, VersionInfo
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
 
@@ -51,6 +51,13 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     ready: Callable[[], bool]
     cluster_status: Callable[[], str] | None = None
     """In one word, for probes; None: there is no cluster."""
+    transfers: Transfers | None = None
+    """None: this gateway moves no models."""
+
+    def need_transfers(self) -> Transfers:
+        if self.transfers is None:
+            raise NotOffered("this server does not move models to or from registries")
+        return self.transfers
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -1,0 +1,79 @@
+"""How this node reaches registries: from its settings to what `/api/pull` and `/api/push` work on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from ollama_distributed._version import __version__
+from ollama_distributed.adapters.blobs.store import BlobStore
+from ollama_distributed.adapters.egress.client import EgressClient
+from ollama_distributed.adapters.registry.service import Registries
+from ollama_distributed.adapters.registry.signing import RequestSigner
+from ollama_distributed.adapters.registry.sites import RegistrySite, Sites
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.distribution.downloads import Downloads, Transfer
+from ollama_distributed.distribution.pace import Pace
+from ollama_distributed.distribution.ports import Status
+from ollama_distributed.distribution.pulls import Pulls
+from ollama_distributed.node.registry_settings import RegistrySettings
+from ollama_distributed.node.settings import Settings
+
+MIB = 1024 * 1024
+KEY_FILE = "registry_key"
+
+
+class RegistryTransfers:
+    """Implements `gateway.ports.Transfers`."""
+
+    def __init__(self, pulls: Pulls, downloads: Downloads, pace: Pace) -> None:
+        self.pulls = pulls
+        self.downloads = downloads
+        self._pace = pace
+
+    def pull(self, name: str) -> AsyncGenerator[Status]:
+        return self.pulls.pull(name)
+
+    def push(self, name: str) -> AsyncGenerator[Status]:
+        return self.pulls.push(name)
+
+    def download(self, name: str) -> Transfer:
+        return self.downloads.start(name)
+
+    def limit(self, settings: Settings) -> None:
+        """How fast, from now on."""
+        self._pace.limit(settings.pull_rate_mib * MIB)
+
+
+@asynccontextmanager
+async def registry_transfers(
+    settings: Settings, store: BlobStore, catalog: Catalog, clock: Clock
+) -> AsyncIterator[RegistryTransfers]:
+    """Ready to pull and push; what runs at the end is cancelled, and what was fetched stays."""
+    sites = Sites([_site(registry) for registry in settings.registries])
+    pace = Pace(clock, settings.pull_rate_mib * MIB)
+    signer = RequestSigner(settings.registry_key or settings.data_dir / KEY_FILE)
+    agent = f"ollama-distributed/{__version__}"
+    async with EgressClient(sites.for_egress(), user_agent=agent) as egress:
+        registries = Registries(
+            egress, sites, signer, clock, streams=lambda: settings.pull_parts, take=pace.take
+        )
+        async with (
+            Pulls(registries, store, catalog) as pulls,
+            Downloads(pulls.pull, pulls.check, clock) as downloads,
+        ):
+            yield RegistryTransfers(pulls, downloads, pace)
+
+
+def _site(registry: RegistrySettings) -> RegistrySite:
+    return RegistrySite(
+        host=registry.host,
+        insecure=registry.insecure,
+        private=registry.private,
+        auth_hosts=tuple(registry.auth_hosts),
+        username=registry.username,
+        password=registry.password.get_secret_value(),
+        signed=registry.ollama_key,
+        ca=None if registry.ca is None else str(registry.ca.expanduser().absolute()),
+    )
