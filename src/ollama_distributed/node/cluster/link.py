@@ -111,7 +111,7 @@ async def linked(
             holdings=holdings,
             allowed=allowed,
         )
-        stack.callback(mirror.on_change(lambda _before, _after: publisher.wake()))
+        stack.callback(mirror.on_change(publisher.look))
         await _run(stack, "publish", publisher.step, chance)
         yield Link(
             coordination=coordination,

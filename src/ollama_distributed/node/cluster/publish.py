@@ -26,6 +26,8 @@ log = structlog.get_logger("cluster.publish")
 PUBLISHED = "cluster.published"
 SETTLE_S = 0.05
 """Changes that come together (a start, many models) are written together."""
+AGAIN_S = 1.0
+"""While the state is not known, or old."""
 LOOK_S = 30.0
 """Compared again after so long, whatever happened."""
 
@@ -61,16 +63,23 @@ class Publisher:
         self._news = anyio.Event()
 
     def wake(self) -> None:
-        """Something of this node changed, or the state did."""
+        """Something of this node changed."""
         self._news.set()
+
+    def look(self, before: ClusterState, after: ClusterState) -> None:
+        """The state changed; does it say something else of this node?"""
+        if not before.revision or before.nodes.get(self._node) is not after.nodes.get(self._node):
+            self.wake()
 
     async def step(self) -> None:
         """Write what differs, then wait for a change. To be repeated."""
         self._news = news = anyio.Event()
+        look_s = AGAIN_S
         if self._mirror.synced and self._allowed():
             await self._write(keys.advert(self._node), self._advert())
             await self._write(keys.holdings(self._node), self._holdings())
-        with anyio.move_on_after(LOOK_S):
+            look_s = LOOK_S
+        with anyio.move_on_after(look_s):
             await news.wait()
             await anyio.sleep(SETTLE_S)
 
