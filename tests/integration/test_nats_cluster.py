@@ -83,6 +83,22 @@ async def test_all_three_killed_at_once(three: Voters) -> None:
     await three.agree(NAMES)
 
 
+async def test_a_voter_that_starts_last_keeps_its_place(three: Voters) -> None:
+    """The others have not heard of it since they started: they know it by its place only."""
+    for name in NAMES:
+        await three[name].stop()
+    await three["n1"].start()
+    await three["n2"].start()
+    await three.leader()
+    voters = await three.server("n1").system.voters()
+    assert len(voters) == 3
+    assert "n3" not in voters, "they do not know its name"
+    await three["n3"].start()
+    assert three["n3"].seat.formation is not None
+    assert three.server("n3").running
+    await three.agree(NAMES)
+
+
 async def test_a_paused_leader_does_not_split_the_history(three: Voters) -> None:
     async with writing(three) as writers:
         await writers.more(50)

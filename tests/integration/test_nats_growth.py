@@ -154,6 +154,11 @@ async def test_only_the_dead_are_replaced_and_only_by_a_majority(tmp_path: Path)
 
         kept = three.server("n3").folder
         dead = await three.lose("n3")
+        for name in ("n1", "n2"):  # they start again without it: its name is not known any more
+            await three[name].stop()
+        for name in ("n1", "n2"):
+            await three[name].start()
+        await three.leader()
         await three.growth.replace(dead, three["n4"], three.hosts("n2"))
         await three.agree(["n1", "n2", "n4"])
         # The dead one's machine comes back: it learns that it has no seat any more.

@@ -38,6 +38,7 @@ from ollama_distributed.adapters.coordination.nats.patience import (
 from ollama_distributed.adapters.coordination.nats.seat import Formation
 from ollama_distributed.adapters.coordination.nats.session import Address, Login
 from ollama_distributed.adapters.coordination.nats.streams import Snapshot, Stream
+from ollama_distributed.adapters.coordination.nats.system import peer_id
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter, VoterHost
 from ollama_distributed.base.errors import Conflict, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId, random_id
@@ -325,11 +326,12 @@ class Growth:
         """Take dead servers that are no part of `target` out of the group, before one comes in:
         the other order lost the quorum at the next death."""
         system = self._server.system
-        for server in await patiently(system.voters):
-            if server not in target.nodes and not await system.answers(server):
-                while server in await patiently(system.voters):
+        kept = set(map(peer_id, target.nodes))
+        for known in (await patiently(system.meta)).replicas:
+            if known.peer not in kept and not await system.answers(known.name):
+                while known.peer in {one.peer for one in (await patiently(system.meta)).replicas}:
                     # Refused while they elect: the dead one may have led.
-                    await patiently(partial(system.remove, server))
+                    await patiently(partial(system.remove, known.peer))
                     await anyio.sleep(POLL_S)
 
     async def _admit(self, target: Formation, new: Sequence[VoterHost]) -> None:

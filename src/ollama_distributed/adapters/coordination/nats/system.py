@@ -6,6 +6,8 @@ under their names (`server_name`), from wherever in the cluster they are asked.
 
 from __future__ import annotations
 
+import hashlib
+import string
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -23,6 +25,7 @@ CONNECT_S = 5.0
 """To the first server that lives, of those that are asked in turn."""
 PAUSE_S = 0.05
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
+_DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 MORE_ANSWERS_S = 0.3
 """After the first server took an account; the others take it within milliseconds (9 ms measured)."""
 
@@ -42,6 +45,17 @@ class Meta(msgspec.Struct, frozen=True):
     leader: str = ""
     cluster_size: int = 0
     replicas: tuple[Peer, ...] = ()
+
+    def has(self, server: str) -> bool:
+        """Whether a server of this name belongs to the group. A server that was not heard of since
+        the others started is listed without its name ("unknown at this time"), but as its peer."""
+        peers = {name for peer in self.replicas for name in (peer.name, peer.peer)}
+        return server == self.leader or not peers.isdisjoint((server, peer_id(server)))
+
+
+def peer_id(server: str) -> str:
+    """What a server of this name is called inside the Raft group: nats-server's `getHash`."""
+    return "".join(_DIGITS[byte % len(_DIGITS)] for byte in hashlib.sha256(server.encode()).digest()[:8])
 
 
 class StreamDetail(msgspec.Struct, frozen=True):
@@ -131,7 +145,8 @@ class System:
         return led
 
     async def voters(self) -> tuple[str, ...]:
-        """The servers that vote, dead ones too, by name.
+        """The servers that vote, by name; one that is away since the others started may be
+        listed by words that say so. Whether a certain one votes, `Meta.has` tells.
 
         Raises:
             Unavailable: nobody answers, or nobody leads.
@@ -180,13 +195,14 @@ class System:
             raise Unavailable("no coordination server took the account")
         return len(taken)
 
-    async def remove(self, server: str) -> None:
-        """Take a server out of the Raft group. Repeat until it is gone from `Meta`.
+    async def remove(self, peer: str) -> None:
+        """Take a server out of the Raft group, by its `peer_id`: its name may have been forgotten.
+        Repeat until it is gone from `Meta`.
 
         Raises:
             Unavailable: refused or not answered; the message says why.
         """
-        await self._order("$JS.API.SERVER.REMOVE", {"peer": server})
+        await self._order("$JS.API.SERVER.REMOVE", {"peer_id": peer})
 
     async def lead(self, server: str) -> None:
         """Ask the group's leader to hand over to `server`.

@@ -142,10 +142,10 @@ class LocalVoter:
         """Whether the others vote without this one: it was replaced while it was away."""
         others = tuple(place.url for place in formation.places if place.node != self.node)
         try:
-            voters = await self.server.system_at(others).voters()
+            meta = await self.server.system_at(others).meta()
         except Unavailable:
             return False  # nobody there who could know: they may all be starting
-        return self.node not in voters
+        return not meta.has(self.node)
 
     # ── VoterHost ───────────────────────────────────────────────────────────────────
 
