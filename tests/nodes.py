@@ -189,9 +189,9 @@ class Nodes:
     def __getitem__(self, name: str) -> NodeProcess:
         return self._started[name]
 
-    def serve(self, name: str, *arguments: str) -> NodeProcess:
+    def serve(self, name: str, *arguments: str, env: dict[str, str] | None = None) -> NodeProcess:
         """Start a node, or start it again."""
-        return self.start(name, ("serve",), arguments)
+        return self.start(name, ("serve",), arguments, env)
 
     def join(self, name: str, to: str, *arguments: str, role: NodeRole | None = None) -> NodeProcess:
         """Start a fresh node that joins the cluster of the node `to`."""
@@ -201,10 +201,16 @@ class Nodes:
             token = made.token
         return self.start(name, ("join", token), arguments)
 
-    def start(self, name: str, command: Sequence[str], arguments: Sequence[str]) -> NodeProcess:
+    def start(
+        self,
+        name: str,
+        command: Sequence[str],
+        arguments: Sequence[str],
+        env: dict[str, str] | None = None,
+    ) -> NodeProcess:
         args = ("--name", name, "--cluster-listen", "127.0.0.1", *arguments)
         node = self._stack.enter_context(
-            running_node(self.folder / name, *args, env=self._env, command=command)
+            running_node(self.folder / name, *args, env=self._env | (env or {}), command=command)
         )
         self._started[name] = node
         return node

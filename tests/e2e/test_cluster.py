@@ -297,6 +297,36 @@ def test_a_node_without_coordination_answers_all_the_same(tmp_path: Path) -> Non
             assert time.monotonic() - began < 3.0
 
 
+def test_nodes_that_restart_without_coordination_still_find_each_other(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        first = nodes.serve("n1")
+        add_model(first.url, "here", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+        second = nodes.join("n2", to="n1", role="node")
+        until(lambda: _is_well(first, 2) and _is_well(second, 2), 15.0, "two nodes")
+        with second.admin() as client:
+            client.config.set({"allowed_origins": ["https://app.example"]})
+        kept = tmp_path / "n2" / "cluster.state"
+        until(
+            lambda: b"app.example" in kept.read_bytes() and b"here:latest" in kept.read_bytes(), 10.0, "kept"
+        )
+        for node in (first, second):
+            node.stop()
+        nodes.serve("n1", env={"OLLAMA_DISTRIBUTED_NATS_SERVER": "/bin/false"})
+        second = nodes.serve("n2")
+        until(lambda: _answers(second), 10.0, "an answer of the first node's model at the second")
+        assert _status(second).status != "ok"
+        with second.http() as http:
+            asked = http.get("/api/version", headers={"Origin": "https://app.example"})
+        assert asked.status_code == 200, "the cluster's config holds"
+
+
+def _answers(node: NodeProcess) -> bool:
+    try:
+        return _ask(node) == ANSWER
+    except AssertionError:
+        return False
+
+
 def test_a_dead_voter_is_replaced_when_an_operator_says_so(tmp_path: Path) -> None:
     with Nodes(tmp_path) as nodes:
         nodes.serve("n1")

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -23,13 +24,15 @@ from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.live import LiveConfig
+from ollama_distributed.node.cluster.memory import recall, remember
 from ollama_distributed.node.cluster.publish import Publisher
 from ollama_distributed.node.cluster.records import LateRecords
 from ollama_distributed.node.cluster.roster import Roster
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.state import keys
-from ollama_distributed.state.codec import decode
-from ollama_distributed.state.records import Advert, Config, Holdings
+from ollama_distributed.state.cluster import ClusterState, apply
+from ollama_distributed.state.codec import decode, encode
+from ollama_distributed.state.records import Advert, Config, Holdings, Lease
 
 ME = NodeId("n1")
 NOW = 1_000_000.0
@@ -195,6 +198,27 @@ async def test_without_coordination_nobody_is_admitted() -> None:
         found = await records.get("admission.nodes.n2")
         assert found is not None
         assert found.value == b"x"
+
+
+# ── memory ──────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_known_is_known_again_in_the_same_cluster_only(tmp_path: Path) -> None:
+    state = ClusterState()
+    lease = Lease(node=ME, epoch=3)
+    for revision, (key, record) in enumerate(
+        [(keys.advert(ME), _advert("first")), (keys.LEASE, lease), (keys.CONFIG, Config(version=4))], 1
+    ):
+        state = apply(state, key, encode(record), revision)
+    remember(tmp_path, "c1", state, (_record("n2", removed_at=5.0),))
+    again, roster = recall(tmp_path, "c1")
+    assert (again.nodes[ME].name, again.config.version, again.lease) == ("first", 4, None)
+    assert again.revision_of(keys.advert(ME)) == 1
+    assert [record.removed_at for record in roster] == [5.0]
+    assert recall(tmp_path, "c2") == (ClusterState(), ())
+    (tmp_path / "cluster.state").write_bytes(b"\x93 broken")
+    assert recall(tmp_path, "c1") == (ClusterState(), ())
+    assert (tmp_path / "cluster.state").stat().st_mode & 0o077 == 0
 
 
 # ── config ──────────────────────────────────────────────────────────────────────────

@@ -168,11 +168,20 @@ def trust(data_dir: Path, ca: str) -> None:
 
 def write_file(path: Path, data: msgspec.Struct) -> None:
     """Replace `path` as a whole, readable by its owner only; durable when it returns."""
+    write_bytes(path, encode_pretty(data))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """As `write_file`.
+
+    Raises:
+        DiskFull: it cannot be written; what was there stays.
+    """
     staged = path.with_name(f".{path.name}.new")
     try:
         file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
         with os.fdopen(file, "wb") as out:
-            out.write(encode_pretty(data))
+            out.write(data)
             out.flush()
             os.fsync(out.fileno())
         staged.replace(path)

@@ -13,6 +13,7 @@ import structlog
 from ollama_distributed.cluster.identity import nats_jwt
 from ollama_distributed.node.cluster.voters import grow_step
 from ollama_distributed.state.changes import RemoveNode, SetVoters
+from ollama_distributed.state.cluster import ClusterState
 
 if TYPE_CHECKING:
     from ollama_distributed.node.cluster.keeper import Keeper
@@ -24,13 +25,18 @@ log = structlog.get_logger("cluster.duties")
 REVOKED = "cluster.revocations_pushed"
 LOOK_S = 30.0
 TIDY_S = 2.0
+PAUSE_PER_NODE_S = 0.005
+"""A state of 10,000 nodes, some 30 MB, is written once a minute at most."""
 SETTLE_S = 0.5
 SECOND_S = 1.0
 """JWTs are ordered by whole seconds."""
 
 
 def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
-    duties: list[tuple[str, Duty]] = [("remember", partial(_remember, life, link))]
+    duties: list[tuple[str, Duty]] = [
+        ("remember", partial(_remember, life, link)),
+        ("config", partial(_configure, life, link)),
+    ]
     if life.is_server:
         duties += [
             ("found", partial(_found, life, link)),
@@ -41,8 +47,15 @@ def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
     return duties
 
 
+async def _configure(life: Life, link: Link) -> None:
+    """Apply the config that holds, once it is known: no version yet is an answer too."""
+    await link.mirror.wait_ready()
+    life.parts.apply_config(link.config.current)
+    await anyio.sleep_forever()
+
+
 async def _remember(life: Life, link: Link) -> None:
-    """Keep where the cluster is found, for the next start and the next reconnect."""
+    """Keep where the cluster is found and what is known of it, for the next start."""
     state = link.mirror.state
     if link.mirror.ready and state.nodes:
         facts, bus = life.facts(), life.bus_addresses()
@@ -52,9 +65,14 @@ async def _remember(life: Life, link: Link) -> None:
             members=max(len(state.nodes), len(life.roster), 1),
         )
         link.coordination.update_servers(life.bus_urls())
+        await life.remember()
     with anyio.move_on_after(LOOK_S):
-        await link.mirror.wait_for(lambda now: now.nodes is not state.nodes or now.voters is not state.voters)
-        await anyio.sleep(SETTLE_S)
+        await link.mirror.wait_for(lambda now: _differ(now, state))
+    await anyio.sleep(SETTLE_S + len(state.nodes) * PAUSE_PER_NODE_S)
+
+
+def _differ(now: ClusterState, before: ClusterState) -> bool:
+    return now.nodes is not before.nodes or now.voters is not before.voters or now.config is not before.config
 
 
 async def _found(life: Life, link: Link) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import anyio
 import structlog
@@ -29,7 +30,7 @@ from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.node.cluster import about, audit
+from ollama_distributed.node.cluster import about, audit, memory
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.bus import Bus, server_folder
 from ollama_distributed.node.cluster.front import Front
@@ -40,7 +41,7 @@ from ollama_distributed.node.cluster.records import LateRecords
 from ollama_distributed.node.cluster.roster import Roster
 from ollama_distributed.node.cluster.seat import Seat, SeatFile
 from ollama_distributed.state.cluster import ClusterState
-from ollama_distributed.state.records import Advert, Holdings
+from ollama_distributed.state.records import Advert, Config, Holdings
 
 log = structlog.get_logger("cluster.life")
 
@@ -86,7 +87,7 @@ class Life:
         self._duties = duties
         self.trouble = ""
         """Why coordination is not up."""
-        self._state = ClusterState()
+        self._state, known = memory.recall(parts.data_dir, identity.cluster)
         self._stopping = anyio.Event()
         self._linking: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -95,6 +96,7 @@ class Life:
         self.roster = Roster(
             identity.cluster, wall=parts.clock.time, on_removed=self._on_removed, on_change=self._on_roster
         )
+        self.roster.start_from(known)
         self.roster_changed = anyio.Event()
         self.admission = Admission(
             self.records, keys=self.keys, facts=self.facts, audit=audit.write, wall=parts.clock.time
@@ -106,7 +108,7 @@ class Life:
 
     @property
     def state(self) -> ClusterState:
-        """The last that was learned; empty until the first."""
+        """The last that was learned, perhaps before this start."""
         if self.link is not None and self.link.mirror.ready:
             self._state = self.link.mirror.state
         return self._state
@@ -192,6 +194,8 @@ class Life:
     # ── life ────────────────────────────────────────────────────────────────────────
 
     async def __aenter__(self) -> Life:
+        if self._state.config.version:
+            self.parts.apply_config(self._state.config)
         if self.seat.open:
             await self.front.try_open()
         chance = self.parts.chance
@@ -256,7 +260,7 @@ class Life:
                     allowed=lambda: not self.leaving and not self.roster.removed(self.parts.node),
                 )
             )
-            stack.callback(link.config.on_applied(self.parts.apply_config))
+            stack.callback(link.config.on_applied(partial(self._apply, link)))
             running = [
                 asyncio.create_task(keep_going(name, step, self.parts.chance), name=name)
                 for name, step in self._duties(self, link)
@@ -269,6 +273,10 @@ class Life:
             finally:
                 self._state = link.mirror.state if link.mirror.ready else self._state
                 self.link = self.bus = None
+
+    def _apply(self, link: Link, config: Config) -> None:
+        if link.mirror.ready:  # before that it is no config, but the lack of one
+            self.parts.apply_config(config)
 
     def _bus(self) -> Bus:
         return Bus(
@@ -309,6 +317,12 @@ class Life:
                     self.link.coordination.update_servers(self.bus_urls())
             await self.seats.change(open=True)
             self.changed()
+
+    async def remember(self) -> None:
+        """Keep what is known now for a start without coordination."""
+        await asyncio.to_thread(
+            memory.remember, self.parts.data_dir, self.identity.cluster, self.state, self.roster.records
+        )
 
     def drop_server_folder(self) -> None:
         """The state of a cluster that this node left. Blocking."""

@@ -5,7 +5,7 @@ Kept after the last connection to coordination: a removed node stays shut out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import msgspec
 import structlog
@@ -36,6 +36,14 @@ class Roster:
         self._on_removed = on_removed
         self._on_change = on_change
         self._records: dict[NodeId, NodeRecord] = {}
+
+    @property
+    def records(self) -> tuple[NodeRecord, ...]:
+        return tuple(self._records.values())
+
+    def start_from(self, records: Iterable[NodeRecord]) -> None:
+        """What was known before this start; news replace it."""
+        self._records = {record.node: record for record in records}
 
     def __len__(self) -> int:
         """Members: admitted and not removed."""
