@@ -6,9 +6,10 @@ import contextlib
 import socket
 from collections.abc import Callable
 
-CALLER_UNHEARD_S = 10.0
-"""Sent bytes that nobody acknowledged for so long: the other side is gone or cut off. The
-kernel's own patience is 15 minutes. A serving node always reads what it is sent."""
+CALLER_UNHEARD_S = 3.0
+"""Sent bytes that nobody acknowledged for so long: the other side is gone or cut off, however
+busy it is, since its kernel answers. The kernel's own patience is 15 minutes. A serving node
+always reads what it is sent."""
 SERVER_UNHEARD_S = 90.0
 """A caller may stop reading for a while because its own client does, and the kernel counts a
 window that stays shut as silence (seen on Linux 6.18: an abort although every probe was

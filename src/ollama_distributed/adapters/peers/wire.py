@@ -41,10 +41,11 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 """As large as the gateway takes a body; images travel as bytes here, without base64's third."""
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 """The largest frame is a rendered prompt, which is no longer than its body."""
-PING_S = 3.0
+PING_S = 1.0
 """A node that works without a word says so this often."""
-SILENT_S = 10.0
-"""A node that said nothing for so long is gone or cut off: three lost pings."""
+SILENT_S = 5.0
+"""A node that said nothing for so long hangs or is cut off: its loop stood still for several
+pings. A request that waits is tried elsewhere then, so longer is what clients wait."""
 _LENGTH_BYTES = 4
 PING = bytes(_LENGTH_BYTES)
 
