@@ -42,7 +42,10 @@ class DebianRegistry:
         config: dict[str, Any] = {
             "version": "0.1",
             "log": {"level": "warn"},
-            "storage": {"filesystem": {"rootdirectory": str(folder / "storage")}, "delete": {"enabled": True}},
+            "storage": {
+                "filesystem": {"rootdirectory": str(folder / "storage")},
+                "delete": {"enabled": True},
+            },
             "http": {"addr": self.host, "relativeurls": True},
             **options,
         }
@@ -120,7 +123,7 @@ class Answer(NamedTuple):
     piece: int = 1 << 16
 
 
-Hook = Callable[[Asked], "Answer | None | Awaitable[Answer | None]"]
+Hook = Callable[[Asked], "Answer | Awaitable[Answer | None] | None"]
 
 
 class RegistryDouble:

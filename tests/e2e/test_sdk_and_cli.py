@@ -17,10 +17,10 @@ from ollama_distributed.client import (
     Client,
     CreateRequest,
     EmbeddingsRequest,
+    Forbidden,
     GenerateRequest,
     Message,
     ModelNotFound,
-    NotOffered,
     SyncClient,
     Unsupported,
 )
@@ -63,8 +63,8 @@ def test_the_asyncio_client(node: NodeProcess) -> None:
             assert "scripted-thinking:latest" in [model.name for model in await client.models.loaded()]
             with pytest.raises(ModelNotFound):
                 await client.generate(GenerateRequest(model="nope", prompt="x"))
-            with pytest.raises(NotOffered):
-                await client.models.download("llama2")
+            with pytest.raises(Forbidden, match="registries"):
+                await client.models.download("registry.example/a/b")
             with pytest.raises(Unsupported):
                 await client.embeddings(EmbeddingsRequest(model="scripted", input="x"))
 

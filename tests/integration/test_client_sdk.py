@@ -148,9 +148,35 @@ def test_models(server: Double, either: Either) -> None:
     }
 
 
-def test_download_passes_the_servers_answer_through(server: Double, either: Either) -> None:
-    with pytest.raises(sdk.NotFound, match="no route /api/v1/models/llama2/download"):
+def test_download_waits_for_the_pull(server: Double, either: Either) -> None:
+    lines = [{"status": "pulling manifest"}, {"status": "success"}]
+    server.on("POST", "/api/pull", Reply(lines=lines), Reply(lines=[{"error": "file does not exist"}]))
+    assert either(lambda c: c.models.download("llama2"), server.url) is None
+    assert server.asked[-1].json == {"model": "llama2"}
+    with pytest.raises(sdk.ClientError, match="file does not exist"):
         either(lambda c: c.models.download("llama2"), server.url)
+
+
+@pytest.mark.parametrize("verb", ["pull", "push"])
+def test_pull_and_push_tell_each_line(server: Double, verb: str) -> None:
+    told = {"status": f"{verb}ing 0123456789ab", "digest": "sha256:01", "total": 9, "completed": 4}
+    server.on("POST", f"/api/{verb}", Reply(lines=[told, {"status": "success"}]))
+    with sdk.SyncClient(server.url) as client:
+        lines = list(getattr(client.models, verb)("a/b", insecure=True))
+    assert [line.completed for line in lines] == [4, None]
+    assert server.asked[-1].json == {"model": "a/b", "insecure": True}
+
+
+def test_a_torn_pull_is_an_error(server: Double, either: Either) -> None:
+    server.on("POST", "/api/pull", Reply(lines=[{"status": "pulling manifest"}]))
+    with pytest.raises(sdk.ConnectionLost):
+        either(lambda c: c.models.download("llama2"), server.url)
+
+
+def test_start_download_does_not_wait(server: Double, either: Either) -> None:
+    transfer = {"id": "t1", "model": "llama2", "state": "running"}
+    server.on("POST", "/api/v1/models/llama2/download", Reply(body=transfer))
+    assert either(lambda c: c.models.start_download("llama2"), server.url).id == "t1"
 
 
 def test_create_with_a_blob(server: Double, either: Either, tmp_path: Path) -> None:
@@ -356,7 +382,7 @@ def test_the_environment_names_the_server(
 def test_the_seeds_example_runs_as_written(server: Double, capsys: pytest.CaptureFixture[str]) -> None:
     from ollama_distributed import Client, GenerateRequest
 
-    server.on("POST", "/api/v1/models/llama2/download", Reply(body={}))
+    server.on("POST", "/api/pull", Reply(lines=[{"status": "success"}]))
     server.on("POST", "/api/v1/generate", Reply(body={"response": "x", "done": True}), Reply(lines=PIECES))
 
     async def main() -> None:

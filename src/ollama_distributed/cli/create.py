@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import output
+from ollama_distributed.cli.bars import bars, follow
 from ollama_distributed.cli.completion import model_names
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.library import PANEL
@@ -95,21 +94,10 @@ def _make(session: Session, name: str, asked: Modelfile, folder: Path, quantize:
         raise Problem("DRAFT is not supported by this version's server")
     if weights and len(weights) < len(asked.sources):
         raise Problem("FROM names a model and a file; a model is made of one or the other")
-    with session.client() as client, _progress() as progress:
+    with session.client() as client, bars() as progress:
         files = _sent(client, weights, progress)
         request = _request(name, asked, files, _sent(client, adapters, progress), quantize)
-        tasks: dict[str, TaskID] = {}
-        last = ""
-        for line in client.models.create(request):
-            if line.digest and line.total:
-                label = clean_line(line.status)
-                task = tasks.get(label)
-                if task is None:
-                    task = tasks[label] = progress.add_task(label, total=line.total)
-                progress.update(task, completed=line.completed or 0)
-            elif line.status != last:
-                progress.console.print(clean_line(line.status), soft_wrap=True)
-                last = line.status
+        follow(client.models.create(request), progress)
 
 
 def _request(
@@ -183,19 +171,3 @@ def _sent(client: SyncClient, paths: Sequence[Path], progress: Progress) -> dict
         sent[name] = client.models.create_blob(path, on_progress=moved)
         progress.update(task, completed=path.stat().st_size)
     return sent
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """Bars on stderr; only the messages when stderr is no terminal."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=output.progress_console(),
-        disable=not output.is_terminal(sys.stderr),
-    ) as progress:
-        yield progress

@@ -24,6 +24,7 @@ app = typer.Typer(
     help="Run models on one machine or many, behind one endpoint.\n\n\b\n"
     "Examples:\n"
     "  ollama-distributed serve\n"
+    "  ollama-distributed pull smollm2:135m\n"
     "  ollama-distributed import model.gguf --name mymodel\n"
     '  ollama-distributed run mymodel "Why is the sky blue?"\n'
     "  ollama-distributed list --output json\n"
@@ -102,10 +103,11 @@ def _register() -> None:
         library,
         node,
         nodes,
+        registry,
         version,
     )
 
-    for module in (node, inference, library, create, cluster, nodes, config, version, completion):
+    for module in (node, inference, library, registry, create, cluster, nodes, config, version, completion):
         module.register(app)
 
 

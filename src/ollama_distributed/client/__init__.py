@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         NotOffered,
         Quarantined,
         QueueFull,
+        RegistryError,
         RequestTimeout,
         RunnerDied,
         TimedOut,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
         ShowResponse,
         ToolCall,
         ToolFunction,
+        Transfer,
         Version,
     )
 
@@ -138,6 +140,7 @@ __all__ = [
     "Progress",
     "Quarantined",
     "QueueFull",
+    "RegistryError",
     "RequestTimeout",
     "RerankRequest",
     "RerankResponse",
@@ -149,6 +152,7 @@ __all__ = [
     "TokenRow",
     "ToolCall",
     "ToolFunction",
+    "Transfer",
     "Unauthenticated",
     "Unavailable",
     "Unsupported",

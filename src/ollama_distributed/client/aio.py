@@ -286,9 +286,26 @@ class Models:
     async def delete(self, name: str) -> None:
         await self._run(calls.delete_model(name))
 
+    def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[wire.Progress]:
+        """Have the server fetch a model from its registry; the lines tell how far it is.
+
+        Leaving the loop early ends the fetch, unless others wait for it too; what came is kept
+        for the next time.
+        """
+        return self._client._stream(calls.pull_model(name, insecure=insecure))
+
+    def push(self, name: str, *, insecure: bool = False) -> AsyncGenerator[wire.Progress]:
+        """Have the server send a model to its registry. Run the loop to its end."""
+        return self._client._stream(calls.push_model(name, insecure=insecure))
+
     async def download(self, name: str) -> None:
-        """Have the server fetch a model from its registry; raises what the server answers."""
-        await self._run(calls.download_model(name))
+        """Have the server fetch a model from its registry, and wait until it is there."""
+        async for _ in self.pull(name):
+            pass
+
+    async def start_download(self, name: str) -> wire.Transfer:
+        """Have the server fetch a model, without waiting for it."""
+        return await self._run(calls.start_download(name))
 
     async def has_blob(self, digest: str) -> bool:
         return await self._run(calls.has_blob(digest))

@@ -48,6 +48,7 @@ _decode_model = decoder_of(wire.ModelInfo)
 _decode_loaded = decoder_of(wire.LoadedList)
 _decode_show = decoder_of(wire.ShowResponse)
 _decode_progress = decoder_of(wire.Progress)
+_decode_transfer = decoder_of(wire.Transfer)
 _decode_version = decoder_of(wire.Version)
 _decode_health = decoder_of(wire.Health)
 _encode = msgspec.json.Encoder().encode
@@ -110,8 +111,31 @@ def delete_model(name: str) -> Call[None]:
     return Call(method="DELETE", path=_model_path(name), decode=_nothing)
 
 
-def download_model(name: str) -> Call[None]:
-    return Call(method="POST", path=_model_path(name) + "/download", decode=_nothing)
+def start_download(name: str) -> Call[wire.Transfer]:
+    """Again while it runs, it is the same transfer."""
+    return Call(method="POST", path=_model_path(name) + "/download", decode=_decode_transfer, repeat="always")
+
+
+def pull_model(name: str, *, insecure: bool = False) -> Call[wire.Progress]:
+    return _registry_call("/api/pull", name, insecure)
+
+
+def push_model(name: str, *, insecure: bool = False) -> Call[wire.Progress]:
+    return _registry_call("/api/push", name, insecure)
+
+
+def _registry_call(path: str, name: str, insecure: bool) -> Call[wire.Progress]:
+    asked: dict[str, Any] = {"model": name}
+    if insecure:
+        asked["insecure"] = True
+    return Call(
+        method="POST",
+        path=path,
+        body=_encode(asked),
+        decode=_decode_progress,
+        repeat="unanswered",
+        done=lambda line: line.status == "success",
+    )
 
 
 def loaded_models() -> Call[wire.LoadedList]:

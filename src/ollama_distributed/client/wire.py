@@ -279,6 +279,25 @@ class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
     completed: int | None = None
 
 
+class Transfer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A model on its way to the server, begun by `start_download`."""
+
+    id: str
+    model: str = ""
+    state: str = ""
+    """`running`, `done`, `failed` or `cancelled`."""
+    status: str = ""
+    """The step it is at."""
+    total: int = 0
+    """Bytes of the files seen so far."""
+    completed: int = 0
+    started_at: float = 0.0
+    """Seconds since the Unix epoch."""
+    ended_at: float | None = None
+    error: str = ""
+    code: str = ""
+
+
 # ── the server ──────────────────────────────────────────────────────────────────────
 
 
