@@ -1,0 +1,1 @@
+"""Which node holds which model, and what follows from losing a node."""

@@ -1,0 +1,144 @@
+"""What is left of each node once replicas are put on it.
+
+Pure. Depends only on which sites and replicas are on it, not on the order in which they came.
+A trial is taken back by `undo`, so that a plan leaves no trace.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.placement.facts import Blob, Device, Replica, Rules, Site, Wish
+from ollama_distributed.placement.shelves import Domain, Place, Shelf, Shelves, domain_of
+
+_DEVICES: tuple[Device, ...] = ("gpu", "cpu")
+
+
+class Spot:
+    """One node and its replicas."""
+
+    def __init__(self, site: Site, domain: Domain) -> None:
+        self.site = site
+        self.domain = domain
+        self.gpu_free = 0
+        self.memory_free = 0
+        self.disk_free = 0
+        self.replicas: dict[str, tuple[Wish, Replica]] = {}
+        self.coming: Counter[str] = Counter()
+        """Blobs that it lacks, by how many of its replicas need them."""
+        self.stands: list[tuple[Shelf, Place]] = []
+
+    def free(self, device: Device) -> int:
+        return self.gpu_free if device == "gpu" else self.memory_free
+
+    def runs(self, wish: Wish, device: Device) -> bool:
+        """Whether one more loaded replica fits into what is left."""
+        gpu, memory = wish.need.of(device)
+        if device == "gpu" and not gpu:
+            return False
+        return gpu <= self.gpu_free and memory <= self.memory_free
+
+    def lacks_bytes(self, blobs: Iterable[Blob]) -> int:
+        """What its disk would have to take beyond what is coming anyway."""
+        here, coming = self.site.blobs, self.coming
+        return sum(b.size_bytes for b in blobs if b.digest not in here and b.digest not in coming)
+
+    def take(self, wish: Wish, replica: Replica) -> None:
+        self.replicas[wish.model] = (wish, replica)
+        self._charge(wish, replica, 1)
+
+    def give_back(self, model: str) -> None:
+        wish, replica = self.replicas.pop(model)
+        self._charge(wish, replica, -1)
+
+    def _charge(self, wish: Wish, replica: Replica, by: int) -> None:
+        if replica.warm:
+            gpu, memory = wish.need.of(replica.device)
+            self.gpu_free -= by * gpu
+            self.memory_free -= by * memory
+        here, coming = self.site.blobs, self.coming
+        for blob in wish.blobs:
+            if blob.digest in here:
+                continue
+            before = coming[blob.digest]
+            coming[blob.digest] = before + by
+            if before + by == 0:
+                del coming[blob.digest]
+                self.disk_free += blob.size_bytes
+            elif before == 0:
+                self.disk_free -= blob.size_bytes
+
+
+class Board:
+    """All nodes. Those that may get replicas also stand on shelves."""
+
+    def __init__(self, rules: Rules, labels: Iterable[str] = ()) -> None:
+        self._rules = rules
+        self.spots: dict[NodeId, Spot] = {}
+        self.shelves = Shelves(rules.spread_by, labels)
+        self._undo: list[tuple[NodeId, Wish, Replica | None]] | None = None
+
+    def put_site(self, site: Site, strangers: tuple[int, int] = (0, 0)) -> None:
+        """A node is new or another; its replicas stay on it. `strangers`: GPU and main memory
+        that models have which nobody placed."""
+        old = self.spots.get(site.node)
+        if old is not None:
+            self._take_down(old)
+        spot = self.spots[site.node] = Spot(site, domain_of(site, self._rules.spread_by))
+        spot.gpu_free = site.gpu_bytes - strangers[0]
+        spot.memory_free = site.memory_bytes - strangers[1]
+        spot.disk_free = site.disk_free_bytes - self._rules.disk_low_bytes
+        if old is not None:
+            for wish, replica in old.replicas.values():
+                spot.take(wish, replica)
+        self._put_up(spot)
+
+    def drop_site(self, node: NodeId) -> None:
+        self._take_down(self.spots.pop(node))
+
+    def put(self, wish: Wish, node: NodeId, replica: Replica | None) -> None:
+        """Place a replica of `wish.model` on a node, another instead, or none."""
+        spot = self.spots[node]
+        old = spot.replicas.get(wish.model)
+        if self._undo is not None:
+            self._undo.append((node, wish, old[1] if old else None))
+        self._take_down(spot)
+        if old is not None:
+            spot.give_back(wish.model)
+        if replica is not None:
+            spot.take(wish, replica)
+        self._put_up(spot)
+
+    def try_out(self) -> None:
+        """From here on `undo` takes back every `put`."""
+        self._undo = []
+
+    def undo(self) -> None:
+        done, self._undo = self._undo or [], None
+        for node, wish, before in reversed(done):
+            self.put(wish, node, before)
+
+    def relabel(self, labels: Iterable[str]) -> None:
+        """Tell nodes apart by other labels."""
+        self.shelves = Shelves(self._rules.spread_by, labels)
+        for spot in self.spots.values():
+            self._put_up(spot)
+
+    def _put_up(self, spot: Spot) -> None:
+        spot.stands = []
+        if spot.site.presence != "here":
+            return
+        for device in _DEVICES:
+            if device == "gpu" and not spot.site.gpu_bytes:
+                continue
+            place = Place(len(spot.replicas), spot.free(device), spot.site.node)
+            shelf = self.shelves.of(spot.site, device)
+            shelf.add(place)
+            spot.stands.append((shelf, place))
+
+    def _take_down(self, spot: Spot) -> None:
+        for shelf, place in spot.stands:
+            shelf.remove(place)
+        spot.stands = []

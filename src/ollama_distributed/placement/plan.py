@@ -1,0 +1,309 @@
+"""Decides which node holds and runs which model: keep what may stay, fill what is short, move.
+
+Pure: the same sites, wishes and earlier decisions give the same plan on every node, in whatever
+order they came. A `Planner` keeps what it worked out, so that after one event it looks at what
+the event touched and not at the whole cluster; its plan is always that of a new planner with the
+same inputs. What was decided before (`put_standing`) stays while it can: a plan moves little, and
+planning its own outcome again moves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import msgspec
+
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.placement.board import Board
+from ollama_distributed.placement.facts import Replica, Rules, Site, Wish
+from ollama_distributed.placement.filling import Filling
+from ollama_distributed.placement.keeping import Offer, Want, keep, offers, strangers
+from ollama_distributed.placement.moving import Pending, begin, pending
+from ollama_distributed.placement.outcome import Because, Plan, Refusal
+from ollama_distributed.placement.refusing import NO_SOURCE, obstacle, refusal
+from ollama_distributed.state.maps import SortedMap
+
+_SOURCES = ("here", "wavering", "leaving")
+
+
+def plan(
+    sites: Iterable[Site],
+    wishes: Iterable[Wish],
+    standing: Mapping[NodeId, Mapping[str, Replica]] | None = None,
+    rules: Rules | None = None,
+) -> Plan:
+    """The whole plan at once. `standing`: what was decided before, by node and model."""
+    planner = Planner(rules or Rules())
+    for wish in wishes:
+        planner.put_wish(wish)
+    for site in sites:
+        planner.put_site(site)
+    for node, replicas in (standing or {}).items():
+        planner.put_standing(node, replicas)
+    return planner.plan()
+
+
+class Planner:
+    """Takes events one by one; `plan` says what follows from all of them."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.sites: dict[NodeId, Site] = {}
+        self.wants: dict[str, Want] = {}
+        self.offered: dict[str, dict[NodeId, Offer]] = {}
+        """What nodes have to do with each model."""
+        self.board = Board(rules)
+        self._standing: dict[NodeId, Mapping[str, Replica]] = {}
+        self._wanted_blobs: dict[str, set[str]] = {}
+        """Models by blob."""
+        self._pinned: dict[NodeId, set[str]] = {}
+        self._holders: dict[str, set[NodeId]] = {}
+        """Live nodes by blob."""
+        self._at: dict[NodeId, dict[str, Offer]] = {}
+        """`offered`, by node."""
+        self._fetching = 0
+        self._used: dict[NodeId, tuple[int, int]] = {}
+        """GPU and main memory that models have now, those that are being loaded among them."""
+        self._kept: dict[str, dict[NodeId, Replica]] = {}
+        self._short: set[str] = set()
+        self._assigned: SortedMap[str, tuple[Replica, ...]] = SortedMap()
+        self._pending: dict[str, list[Pending]] = {}
+        self._new_sites: set[NodeId] = set()
+        self._new_models: set[str] = set()
+
+    # ── events ──────────────────────────────────────────────────────────────────────
+
+    def put_site(self, site: Site) -> None:
+        """A node is new, or is or has something else now."""
+        old = self.sites.get(site.node)
+        if old == site:
+            return
+        self._hold(old, site)
+        self._fetching += len(site.arriving) - (len(old.arriving) if old else 0)
+        self.sites[site.node] = site
+        self._new_sites.add(site.node)
+
+    def drop_site(self, node: NodeId) -> None:
+        """A node is no longer of the cluster."""
+        old = self.sites.pop(node, None)
+        if old is not None:
+            self._hold(old, None)
+            self._fetching -= len(old.arriving)
+            self._new_sites.add(node)
+
+    def put_wish(self, wish: Wish) -> None:
+        old = self.wants.get(wish.model)
+        if old is not None and old.wish == wish:
+            return
+        if old is not None and _same_for_nodes(old.wish, wish):
+            self.wants[wish.model] = Want(wish)
+            self._new_models.add(wish.model)
+            return
+        self.drop_wish(wish.model)
+        want = self.wants[wish.model] = Want(wish)
+        for digest in want.digests:
+            self._wanted_blobs.setdefault(digest, set()).add(wish.model)
+        for node in want.pins:
+            self._pinned.setdefault(node, set()).add(wish.model)
+        if not self.board.shelves.labels.issuperset(wish.labels):
+            self.board.relabel({*self.board.shelves.labels, *wish.labels})
+        self._touch(want)
+        self._new_models.add(wish.model)
+
+    def drop_wish(self, model: str) -> None:
+        """Nobody cares any more where it is."""
+        want = self.wants.pop(model, None)
+        if want is None:
+            return
+        for node in self._kept.pop(model, {}):
+            self.board.put(want.wish, node, None)
+        for digest in want.digests:
+            self._wanted_blobs[digest].discard(model)
+        for node in want.pins:
+            self._pinned[node].discard(model)
+        self._touch(want)
+        self._new_models.add(model)
+
+    def put_standing(self, node: NodeId, replicas: Mapping[str, Replica]) -> None:
+        """What was decided for a node before, by model."""
+        if replicas != self._standing.get(node, {}):
+            self._standing[node] = dict(replicas)
+            self._new_sites.add(node)
+
+    def adopt(self, decided: Plan) -> None:
+        """What a plan decided stands from now on."""
+        by_node: dict[NodeId, dict[str, Replica]] = {node: {} for node in self._standing}
+        for model, replicas in decided.assignments.items():
+            for replica in replicas:
+                by_node.setdefault(replica.node, {})[model] = replica
+        for node, standing in by_node.items():
+            self.put_standing(node, standing)
+
+    # ── the plan ────────────────────────────────────────────────────────────────────
+
+    def plan(self) -> Plan:
+        """Where everything belongs, and what to do next."""
+        touched = self._new_models
+        for node in sorted(self._new_sites):
+            touched |= self._look_at(node)
+        self._new_sites, self._new_models = set(), set()
+        for model in touched:
+            self._keep(model)
+        refusals = self._fill(touched)
+        moves, waiting = begin(
+            [move for model in sorted(self._pending) for move in self._pending[model]],
+            self.rules,
+            self.sites,
+            self._free_now,
+            lambda digest: sorted(self._holders.get(digest, ())),
+            self._fetching,
+        )
+        refusals = (*refusals, *self._stranded({refused.model for refused in refusals}))
+        return Plan(assignments=self._assigned, moves=moves, waiting=waiting, refusals=refusals)
+
+    def explain(self, model: str) -> list[Because]:
+        """Of every node why the latest plan chose it for this model, or did not. Sorted by node."""
+        want = self.wants[model]
+        chosen = {replica.node: replica for replica in self._assigned.get(model, ())}
+        return [
+            Because(node, node in chosen, obstacle(want, self.board.spots[node], chosen.get(node)))
+            for node in sorted(self.sites)
+        ]
+
+    def _look_at(self, node: NodeId) -> set[str]:
+        """What a node offers by now; the models for which anything about it may be another."""
+        site = self.sites.get(node)
+        before = self._at.pop(node, {})
+        if site is None:
+            for model in before:
+                del self.offered[model][node]
+                self._kept.get(model, {}).pop(node, None)
+            self._used.pop(node, None)
+            if node in self.board.spots:
+                self.board.drop_site(node)
+            return set(before)
+        standing = self._standing.get(node, {})
+        names = self._concerned(site, standing)
+        taken = strangers(site, self.wants)
+        after = offers(site, [self.wants[name] for name in sorted(names)], standing, self.rules, taken)
+        for model in before:
+            if model not in after:
+                del self.offered[model][node]
+        for model, offer in after.items():
+            self.offered.setdefault(model, {})[node] = offer
+        self._at[node] = after
+        self._used[node] = self._in_use(site, standing)
+        self.board.put_site(site, taken)
+        return names.union(before)
+
+    def _concerned(self, site: Site, standing: Mapping[str, Replica]) -> set[str]:
+        """Models that have anything to do with a node."""
+        names = {model for model in (*standing, *site.loaded, *site.loading) if model in self.wants}
+        names.update(self._pinned.get(site.node, ()))
+        for digest in (*site.blobs, *site.arriving):
+            names.update(self._wanted_blobs.get(digest, ()))
+        return names
+
+    def _in_use(self, site: Site, standing: Mapping[str, Replica]) -> tuple[int, int]:
+        gpu = sum(loaded.memory_bytes for loaded in site.loaded.values() if loaded.device == "gpu")
+        memory = sum(loaded.memory_bytes for loaded in site.loaded.values() if loaded.device == "cpu")
+        for model in site.loading:
+            if model in self.wants and model not in site.loaded:
+                device = standing[model].device if model in standing else "cpu"
+                more = self.wants[model].wish.need.of(device)
+                gpu, memory = gpu + more[0], memory + more[1]
+        return gpu, memory
+
+    def _keep(self, model: str) -> None:
+        """Decide anew what of a model may stay."""
+        want = self.wants.get(model)
+        before = self._kept.get(model, {})
+        if want is None:
+            self._short.discard(model)
+            return
+        after = self._kept[model] = keep(want, self.offered.get(model, {}))
+        for node in before.keys() | after.keys():
+            if before.get(node) != after.get(node):
+                self.board.put(want.wish, node, after.get(node))
+        warm = sum(replica.warm for replica in after.values())
+        lacking = warm < want.wish.warm or len(after) < want.wish.copies or not want.pins <= after.keys()
+        (self._short.add if lacking else self._short.discard)(model)
+
+    def _fill(self, touched: set[str]) -> tuple[Refusal, ...]:
+        """Find room for what is short, and note what each model needs to get there."""
+        refusals: list[Refusal] = []
+        self.board.try_out()
+        short = sorted((self.wants[model].order, model) for model in self._short)
+        for _, model in short:
+            want = self.wants[model]
+            filling = Filling(want, self._kept[model], self.offered.get(model, {}), self.board)
+            has_source = all(self._holders.get(digest) for digest in want.digests)
+            filling.run(has_source=has_source)
+            self._assign(model, filling.replicas)
+            refused = refusal(want, filling, self.board, has_source=has_source)
+            if refused is not None:
+                refusals.append(refused)
+        self.board.undo()
+        for model in touched - self._short:
+            self._assign(model, self._kept.get(model, {}) if model in self.wants else {})
+        return tuple(refusals)
+
+    def _stranded(self, refused: set[str]) -> Iterator[Refusal]:
+        """Models that have their places, but that nobody can bring there."""
+        for model in sorted(self._pending.keys() - refused):
+            nodes = {
+                move.node
+                for move in self._pending[model]
+                if move.blob is not None and not self._holders.get(move.blob.digest)
+            }
+            if nodes:
+                yield Refusal(model=model, copies=len(nodes), reasons=(NO_SOURCE,))
+
+    def _assign(self, model: str, replicas: Mapping[NodeId, Replica]) -> None:
+        placed = tuple(replicas[node] for node in sorted(replicas))
+        if not placed:
+            self._assigned = self._assigned.without(model)
+        elif placed != self._assigned.get(model):
+            self._assigned = self._assigned.with_(model, placed)
+        want = self.wants.get(model)
+        moves = pending(want, replicas, self.offered.get(model, {}), self.sites) if want else []
+        if moves:
+            self._pending[model] = moves
+        else:
+            self._pending.pop(model, None)
+
+    def _free_now(self, node: NodeId) -> tuple[int, int]:
+        site, used = self.sites[node], self._used[node]
+        return site.gpu_bytes - used[0], site.memory_bytes - used[1]
+
+    # ── indexes ─────────────────────────────────────────────────────────────────────
+
+    def _hold(self, old: Site | None, new: Site | None) -> None:
+        before = old.blobs if old is not None and old.presence in _SOURCES else frozenset()
+        after = new.blobs if new is not None and new.presence in _SOURCES else frozenset()
+        for digest in before - after:
+            self._holders[digest].discard(old.node)  # type: ignore[union-attr]  # it had blobs
+        for digest in after - before:
+            self._holders.setdefault(digest, set()).add(new.node)  # type: ignore[union-attr]
+
+    def _touch(self, want: Want) -> None:
+        """Look again at every node that this model concerns."""
+        model = want.wish.model
+        self._new_sites.update(self.offered.get(model, ()))
+        self._new_sites.update(want.pins & self.sites.keys())
+        for node, site in self.sites.items():
+            if (
+                not want.digests.isdisjoint(site.blobs)
+                or not want.digests.isdisjoint(site.arriving)
+                or model in site.loaded
+                or model in site.loading
+            ):
+                self._new_sites.add(node)
+        self._new_sites.update(node for node, standing in self._standing.items() if model in standing)
+
+
+def _same_for_nodes(old: Wish, new: Wish) -> bool:
+    """Whether no node has anything else to do with it."""
+    return msgspec.structs.replace(
+        new, copies=old.copies, warm=old.warm, keep=old.keep, display=old.display
+    ) == old and bool(old.warm) == bool(new.warm)
