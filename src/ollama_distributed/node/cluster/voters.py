@@ -37,6 +37,8 @@ PREPARE_S, TAKE_S, REPLACE_S = 5.0, 30.0, 120.0
 SETTLED_S = 5.0
 """Servers are online for so long before they are made voters: who comes and goes stays out."""
 LOOK_S = 2.0
+SEEN_S = 2.0
+"""For this node to see what another one did."""
 AGAIN_S = 30.0
 """After a growth that did not work; everything is as before then."""
 
@@ -206,12 +208,19 @@ async def replace_voter(keeper: Keeper, dead: str, new: str | None, *, actor: st
     chosen = _successor(state, voters, new)
     if me in voters:
         await replace(keeper, gone, chosen, actor=actor)
-        return
+    else:
+        await _ask_a_voter(keeper, life, ReplaceAsk(dead=gone, new=chosen))
+    if life.link is not None:
+        with anyio.move_on_after(SEEN_S):
+            await life.link.mirror.wait_for(lambda now: now.voters is None or gone not in now.voters.nodes)
+
+
+async def _ask_a_voter(keeper: Keeper, life: Life, ask: ReplaceAsk) -> None:
+    state = life.state
     failure: OllamaDistributedError = Unavailable("no voter can be asked")
-    for voter in voters:
-        if voter != gone and state.nodes[voter].alive:
+    for voter in state.voters.nodes if state.voters else ():
+        if voter != ask.dead and state.nodes[voter].alive:
             try:
-                ask = ReplaceAsk(dead=gone, new=chosen)
                 await keeper.parts.pool.ask(voter, REPLACE, ask, Nothing, deadline_s=REPLACE_S)
                 return
             except (Unavailable, Forbidden) as refused:
