@@ -214,7 +214,9 @@ class EgressClient:
             self.check(url, came_from)
             fields = [("host", url.site), ("user-agent", self._user_agent), ("accept-encoding", "identity")]
             fields += headers
-            if authorization and url.origin == origin:
+            if url.origin != origin:
+                authorization = ""  # for good: another host must not choose what is asked with it
+            if authorization:
                 fields.append(("authorization", authorization))
             if content is not None:
                 size = len(content) if isinstance(content, bytes) else length
