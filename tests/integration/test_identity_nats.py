@@ -179,7 +179,7 @@ async def test_a_node_does_what_its_role_may_under_its_own_name_only(bus: Bus) -
         async with bus.client("n1", *bus.user("n1", "node")) as node:
             mine = await node.jetstream(timeout=5).key_value("cfg")
             assert (await mine.get("models.x")).value == b"1"
-            await mine.put("nodes.n1.state", b"up")
+            await mine.put("nodes.n1.advert", b"up")
             await node.publish("hb.n1", b"")
             await node.subscribe("cmd.n1.>", cb=nothing)
             await node.subscribe("bcast.>", cb=nothing)
@@ -190,7 +190,10 @@ async def test_a_node_does_what_its_role_may_under_its_own_name_only(bus: Bus) -
                 "load.n2",
                 "bcast.n2.x",
                 "$KV.cfg.models.x",
-                "$KV.cfg.nodes.n2.state",
+                "$KV.cfg.nodes.n2.advert",
+                "$KV.cfg.nodes.n1.more",
+                "cmd.n0.propose",
+                "cmd.n0.propose.n2",
                 "$KV.cfg.admission.nodes.n1",
                 "$JS.API.STREAM.DELETE.KV_cfg",
                 "$SYS.REQ.CLAIMS.UPDATE",
@@ -211,9 +214,9 @@ async def test_nodes_ask_each_other(bus: Bus) -> None:
         async def pong(message: Any) -> None:
             await message.respond(b"pong")
 
-        await two.subscribe("cmd.n2.ping", cb=pong)
+        await two.subscribe("cmd.n2.msg.ping", cb=pong)
         await two.flush(timeout=3)
-        assert (await one.request("cmd.n2.ping", b"", timeout=3)).data == b"pong"
+        assert (await one.request("cmd.n2.msg.ping", b"", timeout=3)).data == b"pong"
 
 
 async def test_a_removed_node_is_cut_off_at_once_and_stays_out_after_a_restart(bus: Bus) -> None:

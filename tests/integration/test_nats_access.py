@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from cryptography import x509
 from tests.trust import Trust
@@ -206,6 +207,71 @@ async def test_a_node_writes_its_own_keys_only(trust: Trust) -> None:
             await two.publish("hb.n2", b"beat")
             with anyio.fail_after(SOON_S):
                 assert await anext(beats) == Message("hb.n2", b"beat")
+
+
+async def test_a_node_that_met_a_lost_quorum_writes_again_after_it(trust: Trust) -> None:
+    async with (
+        trust.server("n1") as server,
+        NatsCoordination(trust.address(server, node="n1"), name="n1", create=True) as one,
+        NatsCoordination(trust.address(server, node="n2", role="node"), name="n2") as two,
+    ):
+        revision = await two.create("nodes.n2.advert", b"1")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeadlineExceeded):
+                await two.put("nodes.n2.advert", b"2", revision=revision)
+            assert not two.writable
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        with anyio.fail_after(SOON_S):
+            while not two.writable:
+                await anyio.sleep(0.01)
+        entry = await one.get("nodes.n2.advert")
+        assert entry is not None
+        await two.put("nodes.n2.advert", b"3", revision=entry.revision)
+
+
+async def test_a_consumer_speaks_in_nobodys_name(trust: Trust) -> None:
+    """A node may read the state by a consumer, and a consumer delivers to any subject: what the
+    node wrote would come as another's beat, or as a question of a server."""
+    asked: list[bytes] = []
+
+    async def answer(message: Message) -> bytes:
+        asked.append(message.data)
+        return b"done"
+
+    async with (
+        trust.server("n1") as server,
+        NatsCoordination(trust.address(server, node="n1"), name="n1", create=True) as one,
+        NatsCoordination(trust.address(server, node="n2", role="node"), name="n2") as two,
+        one.subscribe("hb.*") as beats,
+        one.serve("cmd.n1.propose", answer),
+    ):
+        await two.create("nodes.n2.advert", b"forged")
+        session = Session(trust.address(server, node="n2", role="node"), name="n2")
+        await session.open(SOON_S)
+        try:
+            for number, subject in enumerate(("hb.n3", "cmd.n1.propose")):
+                consumer = {
+                    "name": f"c{number}",
+                    "deliver_subject": subject,
+                    "deliver_policy": "all",
+                    "ack_policy": "none",
+                    "filter_subject": "$KV.cfg.nodes.n2.advert",
+                    "mem_storage": True,
+                    "num_replicas": 1,
+                }
+                create = f"$JS.API.CONSUMER.CREATE.KV_cfg.c{number}.$KV.cfg.nodes.n2.advert"
+                body = msgspec.json.encode({"stream_name": "KV_cfg", "config": consumer})
+                answered = msgspec.json.decode(await session.request(create, body, timeout_s=SOON_S))
+                assert "error" not in answered, answered
+            await two.publish("hb.n2", b"beat")  # after what was forged
+            with anyio.fail_after(SOON_S):
+                assert await anext(beats) == Message("hb.n2", b"beat")
+            assert await one.request("cmd.n1.propose", b"asked") == b"done"
+        finally:
+            await session.close()
+    assert asked == [b"asked"]
 
 
 async def test_a_node_starts_before_its_servers_and_follows_them(trust: Trust) -> None:

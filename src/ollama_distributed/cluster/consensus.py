@@ -22,7 +22,7 @@ from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.leadership.service import Leadership, Listener
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.ports import REFUSAL_S, Coordination, Fence, Write
-from ollama_distributed.cluster.proposals import IN_DOUBT, Applier, NotLeader, result
+from ollama_distributed.cluster.proposals import IN_DOUBT, Applier, NotLeader, proposals_to, result
 from ollama_distributed.state.changes import Change, Proposal
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.codec import encode
@@ -57,6 +57,7 @@ class ConsensusEngine:
         self._coordination = coordination
         self._mirror = mirror
         self._node = node
+        self._role = role
         self._clock = clock
         self._random = random
         self._leadership = Leadership(
@@ -69,8 +70,8 @@ class ConsensusEngine:
         """Take part. Returns at once; whether this node leads comes out later."""
         async with AsyncExitStack() as opening:
             await opening.enter_async_context(self._leadership)
-            subject = _subject(self._node)
-            await opening.enter_async_context(self._coordination.serve(subject, self._applier.answer))
+            for subject in (proposals_to(self._node), f"{proposals_to(self._node)}.*"):
+                await opening.enter_async_context(self._coordination.serve(subject, self._applier.answer))
             self._open = opening.pop_all()
 
     async def stop(self) -> None:
@@ -132,6 +133,7 @@ class ConsensusEngine:
 
         Raises:
             NotFound, Conflict, Invalid: it cannot be made.
+            Forbidden: only servers may propose it.
             Unavailable: it was not made: no leader, or no quorum. Within two seconds.
             DeadlineExceeded: it may have been made.
         """
@@ -172,13 +174,11 @@ class ConsensusEngine:
                 return None
         try:
             data = await self._coordination.request(
-                _subject(leader), encode(proposal), timeout_s=max(remaining_s, 0.0)
+                proposals_to(leader, self._node if self._role == "node" else None),
+                encode(proposal),
+                timeout_s=max(remaining_s, 0.0),
             )
         except Unavailable:
             return None  # nobody serves it: that node is gone, or does not serve yet
         answer = result(data)
         return None if isinstance(answer, NotLeader) else answer
-
-
-def _subject(node: NodeId) -> str:
-    return f"cmd.{node}.propose"

@@ -4,6 +4,10 @@ A proposal has an id of its own, and applying it creates the id's key in the sam
 again, after any failure and to any later leader, it applies once. The leader takes proposals
 one by one and plans each on a state that has all of its own writes; the fence and the
 revisions in the batch decide, not what it believes.
+
+A mere node proposes under its own name (`cmd.<leader>.propose.<node>`), which the bus lets
+nobody else use, and the leader refuses it what only servers do: removing nodes and changing
+voters. `actor` is the proposer's word.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import structlog
 from ollama_distributed.base.errors import (
     Conflict,
     DeadlineExceeded,
+    Forbidden,
     Internal,
     Invalid,
     NotFound,
@@ -29,19 +34,22 @@ from ollama_distributed.cluster.leadership.service import Leadership
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.ports import Message, Write, check_key
 from ollama_distributed.state import keys
-from ollama_distributed.state.changes import Proposal, plan_change
+from ollama_distributed.state.changes import Proposal, RemoveNode, SetVoters, plan_change
 from ollama_distributed.state.codec import decode, encode
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 APPLIED = "change.applied"
 FAILED = "change.failed"
+FORBIDDEN = "change.forbidden"
 
 MAX_WAITING = 64
 """Proposals at one leader; more would not be done inside their deadline anyway."""
 MAX_PROPOSAL_BYTES = 256 * 1024
 MAX_TRIES = 16
 """Conflicts with writes that are not the leader's own (a node's advert) are rare and short."""
+ONLY_SERVERS = (RemoveNode, SetVoters)
+"""A removal for good and who votes: a mere node that was broken into must not get so far."""
 IN_DOUBT = "the change may have been made; look before you repeat it"
 LEADER_S = 1.7
 """What the leader has for a proposal: it answers before the asker's deadline."""
@@ -66,8 +74,13 @@ Answer: TypeAlias = Done | Refused | NotLeader
 _answers = msgspec.json.Decoder[Answer](Answer)
 _ERRORS: dict[str, type[OllamaDistributedError]] = {
     kind.code: kind
-    for kind in (Conflict, NotFound, Invalid, Unavailable, DeadlineExceeded, QueueFull, Internal)
+    for kind in (Conflict, NotFound, Invalid, Forbidden, Unavailable, DeadlineExceeded, QueueFull, Internal)
 }
+
+
+def proposals_to(leader: NodeId, node: NodeId | None = None) -> str:
+    """Where a server proposes, or the mere `node`."""
+    return f"cmd.{leader}.propose" + (f".{node}" if node is not None else "")
 
 
 class _Attempt(msgspec.Struct):
@@ -139,6 +152,7 @@ class Applier:
             if len(message.data) > MAX_PROPOSAL_BYTES:
                 raise Invalid("the change is too large")
             proposal = decode(message.data, Proposal)
+            _check_allowed(proposal, message.subject)
             if not self._leadership.leads:
                 return encode(NotLeader(self._leadership.leader))
             return encode(Done(await self.apply(proposal)))
@@ -151,6 +165,17 @@ class Applier:
         except Exception:  # a task's root: the asker is told, the log knows
             log.exception(FAILED)
             return encode(Refused(code=Internal.code, message="the leader failed; its log says why"))
+
+
+def _check_allowed(proposal: Proposal, subject: str) -> None:
+    """
+    Raises:
+        Forbidden: a mere node may not propose this.
+    """
+    proposer = subject.split(".")[3:]
+    if proposer and isinstance(proposal.change, ONLY_SERVERS):
+        log.warning(FORBIDDEN, kind=type(proposal.change).__name__, node=proposer[0])
+        raise Forbidden("only a server of the cluster may remove nodes or change voters")
 
 
 def result(data: bytes) -> int | NotLeader:

@@ -37,6 +37,7 @@ from pydantic_settings import (
 )
 
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.node.registry_settings import RegistrySettings
 
 PREFIX = "OLLAMA_DISTRIBUTED_"
@@ -62,9 +63,6 @@ CLUSTER_PORT, NATS_PORT, ROUTES_PORT = 7443, 7422, 7423
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
-
-_LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", re.ASCII)
-_LABEL_VALUE = re.compile(r"[A-Za-z0-9._/-]{0,63}", re.ASCII)
 
 LIVE: dict[str, Any] = {"live": True}
 """On a field that the cluster's config may set (`config set`): applied while the node runs."""
@@ -342,11 +340,10 @@ class Settings(BaseSettings):
     @classmethod
     def _fit_labels(cls, value: dict[str, str]) -> dict[str, str]:
         for name, text in value.items():
-            if not _LABEL_NAME.fullmatch(name) or not _LABEL_VALUE.fullmatch(text):
-                raise ValueError(
-                    f"{name[:80]}={text[:80]}: a label's name and value are 1-63 of letters, digits and "
-                    "._/-; a value may be empty"
-                )
+            try:
+                check_node_label(name, text)
+            except Invalid as refused:
+                raise ValueError(refused.message) from refused
         return value
 
     @field_validator(

@@ -13,6 +13,7 @@ import msgspec
 
 from ollama_distributed.base.errors import Conflict, Invalid, NotFound
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ABSENT, ClusterState, NodeState
 from ollama_distributed.state.codec import encode
@@ -25,7 +26,6 @@ KEPT_CHANGES = 256
 DELETIONS_AT_ONCE = 16
 """What is too old goes with the next changes, a few at a time: a batch stays small."""
 MAX_LABELS = 64
-MAX_LABEL_CHARACTERS = 255
 VOTER_COUNTS = (1, 3, 5)
 """An even number survives no more failures than the odd one below it."""
 
@@ -187,10 +187,7 @@ def _put_intent(state: ClusterState, proposal: Proposal, intent: Intent) -> KeyW
 
 def _labelled(node: NodeState, labels: Mapping[str, str | None]) -> Intent:
     for name, value in labels.items():
-        if not name or len(name) > MAX_LABEL_CHARACTERS or len(value or "") > MAX_LABEL_CHARACTERS:
-            raise Invalid(
-                f"a label's name has 1 to {MAX_LABEL_CHARACTERS} characters, its value at most so many"
-            )
+        check_node_label(name, value or "")
     own = node.advert.labels if node.advert else {}
     merged = {**_intent(node).labels, **labels}
     # None must stay where the node itself says otherwise, and only there.

@@ -11,6 +11,7 @@ from tests.consensus_nodes import Cluster, Node, cluster, late_news, until
 from ollama_distributed.base.errors import (
     Conflict,
     DeadlineExceeded,
+    Forbidden,
     Invalid,
     NotFound,
     OllamaDistributedError,
@@ -378,6 +379,21 @@ async def test_any_node_proposes_and_sees_its_change() -> None:
             intent = state.nodes[NodeId("a")].intent
             assert intent is not None
             assert intent.by == "key1"
+
+
+async def test_a_mere_node_drains_and_labels_but_removes_nobody_and_changes_no_voters() -> None:
+    async with cluster("n1") as nodes:
+        await nodes.add("n2", "node")
+        await nodes.advertise()
+        leader = await nodes.leader()
+        mere = nodes.nodes["n2"]
+        await mere.consensus.propose_change(SetDrain(node=leader.id, drain=True), actor="admin")
+        voters = SetVoters(nodes=(leader.id,), before=())
+        for change in (RemoveNode(node=leader.id, force=True), voters):
+            with pytest.raises(Forbidden, match="only a server"):
+                await mere.consensus.propose_change(change)
+        await leader.consensus.propose_change(voters)
+        assert leader.id in mere.mirror.state.nodes
 
 
 async def test_refusals_come_back_as_they_were() -> None:

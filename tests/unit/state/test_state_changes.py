@@ -143,9 +143,18 @@ def test_draining_and_labels_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [{"": "x"}, {"x" * 256: "1"}, {"a": "x" * 256}, {f"l{i}": "" for i in range(65)}]
+    "labels",
+    [
+        {"": "x"},
+        {"x" * 64: "1"},
+        {"a": "x" * 64},
+        {"-a": "1"},
+        {"a b": "1"},
+        {"a": "ö"},
+        {f"l{i}": "" for i in range(65)},
+    ],
 )
-def test_labels_have_bounds(labels: dict[str, str | None]) -> None:
+def test_labels_have_bounds_and_are_as_in_the_settings(labels: dict[str, str | None]) -> None:
     assert isinstance(refused(start(), SetLabels(node=N[2], labels=labels)), Invalid)
 
 

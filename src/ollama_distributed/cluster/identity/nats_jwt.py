@@ -39,16 +39,24 @@ class Permissions(msgspec.Struct, frozen=True):
 
 
 def node_permissions(bucket: str = "cfg") -> Permissions:
-    """What a node without a vote may do: beat and report under its own name, write its own
-    entries of the state, read all of it, ask others, hear what is meant for it."""
+    """What a node without a vote may do: beat and report under its own name, write its own two
+    entries of the state, read all of it, ask others and propose as itself, hear what is meant
+    for it."""
     stream = f"KV_{bucket}"
     return Permissions(
         publish=(
             "hb.{{name()}}",
             "load.{{name()}}",
             "bcast.{{name()}}.>",
-            "cmd.>",
-            f"$KV.{bucket}.nodes.{{{{name()}}}}.>",
+            "cmd.*.propose.{{name()}}",
+            "cmd.*.usage",
+            "cmd.*.load",
+            "cmd.*.msg.*",
+            # No more keys than these: whatever is there, every node keeps in memory.
+            f"$KV.{bucket}.nodes.{{{{name()}}}}.advert",
+            f"$KV.{bucket}.nodes.{{{{name()}}}}.models",
+            # An empty entry that means nothing: how a client learns that writes are possible again.
+            f"$KV.{bucket}._probe",
             "$JS.API.INFO",
             f"$JS.API.STREAM.INFO.{stream}",
             f"$JS.API.STREAM.MSG.GET.{stream}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -96,7 +97,7 @@ class Leadership:
         await end([self._running])
         self._forget()
         hold = self._standing.hold
-        self._step_down("this node stops")
+        self._step_down("this node stops", level=logging.INFO)
         if hold is not None:
             with anyio.move_on_after(RELEASE_S, shield=True):
                 await self._release(hold)
@@ -322,13 +323,13 @@ class Leadership:
         except OllamaDistributedError as exc:
             log.info(NOT_RELEASED, code=exc.code, error=exc.message)
 
-    def _step_down(self, reason: str) -> None:
+    def _step_down(self, reason: str, *, level: int = logging.WARNING) -> None:
         hold = self._standing.hold
         if hold is None:
             return
         self._standing = msgspec.structs.replace(self._standing, hold=None)
         self._try_later()
-        log.warning(STEPPED_DOWN, epoch=hold.epoch, reason=reason)
+        log.log(level, STEPPED_DOWN, epoch=hold.epoch, reason=reason)
         self._tell(False)
 
     def _try_later(self) -> None:

@@ -64,7 +64,7 @@ class Workload:
     async def remove(self, node: NodeId) -> None:
         """Forget a node that left for good; again and again until it is made."""
         while True:
-            if (asked := self._somewhere()) is not None:
+            if (asked := self._somewhere(servers_only=True)) is not None:
                 done = await self._propose(asked, RemoveNode(node=node, force=True))
                 if done == "made" or done == "missing":
                     return
@@ -190,8 +190,10 @@ class Workload:
         self.done.append(Done(actor, outcome, revision))
         return outcome
 
-    def _somewhere(self) -> SimulatedNode | None:
+    def _somewhere(self, *, servers_only: bool = False) -> SimulatedNode | None:
         up = [node for node in self._nodes if node.life is not None]
+        if servers_only:
+            up = [node for node in up if node.role == "server"]
         return self._chance.choice(up) if up else None
 
     def _actor(self) -> str:

@@ -4,6 +4,11 @@ Each write names the sequence that its key must stand at, and carries an id. An 
 got no answer is repeated; where that meets a conflict, the id in the stored message says
 whether the first attempt was the one that won. When no quorum answered within `REFUSAL_S`,
 writes are refused at once until a probe gets through.
+
+A server that slept while it led goes on for a moment as if it did, beside the new leader, and
+both answer; the first answer counts here. Only the one that leads can acknowledge. So what else
+an answer says proves nothing: an error leaves a write in doubt, and a refusal counts where the
+state that explains it is newer than what the writer knew.
 """
 
 from __future__ import annotations
@@ -47,17 +52,25 @@ log = structlog.get_logger()
 QUORUM_LOST = "coordination.quorum_lost"
 QUORUM_BACK = "coordination.quorum_back"
 HANDLER_FAILED = "coordination.handler_failed"
+FORGED = "coordination.message_of_a_consumer"
 
 OPEN_S = 10.0
 ATTEMPT_S = 0.8
 """One attempt of a write; measured p99 is 4.5 ms, so silence this long means a dead leader."""
 PAUSE_S = 0.05
+STALE_S = 0.5
+"""How long a state that is older than what the writer knows is looked at again. A server that
+wakes as the leader of old hears of the new one at its next word."""
 PROBE_S = (0.3, 0.6)
 """Between probes while writes are refused: they are back 1 s after the quorum (M5)."""
 
 
 class _Refused(Exception):
-    """The stream answered: a sequence does not match. Nothing was written by this attempt."""
+    """The stream answered: a sequence does not match."""
+
+
+class _Unproven(Exception):
+    """An answer that may come from a server which does not lead any more."""
 
 
 class NatsCoordination:
@@ -128,22 +141,23 @@ class NatsCoordination:
         return self._fanout.watch(prefix)
 
     async def _last(self, key: str) -> wire.RawMessage | None:
+        """
+        Raises:
+            Unavailable: nobody answers, or only with errors.
+        """
+        subject = f"$JS.API.STREAM.MSG.GET.{self._bucket.stream}"
         body = msgspec.json.encode({"last_by_subj": self._bucket.subject(key)})
-        answer = await self._read(f"STREAM.MSG.GET.{self._bucket.stream}", body)
-        got = msgspec.json.decode(answer, type=wire.GotMessage)
-        if got.message is None and (got.error is None or got.error.err_code != wire.NO_MESSAGE):
-            raise Unavailable("the state cannot be read")
-        return got.message
-
-    async def _read(self, subject: str, body: bytes) -> bytes:
         deadline = anyio.current_time() + REFUSAL_S
         while (left_s := deadline - anyio.current_time()) > 0:
             try:
-                return await self._session.request(
-                    f"$JS.API.{subject}", body, timeout_s=min(left_s, ATTEMPT_S)
-                )
+                answer = await self._session.request(subject, body, timeout_s=min(left_s, ATTEMPT_S))
             except (NoResponders, Unavailable, TimeoutError):
                 await anyio.sleep(PAUSE_S)
+                continue
+            got = msgspec.json.decode(answer, type=wire.GotMessage)
+            if got.message is not None or (got.error is not None and got.error.err_code == wire.NO_MESSAGE):
+                return got.message
+            await anyio.sleep(PAUSE_S)
         raise Unavailable("coordination does not answer")
 
     # ── writing ─────────────────────────────────────────────────────────────────────
@@ -169,24 +183,30 @@ class NatsCoordination:
             raise Unavailable("coordination has no quorum; writes are refused until it is back")
         expected = {write.key: write.revision for write in writes}
         write_id = random_id(20)
-        deadline = anyio.current_time() + REFUSAL_S
+        began_at = anyio.current_time()
+        deadline = began_at + REFUSAL_S
         uncertain = False
         while (left_s := deadline - anyio.current_time()) > 0:
             try:
                 last = await self._attempt(writes, expected, fence, write_id, min(left_s, ATTEMPT_S))
             except TimeoutError:
                 uncertain = True
+            except _Unproven:
+                uncertain = True
+                await anyio.sleep(PAUSE_S)
             except (NoResponders, Unavailable):
                 await anyio.sleep(PAUSE_S)
             except _Refused:
                 try:
-                    last_or_none = await self._after_refusal(writes, expected, fence, write_id, uncertain)
+                    last_or_none = await self._after_refusal(
+                        writes, expected, fence, write_id, uncertain, patient_until=began_at + STALE_S
+                    )
                 except Unavailable as exc:
                     if uncertain:  # an earlier attempt may have won: that cannot be told now
                         raise DeadlineExceeded("the write may have happened") from exc
                     raise
                 if last_or_none is None:
-                    continue  # only tombstones stood in the way
+                    continue  # only tombstones stood in the way, or the view was an old one
                 return self._acknowledged(last_or_none, len(writes))
             else:
                 return self._acknowledged(last, len(writes))
@@ -236,7 +256,7 @@ class NatsCoordination:
             return ack.seq
         if ack.error.err_code == wire.WRONG_LAST_SEQUENCE:
             raise _Refused
-        raise Unavailable(ack.error.description)
+        raise _Unproven(ack.error.description)
 
     async def _after_refusal(
         self,
@@ -245,8 +265,11 @@ class NatsCoordination:
         fence: Fence | None,
         write_id: str,
         uncertain: bool,
+        *,
+        patient_until: float,
     ) -> int | None:
-        """Why a sequence did not match: ours (the last sequence), tombstones (None), or a conflict."""
+        """Why a sequence did not match: ours (the last sequence), tombstones or an answer from an
+        older state than the writer's (None), or a conflict."""
         stored = {write.key: await self._last(write.key) for write in writes}
         ours = [m.seq for m in stored.values() if m is not None and m.headers.get(wire.WRITE_ID) == write_id]
         if ours:
@@ -258,6 +281,9 @@ class NatsCoordination:
             raise DeadlineExceeded("the write may have happened: another one followed it, or was first")
         if fence is not None:
             holder = await self._last(fence.key)
+            if _older(holder, fence.revision) and anyio.current_time() < patient_until:
+                await anyio.sleep(PAUSE_S)
+                return None
             standing = ABSENT if holder is None or wire.OPERATION in holder.headers else holder.seq
             if standing != fence.revision:
                 raise Conflict(f"the fence {fence.key} moved on to {standing}", revision=standing)
@@ -272,6 +298,9 @@ class NatsCoordination:
                     expected[write.key] = sequence
                     moved = True
                 continue
+            if _older(message, write.revision) and anyio.current_time() < patient_until:
+                moved = False
+                break
             raise Conflict(f"{write.key} stands at {standing}, not at {write.revision}", revision=standing)
         if not moved:
             await anyio.sleep(PAUSE_S)  # another write is under way on a key of ours
@@ -314,9 +343,12 @@ class NatsCoordination:
     @asynccontextmanager
     async def _subscribe(self, subject: str) -> AsyncIterator[AsyncIterator[Message]]:
         inbox = Inbox()
-        subscription = await self._session.subscribe(
-            subject, lambda message: inbox.push(Message(message.subject, message.data))
-        )
+
+        def hear(message: Msg) -> None:
+            if not _replayed(message):
+                inbox.push(Message(message.subject, message.data))
+
+        subscription = await self._session.subscribe(subject, hear)
         try:
             yield inbox.read()
         finally:
@@ -345,6 +377,8 @@ class NatsCoordination:
                 log.warning(HANDLER_FAILED, subject=message.subject, code=exc.code)
 
         def begin(message: Msg) -> None:
+            if _replayed(message):
+                return
             task = asyncio.create_task(work(message), name=f"answer on {subject}")
             tasks.add(task)
             task.add_done_callback(tasks.discard)
@@ -355,3 +389,17 @@ class NatsCoordination:
         finally:
             await self._session.unsubscribe(subscription)
             await end(list(tasks))
+
+
+def _older(message: wire.RawMessage | None, revision: int) -> bool:
+    """Whether who showed this as a key's last message had not seen `revision` of it."""
+    return (message.seq if message is not None else ABSENT) < revision
+
+
+def _replayed(message: Msg) -> bool:
+    """Whether a JetStream consumer sent it. Whoever may read the state may have the server send
+    a consumer's messages to any subject, in nobody's name; nothing of ours comes that way."""
+    if not message.reply.startswith(wire.SERVERS_OWN):
+        return False
+    log.warning(FORGED, subject=message.subject)
+    return True

@@ -20,6 +20,8 @@ TOMBSTONE_TTL = "1h"
 FENCE_KEY = "_fence"
 """A batch writes it to carry its fence: a message can check another subject's sequence, but
 only one. Hidden from readers, as every key that starts with `_`."""
+SERVERS_OWN = "$JS."
+"""Subjects of JetStream itself: what a consumer sends asks for its answer there."""
 PROBE_KEY = "_probe"
 
 EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
