@@ -112,8 +112,8 @@ class Pulls:
                 await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
                 progress.tell(Status(status="writing manifest"))
                 unused = await self._library.adopt(name, data)
-        except (DiskFull, InvalidModel):
-            # Nothing stays of what cannot be used.
+        except (DiskFull, InvalidModel, RegistryError):
+            # Nothing stays of what cannot be used. (What only broke off is taken up next time.)
             await self._library.forget(fetched)
             raise
         if unused:

@@ -26,8 +26,8 @@ from ollama_distributed.models.names import BlobId
 
 InThread = Callable[[Callable[[], None]], Awaitable[None]]
 
-NOTE_BYTES = 16 << 20
-"""Between two notes: a kill costs at most so much, and an fdatasync is due 60 times a GB."""
+NOTE_BYTES = 8 << 20
+"""Between two notes: a kill costs at most so much, and an fdatasync is due 120 times a GB."""
 _JOURNAL = ".journal"
 _HASH_BYTES = 4 << 20
 _MAX_JOURNAL_BYTES = 64 << 20
