@@ -254,7 +254,7 @@ class NatsCoordination:
         ack = msgspec.json.decode(answer, type=wire.Ack)
         if ack.error is None:
             return ack.seq
-        if ack.error.err_code == wire.WRONG_LAST_SEQUENCE:
+        if ack.error.err_code in wire.WRONG_LAST_SEQUENCE:
             raise _Refused
         raise _Unproven(ack.error.description)
 

@@ -35,7 +35,8 @@ SEQUENCE = "Nats-Sequence"
 WRITE_ID = "Od-Write"
 """Ours: who wrote it, so that a write whose answer was lost is recognised."""
 
-WRONG_LAST_SEQUENCE = 10071
+WRONG_LAST_SEQUENCE = (10071, 10164)
+"""The second one: while another write on the same subject is under way."""
 NO_MESSAGE = 10037
 NAME_IN_USE = 10058
 """The stream is there with another configuration."""
