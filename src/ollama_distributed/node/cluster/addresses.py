@@ -122,13 +122,5 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def free_port(host: str, candidates: Sequence[int]) -> int:
-    """A port that a child process can take now. It may be gone by then: the child says so, and
-    the next start looks again."""
-    with bind(host, candidates, chosen=False) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

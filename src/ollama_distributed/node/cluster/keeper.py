@@ -7,6 +7,7 @@ removed it does that again. One life at a time; inference goes on between two.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,16 @@ UP_S = 15.0
 """A fresh life has its link and the state within so long, or its caller is told to look again."""
 
 
+class _Turn:
+    """From one life to the next."""
+
+    def __init__(self, then: Callable[[Life], Awaitable[None]]) -> None:
+        self.then = then
+        """Done to the life that ended."""
+        self.failure: Exception | None = None
+        """Why it was not; the next life is then in the same cluster."""
+
+
 class Keeper:
     """`async with`; from `begin` on the node takes part in its cluster."""
 
@@ -56,8 +67,8 @@ class Keeper:
         self._seats = SeatFile(parts.data_dir)
         self._turn = anyio.Event()
         """Set to end the present life."""
-        self._then: Callable[[Life], Awaitable[None]] | None = None
-        """What happens after it, to the life that ended."""
+        self._planned: _Turn | None = None
+        """What happens after it."""
         self._stopping = False
         self._next = anyio.Event()
         """Set when a new life begins."""
@@ -141,15 +152,30 @@ class Keeper:
         life = self.need_life()
         return life, life.need_link()
 
+    async def settled(self) -> Life:
+        """The life, and where it has just begun, its state: waited for a little.
+
+        Raises:
+            Unavailable: the node is between two lives, or has no usable identity.
+        """
+        if not self.state.nodes:
+            with contextlib.suppress(Unavailable), anyio.move_on_after(REFUSAL_S):
+                _, link = await self.linked()
+                await link.mirror.wait_for(lambda state: self.parts.node in state.nodes)
+        return self.need_life()
+
     async def _turn_to(self, then: Callable[[Life], Awaitable[None]]) -> Life:
-        if self._then is not None:
+        if self._planned is not None:
             raise Conflict("this node is joining or leaving already")
+        self.need_life()
         following = self._next
-        self._then = then
+        planned = self._planned = _Turn(then)
         self._turn.set()
         try:
             with anyio.fail_after(UP_S):
                 await following.wait()
+                if planned.failure is not None:
+                    raise Unavailable(f"it did not work: {planned.failure}") from planned.failure
                 life = self.need_life()
                 await life.up.wait()
                 await life.need_link().mirror.wait_ready()
@@ -172,6 +198,7 @@ class Keeper:
                 said = failure.message if isinstance(failure, OllamaDistributedError) else repr(failure)
                 self.trouble = f"this node's part in the cluster cannot be started: {said}"
                 log.exception(NO_IDENTITY, again_in_s=pause_s)
+                self._turn = anyio.Event()
                 with anyio.move_on_after(pause_s):
                     await self._turn.wait()
                 pause_s = min(pause_s * 2, RETRY_S[1])
@@ -180,15 +207,21 @@ class Keeper:
         self._turn = anyio.Event()
         if self._stopping:
             return
-        async with life:
-            self.life = life
-            self._next.set()
-            self._next = anyio.Event()
-            await self._turn.wait()
-        self.life = None
-        then, self._then = self._then, None
-        if then is not None:
-            await then(life)
+        try:
+            async with life:
+                self.life = life
+                self._next.set()
+                self._next = anyio.Event()
+                await self._turn.wait()
+            self.life = None
+            if self._planned is not None:
+                await self._planned.then(life)
+        except Exception as failure:
+            if self._planned is not None:
+                self._planned.failure = failure
+            raise
+        finally:
+            self.life = self._planned = None
 
     def _new_life(self) -> Life:
         """With the identity on disk, or a new cluster's. Blocking: 0.1 s at the first time."""
@@ -226,8 +259,8 @@ class Keeper:
 
     def _on_over(self) -> None:
         """This node was removed: its keys are void, and it is alone again."""
-        if self._then is None:
-            self._then = self._forget
+        if self._planned is None:
+            self._planned = _Turn(self._forget)
             self._turn.set()
 
 

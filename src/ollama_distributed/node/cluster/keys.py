@@ -52,6 +52,7 @@ class SharedKeys:
         use: Callable[[Mapping[KeyId, KeyRecord]], None],
     ) -> None:
         self._path = data_dir / "cluster-keys.json"
+        self._node = node
         self._own = tuple(SharedKey(node=node, record=record) for record in own)
         self._use = use
         self._known: dict[KeyId, SharedKey] = {}
@@ -99,6 +100,14 @@ class SharedKeys:
                     log.warning(NOT_KEPT, reason=failure.message)
 
     async def _enter(self, coordination: Coordination, known: Mapping[KeyId, SharedKey]) -> None:
+        """Make the state say what this server's data folder says: its new keys, and no others
+        that it entered once."""
+        own = {key.record.id for key in self._own}
+        for key in known.values():
+            if key.node == self._node and key.record.id not in own:
+                stored = await coordination.get(KEYS + key.record.id)
+                if stored is not None:
+                    await coordination.delete(KEYS + key.record.id, revision=stored.revision)
         for key in self._own:
             if key.record.id not in known:
                 try:

@@ -18,6 +18,7 @@ import structlog
 
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
 from ollama_distributed.base.errors import (
+    Conflict,
     Forbidden,
     Invalid,
     OllamaDistributedError,
@@ -171,6 +172,17 @@ class Life:
     @property
     def is_server(self) -> bool:
         return self.identity.cluster_keys is not None
+
+    def need_server(self) -> None:
+        """
+        Raises:
+            Conflict: this node is none; the message names some.
+        """
+        if not self.is_server:
+            servers = ", ".join(self.state.nodes[node].name for node in self.state.servers[:3])
+            raise Conflict(
+                f"this node is no server of the cluster; do it on one of them: {servers or 'unknown'}"
+            )
 
     def complaints(self) -> list[str]:
         """What does not work here: sentences for people."""

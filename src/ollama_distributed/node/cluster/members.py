@@ -1,4 +1,4 @@
-"""Takes nodes out of the cluster. Who may not act asks one who may.
+"""Takes nodes out of the cluster. Only servers do; a node that leaves asks one.
 
 A removal voids the node's key first, then its records go: a node that is half removed is
 shut out and still listed, and removing it again ends what was begun.
@@ -24,6 +24,7 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keeper import Keeper
+from ollama_distributed.node.cluster.voters import give_up_vote
 from ollama_distributed.state.changes import Proposal, RemoveNode, plan_change
 
 if TYPE_CHECKING:
@@ -31,15 +32,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("cluster.members")
 
-REMOVE, LEAVE = "members/remove", "members/leave"
+LEAVE = "members/leave"
 ASK_S = 10.0
 """Several compare-and-sets at the server."""
-
-
-class RemoveNodeAsk(msgspec.Struct, frozen=True, kw_only=True):
-    node: str
-    force: bool = False
-    actor: str = ""
 
 
 class LeaveClusterAsk(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +52,6 @@ class Members:
         self._add_routes(keeper.parts.door)
 
     def _add_routes(self, door: PeerDoor) -> None:
-        async def remove(peer: Peer, ask: RemoveNodeAsk) -> Done:
-            log.info("members.asked", by=peer.node, node=ask.node)
-            await self._remove(self._keeper.need_life(), ask.node, force=ask.force, actor=ask.actor)
-            return Done()
-
         async def leave(peer: Peer, _ask: LeaveClusterAsk) -> Done:
             life = self._keeper.need_life()
             going = asyncio.create_task(self._remove(life, peer.node, force=True, actor=peer.node))
@@ -71,7 +61,6 @@ class Members:
             await asyncio.shield(going)
             return Done()
 
-        door.add(REMOVE, remove, RemoveNodeAsk)
         door.add(LEAVE, leave, LeaveClusterAsk)
 
     async def close(self) -> None:
@@ -85,7 +74,8 @@ class Members:
     async def remove(self, node: str, *, force: bool, actor: str) -> None:
         """
         Raises:
-            Conflict: it lives and `force` is not given; it votes; it is this node itself.
+            Conflict: it lives and `force` is not given; it votes; it is this node itself; this node
+                is no server.
             NotFound, Unavailable.
         """
         life, _ = await self._keeper.linked()
@@ -94,29 +84,30 @@ class Members:
             raise Conflict(
                 "this is the node that you ask; take it out with: ollama-distributed cluster leave"
             )
-        if life.is_server:
-            await self._remove(life, target, force=force, actor=actor)
-        else:
-            await self._ask_server(life, REMOVE, RemoveNodeAsk(node=target, force=force, actor=actor))
+        life.need_server()
+        await self._remove(life, target, force=force, actor=actor)
 
     async def leave(self, *, force: bool, actor: str) -> None:
         """
         Raises:
-            Conflict: this node is alone, or votes. Unavailable: nobody can note it; `force`
-                leaves without a word.
+            Conflict: this node is alone, or votes and nobody can take its vote. Unavailable:
+                nobody can note it. `force` leaves all the same, and without a word.
         """
-        life, me = self._keeper.need_life(), self._keeper.parts.node
+        life, me = await self._keeper.settled(), self._keeper.parts.node
         if max(len(life.state.nodes), len(life.roster)) <= 1:
             raise Conflict("this node is alone; there is no cluster to leave")
-        voters = life.state.voters.nodes if life.state.voters else ()
-        if me in voters and not force:
-            raise Conflict(
-                "this node runs a coordination server that the others need; give its vote to another "
-                "server first: ollama-distributed cluster voter replace"
-            )
+        others = [node for node in life.state.servers if node != me]
+        if life.is_server and not others and not force:
+            raise Conflict("this node is the cluster's only server; the others cannot be without it")
+        try:
+            await give_up_vote(self._keeper, actor=actor)
+        except OllamaDistributedError as failure:
+            if not force:
+                raise
+            log.warning("members.left_with_its_vote", actor=actor, reason=failure.message)
         life.leaving = True  # it says nothing more of itself
         try:
-            await self._tell(life)
+            await self._ask_server(life, LEAVE, LeaveClusterAsk())
         except OllamaDistributedError as failure:
             # Who is removed is cut off at once, perhaps before it is told.
             if not force and not (isinstance(failure, Unavailable) and await life.was_removed()):
@@ -126,14 +117,6 @@ class Members:
             log.warning("members.left_without_an_answer", actor=actor, reason=failure.message)
         await self._keeper.leave()
 
-    async def _tell(self, life: Life) -> None:
-        me = self._keeper.parts.node
-        others = [node for node in life.state.servers if node != me]
-        if others or not life.is_server:
-            await self._ask_server(life, LEAVE, LeaveClusterAsk())
-        else:
-            raise Conflict("this node is the cluster's only server; the others cannot be without it")
-
     async def _remove(self, life: Life, node: str, *, force: bool, actor: str) -> None:
         link = life.need_link()
         target = self._known(life, node)
@@ -141,7 +124,10 @@ class Members:
         if target in life.state.nodes:
             # Checked before anything is void; the leader checks again.
             plan_change(life.state, Proposal(id="check", change=change, actor=actor))
-        await life.admission.remove(target, actor=actor)
+        record = await life.admission.remove(target, actor=actor)
+        if record.role == "server":
+            # What it knew cannot be taken back: the CA's key was among it.
+            log.warning("members.server_removed", node=target, actor=actor)
         if target in life.state.nodes:
             await link.consensus.propose_change(RemoveNode(node=target, force=True), actor=actor)
 

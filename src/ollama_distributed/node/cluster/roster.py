@@ -53,6 +53,11 @@ class Roster:
         record = self._records.get(node)
         return record is not None and record.removed_at is not None
 
+    def is_server(self, node: NodeId) -> bool:
+        """Admitted as a server, and still a member. A node's own advert is its word only."""
+        record = self._records.get(node)
+        return record is not None and record.role == "server" and record.removed_at is None
+
     def check(self, peer: Peer) -> None:
         """
         Raises:

@@ -25,7 +25,6 @@ from ollama_distributed.base.cluster import (
     TokenRequest,
     TokenRow,
 )
-from ollama_distributed.base.errors import Forbidden
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
@@ -82,13 +81,13 @@ class ClusterService:
         return rows.leader_answer(life.state, self._lease(life), self._keeper.parts.node)
 
     async def nodes(self) -> list[NodeRow]:
-        life = self._keeper.need_life()
+        life = await self._keeper.settled()
         usages: Mapping[NodeId, NodeUsage] = await life.link.membership.usages() if life.link else {}
         found = [self._row(life, node, usages.get(node)) for node in life.state.nodes]
         return sorted(found, key=lambda row: (row.name, row.id))
 
     async def node(self, node: str) -> NodeRow:
-        life = self._keeper.need_life()
+        life = await self._keeper.settled()
         known = life.state.resolve(node)
         usages = await life.link.membership.usages() if life.link else {}
         return self._row(life, known, usages.get(known))
@@ -161,7 +160,7 @@ class ClusterService:
 
     async def create_token(self, request: TokenRequest, *, actor: str) -> NewToken:
         life, _ = await self._keeper.linked()
-        self._need_server(life)
+        life.need_server()
         await life.open()
         role = request.role
         if role is None:
@@ -187,7 +186,7 @@ class ClusterService:
 
     async def revoke_token(self, token_id: str, *, actor: str) -> None:
         life, _ = await self._keeper.linked()
-        self._need_server(life)
+        life.need_server()
         await life.admission.revoke_token(token_id, actor=actor)
 
     async def join(self, token: str, *, actor: str) -> ClusterAnswer:
@@ -201,14 +200,6 @@ class ClusterService:
     async def replace_voter(self, dead: str, new: str | None, *, actor: str) -> ClusterAnswer:
         await voters.replace_voter(self._keeper, dead, new, actor=actor)
         return self.status()
-
-    def _need_server(self, life: Life) -> None:
-        if life.is_server:
-            return
-        servers = ", ".join(life.state.nodes[node].name for node in life.state.servers[:3])
-        raise Forbidden(
-            f"this node is no server of the cluster; do it on one of them: {servers or 'unknown'}"
-        )
 
     # ── config ──────────────────────────────────────────────────────────────────────
 

@@ -1,4 +1,5 @@
-"""Which servers vote: 1 → 3 → 5 as servers join, a dead one replaced when an operator says so.
+"""Which servers vote: 1 → 3 → 5 as servers join, a dead one replaced when an operator says so, one
+that leaves by whoever can take its place.
 
 Each change is run by one voter, with the machines that it concerns asked over the hop
 (`VoterHost`). The servers' own formation is the truth; `cluster.voters` in the state follows
@@ -7,7 +8,7 @@ it, so a crash in between is made good by whoever runs the duty next.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,7 +20,7 @@ from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.base.errors import Conflict, Forbidden, NotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
-from ollama_distributed.state.changes import SetVoters
+from ollama_distributed.state.changes import SetDrain, SetVoters
 from ollama_distributed.state.cluster import ClusterState
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("cluster.voters")
 
 PREPARE, TAKE, STAND_DOWN, REPLACE = "voters/prepare", "voters/take", "voters/leave", "voters/replace"
+HAND_OVER = "voters/hand-over"
 PREPARE_S, TAKE_S, REPLACE_S = 5.0, 30.0, 120.0
 """A server starts in a tenth of a second with an empty store, in some seconds with a large one."""
 SETTLED_S = 5.0
@@ -39,6 +41,8 @@ SETTLED_S = 5.0
 LOOK_S = 2.0
 SEEN_S = 2.0
 """For this node to see what another one did."""
+HANDED_S = 10.0
+"""Its own coordination server is gone then: it connects to another one first."""
 AGAIN_S = 30.0
 """After a growth that did not work; everything is as before then."""
 
@@ -82,6 +86,7 @@ class VoterRoutes:
         door.add(TAKE, self._take, Formation, servers_only=True)
         door.add(STAND_DOWN, self._leave, Nothing, servers_only=True)
         door.add(REPLACE, self._replace, ReplaceAsk, servers_only=True)
+        door.add(HAND_OVER, self._hand_over, Nothing, servers_only=True)
 
     async def _prepare(self, _peer: Peer, _ask: Nothing) -> Place:
         return await self._bus().voter.prepare()
@@ -100,6 +105,10 @@ class VoterRoutes:
 
     async def _replace(self, _peer: Peer, ask: ReplaceAsk) -> Nothing:
         await replace(self._keeper, ask.dead, ask.new, actor=_peer.node)
+        return Nothing()
+
+    async def _hand_over(self, peer: Peer, _ask: Nothing) -> Nothing:
+        await hand_over(self._keeper, peer.node)
         return Nothing()
 
     def _told(self) -> None:
@@ -127,7 +136,8 @@ async def grow_step(keeper: Keeper, life: Life, link: Link) -> None:
     if not link.mirror.synced or not bus.voters or not _acts(link, bus, keeper.parts.node):
         return
     await _record(link, bus, actor=keeper.parts.node)
-    chosen = next_voters(link.mirror.state, bus.voters, now=keeper.parts.clock.time())
+    now, is_server = keeper.parts.clock.time(), life.roster.is_server
+    chosen = next_voters(link.mirror.state, bus.voters, now=now, is_server=is_server)
     if not chosen or not bus.growth.settled:
         return
     hosts = [RemoteVoter(keeper, node) for node in chosen]
@@ -144,11 +154,14 @@ async def grow_step(keeper: Keeper, life: Life, link: Link) -> None:
     life.changed()
 
 
-def next_voters(state: ClusterState, voters: Sequence[NodeId], *, now: float) -> tuple[NodeId, ...]:
+def next_voters(
+    state: ClusterState, voters: Sequence[NodeId], *, now: float, is_server: Callable[[NodeId], bool]
+) -> tuple[NodeId, ...]:
     """The servers that are to vote beside `voters`: two more where that makes 3 or 5, else none.
 
     The ones that have been online longest; all present voters must be online too, because a
-    group that changes while one of it is away cannot bear another loss.
+    group that changes while one of it is away cannot bear another loss. `is_server`: who was
+    admitted as one; what a node says of itself makes it none.
     """
     if len(voters) not in (1, 3):
         return ()
@@ -157,7 +170,7 @@ def next_voters(state: ClusterState, voters: Sequence[NodeId], *, now: float) ->
         known = state.nodes.get(node)
         return known is not None and known.status == "online" and now - known.since >= SETTLED_S
 
-    others = [node for node in state.servers if node not in voters and steady(node)]
+    others = [n for n in state.servers if n not in voters and is_server(n) and steady(n)]
     if len(others) < 2 or not all(steady(node) for node in voters):
         return ()
     first, second, *_ = sorted(others, key=lambda node: (state.nodes[node].since, node))
@@ -205,7 +218,7 @@ async def replace_voter(keeper: Keeper, dead: str, new: str | None, *, actor: st
             f"node {dead} is {state.nodes[gone].status}: only a dead voter is replaced; "
             "one that comes back takes its place again by itself"
         )
-    chosen = _successor(state, voters, new)
+    chosen = _successor(state, voters, new, life.roster.is_server)
     if me in voters:
         await replace(keeper, gone, chosen, actor=actor)
     else:
@@ -242,21 +255,98 @@ async def replace(keeper: Keeper, dead: NodeId, new: NodeId, *, actor: str) -> N
     life.changed()
 
 
-def _successor(state: ClusterState, voters: Sequence[NodeId], new: str | None) -> NodeId:
+# ── leaving ─────────────────────────────────────────────────────────────────────────
+
+
+async def give_up_vote(keeper: Keeper, *, actor: str) -> None:
+    """Before this node, a voter, leaves: another voter has a server take its place, or goes on
+    alone where there is none. Safe to repeat.
+
+    Raises:
+        Conflict: this node is the only voter, or another one is away.
+        Unavailable: it is not complete; ask again.
+    """
+    life, link = await keeper.linked()
+    state, me = life.state, keeper.parts.node
+    voters = state.voters.nodes if state.voters else ()
+    if me not in voters:
+        return
+    if len(voters) == 1:
+        raise Conflict(
+            "this node runs the cluster's only coordination server; there must be three servers before it "
+            "can leave: make a token with --role server and join more machines"
+        )
+    away = [node for node in voters if node not in state.nodes or not state.nodes[node].alive]
+    if away:
+        raise Conflict(
+            f"{', '.join(state.nodes[node].name if node in state.nodes else node for node in away)} is "
+            "offline and votes: with this node gone too there may be no majority; start it again, or first: "
+            "ollama-distributed cluster voter replace"
+        )
+    leader = link.consensus.get_leader()
+    # A node that is drained is not made a voter again while it goes.
+    await link.consensus.propose_change(SetDrain(node=me, drain=True), actor=actor)
+    asked = min((node for node in voters if node != me), key=lambda node: (node != leader, node))
+    await keeper.parts.pool.ask(asked, HAND_OVER, Nothing(), Nothing, deadline_s=REPLACE_S)
+    with anyio.move_on_after(HANDED_S) as seen:
+        await link.mirror.wait_for(lambda now: now.voters is not None and me not in now.voters.nodes)
+    if seen.cancelled_caught:
+        raise Unavailable("the vote was given up, but that is not to be seen here yet; ask again")
+
+
+async def hand_over(keeper: Keeper, leaver: NodeId) -> None:
+    """On another voter."""
+    life = keeper.need_life()
+    link, bus, me = life.need_link(), life.bus, keeper.parts.node
+    if bus is None or me not in bus.voters:
+        raise Conflict("this node does not vote")
+    if leaver in bus.voters:
+        spare = _able(link.mirror.state, bus.voters, life.roster.is_server)
+        log.warning("voters.handing_over", leaver=leaver, new=spare)
+        if spare is not None:
+            # Its server ends first: from then on it is as one that died, and stays so if the rest
+            # fails. To let it vote again with an empty store could lose what it had acknowledged.
+            await RemoteVoter(keeper, leaver).leave()
+            await replace(keeper, leaver, spare, actor=leaver)
+        else:
+            await bus.growth.to_one([RemoteVoter(keeper, node) for node in bus.voters if node != me])
+            link.coordination.update_servers(life.bus_urls())
+            life.changed()
+    await _record(link, bus, actor=leaver)
+
+
+# ── who can vote ────────────────────────────────────────────────────────────────────
+
+
+def _able(
+    state: ClusterState, voters: Sequence[NodeId], is_server: Callable[[NodeId], bool]
+) -> NodeId | None:
+    """The server that has been online longest, of those that do not vote."""
+    able = [
+        node
+        for node in state.servers
+        if node not in voters and is_server(node) and state.nodes[node].status == "online"
+    ]
+    return min(able, key=lambda node: (state.nodes[node].since, node), default=None)
+
+
+def _successor(
+    state: ClusterState, voters: Sequence[NodeId], new: str | None, is_server: Callable[[NodeId], bool]
+) -> NodeId:
     if new is None:
-        able = [node for node in state.servers if node not in voters and state.nodes[node].status == "online"]
-        if not able:
+        able = _able(state, voters, is_server)
+        if able is None:
             raise Conflict(
                 "there is no other server that lives; make a token with --role server and join a machine"
             )
-        return min(able, key=lambda node: (state.nodes[node].since, node))
+        return able
     try:
         chosen = state.resolve(new)
     except NotFound as unknown:
         raise Conflict(unknown.message) from unknown
     if chosen in voters:
         raise Conflict(f"node {new} votes already")
-    if chosen not in state.servers:
+    if chosen not in state.servers or not is_server(chosen):
         raise Conflict(f"node {new} is no server; only servers vote")
     if not state.nodes[chosen].alive:
         raise Conflict(f"node {new} is offline")
