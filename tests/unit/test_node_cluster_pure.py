@@ -85,6 +85,11 @@ def test_only_what_means_something_elsewhere_is_announced() -> None:
 NOW = 1000.0
 
 
+def _any(_: NodeId) -> bool:
+    """The roster admitted all of them as servers."""
+    return True
+
+
 def _state(*nodes: tuple[str, str, NodeStatus, float], voters: tuple[str, ...] = ()) -> ClusterState:
     """Of (id, role, status, since)."""
     state = ClusterState()
@@ -109,10 +114,17 @@ def _state(*nodes: tuple[str, str, NodeStatus, float], voters: tuple[str, ...] =
 
 def test_three_steady_servers_become_three_voters() -> None:
     three = _state(*((name, "server", "online", 0.0) for name in "abc"), voters=("a",))
-    assert next_voters(three, (NodeId("a"),), now=NOW) == ("b", "c")
+    assert _next(three, "a") == ("b", "c")
+    assert _next(three, "a", admitted="ab") == (), "c only says that it is a server"
     five = _state(*((name, "server", "online", float(i)) for i, name in enumerate("abcde")), voters=("a",))
-    assert next_voters(five, tuple(map(NodeId, "abc")), now=NOW) == ("d", "e")
-    assert next_voters(five, tuple(map(NodeId, "abcde")), now=NOW) == ()
+    assert _next(five, *"abc") == ("d", "e")
+    assert _next(five, *"abcde") == ()
+
+
+def test_who_only_says_to_be_a_server_does_not_vote() -> None:
+    state = _state(*((name, "server", "online", 0.0) for name in "abcd"), voters=("a",))
+    honest = frozenset("abd")
+    assert next_voters(state, (NodeId("a"),), now=NOW, is_server=honest.__contains__) == ("b", "d")
 
 
 @given(
@@ -132,7 +144,7 @@ def test_only_steady_servers_are_chosen_and_only_beside_steady_voters(
     voters = tuple(NodeId(f"v{i}") for i in range(count))
     nodes = [(str(voter), "server", "online", 0.0) for voter in voters]
     nodes += [(f"n{i}", *facts) for i, facts in enumerate(others)]  # type: ignore[misc]
-    chosen = next_voters(_state(*nodes), voters, now=NOW)  # type: ignore[arg-type]
+    chosen = _next(_state(*nodes), *voters)  # type: ignore[arg-type]
     fit = {
         f"n{i}"
         for i, (role, status, since) in enumerate(others)
@@ -141,7 +153,7 @@ def test_only_steady_servers_are_chosen_and_only_beside_steady_voters(
     assert len(chosen) == (2 if len(fit) >= 2 else 0)
     assert set(chosen) <= fit
     away = [(str(voters[0]), "server", "suspect", 0.0), *nodes[1:]]
-    assert next_voters(_state(*away), voters, now=NOW) == ()  # type: ignore[arg-type]
+    assert _next(_state(*away), *voters) == ()  # type: ignore[arg-type]
 
 
 # ── rows ────────────────────────────────────────────────────────────────────────────
