@@ -90,6 +90,19 @@ async def test_a_servers_key_holds_on_every_node_and_a_mere_nodes_only_at_home(w
     await stopped(world)
 
 
+async def test_a_key_that_its_server_has_no_more_holds_nowhere(world: World) -> None:
+    (old, old_record), (new, new_record) = make_admin_key(0.0), make_admin_key(0.0)
+    (other, other_record) = make_admin_key(0.0)
+    await world.node("server", "server", (old_record,))
+    await world.node("second", "server", (other_record,))
+    member = await world.node("member", "node", ())
+    await until(lambda: member.knows(old) and member.knows(other))
+    await world.node("server", "server", (new_record,))  # again, with another key in its folder
+    await until(lambda: member.knows(new) and not member.knows(old))
+    assert member.knows(other)
+    await stopped(world)
+
+
 async def test_a_removed_servers_key_holds_nowhere_else(world: World) -> None:
     key, record = make_admin_key(0.0)
     await world.node("gone", "server", (record,))
