@@ -74,7 +74,8 @@ check: .venv/.dev ## Style, types, floors, lock, generated files
 
 test: .venv/.dev .venv/.models .venv/.debian tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not alone" $(TESTS)
+	$(BIN)/coverage run -m pytest -m alone $(TESTS) || [ $$? = 5 ] # 5: TESTS has none of these
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=80
 
@@ -95,7 +96,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-simulation build clean
+.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
@@ -107,6 +108,8 @@ accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests,
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_faults.py
 accept-coordination: .venv/.dev ## Twenty kills of the leading nats-server under writes, the history checked
 	COORDINATION_KILLS=20 $(PYTEST) tests/integration/test_nats_cluster.py tests/integration/test_nats_server.py -s
+accept-cluster: .venv/.dev ## Whole nodes in network namespaces under load: killed, hung, cut off, many rounds (15 minutes, root)
+	CHAOS_LONG=1 $(PYTEST) tests/chaos
 accept-simulation: .venv/.dev ## A cluster under faults in virtual time, SEEDS=10000 of them (three hours on two cores)
 	$(BIN)/python -m ollama_distributed.testing.simulation --seeds $(SEEDS) --jobs $$(nproc)
 build: .venv/.dev ## Wheel and sdist into dist/

@@ -21,7 +21,7 @@ from ollama_distributed.adapters.coordination.nats.server import NatsServer
 from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
 from ollama_distributed.cluster.ports import REFUSAL_S, Write
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.alone]
 
 KILLS = int(os.environ.get("COORDINATION_KILLS", "3"))
 BACK_S = 9.5
