@@ -68,8 +68,8 @@ class Load:
         self.world = world
         self.history = History()
         self.asked: list[Asked] = []
-        self.acknowledged: list[float] = []
-        """When a write was, monotonic."""
+        self.acknowledged: list[tuple[float, float]] = []
+        """When a write was called, and when it was acknowledged; monotonic."""
         self.slow: list[str] = []
         """Writes whose answer took too long."""
         self.wrong: list[str] = []
@@ -187,7 +187,7 @@ class Load:
             case 200:
                 made = answer.json()
                 self._saw(name, made)
-                self.acknowledged.append(time.monotonic())
+                self.acknowledged.append((began_at, time.monotonic()))
                 call.done(made["version"])
             case 409:
                 call.conflict()
@@ -253,11 +253,11 @@ class Load:
         self.over_at = time.monotonic()
 
     async def more_writes(self, count: int, deadline_s: float, what: str = "writes are back") -> float:
-        """Wait for so many acknowledged writes that are made from now on; the seconds that took."""
-        wanted = len(self.acknowledged) + count
+        """Wait for so many acknowledged writes that are called from now on; the seconds that took."""
+        now = time.monotonic()
 
         async def met() -> bool:
-            return len(self.acknowledged) >= wanted
+            return sum(called_at >= now for called_at, _ in self.acknowledged) >= count
 
         return await until(met, deadline_s, what)
 
@@ -284,7 +284,7 @@ class Load:
 
     def write_outage_s(self) -> float:
         """The longest time without an acknowledged write, from the harm on."""
-        times = [self.harmed_at, *(at for at in self.acknowledged if at >= self.harmed_at)]
+        times = [self.harmed_at, *(at for _, at in self.acknowledged if at >= self.harmed_at)]
         return max((after - before for before, after in itertools.pairwise(times)), default=0.0)
 
     async def judge(self) -> None:
