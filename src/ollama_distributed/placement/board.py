@@ -43,7 +43,11 @@ class Spot:
     def lacks_bytes(self, blobs: Iterable[Blob]) -> int:
         """What its disk would have to take beyond what is coming anyway."""
         here, coming = self.site.blobs, self.coming
-        return sum(b.size_bytes for b in blobs if b.digest not in here and b.digest not in coming)
+        lacks = 0
+        for blob in blobs:  # asked of millions of nodes: a generator would take twice as long
+            if blob.digest not in here and blob.digest not in coming:
+                lacks += blob.size_bytes
+        return lacks
 
     def take(self, wish: Wish, replica: Replica) -> None:
         self.replicas[wish.model] = (wish, replica)

@@ -9,15 +9,16 @@ goes where most memory is free: there it can be.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board, Spot
 from ollama_distributed.placement.facts import Device, Replica
 from ollama_distributed.placement.keeping import Offer, Want, fits_alone
-from ollama_distributed.placement.shelves import Place, Shelf, Spread
+from ollama_distributed.placement.shelves import Crowding, Place, Shelf, Spread
 
-_Rank = tuple[tuple[bool, int], tuple[int, ...], int, int, NodeId]
+_Rank = tuple[Crowding, int, int, NodeId]
 
 
 class Filling:
@@ -107,45 +108,54 @@ class Filling:
         """Up to `count`, each the best after the one before was placed."""
         if count <= 0:
             return
-        heap = []
-        for number, shelf in enumerate(self._board.shelves.matching(self._wish.labels)):
-            place = self._best(shelf, warm=warm)
-            if place is not None:
-                heap.append((self._rank(shelf, place, warm=warm), number, shelf))
-        heapq.heapify(heap)
-        while heap and count:
-            rank, number, shelf = heap[0]
-            place = self._best(shelf, warm=warm)
-            if place is None:
-                heapq.heappop(heap)
-            elif (now := self._rank(shelf, place, warm=warm)) != rank:
-                heapq.heapreplace(heap, (now, number, shelf))  # others came since: it got worse
-            else:
-                yield place.node, shelf.device
-                count -= 1
+        matching = self._board.shelves.matching(self._wish.labels)
+        for _, alike in groupby(matching, key=lambda shelf: shelf.tier):
+            heap = []
+            for number, shelf in enumerate(alike):
+                place = self._best(shelf, warm=warm)
+                if place is not None:
+                    heap.append((self._rank(shelf, place, warm=warm), number, shelf))
+            heapq.heapify(heap)
+            while heap:
+                rank, number, shelf = heap[0]
+                place = self._best(shelf, warm=warm)
+                if place is None:
+                    heapq.heappop(heap)
+                elif (now := self._rank(shelf, place, warm=warm)) > rank:
+                    heapq.heapreplace(heap, (now, number, shelf))  # others came since: it got worse
+                else:
+                    yield place.node, shelf.device
+                    count -= 1
+                    if not count:
+                        return
 
     def _rank(self, shelf: Shelf, place: Place, *, warm: bool) -> _Rank:
         gap = place.free_bytes if warm else -place.free_bytes
-        return (shelf.tier, self._spread.crowding(shelf.domain), place.crowd, gap, place.node)
+        return ((*self._spread.crowding(shelf.domain), *place.crowding), place.crowd, gap, place.node)
 
     def _best(self, shelf: Shelf, *, warm: bool) -> Place | None:
         if not warm:
             return shelf.roomiest(self._takes_copy) if shelf.device == "cpu" else None
         gpu, memory = self._wish.need.of(shelf.device)
         if shelf.device == "cpu":
-            return shelf.tightest(memory, self._takes_on("cpu"))
-        return shelf.tightest(gpu, self._takes_on("gpu")) if gpu else None
+            return shelf.tightest(memory, self._takes_on_cpu)
+        return shelf.tightest(gpu, self._takes_on_gpu) if gpu else None
 
-    def _takes_on(self, device: Device) -> Callable[[NodeId], bool]:
-        def takes(node: NodeId) -> bool:
-            spot = self._board.spots[node]
-            return node not in self.replicas and spot.runs(self._wish, device) and self._has_disk(spot)
-
-        return takes
-
-    def _takes_copy(self, node: NodeId) -> bool:
+    def _takes_on_gpu(self, node: NodeId) -> Crowding | None:
         spot = self._board.spots[node]
-        return node not in self.replicas and fits_alone(spot.site, self._wish) and self._has_disk(spot)
+        return self._crowding(spot) if spot.runs(self._wish, "gpu") else None
 
-    def _has_disk(self, spot: Spot) -> bool:
-        return spot.lacks_bytes(self._wish.blobs) <= max(spot.disk_free, 0)
+    def _takes_on_cpu(self, node: NodeId) -> Crowding | None:
+        spot = self._board.spots[node]
+        return self._crowding(spot) if spot.runs(self._wish, "cpu") else None
+
+    def _takes_copy(self, node: NodeId) -> Crowding | None:
+        spot = self._board.spots[node]
+        return self._crowding(spot) if fits_alone(spot.site, self._wish) else None
+
+    def _crowding(self, spot: Spot) -> Crowding | None:
+        """None where it has the model already, or no disk for it."""
+        if spot.site.node in self.replicas:
+            return None
+        lacks = spot.lacks_bytes(self._wish.blobs)
+        return self._spread.crowding(spot.domain)[1:] if lacks <= max(spot.disk_free, 0) else None

@@ -46,14 +46,14 @@ def pending(
 ) -> list[Pending]:
     """All that separates one model from where it belongs; what is under way is not in it."""
     there = [node for node in assigned if sites[node].presence in ("here", "wavering")]
-    complete = [node for node in there if (offer := offered.get(node)) and offer.complete]
+    complete = {node for node in there if (offer := offered.get(node)) and offer.complete}
     running = sum(assigned[node].warm and want.wish.model in sites[node].loaded for node in there)
+    safe = len(complete) >= max(1, want.wish.copies)
     moves: list[Pending] = []
     for node in there:
         moves += _toward(want, assigned[node], sites[node], len(complete), node in complete)
     for node, offer in offered.items():
         replica = assigned.get(node)
-        safe = len(complete) >= max(1, want.wish.copies)
         if offer.loaded and not (replica is not None and replica.warm):
             if sites[node].presence not in ("away", "lost"):
                 moves.append(_unload(want, sites[node], covered=running >= want.wish.warm))

@@ -5,13 +5,13 @@ Every move and every refusal carries its reason, for people.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TypeAlias
 
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Device, Replica
+from ollama_distributed.state.maps import SortedMap
 
 
 class Fetch(msgspec.Struct, frozen=True, kw_only=True, tag="fetch"):
@@ -61,7 +61,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    assignments: Mapping[str, tuple[Replica, ...]] = {}
+    assignments: SortedMap[str, tuple[Replica, ...]] = msgspec.field(default_factory=SortedMap)
     """By model; sorted by node."""
     moves: tuple[Move, ...] = ()
     """To begin now; those that are under way are not among them."""

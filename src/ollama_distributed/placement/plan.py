@@ -9,6 +9,7 @@ planning its own outcome again moves nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
@@ -57,6 +58,8 @@ class Planner:
         self._wanted_blobs: dict[str, set[str]] = {}
         """Models by blob."""
         self._pinned: dict[NodeId, set[str]] = {}
+        self._labels: Counter[str] = Counter()
+        """How many models ask for each label."""
         self._holders: dict[str, set[NodeId]] = {}
         """Live nodes by blob."""
         self._at: dict[NodeId, dict[str, Offer]] = {}
@@ -64,6 +67,8 @@ class Planner:
         self._fetching = 0
         self._used: dict[NodeId, tuple[int, int]] = {}
         """GPU and main memory that models have now, those that are being loaded among them."""
+        self._adopted: SortedMap[str, tuple[Replica, ...]] = SortedMap()
+        """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
         self._short: set[str] = set()
         self._assigned: SortedMap[str, tuple[Replica, ...]] = SortedMap()
@@ -105,8 +110,7 @@ class Planner:
             self._wanted_blobs.setdefault(digest, set()).add(wish.model)
         for node in want.pins:
             self._pinned.setdefault(node, set()).add(wish.model)
-        if not self.board.shelves.labels.issuperset(wish.labels):
-            self.board.relabel({*self.board.shelves.labels, *wish.labels})
+        self._labels.update(wish.labels.keys())
         self._touch(want)
         self._new_models.add(wish.model)
 
@@ -121,28 +125,49 @@ class Planner:
             self._wanted_blobs[digest].discard(model)
         for node in want.pins:
             self._pinned[node].discard(model)
+        self._labels.subtract(want.wish.labels.keys())
+        self._labels += Counter()  # drops those that nobody asks for
         self._touch(want)
         self._new_models.add(model)
 
     def put_standing(self, node: NodeId, replicas: Mapping[str, Replica]) -> None:
         """What was decided for a node before, by model."""
+        before = self._standing.get(node, {})
+        for model in before.keys() | replicas.keys():
+            placed = {one.node: one for one in self._adopted.get(model, ())}
+            placed.pop(node, None)
+            if model in replicas:
+                placed[node] = replicas[model]
+            self._adopted = self._adopted.with_(model, tuple(placed[key] for key in sorted(placed)))
+        self._stand(node, dict(replicas))
+
+    def _stand(self, node: NodeId, replicas: Mapping[str, Replica]) -> None:
         if replicas != self._standing.get(node, {}):
-            self._standing[node] = dict(replicas)
+            self._standing[node] = replicas
             self._new_sites.add(node)
 
     def adopt(self, decided: Plan) -> None:
-        """What a plan decided stands from now on."""
-        by_node: dict[NodeId, dict[str, Replica]] = {node: {} for node in self._standing}
-        for model, replicas in decided.assignments.items():
-            for replica in replicas:
-                by_node.setdefault(replica.node, {})[model] = replica
+        """What a plan decided stands from now on, and nothing else."""
+        by_node: dict[NodeId, dict[str, Replica]] = {}
+        for model in decided.assignments.differences(self._adopted):
+            before = {replica.node: replica for replica in self._adopted.get(model, ())}
+            after = {replica.node: replica for replica in decided.assignments.get(model, ())}
+            for node in before.keys() | after.keys():
+                if before.get(node) != after.get(node):
+                    changed = by_node.setdefault(node, dict(self._standing.get(node, {})))
+                    changed.pop(model, None)
+                    if node in after:
+                        changed[model] = after[node]
         for node, standing in by_node.items():
-            self.put_standing(node, standing)
+            self._stand(node, standing)
+        self._adopted = decided.assignments
 
     # ── the plan ────────────────────────────────────────────────────────────────────
 
     def plan(self) -> Plan:
         """Where everything belongs, and what to do next."""
+        if self.board.shelves.labels != self._labels.keys():
+            self.board.relabel(self._labels)
         touched = self._new_models
         for node in sorted(self._new_sites):
             touched |= self._look_at(node)

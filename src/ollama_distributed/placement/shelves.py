@@ -1,8 +1,10 @@
 """Nodes with room, sorted so that the best one for a model is found without asking each.
 
-Pure. A shelf holds nodes that a model cannot tell apart but by their room: same kind of device,
-speed, failure domain, and labels that any model asks for. On it they stand by how many replicas
-they have and by free memory, so the tightest fit among the least crowded is one bisection away.
+Pure. A shelf holds nodes that a model hardly tells apart but by their room: same kind of device,
+speed, widest failure domain, and labels that any model asks for. On it they stand by how many
+replicas they have and by free memory, so the tightest fit among the least crowded is one bisection
+away. The narrower failure domains are compared among the first `LOOK` nodes that fit: there are too
+many of them for shelves of their own.
 """
 
 from __future__ import annotations
@@ -16,16 +18,24 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Device, Site
 
 Domain = tuple[str, ...]
+Crowding = tuple[int, ...]
+Judge = Callable[[NodeId], Crowding | None]
+"""How many replicas of the model each narrower failure domain of a node has; None: it cannot take
+one."""
+LOOK = 32
+
 _Key = tuple[bool, int, Domain, tuple[tuple[str, str], ...]]
 
 
 class Place(msgspec.Struct, frozen=True, gc=False):
-    """Where a node stands. Lower is better, apart from what its shelf says."""
+    """Where a node stands."""
 
     crowd: int
     """Replicas that it has."""
     free_bytes: int
     node: NodeId
+    crowding: Crowding = ()
+    """Of the model that is to be placed, in the node's narrower failure domains."""
 
 
 class Shelf:
@@ -54,18 +64,22 @@ class Shelf:
             del self._rows[place.crowd]
             del self._crowds[bisect_left(self._crowds, place.crowd)]
 
-    def tightest(self, need_bytes: int, fits: Callable[[NodeId], bool]) -> Place | None:
+    def tightest(self, need_bytes: int, judge: Judge) -> Place | None:
         """Of the least crowded nodes with so much free, the one with the least."""
+        return _first(self._from(need_bytes), judge)
+
+    def roomiest(self, judge: Judge) -> Place | None:
+        """Of the least crowded nodes, the one with the most free."""
+        return _first(self._downward(), judge)
+
+    def _from(self, need_bytes: int) -> Iterator[tuple[int, int, NodeId]]:
         for crowd in self._crowds:
             row = self._rows[crowd]
             for i in range(bisect_left(row, (need_bytes, "")), len(row)):
                 free, node = row[i]
-                if fits(node):
-                    return Place(crowd, free, node)
-        return None
+                yield crowd, free, node
 
-    def roomiest(self, fits: Callable[[NodeId], bool]) -> Place | None:
-        """Of the least crowded nodes, the one with the most free."""
+    def _downward(self) -> Iterator[tuple[int, int, NodeId]]:
         for crowd in self._crowds:
             row = self._rows[crowd]
             end = len(row)
@@ -73,11 +87,8 @@ class Shelf:
                 free = row[end - 1][0]
                 start = bisect_left(row, (free, ""))
                 for i in range(start, end):  # equals by id, as everywhere
-                    node = row[i][1]
-                    if fits(node):
-                        return Place(crowd, free, node)
+                    yield crowd, free, row[i][1]
                 end = start
-        return None
 
     def most_free(self) -> tuple[int, NodeId] | None:
         """The node with the most free memory, and how much."""
@@ -85,6 +96,22 @@ class Shelf:
 
     def __len__(self) -> int:
         return sum(map(len, self._rows.values()))
+
+
+def _first(nodes: Iterator[tuple[int, int, NodeId]], judge: Judge) -> Place | None:
+    """The first whose narrower failure domains are empty, or the least crowded of `LOOK`."""
+    best: Place | None = None
+    left = LOOK
+    for crowd, free, node in nodes:
+        crowding = judge(node)
+        if crowding is None:
+            continue
+        if best is None or crowding < best.crowding:
+            best = Place(crowd, free, node, crowding)
+        left -= 1
+        if not left or not any(crowding):
+            break
+    return best
 
 
 class Shelves:
@@ -99,7 +126,7 @@ class Shelves:
 
     def of(self, site: Site, device: Device) -> Shelf:
         """The shelf of a node; made when it is the first."""
-        domain = domain_of(site, self._spread_by)
+        domain = domain_of(site, self._spread_by[:1])
         labels = tuple((label, site.labels[label]) for label in self._told_apart if label in site.labels)
         key = (device != "gpu", -site.speed, domain, labels)
         shelf = self._shelves.get(key)
@@ -131,7 +158,7 @@ class Spread:
         for depth in range(1, len(domain) + 1):
             self._counts[domain[:depth]] = self._counts.get(domain[:depth], 0) + by
 
-    def crowding(self, domain: Domain) -> tuple[int, ...]:
+    def crowding(self, domain: Domain) -> Crowding:
         """Replicas beside it in each domain, the widest first. Lower is better."""
         counts = self._counts
         return tuple(counts.get(domain[:depth], 0) for depth in range(1, len(domain) + 1))
