@@ -55,7 +55,7 @@ async def _until(statuses: AsyncIterator[Any], ready: Callable[[], bool]) -> Asy
                 raise Unavailable("the node is shutting down; ask again to go on")
     finally:
         coming.cancel()
-        await asyncio.wait({coming})  # its source can only be closed once it rests
+        await asyncio.gather(coming, return_exceptions=True)  # its source can only be closed at rest
         if (close := getattr(statuses, "aclose", None)) is not None:
             await close()
 
