@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.errors import ClientError, Conflict
 from ollama_distributed.client.sync import SyncClient
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.e2e.conftest import add_model
@@ -253,12 +253,15 @@ def test_a_removed_node_is_cut_off_everywhere_within_five_seconds(tmp_path: Path
         until(lambda: _status(second).cluster not in ("", cluster), 15.0, "alone again")
         until(lambda: _is_well(second, 1), 15.0, "well alone")
         with first.admin() as client, second.admin() as other:
-            other.cluster.join(client.cluster.create_token(role="node").token)
+            token = client.cluster.create_token(role="node").token
+            other.cluster.join(token)
         until(lambda: _is_well(first, 2) and _is_well(second, 2), 15.0, "back with a new token")
         with second.admin() as client:
             client.cluster.leave()
         until(lambda: _is_well(second, 1) and _is_well(first, 1), 20.0, "left")
         assert _status(second).cluster != cluster
+        with second.admin() as client, pytest.raises(Conflict, match="used"):  # not 401: this key is good
+            client.cluster.join(token)
 
 
 def test_nothing_listens_beyond_loopback_before_there_is_a_token(tmp_path: Path) -> None:
@@ -348,6 +351,38 @@ def test_a_dead_voter_is_replaced_when_an_operator_says_so(tmp_path: Path) -> No
             assert client.config.set({"max_queue": 99}).version == 1
             client.nodes.remove(dead.id)
         until(lambda: _is_well(nodes["n1"], 3), 15.0, "well without the dead one")
+
+
+def test_a_voter_leaves_by_handing_its_vote_over(tmp_path: Path) -> None:
+    with Nodes(tmp_path) as nodes:
+        first = nodes.serve("n1")
+        names = (*NAMES, "n4")
+        for name in names[1:]:
+            nodes.join(name, to="n1", role="server")
+        until(lambda: len(_status(first).voters) == 3, GROWN_S, "three voters")
+        until(lambda: all(_is_well(nodes[name], 4) for name in names), 20.0, "four nodes are well")
+        voters = set(_status(first).voters)
+        spare = next(nodes[name] for name in names if nodes[name].id not in voters)
+        leavers = [nodes[name] for name in names[1:] if nodes[name].id in voters]
+        with first.admin() as client:
+            client.config.set({"max_queue": 98})
+        with leavers[0].admin(timeout_s=120.0) as client:
+            client.cluster.leave()
+        until(lambda: _is_well(first, 3), 20.0, "well without the first that left")
+        assert set(_status(first).voters) == voters - {leavers[0].id} | {spare.id}
+        # No server is left over now: one goes on alone.
+        with leavers[1].admin(timeout_s=120.0) as client:
+            client.cluster.leave()
+        until(lambda: _is_well(first, 2), 20.0, "well without the second")
+        assert len(_status(first).voters) == 1
+        with spare.admin() as client:
+            assert client.config.get().values["max_queue"] == 98
+            assert client.config.set({"max_queue": 99}).version == 2
+        for left in leavers:
+            until(lambda left=left: _is_well(left, 1), 20.0, "alone again")
+        alone = next(node for node in (first, spare) if node.id in _status(first).voters)
+        with alone.admin() as client, pytest.raises(ClientError, match="only coordination server"):
+            client.cluster.leave()
 
 
 def test_servers_grow_to_five_and_two_may_die(tmp_path: Path) -> None:

@@ -56,7 +56,13 @@ class Cluster(Protocol):
     async def revoke_token(self, token_id: str, *, actor: str) -> None: ...
 
     async def join(self, token: str, *, actor: str) -> ClusterAnswer:
-        """This node, alone until now, becomes a member of another cluster."""
+        """This node, alone until now, becomes a member of another cluster.
+
+        Raises:
+            Invalid: it is no token.
+            Conflict: this node is in a cluster already, or the other one does not take the token.
+            Unavailable: nobody of the other cluster answers.
+        """
         ...
 
     async def leave(self, *, force: bool, actor: str) -> None:

@@ -25,6 +25,7 @@ from ollama_distributed.base.cluster import (
     TokenRequest,
     TokenRow,
 )
+from ollama_distributed.base.errors import Conflict, Forbidden, Unauthenticated
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
@@ -191,7 +192,11 @@ class ClusterService:
 
     async def join(self, token: str, *, actor: str) -> ClusterAnswer:
         log.info("cluster.join_asked", actor=actor)
-        await self._keeper.join(parse_token(token))
+        try:
+            await self._keeper.join(parse_token(token))
+        except (Forbidden, Unauthenticated) as refused:
+            # Not who asks this node is refused, but this node by the other cluster.
+            raise Conflict(refused.message) from refused
         return self.status()
 
     async def leave(self, *, force: bool, actor: str) -> None:
