@@ -24,6 +24,9 @@ from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity.names import check_node
 from ollama_distributed.cluster.identity.nkeys import NatsKey, check_public, make_key, verifies
 
+OWN_RECORDS = ("advert", "models", "placed")
+"""What a node says of itself (`state/keys.py`: `nodes.<id>.…`). It may write no other keys:
+whatever is there, every node keeps in memory."""
 _UNLIMITED = -1
 _encoder = msgspec.json.Encoder(order="deterministic")
 
@@ -52,9 +55,7 @@ def node_permissions(bucket: str = "cfg") -> Permissions:
             "cmd.*.usage",
             "cmd.*.load",
             "cmd.*.msg.*",
-            # No more keys than these: whatever is there, every node keeps in memory.
-            f"$KV.{bucket}.nodes.{{{{name()}}}}.advert",
-            f"$KV.{bucket}.nodes.{{{{name()}}}}.models",
+            *(f"$KV.{bucket}.nodes.{{{{name()}}}}.{own}" for own in OWN_RECORDS),
             # An empty entry that means nothing: how a client learns that writes are possible again.
             f"$KV.{bucket}._probe",
             "$JS.API.INFO",
