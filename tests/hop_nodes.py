@@ -88,9 +88,9 @@ class HopNode:
     ) -> None:
         seat, folder = self.nodes.seat, self.nodes.folder / self.id
         self.engine = EchoEngine({"models": models, **echo})
-        store = BlobStore(folder / "models")
-        closing.callback(store.close)
-        self.catalog = Catalog(store, remotes=[self.engine])
+        self.store = BlobStore(folder / "models")
+        closing.callback(self.store.close)
+        self.catalog = Catalog(self.store, remotes=[self.engine])
         await self.catalog.start()
         self.serving = Serving(self.catalog, [self.engine], Machine(), SystemClock(), settings)
         closing.push_async_callback(self.serving.close, 0.0)

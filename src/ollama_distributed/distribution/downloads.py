@@ -1,9 +1,10 @@
-"""Pulls that go on without anybody waiting: begun, looked at and cancelled by id."""
+"""Pulls and copies that go on without anybody waiting: begun, looked at and cancelled by id."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from types import TracebackType
 from typing import Literal, Self
@@ -24,6 +25,8 @@ KEPT = 256
 """Ended ones that can still be asked about; the oldest go."""
 MOST = 64
 """That run at once on one node."""
+RATE_S = 5.0
+"""What a rate is the mean of."""
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +46,25 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     code: str = ""
     """Of the error, as in error bodies."""
+    kind: Literal["download", "copy"] = "download"
+    """From a registry, or from other nodes."""
+    node: str = ""
+    """Where it is going; empty: this node."""
+    rate: float = 0.0
+    """Bytes per second, of the last seconds."""
+    eta_s: float | None = None
+    """None: not known."""
+    peers: Mapping[str, int] = {}
+    """Bytes that came from each node."""
+    dropped: tuple[str, ...] = ()
+    """Nodes that sent wrong bytes."""
+
+
+class Origins(msgspec.Struct, frozen=True):
+    """Where a model's bytes come from."""
+
+    peers: Mapping[str, int] = {}
+    dropped: tuple[str, ...] = ()
 
 
 class Downloads:
@@ -55,11 +77,17 @@ class Downloads:
         clock: Clock,
         *,
         make_id: Callable[[], str] = random_id,
+        kind: Literal["download", "copy"] = "download",
+        node: str = "",
+        origins: Callable[[str], Origins] = lambda _: Origins(),
     ) -> None:
         self._pull = pull
         self._check = check
         self._clock = clock
         self._make_id = make_id
+        self._kind = kind
+        self._node = node
+        self._origins = origins
         self._known: dict[str, Transfer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -84,7 +112,14 @@ class Downloads:
         self._check(name)
         if len(self._tasks) >= MOST:
             raise QueueFull(f"{MOST} transfers run on this node already")
-        transfer = Transfer(id=self._make_id(), model=name, state="running", started_at=self._clock.time())
+        transfer = Transfer(
+            id=self._make_id(),
+            model=name,
+            state="running",
+            started_at=self._clock.time(),
+            kind=self._kind,
+            node=self._node,
+        )
         self._known[transfer.id] = transfer
         self._tasks[transfer.id] = asyncio.create_task(self._run(transfer), name="download")
         self._tasks[transfer.id].add_done_callback(lambda _: self._tasks.pop(transfer.id))
@@ -113,6 +148,7 @@ class Downloads:
 
     async def _run(self, transfer: Transfer) -> None:
         sizes: dict[str, tuple[int, int]] = {}
+        rate = _Rate(self._clock)
 
         def now(**changes: object) -> None:
             known = self._known.get(transfer.id)
@@ -127,8 +163,18 @@ class Downloads:
                     total, completed = (
                         (sum(column) for column in zip(*sizes.values(), strict=True)) if sizes else (0, 0)
                     )
-                    now(status=line.status, total=total, completed=completed)
-            now(state="done", ended_at=self._clock.time())
+                    per_s = rate.of(completed)
+                    origins = self._origins(transfer.model)
+                    now(
+                        status=line.status,
+                        total=total,
+                        completed=completed,
+                        rate=per_s,
+                        eta_s=(total - completed) / per_s if per_s else None,
+                        peers=origins.peers,
+                        dropped=origins.dropped,
+                    )
+            now(state="done", ended_at=self._clock.time(), eta_s=None)
         except asyncio.CancelledError:
             now(state="cancelled", ended_at=self._clock.time())
             raise
@@ -142,3 +188,19 @@ class Downloads:
         ended = [key for key, known in self._known.items() if known.state != "running"]
         for key in ended[: max(0, len(ended) - KEPT)]:
             del self._known[key]
+
+
+class _Rate:
+    """Bytes per second over the last `RATE_S`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, completed: int) -> float:
+        now = self._clock.monotonic()
+        self._seen.append((now, completed))
+        while len(self._seen) > 2 and now - self._seen[1][0] > RATE_S:
+            self._seen.popleft()
+        began, before = self._seen[0]
+        return max(0.0, completed - before) / (now - began) if now > began else 0.0

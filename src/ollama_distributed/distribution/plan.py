@@ -186,6 +186,21 @@ class Wants:
         offer.pieces = 1 << piece
         return True
 
+    def lost(self, piece: int) -> None:
+        """What was taken to be here is not."""
+        self.have &= ~(1 << piece)
+
+    def unasked(self) -> bool:
+        """Something is missing that nobody was asked for."""
+        return bool(self._all & ~self.have & ~self._taken)
+
+    def elsewhere(self, offer: Offer) -> bool:
+        """Another holder has some of it, too."""
+        return any(
+            node != offer.node and holder.has & offer.pieces and holder.asked < PER_HOLDER
+            for node, holder in self._holders.items()
+        )
+
     def arrived(self, offer: Offer) -> None:
         """What was granted is here and has the right hash."""
         self.have |= offer.pieces

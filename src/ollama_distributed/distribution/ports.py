@@ -51,12 +51,20 @@ class Partial(Protocol):
         """What is not here yet, as [begin, end) in order."""
         ...
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes | bytearray) -> None:
         """Put bytes where they belong. They are noted from time to time, always after they are
         on the disk.
 
         Raises:
             DiskFull: the rest has no room.
+        """
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Bytes that are here; what is missing reads as zeros.
+
+        Raises:
+            BlobNotFound: the fetch has ended.
         """
         ...
 
@@ -130,16 +138,20 @@ class Registry(Protocol):
         checked here."""
         ...
 
+    def disproved(self, name: ModelName, blob: BlobId, /) -> bool:
+        """What `fetch` brought is not this blob. True: it may come from elsewhere next time."""
+        ...
+
     async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
         """The first bytes of a blob, to look into it before it is fetched; fewer at its end."""
         ...
 
-    async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told) -> None:
+    async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told, /) -> None:
         """Bring a blob to the registry, unless it is there. `told` may hear negative numbers: what
         has to be sent again."""
         ...
 
-    async def send_manifest(self, name: ModelName, data: bytes) -> None: ...
+    async def send_manifest(self, name: ModelName, data: bytes, /) -> None: ...
 
 
 class Library(Protocol):

@@ -61,13 +61,22 @@ class Pulls:
     """Use as a context: at its end running work is
     cancelled, and what was fetched stays."""
 
-    def __init__(self, registry: Registry, blobs: Blobs, library: Library, *, tick_s: float = TICK_S) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        blobs: Blobs,
+        library: Library,
+        *,
+        tick_s: float = TICK_S,
+        fetches: Joints[Fetch] | None = None,
+    ) -> None:
+        """`fetches`: shared with others that fetch into the same store."""
         self._registry = registry
         self._blobs = blobs
         self._library = library
         self._tick_s = tick_s
         self._work: Joints[Progress] = Joints()
-        self._fetches: Joints[Fetch] = Joints()
+        self.fetches: Joints[Fetch] = Joints() if fetches is None else fetches
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,7 +85,7 @@ class Pulls:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._work.close()
-        await self._fetches.close()
+        await self.fetches.close()
 
     # ── pull ────────────────────────────────────────────────────────────────────────
 
@@ -146,7 +155,7 @@ class Pulls:
         """A fetch whose bytes are all here. It goes on, to check them, as long as `stack` holds it."""
         while True:
             joint = await stack.enter_async_context(
-                self._fetches.joined(layer.blob, lambda: Fetch(layer.blob, layer.size, name), self._run_fetch)
+                self.fetches.joined(layer.blob, lambda: Fetch(layer.blob, layer.size, name), self._run_fetch)
             )
             fetch = joint.told
             while not (fetch.arrived.done() or joint.task.done()):
@@ -178,9 +187,10 @@ class Pulls:
                     raise
                 except DigestMismatch as exc:
                     # What an earlier fetch left may be what is wrong; then once more, from nothing.
-                    if not coming.resumed:
+                    elsewhere = self._registry.disproved(fetch.name, fetch.blob)
+                    if not (coming.resumed or elsewhere):
                         raise RegistryError(exc.message) from exc
-                    log.warning("distribution.left_over_was_wrong", blob=fetch.blob.digest)
+                    log.warning("distribution.wrong_bytes", blob=fetch.blob.digest)
 
     # ── push ────────────────────────────────────────────────────────────────────────
 

@@ -15,16 +15,23 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import threading
 from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 import anyio
 
 from ollama_distributed.adapters.blobs.folders import NO_LINKS, PARTIAL, Folders, regular_stat, translated
 from ollama_distributed.adapters.blobs.runs import Runs
-from ollama_distributed.base.errors import Conflict, DigestMismatch, DiskFull
+from ollama_distributed.base.errors import BlobNotFound, Conflict, DigestMismatch, DiskFull
 from ollama_distributed.models.names import BlobId
 
-InThread = Callable[[Callable[[], None]], Awaitable[None]]
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
+
 
 NOTE_BYTES = 8 << 20
 """Between two notes: a kill costs at most so much, and an fdatasync is due 120 times a GB."""
@@ -46,6 +53,7 @@ class PartialFile:
         self._name = PARTIAL + blob.hex
         self._in_thread = in_thread
         self._noting = anyio.Lock()
+        self._closing = threading.Lock()
         self._journal = -1
         self._data = self._open(self._name)
         try:
@@ -70,7 +78,7 @@ class PartialFile:
     def missing(self) -> list[tuple[int, int]]:
         return self._runs.gaps(self.size)
 
-    async def write(self, offset: int, data: bytes) -> None:
+    async def write(self, offset: int, data: bytes | bytearray) -> None:
         end = offset + len(data)
         if offset < 0 or end > self.size:
             raise DigestMismatch(f"blob {self._blob} has {self.size} bytes; more were sent")
@@ -87,6 +95,20 @@ class PartialFile:
         self._fresh.add(offset, end)
         if self._fresh.total >= NOTE_BYTES:
             await self.note()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        def get() -> bytes:
+            with self._closing:  # its number may be another file's as soon as it is closed
+                if self._data < 0:
+                    raise BlobNotFound(f'blob "{self._blob}" is not being fetched any more')
+                file = os.dup(self._data)
+            try:
+                with translated():
+                    return os.pread(file, length, offset)
+            finally:
+                os.close(file)
+
+        return await self._in_thread(get)
 
     async def note(self) -> None:
         """Write down what came since the last time."""
@@ -203,10 +225,11 @@ class PartialFile:
         self._close()
 
     def _close(self) -> None:
-        for file in (self._data, self._journal):
-            if file >= 0:
-                os.close(file)
-        self._data = self._journal = -1
+        with self._closing:
+            for file in (self._data, self._journal):
+                if file >= 0:
+                    os.close(file)
+            self._data = self._journal = -1
 
 
 def _append(file: int, text: str) -> None:

@@ -27,8 +27,8 @@ class Sender(Protocol):
     def send(self, call: Call, node: NodeId, *, fresh: bool = False) -> None: ...
 
 
-class _Calling(ABC):
-    """What both have: the request, the connection under it, and the second try of a connection
+class Calling(ABC):
+    """What all have: the request, the connection under it, and the second try of a connection
     that the other side had closed."""
 
     __slots__ = ("_frames", "_link", "_opening", "_over", "_paused", "_sender", "message", "node")
@@ -85,7 +85,7 @@ class _Calling(ABC):
     def _fail(self, error: OllamaDistributedError) -> None: ...
 
 
-class RemoteGeneration(_Calling):
+class RemoteGeneration(Calling):
     """Implements `Generation` and `Call`."""
 
     __slots__ = ("_sink",)
@@ -127,7 +127,7 @@ class RemoteGeneration(_Calling):
             self._sink(EngineFailed(error))
 
 
-class Question(_Calling):
+class Question(Calling):
     """Implements `Call`. `done` is set, or raises what was refused."""
 
     __slots__ = ("_result", "done", "rows")

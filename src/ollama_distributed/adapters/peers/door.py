@@ -63,6 +63,10 @@ class Library(Protocol):
 
 Handler = Callable[[Peer, Any], Awaitable[Any]]
 """Who asks and the decoded body; returns what msgpack can say."""
+Put = Callable[[bytes], Awaitable[None]]
+"""Sends a frame; waits while the caller does not read."""
+Streaming = Callable[[Peer, Any, Put], Awaitable[bytes]]
+"""As `Handler`, but may send frames before it returns the last one."""
 
 
 class _Route(msgspec.Struct, frozen=True):
@@ -71,6 +75,8 @@ class _Route(msgspec.Struct, frozen=True):
     servers_only: bool
     work: bool
     """Refused while this node drains."""
+    streaming: Streaming | None = None
+    """In place of `handler`."""
 
 
 class PeerDoor:
@@ -122,6 +128,12 @@ class PeerDoor:
         if path in self._routes or path in (self._generate_path, self._embed_path):
             raise ValueError(f"two handlers for {path}")
         self._routes[path] = _Route(handler, body, servers_only, False)
+
+    def add_stream(self, route: str, streaming: Streaming, body: type[T]) -> None:
+        """One more question, whose answer is frames of its own kind."""
+        self.add(route, _unused, body)
+        path = wire.PREFIX + route
+        self._routes[path] = msgspec.structs.replace(self._routes[path], streaming=streaming)
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Refuse what is new, so that it goes to another node; let what runs end for `drain_s`,
@@ -266,6 +278,8 @@ class PeerDoor:
         asked = _decoded(msgspec.msgpack.Decoder(route.body), body)
 
         async def one() -> bytes:
+            if route.streaming is not None:
+                return await route.streaming(peer, asked, outlet.put)
             return _result(await route.handler(peer, asked))
 
         await outlet.answer(self._guarded(one, outlet, getattr(asked, "request_id", "")))
@@ -304,6 +318,10 @@ def _decoded(form: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Not chained: the decoder's text may quote the prompt.
         raise Malformed("the request of the other node cannot be read; do both versions fit?") from None
+
+
+async def _unused(_peer: Peer, _asked: Any) -> None:
+    """Of a streaming route."""
 
 
 def _result(value: Any) -> bytes:

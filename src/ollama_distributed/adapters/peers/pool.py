@@ -119,8 +119,8 @@ class PeerPool:
         Raises:
             Invalid: the request cannot be said in msgpack.
         """
-        message = _message(wire.GENERATE, wire.GenerateAsk(request=request, resume_ids=resume_ids))
-        generation = RemoteGeneration(self, node, message, sink)
+        asked = wire.GenerateAsk(request=request, resume_ids=resume_ids)
+        generation = RemoteGeneration(self, node, message(wire.GENERATE, asked), sink)
         self.send(generation, node)
         return generation
 
@@ -143,17 +143,24 @@ class PeerPool:
         await self._ask(node, wire.UNLOAD, wire.UnloadAsk(name=name), 30.0)
 
     async def ask(
-        self, node: NodeId, route: str, body: msgspec.Struct, answer: type[T], *, deadline_s: float
+        self,
+        node: NodeId,
+        route: str,
+        body: msgspec.Struct,
+        answer: type[T],
+        *,
+        deadline_s: float,
+        fresh: bool = True,
     ) -> T:
-        """Ask on a route that was added to the other node's door (`PeerDoor.add`). On a connection
-        of its own: what such a route does must not be done twice because one had gone stale.
+        """Ask on a route that was added to the other node's door (`PeerDoor.add`). `fresh`: on a
+        connection of its own; else what the route does may be done twice, because one had gone stale.
 
         Raises:
             Unavailable: it cannot be reached, or broke off; whether it acted is not known then.
             DeadlineExceeded: no answer in time.
             OllamaDistributedError: what it refused with.
         """
-        return (await self._ask(node, route, body, deadline_s, fresh=True)).result(answer)
+        return (await self._ask(node, route, body, deadline_s, fresh=fresh)).result(answer)
 
     async def _ask(
         self,
@@ -165,7 +172,7 @@ class PeerPool:
         fresh: bool = False,
     ) -> Question:
         """Cancel-safe: a cancelled wait closes the connection, so that the other node stops too."""
-        question = Question(self, node, _message(route, body))
+        question = Question(self, node, message(route, body))
         self.send(question, node, fresh=fresh)
         try:
             async with asyncio.timeout(deadline_s):
@@ -316,7 +323,12 @@ class PeerPool:
         self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._roads else None
 
 
-def _message(route: str, body: Any) -> bytes:
+def message(route: str, body: Any) -> bytes:
+    """Head and body of a request.
+
+    Raises:
+        Invalid, BodyTooLarge: it cannot be said.
+    """
     payload = wire.encode(body)
     if len(payload) > wire.MAX_BODY_BYTES:
         raise wire.too_large()

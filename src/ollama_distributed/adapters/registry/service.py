@@ -85,6 +85,9 @@ class Registries:
                 f"{name.host} does not have blob {blob.digest[:19]} of {name.display}"
             ) from exc
 
+    def disproved(self, _name: ModelName, _blob: BlobId) -> bool:
+        return False  # the registry has no other bytes
+
     async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
         session = self._session(name)
         url: Url = session.url("blobs", blob.digest)

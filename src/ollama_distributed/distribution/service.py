@@ -1,0 +1,302 @@
+"""Models on their way between nodes, and where they are: the seed's `ModelTransfer` and
+`ModelManager`.
+
+The node that is to have a model fetches it; who wants it there asks that node to. So a
+transfer lives on the node it goes to, and its id begins with that node: any node can say how
+it stands, or end it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+import msgspec
+import structlog
+
+from ollama_distributed.base.cluster import NodeStatus
+from ollama_distributed.base.errors import ModelNotFound, NotFound, OllamaDistributedError
+from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.distribution.copies import ClusterSource
+from ollama_distributed.distribution.downloads import Downloads, Transfer
+from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk, Exchange, TransferAsk
+from ollama_distributed.distribution.ports import Library
+from ollama_distributed.models.names import ModelName, name_key
+from ollama_distributed.state.cluster import ClusterState
+
+log = structlog.get_logger()
+
+MOST_NODES = 256
+"""Asked at once for their transfers."""
+ASKED = 32
+KEPT = 256
+"""Transfers that could not begin, and can still be asked about."""
+
+
+class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
+    node: str
+    name: str
+    status: NodeStatus
+    digest: str
+    size: int
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model is, and where it is going."""
+
+    model: str
+    nodes: tuple[ModelPlace, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
+
+
+class ModelTransfer:
+    """`copies`: what comes to this node from others; `downloads`: what comes from registries."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        exchange: Exchange,
+        source: ClusterSource,
+        copies: Downloads,
+        downloads: Downloads,
+        library: Library,
+        state: Callable[[], ClusterState],
+        remove: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._me = me
+        self._exchange = exchange
+        self._source = source
+        self._copies = copies
+        self._downloads = downloads
+        self._library = library
+        self._state = state
+        self._remove = remove
+        self._refused: dict[str, Transfer] = {}
+
+    async def transfer(
+        self, model: str, source: NodeId | None, to: NodeId, *, peers: Iterable[NodeId] = ()
+    ) -> Transfer:
+        """Have node `to` fetch a model. `source`: who has it for sure (None: who the state names);
+        `peers`: who fetches it at the same time.
+
+        Raises:
+            ModelNotFound: nobody has it.
+            Unavailable: `to` cannot be asked.
+        """
+        holders = await self.holders(model)
+        sources = dict.fromkeys((source, *holders)) if source is not None else dict.fromkeys(holders)
+        if not sources:
+            raise ModelNotFound(f"model '{model}' not found on any node")
+        ask = CopyAsk(name=model, sources=tuple(sources)[:MAX_PEERS], peers=tuple(peers)[:MAX_PEERS])
+        return await self.copy_here(ask) if to == self._me else await self._exchange.copy(to, ask)
+
+    async def get_progress(self, transfer_id: str) -> Transfer:
+        """
+        Raises:
+            NotFound: there is no such transfer.
+            Unavailable: the node it goes to cannot be asked.
+        """
+        return await self._one(transfer_id, cancel=False)
+
+    async def cancel(self, transfer_id: str) -> Transfer:
+        """End it; what was fetched stays for the next time. Raises as `get_progress`."""
+        return await self._one(transfer_id, cancel=True)
+
+    async def list(self) -> Sequence[Transfer]:
+        """Of all nodes that answer within two seconds, newest first."""
+        state = self._state()
+        others = [node for node, known in state.nodes.items() if known.alive and node != self._me]
+        turns = asyncio.Semaphore(ASKED)
+
+        async def of(node: NodeId) -> tuple[Transfer, ...]:
+            async with turns:
+                try:
+                    return await self._exchange.transfers(node, TransferAsk())
+                except OllamaDistributedError as exc:
+                    log.info("distribution.transfers_unknown", node=node, error=exc.message)
+                    return ()
+
+        found = [self.asked(TransferAsk()), tuple(self._refused.values())]
+        found += await asyncio.gather(*(of(node) for node in others[:MOST_NODES]))
+        return sorted((one for some in found for one in some), key=lambda one: (-one.started_at, one.id))
+
+    async def holders(self, model: str) -> Sequence[NodeId]:
+        """Living nodes that have it, this one first."""
+        key = name_key(model)
+        state = self._state()
+        found = [
+            node for node in state.models.get(key, ()) if node in state.nodes and state.nodes[node].alive
+        ]
+        if await self.manifest_here(model) is not None:
+            return [self._me, *(node for node in found if node != self._me)]
+        return [node for node in found if node != self._me]
+
+    def refused(self, model: str, to: NodeId, error: OllamaDistributedError, now: float) -> Transfer:
+        """A transfer that did not begin, so that it can be seen among the others."""
+        failed = Transfer(
+            id=f"{self._me}.{random_id()}",
+            model=model,
+            state="failed",
+            started_at=now,
+            ended_at=now,
+            error=error.message,
+            code=error.code,
+            kind="copy",
+            node=to,
+        )
+        self._refused[failed.id] = failed
+        if len(self._refused) > KEPT:
+            del self._refused[next(iter(self._refused))]
+        return failed
+
+    # ── what other nodes ask (`adapters.peers.pieces.Here`) ─────────────────────────────
+
+    async def manifest_here(self, name: str) -> bytes | None:
+        return await self._library.manifest(ModelName.parse(name))
+
+    async def copy_here(self, ask: CopyAsk) -> Transfer:
+        if not any(
+            one.state == "running" and name_key(one.model) == name_key(ask.name)
+            for one in self._copies.list()
+        ):
+            self._source.expect(ask)
+        return self._copies.start(ask.name)
+
+    async def remove_here(self, name: str) -> None:
+        await self._remove(name)
+
+    def asked(self, ask: TransferAsk) -> tuple[Transfer, ...]:
+        """
+        Raises:
+            NotFound: there is no transfer of this id here.
+        """
+        if not ask.id:
+            return (*self._copies.list(), *self._downloads.list())
+        if ask.id in self._refused:
+            return (self._refused[ask.id],)
+        home = self._copies if any(one.id == ask.id for one in self._copies.list()) else self._downloads
+        return (home.cancel(ask.id) if ask.cancel else home.get(ask.id),)
+
+    # ── inside ──────────────────────────────────────────────────────────────────────
+
+    async def _one(self, transfer_id: str, *, cancel: bool) -> Transfer:
+        node = NodeId(transfer_id.partition(".")[0])
+        ask = TransferAsk(id=transfer_id, cancel=cancel)
+        if "." not in transfer_id or node == self._me or node not in self._state().nodes:
+            found = self.asked(ask)
+        else:
+            found = await self._exchange.transfers(node, ask)
+        if not found:
+            raise NotFound(f"there is no transfer {transfer_id[:64]!r}")
+        return found[0]
+
+
+class ModelManager:
+    """`wall`: seconds since the Unix epoch."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        transfers: ModelTransfer,
+        exchange: Exchange,
+        state: Callable[[], ClusterState],
+        download: Callable[[str], Transfer],
+        wall: Callable[[], float],
+    ) -> None:
+        self.transfers = transfers
+        self._me = me
+        self._exchange = exchange
+        self._state = state
+        self._download = download
+        self._wall = wall
+
+    def download(self, name: str) -> Transfer:
+        """Begin to fetch a model from its registry to this node.
+
+        Raises:
+            InvalidName, Forbidden: the name is none, or its registry may not be asked.
+            QueueFull: too many run already.
+        """
+        return self._download(name)
+
+    async def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[Transfer]:
+        """Have these nodes fetch a model from those that have it; none named: every living node
+        that lacks it. One transfer for each, also for those that could not be asked.
+
+        Raises:
+            ModelNotFound: nobody has it.
+            NotFound, Conflict: a node is not known, or a name is of several.
+        """
+        holders = await self.transfers.holders(name)
+        if not holders:
+            raise ModelNotFound(f"model '{name}' not found on any node")
+        targets = self._targets(holders, nodes)
+
+        async def begin(to: NodeId) -> Transfer:
+            try:
+                peers = [node for node in targets if node != to]
+                return await self.transfers.transfer(name, holders[0], to, peers=peers)
+            except OllamaDistributedError as exc:
+                return self.transfers.refused(name, to, exc, self._wall())
+
+        begun = await asyncio.gather(*(begin(node) for node in targets))
+        log.info("distribution.distributed", model=name, nodes=len(targets))
+        return begun
+
+    async def remove(self, name: str, nodes: Sequence[str] = ()) -> Sequence[NodeId]:
+        """Unload and delete a model on these nodes; none named: wherever it is. Returns where it was.
+
+        Raises:
+            ModelNotFound: nobody has it.
+            Unavailable: a node could not be asked; others may have removed it.
+        """
+        holders = await self.transfers.holders(name)
+        state = self._state()
+        targets = [state.resolve(node) for node in nodes] if nodes else holders
+        if not targets:
+            raise ModelNotFound(f"model '{name}' not found on any node")
+        for node in targets:
+            if node == self._me:
+                await self.transfers.remove_here(name)
+            else:
+                await self._exchange.remove(node, name)
+        return targets
+
+    async def get_status(self, name: str) -> ModelStatus:
+        """
+        Raises:
+            ModelNotFound: no node has it or fetches it.
+        """
+        key = name_key(name)
+        moving = tuple(one for one in await self.transfers.list() if name_key(one.model) == key)
+        status = ModelStatus(model=name, nodes=self._places(key), transfers=moving)
+        if not status.nodes and not any(one.state == "running" for one in moving):
+            raise ModelNotFound(f"model '{name}' not found on any node")
+        return status
+
+    def list(self) -> Sequence[ModelStatus]:
+        """Every model of the cluster, by name."""
+        models = self._state().models
+        return [ModelStatus(model=key, nodes=self._places(key)) for key in sorted(models)]
+
+    def _targets(self, holders: Sequence[NodeId], nodes: Sequence[str]) -> Sequence[NodeId]:
+        state = self._state()
+        if nodes:
+            return list(dict.fromkeys(state.resolve(node) for node in nodes))
+        living = {node for node, known in state.nodes.items() if known.alive and not known.draining}
+        return sorted((living | {self._me}) - set(holders))
+
+    def _places(self, key: str) -> tuple[ModelPlace, ...]:
+        state = self._state()
+        found = [
+            ModelPlace(
+                node=node,
+                name=state.nodes[node].name,
+                status=state.nodes[node].status,
+                digest=held.digest,
+                size=held.size_bytes,
+            )
+            for node, held in state.models.get(key, {}).items()
+            if node in state.nodes
+        ]
+        return tuple(sorted(found, key=lambda place: (place.name, place.node)))

@@ -1,0 +1,77 @@
+"""How models move between this node and others: pieces over the hop, transfers, where models are."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ollama_distributed.adapters.blobs.store import BlobStore
+from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.adapters.peers.pieces import PieceExchange, open_door
+from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.distribution.copies import ClusterSource
+from ollama_distributed.distribution.downloads import Downloads, Transfer
+from ollama_distributed.distribution.joint import Joints
+from ollama_distributed.distribution.pulls import Fetch, Pulls
+from ollama_distributed.distribution.service import ModelManager, ModelTransfer
+from ollama_distributed.distribution.shelves import Shelves
+from ollama_distributed.distribution.swarm import Swarm
+from ollama_distributed.state.cluster import ClusterState
+
+
+class ModelMoves(msgspec.Struct, frozen=True):
+    manager: ModelManager
+    shelves: Shelves
+    """What this node gives others."""
+
+
+@asynccontextmanager
+async def model_moves(
+    me: NodeId,
+    *,
+    store: BlobStore,
+    catalog: Catalog,
+    pool: PeerPool,
+    door: PeerDoor,
+    state: Callable[[], ClusterState],
+    fetches: Joints[Fetch],
+    downloads: Downloads,
+    download: Callable[[str], Transfer],
+    remove: Callable[[str], Awaitable[None]],
+    rate: Callable[[], float],
+    clock: Clock,
+) -> AsyncIterator[ModelMoves]:
+    """`fetches`, `downloads`: of registries, into the same store. `rate`: bytes per
+    second that may leave now for other nodes (0: no limit)."""
+
+    def holders(key: str) -> Iterable[NodeId]:
+        now = state()
+        return [node for node in now.models.get(key, ()) if node in now.nodes and now.nodes[node].alive]
+
+    shelves = Shelves(store, clock, rate=rate)
+    exchange = PieceExchange(pool)
+    source = ClusterSource(Swarm(me, exchange, shelves, clock, random.randrange), exchange, holders)
+    try:
+        async with (
+            Pulls(source, store, catalog, fetches=fetches) as copying,
+            Downloads(
+                copying.pull,
+                copying.check,
+                clock,
+                make_id=lambda: f"{me}.{random_id()}",
+                kind="copy",
+                node=me,
+                origins=source.origins,
+            ) as copies,
+        ):
+            transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
+            open_door(door, shelves, transfers)
+            yield ModelMoves(ModelManager(me, transfers, exchange, state, download, clock.time), shelves)
+    finally:
+        await shelves.close()
