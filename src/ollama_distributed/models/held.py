@@ -28,6 +28,13 @@ def held_model(spec: ModelSpec) -> HeldModel:
         context_tokens=architecture.context_tokens,
         embedding_length=architecture.embedding_length,
         capabilities=tuple(one for one in _CAPABILITIES if one in spec.capabilities),
+        weights_bytes=spec.weights_bytes,
+        layers=architecture.layers,
+        heads=architecture.heads,
+        kv_heads=architecture.kv_heads,
+        key_length=architecture.key_length,
+        value_length=architecture.value_length,
+        vocabulary=architecture.vocabulary,
     )
 
 
@@ -40,6 +47,7 @@ def spec_of(held: HeldModel) -> ModelSpec:
         size_bytes=held.size_bytes,
         modified_at=held.modified_at,
         architecture=_architecture(held),
+        weights_bytes=held.weights_bytes,
         families=held.families,
         capabilities=frozenset(one for one in _CAPABILITIES if one in held.capabilities),
     )
@@ -57,13 +65,14 @@ def spec_of_name(key: str) -> ModelSpec:
 def _architecture(held: HeldModel) -> Architecture:
     return Architecture(
         name=held.family,
-        layers=0,
+        layers=held.layers,
         context_tokens=held.context_tokens,
         embedding_length=held.embedding_length,
-        heads=0,
-        kv_heads=0,
-        key_length=0,
-        value_length=0,
+        heads=held.heads,
+        kv_heads=held.kv_heads,
+        key_length=held.key_length,
+        value_length=held.value_length,
         parameters=held.parameters,
         file_type=held.quantization,
+        vocabulary=held.vocabulary,
     )

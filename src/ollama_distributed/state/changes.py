@@ -18,6 +18,7 @@ from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ABSENT, ClusterState, NodeState
 from ollama_distributed.state.codec import encode
 from ollama_distributed.state.records import Applied, Config, Intent, Voters
+from ollama_distributed.state.wanting import Pin, SetReplicas, Unpin, Unplace, Wanting, wanted_after
 
 KEPT_VERSIONS = 100
 """Of the config, for rollback."""
@@ -73,7 +74,7 @@ class SetVoters(msgspec.Struct, frozen=True, kw_only=True, tag="set_voters"):
     before: tuple[NodeId, ...]
 
 
-Change: TypeAlias = SetConfig | RollbackConfig | SetDrain | SetLabels | RemoveNode | SetVoters
+Change: TypeAlias = SetConfig | RollbackConfig | SetDrain | SetLabels | RemoveNode | SetVoters | Wanting
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +132,8 @@ def _writes(state: ClusterState, proposal: Proposal) -> tuple[KeyWrite, ...]:
             return _removal(state, _known(state, node), force=force)
         case SetVoters(nodes=nodes, before=before):
             return (_voters(state, proposal, nodes, before),)
+        case SetReplicas() | Pin() | Unpin() | Unplace() as change:
+            return (_desired(state, proposal, change),)
         case _:
             assert_never(proposal.change)
 
@@ -221,6 +224,19 @@ def _voters(
         if advert is None or advert.role != "server":
             raise Invalid(f"node {node} is no server; only servers vote")
     return _put(state, keys.VOTERS, Voters(nodes=tuple(sorted(nodes)), at=proposal.at))
+
+
+# ── places of models ────────────────────────────────────────────────────────────────
+
+
+def _desired(state: ClusterState, proposal: Proposal, change: Wanting) -> KeyWrite:
+    key = keys.desired(change.model)
+    if (unreadable := state.rejected.get(key)) is not None:
+        raise Conflict(f"it was written by a newer version; upgrade the leader first ({unreadable})")
+    after = wanted_after(state, change)
+    if after is None:
+        return _delete(state, key)
+    return _put(state, key, msgspec.structs.replace(after, by=proposal.actor, at=proposal.at))
 
 
 # ── writes ──────────────────────────────────────────────────────────────────────────

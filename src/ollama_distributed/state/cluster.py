@@ -23,22 +23,27 @@ from ollama_distributed.state.keys import (
     VOTERS,
     NodePart,
     OfChange,
+    OfModel,
     OfNode,
     OfVersion,
     Single,
     Subject,
+    model_hash,
     subject,
 )
 from ollama_distributed.state.maps import SortedMap
 from ollama_distributed.state.records import (
     Advert,
     Applied,
+    Assigned,
     Config,
+    Desired,
     HeldModel,
     Holdings,
     Intent,
     Lease,
     Member,
+    Placed,
     Term,
     Voters,
 )
@@ -46,11 +51,15 @@ from ollama_distributed.state.records import (
 ABSENT = 0
 """The revision of a key that is not there."""
 
-_KINDS: Mapping[NodePart, type[Advert] | type[Holdings] | type[Member] | type[Intent]] = {
+_OfNode: TypeAlias = Advert | Holdings | Member | Intent | Assigned | Placed
+
+_KINDS: Mapping[NodePart, type[_OfNode]] = {
     "advert": Advert,
     "holdings": Holdings,
     "member": Member,
     "intent": Intent,
+    "assigned": Assigned,
+    "placed": Placed,
 }
 _SINGLES: Mapping[str, tuple[str, type[Lease] | type[Term] | type[Config] | type[Voters]]] = {
     LEASE: ("lease", Lease),
@@ -68,6 +77,8 @@ class NodeState(msgspec.Struct, frozen=True, gc=False):
     holdings: Holdings | None = None
     member: Member | None = None
     intent: Intent | None = None
+    assigned: Assigned | None = None
+    placed: Placed | None = None
 
     @property
     def name(self) -> str:
@@ -105,7 +116,7 @@ class NodeState(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def empty(self) -> bool:
-        return not (self.advert or self.holdings or self.member or self.intent)
+        return all(getattr(self, part) is None for part in _KINDS)
 
 
 class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +125,8 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     nodes: SortedMap[NodeId, NodeState] = msgspec.field(default_factory=SortedMap)
     models: SortedMap[str, SortedMap[NodeId, HeldModel]] = msgspec.field(default_factory=SortedMap)
     """Who holds a model, and which content: canonical name → node → model."""
+    desired: SortedMap[str, Desired] = msgspec.field(default_factory=SortedMap)
+    """Where operators want models to be, by canonical name."""
     names: SortedMap[str, tuple[NodeId, ...]] = msgspec.field(default_factory=SortedMap)
     """Who is called so; ids sorted."""
     servers: tuple[NodeId, ...] = ()
@@ -167,7 +180,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         return named[0]
 
 
-_Record: TypeAlias = Advert | Holdings | Member | Intent | Config | Voters | Lease | Term | Applied
+_Record: TypeAlias = _OfNode | Desired | Config | Voters | Lease | Term | Applied
 
 
 def apply(
@@ -218,6 +231,11 @@ def _decoded(about: Subject, value: bytes) -> _Record:
             if record.node != node:
                 raise Invalid(f"it is about another node: {record.node[:80]!r}")
             return record
+        case OfModel(digest):
+            desired = decode(value, Desired)
+            if model_hash(desired.model) != digest:
+                raise Invalid(f"it is about another model: {desired.model[:80]!r}")
+            return desired
         case OfVersion(version):
             config = decode(value, Config)
             if config.version != version:
@@ -238,6 +256,8 @@ def _changed(state: ClusterState, about: Subject, record: _Record | None) -> dic
             before = state.nodes.get(node) or NodeState(node)
             after = msgspec.structs.replace(before, **{part: record})
             return _node_changed(state, before, after)
+        case OfModel(digest):
+            return {"desired": _wanted(state, digest, cast("Desired | None", record))}
         case OfVersion(version):
             return {"history": _set(state.history, str(version), cast("Config | None", record))}
         case OfChange(proposal):
@@ -251,6 +271,14 @@ def _changed(state: ClusterState, about: Subject, record: _Record | None) -> dic
 
 def _set(records: SortedMap[str, Any], key: str, record: _Record | None) -> SortedMap[str, Any]:
     return records.without(key) if record is None else records.with_(key, record)
+
+
+def _wanted(state: ClusterState, digest: str, record: Desired | None) -> SortedMap[str, Desired]:
+    if record is not None:
+        return state.desired.with_(record.model, record)
+    # The key does not name the model; what is wanted of all models is a short list.
+    gone = next((model for model in state.desired if model_hash(model) == digest), None)
+    return state.desired if gone is None else state.desired.without(gone)
 
 
 def _node_changed(state: ClusterState, before: NodeState, after: NodeState) -> dict[str, Any]:

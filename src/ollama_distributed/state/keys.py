@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -19,12 +20,21 @@ _INTENTS = "intents."
 _HISTORY = "config.history."
 _CHANGES = "changes."
 
-NodePart: TypeAlias = Literal["advert", "holdings", "member", "intent"]
+_MODELS = "models."
+_ASSIGNED = "assign."
+
+NodePart: TypeAlias = Literal["advert", "holdings", "member", "intent", "assigned", "placed"]
 
 
 class OfNode(msgspec.Struct, frozen=True):
     node: NodeId
     part: NodePart
+
+
+class OfModel(msgspec.Struct, frozen=True):
+    """`models.<hash>`; the record says which model."""
+
+    hash: str
 
 
 class OfVersion(msgspec.Struct, frozen=True):
@@ -45,7 +55,7 @@ class Single(msgspec.Struct, frozen=True):
     key: str
 
 
-Subject: TypeAlias = OfNode | OfVersion | OfChange | Single
+Subject: TypeAlias = OfNode | OfModel | OfVersion | OfChange | Single
 
 
 def advert(node: str) -> str:
@@ -64,6 +74,23 @@ def intent(node: str) -> str:
     return _INTENTS + node
 
 
+def assigned(node: str) -> str:
+    return _ASSIGNED + node
+
+
+def placed(node: str) -> str:
+    return f"{_NODES}{node}.placed"
+
+
+def model_hash(model: str) -> str:
+    """Names hold characters that keys may not, and may be longer."""
+    return hashlib.sha256(model.encode()).hexdigest()[:32]
+
+
+def desired(model: str) -> str:
+    return _MODELS + model_hash(model)
+
+
 def version(number: int) -> str:
     return f"{_HISTORY}{number}"
 
@@ -74,7 +101,7 @@ def change(proposal: str) -> str:
 
 def of_node(node: str) -> tuple[str, ...]:
     """Every key that is about a node."""
-    return advert(node), holdings(node), member(node), intent(node)
+    return advert(node), holdings(node), member(node), intent(node), assigned(node), placed(node)
 
 
 def subject(key: str) -> Subject | None:
@@ -84,6 +111,12 @@ def subject(key: str) -> Subject | None:
             return OfNode(NodeId(node), "advert")
         case ["nodes", node, "models"]:
             return OfNode(NodeId(node), "holdings")
+        case ["nodes", node, "placed"]:
+            return OfNode(NodeId(node), "placed")
+        case ["assign", node]:
+            return OfNode(NodeId(node), "assigned")
+        case ["models", digest]:
+            return OfModel(digest)
         case ["members", node]:
             return OfNode(NodeId(node), "member")
         case ["intents", node]:

@@ -6,6 +6,9 @@
 | `nodes.<id>.models`   | `Holdings` | the node itself, when its models change              |
 | `members.<id>`        | `Member`   | the leader, fenced, on a transition only             |
 | `intents.<id>`        | `Intent`   | the leader, for an operator                          |
+| `models.<hash>`       | `Desired`  | the leader, for an operator: where a model is wanted |
+| `assign.<id>`         | `Assigned` | the leader, fenced: what a node is to hold and do    |
+| `nodes.<id>.placed`   | `Placed`   | the node itself: how far it is with that             |
 | `config.current`      | `Config`   | the leader, for an operator                          |
 | `config.history.<n>`  | `Config`   | with it: each version once; the last 100 are kept    |
 | `cluster.voters`      | `Voters`   | who runs a voting server of the coordination engine  |
@@ -21,7 +24,7 @@ collection some 30 ms on the loop (measured; none now).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -78,8 +81,8 @@ class Advert(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """From its own settings; an operator's labels are in `Intent`."""
 
 
-class HeldModel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A model on a node's disk, with what lists show of it."""
+class HeldModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A model on a node's disk, with what lists show of it, and what its memory follows from."""
 
     name: str
     """Canonical full name."""
@@ -94,6 +97,13 @@ class HeldModel(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     context_tokens: int = 0
     embedding_length: int = 0
     capabilities: tuple[str, ...] = ()
+    weights_bytes: int = 0
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    key_length: int = 0
+    value_length: int = 0
+    vocabulary: int = 0
 
 
 class Holdings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -122,6 +132,99 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Over the node's own; None takes one away."""
     by: str = ""
     at: float = 0.0
+
+
+class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Where an operator wants a model to be. Without it the model stays where it was put."""
+
+    model: str
+    """Canonical full name."""
+    digest: str = ""
+    """Of the manifest; empty: the newest that any node holds."""
+    replicas: int | None = None
+    """Nodes that hold it; None: as many as demand asks for, from `min` to `max`."""
+    min: int = 1
+    max: int | None = None
+    """None: as many as there are nodes."""
+    labels: Mapping[str, str] = {}
+    """Only nodes that have all of these, apart from pins."""
+    pins: tuple[NodeId, ...] = ()
+    """Nodes that hold it in any case; sorted."""
+    preload: bool = False
+    """Loaded on as many nodes as are wanted though nobody asks for it."""
+    keep_alive_s: float | None = None
+    """Loaded so long after the last request; None: the nodes' own setting."""
+    keep: bool = True
+    """Copies beyond what is wanted stay while disks have room."""
+    priority: int = 0
+    """Higher is placed first where room is short."""
+    by: str = ""
+    at: float = 0.0
+
+
+class AssignedModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """A model that a node is to hold."""
+
+    model: str
+    warm: bool = False
+    """Loaded, not only on disk."""
+    device: Literal["gpu", "cpu"] = "cpu"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """Something that a node is to do now. Doing it twice is as doing it once."""
+
+    kind: Literal["fetch", "load", "unload", "delete"]
+    model: str
+    digest: str = ""
+    """Of what is to be fetched."""
+    size_bytes: int = 0
+    holders: tuple[NodeId, ...] = ()
+    """Nodes that have it."""
+    device: Literal["gpu", "cpu"] = "cpu"
+    reason: str = ""
+
+
+class Assigned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What the leader decided for a node."""
+
+    node: NodeId
+    epoch: int
+    """The leader's: a node never goes back to an older one."""
+    models: tuple[AssignedModel, ...] = ()
+    """Sorted by model."""
+    tasks: tuple[Task, ...] = ()
+
+
+class LoadedPlace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    model: str
+    device: Literal["gpu", "cpu"] = "cpu"
+    memory_bytes: int = 0
+
+
+class FailedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    kind: Literal["fetch", "load", "unload", "delete"]
+    model: str
+    reason: str
+    at: float = 0.0
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a node has for models and is doing about them, as placing needs it."""
+
+    node: NodeId
+    memory_bytes: int = 0
+    """Main memory for models, those that run included."""
+    gpu_bytes: int = 0
+    disk_free_bytes: int = 0
+    speed: int = 0
+    """Class of its measured speed; 0: not measured."""
+    loaded: tuple[LoadedPlace, ...] = ()
+    fetching: tuple[str, ...] = ()
+    """Digests on their way to it."""
+    loading: tuple[str, ...] = ()
+    failed: tuple[FailedTask, ...] = ()
+    """The latest failure of each model."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -26,18 +26,26 @@ from ollama_distributed.state.codec import decode, encode
 from ollama_distributed.state.records import (
     Advert,
     Applied,
+    Assigned,
+    AssignedModel,
     Config,
+    Desired,
     EngineSummary,
+    FailedTask,
     Gpu,
     Hardware,
     HeldModel,
     Holdings,
     Intent,
     Lease,
+    LoadedPlace,
     Member,
+    Placed,
+    Task,
     Term,
     Voters,
 )
+from ollama_distributed.state.wanting import Pin, SetReplicas, Unpin, Unplace
 
 N1, N2, N3 = NodeId("n1"), NodeId("n2"), NodeId("n3")
 
@@ -97,6 +105,55 @@ RECORDS: list[tuple[msgspec.Struct, bytes]] = [
         b'"capabilities":["completion"]}]}',
     ),
     (
+        Desired(
+            model="m",
+            digest="00",
+            replicas=2,
+            min=1,
+            max=3,
+            labels={"b": "2", "a": "1"},
+            pins=(N1, N2),
+            preload=True,
+            keep_alive_s=60.0,
+            keep=False,
+            priority=1,
+            by="k1",
+            at=4.5,
+        ),
+        b'{"model":"m","digest":"00","replicas":2,"min":1,"max":3,"labels":{"a":"1","b":"2"},'
+        b'"pins":["n1","n2"],"preload":true,"keep_alive_s":60.0,"keep":false,"priority":1,"by":"k1","at":4.5}',
+    ),
+    (
+        Assigned(
+            node=N1,
+            epoch=3,
+            models=(AssignedModel(model="m", warm=True, device="gpu"),),
+            tasks=(
+                Task(kind="fetch", model="m", digest="00", size_bytes=7, holders=(N2,), reason="why"),
+                Task(kind="load", model="m", device="gpu"),
+            ),
+        ),
+        b'{"node":"n1","epoch":3,"models":[{"model":"m","warm":true,"device":"gpu"}],'
+        b'"tasks":[{"kind":"fetch","model":"m","digest":"00","size_bytes":7,"holders":["n2"],"reason":"why"},'
+        b'{"kind":"load","model":"m","device":"gpu"}]}',
+    ),
+    (
+        Placed(
+            node=N1,
+            memory_bytes=64,
+            gpu_bytes=32,
+            disk_free_bytes=99,
+            speed=4,
+            loaded=(LoadedPlace(model="m", device="gpu", memory_bytes=7),),
+            fetching=("00",),
+            loading=("n",),
+            failed=(FailedTask(kind="load", model="o", reason="why", at=5.0),),
+        ),
+        b'{"node":"n1","memory_bytes":64,"gpu_bytes":32,"disk_free_bytes":99,"speed":4,'
+        b'"loaded":[{"model":"m","device":"gpu","memory_bytes":7}],"fetching":["00"],"loading":["n"],'
+        b'"failed":[{"kind":"load","model":"o","reason":"why","at":5.0}]}',
+    ),
+    (
         Member(node=N1, status="suspect", since=3.0, reason="no beat for 3 s", boot="b00t"),
         b'{"node":"n1","status":"suspect","since":3.0,"reason":"no beat for 3 s","boot":"b00t"}',
     ),
@@ -136,6 +193,13 @@ CHANGES: list[tuple[Change, bytes]] = [
         SetVoters(nodes=(N1, N2, N3), before=(N1,)),
         b'{"type":"set_voters","nodes":["n1","n2","n3"],"before":["n1"]}',
     ),
+    (
+        SetReplicas(model="m", replicas=None, min=1, max=3, labels={"b": "2", "a": "1"}),
+        b'{"type":"set_replicas","model":"m","replicas":null,"min":1,"max":3,"labels":{"a":"1","b":"2"}}',
+    ),
+    (Pin(model="m", node=N1), b'{"type":"pin","model":"m","node":"n1"}'),
+    (Unpin(model="m", node=N1), b'{"type":"unpin","model":"m","node":"n1"}'),
+    (Unplace(model="m"), b'{"type":"unplace","model":"m"}'),
 ]
 
 
@@ -154,14 +218,23 @@ def test_a_proposal_has_these_bytes(change: Change, golden: bytes) -> None:
 
 
 def test_every_record_and_every_change_is_pinned_here() -> None:
-    parts = {Gpu, Hardware, EngineSummary, HeldModel}  # inside others
+    parts = {
+        Gpu,
+        Hardware,
+        EngineSummary,
+        HeldModel,
+        AssignedModel,
+        Task,
+        LoadedPlace,
+        FailedTask,
+    }  # inside others
     structs = {
         kind
         for kind in vars(records).values()
         if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and kind.__module__ == records.__name__
     }
     assert {type(record) for record, _ in RECORDS} == structs - parts
-    assert {type(change) for change, _ in CHANGES} == set(Change.__args__)  # type: ignore[attr-defined]
+    assert {type(change) for change, _ in CHANGES} == set(Change.__args__)
 
 
 @pytest.mark.parametrize(("record", "golden"), RECORDS, ids=lambda x: type(x).__name__)
