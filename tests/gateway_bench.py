@@ -15,10 +15,10 @@ from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.errors import ModelNotFound
 from ollama_distributed.base.inference import Delta, Finished, Opened, Usage
 from ollama_distributed.gateway.app import Gateway, create_app
-from ollama_distributed.gateway.core import HotPath
 from ollama_distributed.gateway.dialects import ollama, seed
 from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.gate import Gate, Head
+from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo

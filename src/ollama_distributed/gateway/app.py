@@ -17,9 +17,9 @@ from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
 from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
-from ollama_distributed.gateway.core import HotPath
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.gateway.gate import Gate
+from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ollama_distributed.gateway.core import Exchange, HotPath
+from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.gate import Head, read_head
+from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.out import RawHeaders
 
 Scope = MutableMapping[str, Any]
@@ -84,7 +85,7 @@ class _Outbox:
 
 async def serve_hot(path: HotPath, scope: Scope, receive: Receive, send: Send) -> None:
     """Run one HTTP request on the hot path, start to end."""
-    out = _Outbox(path.gate.limits.stream_buffer_bytes)
+    out = _Outbox(path.means.gate.limits.stream_buffer_bytes)
     exchange = path.open(scope_head(scope), out)
     out.exchange = exchange
     watcher: asyncio.Task[None] | None = None

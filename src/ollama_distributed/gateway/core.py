@@ -11,17 +11,17 @@ States: receiving -> running -> (streaming ->) ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, assert_never
 
+import msgspec
 import structlog
 
 from ollama_distributed.access.roles import Verb
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     Cancelled,
-    MethodNotAllowed,
     MissingBody,
     OllamaDistributedError,
 )
@@ -77,58 +77,19 @@ class Spawn(Protocol):
     def __call__(self, coroutine: Coroutine[Any, Any, None], /) -> Callable[[], object]: ...
 
 
-class HotPath:
-    """The inference routes of all dialects over one `Inference`."""
+class Means(msgspec.Struct, frozen=True, kw_only=True):
+    """What all exchanges of a node share."""
 
-    def __init__(
-        self,
-        *,
-        routes: Iterable[HotRoute],
-        inference: Inference,
-        gate: Gate,
-        clock: Clock,
-        observe: Observer,
-        spawn: Spawn,
-        offload: Offload,
-        node: str = "",
-    ) -> None:
-        """`node`: what this one is called in `X-Ollama-Node`; empty: answers do not say."""
-        self.node = node
-        self.inference = inference
-        self.gate = gate
-        self.clock = clock
-        self.observe = observe
-        self.spawn = spawn
-        self.offload = offload
-        self.guard = JsonGuard(gate.limits)
-        self.bodies = Bodies(gate.limits.bodies_bytes)
-        self._routes: dict[str, dict[str, HotRoute]] = {}
-        for route in routes:
-            methods = self._routes.setdefault(route.path, {})
-            if route.method in methods:
-                raise ValueError(f"two hot routes for {route.method} {route.path}")
-            methods[route.method] = route
-
-    def serves(self, path: str) -> bool:
-        return path in self._routes
-
-    def routes(self) -> list[HotRoute]:
-        return [route for methods in self._routes.values() for route in methods.values()]
-
-    def open(self, head: Head, out: Out) -> Exchange:
-        """Begin an exchange on a path that is served. It may be over already: see `ended`."""
-        methods = self._routes[head.path]
-        route = methods.get(head.method)
-        if route is not None:
-            return Exchange(self, route, head, out)
-        exchange = Exchange(self, next(iter(methods.values())), head, out)
-        allowed = ", ".join(methods)
-        exchange.fail(
-            MethodNotAllowed(f"{head.method} is not allowed here; use {allowed}"),
-            close=True,
-            extra=[(b"allow", allowed.encode())],
-        )
-        return exchange
+    inference: Inference
+    gate: Gate
+    clock: Clock
+    observe: Observer
+    spawn: Spawn
+    offload: Offload
+    guard: JsonGuard
+    bodies: Bodies
+    node: str = ""
+    """What this one is called in `X-Ollama-Node`; empty: answers do not say."""
 
 
 class Exchange:
@@ -145,10 +106,10 @@ class Exchange:
         "_identity",
         "_left",
         "_limit",
+        "_means",
         "_model",
         "_node",
         "_out",
-        "_path",
         "_paused",
         "_request_body",
         "_request_id",
@@ -160,12 +121,12 @@ class Exchange:
         "ended",
     )
 
-    def __init__(self, path: HotPath, route: HotRoute, head: Head, out: Out) -> None:
-        self._path = path
+    def __init__(self, means: Means, route: HotRoute, head: Head, out: Out) -> None:
+        self._means = means
         self._route = route
         self._head = head
         self._out = out
-        self._start = path.clock.monotonic()
+        self._start = means.clock.monotonic()
         self._request_id: RequestId = request_id(head.headers)
         self._call_headers: RawHeaders = [(b"x-request-id", self._request_id.encode("ascii"))]
         self._identity: Identity | None = None
@@ -183,9 +144,9 @@ class Exchange:
         self._first_byte_at: float | None = None
         self._bytes_out = 0
         self.ended = False
-        limits = path.gate.limits
+        limits = means.gate.limits
         self._limit = limits.large_body_bytes if route.large_body else limits.body_bytes
-        self._request_body = RequestBody(self._limit, path.bodies)
+        self._request_body = RequestBody(self._limit, means.bodies)
         self._judge()
 
     # ── what the adapter says ───────────────────────────────────────────────────────
@@ -204,7 +165,7 @@ class Exchange:
         if self.ended or self._identity is None:
             return
         if self._request_body.size_bytes > INLINE_BYTES:
-            self._path.spawn(self._read_large(self._identity))
+            self._means.spawn(self._read_large(self._identity))
             return
         try:
             self._run(self._parse(self._request_body.take(), self._identity))
@@ -234,7 +195,7 @@ class Exchange:
     def _judge(self) -> None:
         """Everything that the head alone decides."""
         try:
-            admission = self._path.gate.admit(self._head, _VERB)
+            admission = self._means.gate.admit(self._head, _VERB)
             self._identity = admission.identity
             if admission.origin is not None:
                 self._call_headers += cors_headers(admission.origin)
@@ -253,7 +214,7 @@ class Exchange:
             return None if self.ended else self._parse(self._request_body.take(), identity)
 
         try:
-            call = await self._path.offload(read)
+            call = await self._means.offload(read)
             if call is not None and not self.ended:
                 self._run(call)
         except Exception as exc:
@@ -262,10 +223,10 @@ class Exchange:
     def _parse(self, body: bytes, identity: Identity) -> Call:
         if not body:
             raise MissingBody("missing request body")
-        limits = self._path.gate.limits
+        limits = self._means.gate.limits
         large = self._route.large_body
-        self._path.guard.check(body, max_string=limits.large_string_bytes if large else limits.string_bytes)
-        clock = self._path.clock
+        self._means.guard.check(body, max_string=limits.large_string_bytes if large else limits.string_bytes)
+        clock = self._means.clock
         context = RequestContext(
             request_id=self._request_id,
             identity=identity,
@@ -283,7 +244,7 @@ class Exchange:
             self._generate(call)
             return
         self._model = call.request.model
-        self._stop_task = self._path.spawn(self._ask(call))
+        self._stop_task = self._means.spawn(self._ask(call))
 
     def _generate(self, call: Generate) -> None:
         self._encoder = call.encoder
@@ -291,7 +252,7 @@ class Exchange:
         self._model = call.requests[0].model
         self._left = len(call.requests)
         for index, request in enumerate(call.requests):
-            generation = self._path.inference.open(request, partial(self._on_event, index))
+            generation = self._means.inference.open(request, partial(self._on_event, index))
             if self.ended:  # it failed at once, or another did: nothing may go on
                 if self._left:
                     generation.cancel()
@@ -335,7 +296,7 @@ class Exchange:
             self._body.append(data)
             return
         if self._first_byte_at is None:
-            self._first_byte_at = self._path.clock.monotonic()
+            self._first_byte_at = self._means.clock.monotonic()
             kind = (b"content-type", encoder.content_type.encode("ascii"))
             self._out.start(200, [kind, *STREAM_HEADERS, *node_header(self._served_by), *self._call_headers])
         self._bytes_out += len(data)
@@ -351,7 +312,7 @@ class Exchange:
 
     async def _ask(self, call: Embed | Rerank | CountTokens) -> None:
         """The task of a question with one answer; a task root, so it catches everything."""
-        inference = self._path.inference
+        inference = self._means.inference
         try:
             match call:
                 case Embed():
@@ -378,7 +339,7 @@ class Exchange:
         """The vectors as JSON; many of them in a thread."""
         if sum(map(len, result.vectors)) <= _INLINE_NUMBERS:
             return call.encode(result)
-        return await self._path.offload(partial(call.encode, result))
+        return await self._means.offload(partial(call.encode, result))
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 
@@ -432,7 +393,7 @@ class Exchange:
 
     def _answer(self, status: int, content_type: bytes, body: bytes) -> None:
         self._bytes_out = len(body)
-        self._first_byte_at = self._path.clock.monotonic()
+        self._first_byte_at = self._means.clock.monotonic()
         self._out.respond(
             status,
             [
@@ -446,7 +407,7 @@ class Exchange:
 
     @property
     def _served_by(self) -> str:
-        return self._node or self._path.node
+        return self._node or self._means.node
 
     def _close(self, status: int, outcome: Outcome, code: str = "") -> None:
         """The one place where an exchange ends."""
@@ -455,7 +416,7 @@ class Exchange:
         self._request_body.drop()
         first = self._first_byte_at
         identity = self._identity
-        self._path.observe(
+        self._means.observe(
             Summary(
                 request_id=self._request_id,
                 method=self._head.method,
@@ -463,7 +424,7 @@ class Exchange:
                 status=status,
                 outcome=outcome,
                 error_code=code,
-                took_s=self._path.clock.monotonic() - self._start,
+                took_s=self._means.clock.monotonic() - self._start,
                 first_byte_s=None if first is None else first - self._start,
                 bytes_out=self._bytes_out,
                 model=self._model,

@@ -14,8 +14,9 @@ from typing import Any
 
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import RequestId
-from ollama_distributed.gateway.core import Exchange, HotPath
+from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.gate import read_head
+from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.out import RawHeaders
 from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
@@ -204,7 +205,7 @@ class FastProtocol(LimitedProtocol):
             self._running.exchange.resume()
 
     def refused(self, error: OllamaDistributedError, status: int, own_id: RequestId) -> None:
-        self.hot.observe(
+        self.hot.means.observe(
             Summary(
                 request_id=own_id,
                 method="",
