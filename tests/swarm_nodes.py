@@ -22,6 +22,7 @@ from ollama_distributed.distribution.ports import Status
 from ollama_distributed.distribution.pulls import Fetch
 from ollama_distributed.distribution.service import ModelManager
 from ollama_distributed.distribution.shelves import Shelves
+from ollama_distributed.distribution.swarm import Swarm
 from ollama_distributed.models.held import held_model
 from ollama_distributed.models.manifest import (
     CONFIG_TYPE,
@@ -60,6 +61,7 @@ class SwarmNode:
         """Bytes per second that leave; 0: no limit."""
         self.manager: ModelManager
         self.shelves: Shelves
+        self.swarm: Swarm
         self._life = AsyncExitStack()
 
     async def begin(self) -> None:
@@ -80,7 +82,7 @@ class SwarmNode:
                 clock=SystemClock(),
             )
         )
-        self.manager, self.shelves = moves.manager, moves.shelves
+        self.manager, self.shelves, self.swarm = moves.manager, moves.shelves, moves.swarm
 
     async def end(self) -> None:
         await self._life.aclose()

@@ -29,6 +29,8 @@ class ModelMoves(msgspec.Struct, frozen=True):
     manager: ModelManager
     shelves: Shelves
     """What this node gives others."""
+    swarm: Swarm
+    """What it fetches from them."""
 
 
 @asynccontextmanager
@@ -56,7 +58,8 @@ async def model_moves(
 
     shelves = Shelves(store, clock, rate=rate)
     exchange = PieceExchange(pool)
-    source = ClusterSource(Swarm(me, exchange, shelves, clock, random.randrange), exchange, holders)
+    swarm = Swarm(me, exchange, shelves, clock, random.randrange)
+    source = ClusterSource(swarm, exchange, holders)
     try:
         async with (
             Pulls(source, store, catalog, fetches=fetches) as copying,
@@ -72,6 +75,7 @@ async def model_moves(
         ):
             transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
             open_door(door, shelves, transfers)
-            yield ModelMoves(ModelManager(me, transfers, exchange, state, download, clock.time), shelves)
+            manager = ModelManager(me, transfers, exchange, state, download, clock.time)
+            yield ModelMoves(manager, shelves, swarm)
     finally:
         await shelves.close()
