@@ -104,13 +104,13 @@ def test_a_large_body_is_read_apart_from_the_loop():
     one.run()
     one.inference.generations[0].emit(Delta(text="a"), Finished(reason="stop"))
     assert out.ended
-    assert one.path.bodies.held_bytes == 0
+    assert one.path.means.bodies.held_bytes == 0
 
 
 def test_a_client_that_goes_away_while_a_large_body_is_read():
     one, exchange, out = sent_large()
     exchange.disconnected()
-    assert one.path.bodies.held_bytes == 0
+    assert one.path.means.bodies.held_bytes == 0
     one.run()
     assert not one.inference.generations
     assert out.status == 0
@@ -337,14 +337,14 @@ def test_all_bodies_together_are_bounded():
     assert refused.status == 503
     assert out.status == 0
     exchange.disconnected()
-    assert one.path.bodies.held_bytes == 0
+    assert one.path.means.bodies.held_bytes == 0
     again, fine = one.open("/api/generate")
     again.receive(BODY)
     again.body_complete()
     assert fine.status == 0
     one.inference.generations[0].emit(Finished(reason="stop"))
     assert fine.status == 200
-    assert one.path.bodies.held_bytes == 0
+    assert one.path.means.bodies.held_bytes == 0
 
 
 def test_long_strings_by_route():
