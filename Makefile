@@ -106,6 +106,7 @@ accept-engine-build: .venv/.dev .venv/.models ## Compile llama-server for this C
 	$(BIN)/ollama-distributed engine test
 accept-faults: .venv/.dev .venv/.models ## Kill, fill, corrupt: the fault tests, many rounds
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_faults.py
+	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_pull_push.py -k 'killed or dies' -s
 accept-coordination: .venv/.dev ## Twenty kills of the leading nats-server under writes, the history checked
 	COORDINATION_KILLS=20 $(PYTEST) tests/integration/test_nats_cluster.py tests/integration/test_nats_server.py -s
 accept-cluster: .venv/.dev ## Whole nodes in network namespaces under load: killed, hung, cut off, many rounds (15 minutes, root)
