@@ -5,7 +5,7 @@
 
 A run is written down only after its bytes are on the disk (fdatasync), so that neither a kill
 nor a power cut makes the journal tell of bytes that are not there. Bytes that came but were
-not written down are fetched again: at most `NOTE_BYTES`. What lies wrong in spite of all that
+not written down are fetched again: `NOTE_BYTES`, twice at most. What lies wrong in spite of all that
 is found by the digest, and then everything goes.
 """
 
@@ -33,12 +33,13 @@ class InThread(Protocol):
     def __call__(self, work: Callable[[], T], /) -> Awaitable[T]: ...
 
 
-NOTE_BYTES = 8 << 20
-"""Between two notes: a kill costs at most so much, and an fdatasync is due 120 times a GB."""
+NOTE_BYTES = 4 << 20
+"""Between two notes: a kill costs so much, or twice if one was under way; and an fdatasync is due 250
+times a GB."""
 _JOURNAL = ".journal"
 _HASH_BYTES = 4 << 20
 _MAX_JOURNAL_BYTES = 64 << 20
-"""One line per `NOTE_BYTES`: a journal of this size would tell of a petabyte."""
+"""One line per `NOTE_BYTES`: a journal of this size would tell of terabytes."""
 
 
 class PartialFile:
