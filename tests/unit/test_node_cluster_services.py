@@ -19,10 +19,12 @@ from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import Forbidden, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
-from ollama_distributed.cluster.identity.roster import NODES, NodeRecord, removed
+from ollama_distributed.cluster.identity.roster import NODES, TOKENS, NodeRecord, removed
+from ollama_distributed.cluster.identity.tokens import TokenRecord
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.tasks import end
+from ollama_distributed.node.cluster.duties import TOKENS_KEPT_S, forget_tokens
 from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.memory import recall, remember
 from ollama_distributed.node.cluster.publish import Publisher
@@ -135,6 +137,27 @@ async def test_what_the_state_lost_is_said_again_unless_the_node_was_removed() -
             publisher.wake()
             await _until(lambda asked=asked: said.asked > asked, "it looked again")
         assert mirror.state.revision_of(keys.advert(ME)) == 0
+
+
+# ── tokens ──────────────────────────────────────────────────────────────────────────
+
+
+async def test_tokens_that_expired_long_ago_are_forgotten() -> None:
+    async with MemoryCoordination(MemoryEngine(), ME) as coordination:
+        for name, expires_at in (("old", NOW - TOKENS_KEPT_S - 1), ("late", NOW - 1), ("open", NOW + 1)):
+            record = TokenRecord(
+                id=name,
+                secret_sha256="",
+                role="node",
+                uses=1,
+                created_at=0.0,
+                expires_at=expires_at,
+                creator="k",
+            )
+            await coordination.create(TOKENS + name, msgspec.json.encode(record))
+        await forget_tokens(coordination, NOW)
+        left = [entry.key for entry in (await coordination.scan()).entries]
+    assert left == [TOKENS + "late", TOKENS + "open"]
 
 
 # ── roster ──────────────────────────────────────────────────────────────────────────

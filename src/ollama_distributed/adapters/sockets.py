@@ -1,4 +1,4 @@
-"""Connections between nodes: options of their sockets, and how an app hears of their end."""
+"""Listening sockets, options of connections between nodes, and how an app hears of their end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import socket
 from collections.abc import Callable
 
+BACKLOG = 2048
+"""Connections that wait to be accepted; the kernel's own limit is often 4096."""
 CALLER_UNHEARD_S = 3.0
 """Sent bytes that nobody acknowledged for so long: the other side is gone or cut off, however
 busy it is, since its kernel answers. The kernel's own patience is 15 minutes. A serving node
@@ -16,6 +18,29 @@ window that stays shut as silence (seen on Linux 6.18: an abort although every p
 acknowledged). So this is longer than the serving side's patience with a slow reader."""
 LIFELINE = "ollama_distributed.lifeline"
 """The connection's `Lifeline`, in an ASGI scope's extensions."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0: a free one. Blocking where `host` is a name.
+
+    Raises:
+        OSError: the port is taken, or this machine does not have the address.
+    """
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        listener.set_inheritable(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 class Lifeline:

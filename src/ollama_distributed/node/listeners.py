@@ -14,12 +14,10 @@ import socket
 import msgspec
 import structlog
 
+from ollama_distributed.adapters.sockets import listen
 from ollama_distributed.base.errors import Conflict, Invalid
 
 log = structlog.get_logger("node.listeners")
-
-BACKLOG = 2048
-"""Connections that wait to be accepted; uvicorn's own default."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -70,25 +68,14 @@ def bind(address: Address) -> socket.socket:
         Conflict: somebody else listens there.
         Invalid: this machine does not have the address.
     """
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(where)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        listener.set_inheritable(False)
+        return listen(address.host, address.port)
     except OSError as failure:
-        listener.close()
         if failure.errno == errno.EADDRINUSE:
             raise Conflict(
                 f"{address} is taken by another program; stop it, or choose another with --listen HOST:PORT"
             ) from failure
         raise Invalid(f"{address} cannot be used: {failure.strerror}") from failure
-    return listener
 
 
 def bind_all(texts: list[str], *, chosen: bool) -> list[socket.socket]:

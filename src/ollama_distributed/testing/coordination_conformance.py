@@ -289,14 +289,19 @@ async def check_requests_are_answered(subject: Subject) -> None:
     async def refuse(message: Message) -> bytes:
         raise Conflict(message.subject)
 
+    async def break_(message: Message) -> bytes:
+        raise ValueError(message.subject)
+
     one, two = subject.one, subject.two
     await _raises(Unavailable, one.request("cmd.two", b"x"))
-    async with two.serve("cmd.*", double), two.serve("bad", refuse):
+    async with two.serve("cmd.*", double), two.serve("bad", refuse), two.serve("broken", break_):
         await _answers(one, "cmd.two")
         await _answers(one, "bad")
         assert await one.request("cmd.two", b"ab") == b"abab"
         assert await two.request("cmd.self", b"c") == b"cc"
         await _raises(DeadlineExceeded, one.request("bad", b"", timeout_s=0.2))
+        await _answers(one, "broken")
+        await _raises(DeadlineExceeded, one.request("broken", b"", timeout_s=0.2))
     await _raises(Unavailable, one.request("cmd.two", b"x"))
 
 

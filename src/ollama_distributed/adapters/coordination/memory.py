@@ -15,6 +15,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 import anyio
+import structlog
 
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded, OllamaDistributedError, Unavailable
 from ollama_distributed.cluster.fanout import Fanout, Inbox
@@ -36,6 +37,9 @@ from ollama_distributed.cluster.ports import (
 )
 from ollama_distributed.cluster.tasks import end
 
+log = structlog.get_logger()
+
+HANDLER_FAILED = "coordination.handler_failed"
 RESYNC_RETRY_S = 0.5
 IDLE_CHECK_S = 5.0
 """A client asks so often whether it missed the last events: nothing later shows a gap."""
@@ -290,6 +294,8 @@ class MemoryCoordination:
                 reply(await handler(message))
             except OllamaDistributedError:
                 return  # no answer: the asker's deadline tells
+            except Exception:  # a task root
+                log.exception(HANDLER_FAILED, subject=message.subject)
 
         def handle(message: Message, reply: Callable[[bytes], None]) -> None:
             task = asyncio.create_task(work(message, reply), name=f"answer on {subject}")

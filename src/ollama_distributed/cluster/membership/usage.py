@@ -10,7 +10,7 @@ import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.cluster import NodeUsage
-from ollama_distributed.base.errors import DeadlineExceeded, OllamaDistributedError
+from ollama_distributed.base.errors import DeadlineExceeded, Invalid, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.membership.beats import Ears
 from ollama_distributed.cluster.membership.ports import Leadership
@@ -50,9 +50,12 @@ def answer(ears: Ears, data: bytes, now: float) -> bytes:
     """The page that `data` asks for.
 
     Raises:
-        msgspec.DecodeError: it is no question.
+        Invalid: it is no question.
     """
-    after = _asks.decode(data).after
+    try:
+        after = _asks.decode(data).after
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise Invalid("it is no question for usage") from exc
     nodes = sorted(node for node in ears if node > after)
     return _encode(Page({node: ears.usage(node, now) for node in nodes[:PAGE]}, more=len(nodes) > PAGE))
 

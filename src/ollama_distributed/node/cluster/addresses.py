@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import msgspec
 import psutil
 
+from ollama_distributed.adapters.sockets import listen
 from ollama_distributed.base.errors import Conflict, Invalid
-from ollama_distributed.node.listeners import BACKLOG
 
 _EVERYWHERE = frozenset({"0.0.0.0", "::", "*", ""})  # noqa: S104  compared, not bound
 LOOPBACK = "127.0.0.1"
@@ -92,7 +92,7 @@ def bind(host: str, candidates: Sequence[int], *, chosen: bool) -> socket.socket
     ports = list(dict.fromkeys(port for port in candidates if port)) or [0]
     for port in ports if chosen else [*ports, 0]:
         try:
-            return _bind(host, port)
+            return listen(host, port)
         except OSError as failure:
             if failure.errno != errno.EADDRINUSE:
                 raise Invalid(
@@ -102,24 +102,6 @@ def bind(host: str, candidates: Sequence[int], *, chosen: bool) -> socket.socket
         f"port {ports[0]} on {host} is taken by another program; stop it, or choose another with "
         "--cluster-listen HOST:PORT"
     )
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        listener.bind(where)
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        listener.set_inheritable(False)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def host_port(host: str, port: int) -> str:

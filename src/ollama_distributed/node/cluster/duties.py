@@ -4,13 +4,19 @@ it waits for its next occasion, and whatever it raises is logged and tried again
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import structlog
 
+from ollama_distributed.base.errors import Conflict
 from ollama_distributed.cluster.identity import nats_jwt
+from ollama_distributed.cluster.identity.roster import TOKENS
+from ollama_distributed.cluster.identity.tokens import TokenRecord
+from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.node.cluster.voters import grow_step
 from ollama_distributed.state.changes import RemoveNode, SetVoters
 from ollama_distributed.state.cluster import ClusterState
@@ -25,6 +31,9 @@ log = structlog.get_logger("cluster.duties")
 REVOKED = "cluster.revocations_pushed"
 LOOK_S = 30.0
 TIDY_S = 2.0
+FORGET_S = 600.0
+TOKENS_KEPT_S = 7 * 86_400.0
+"""An expired token is listed for a week: who used it, and when."""
 PAUSE_PER_NODE_S = 0.005
 """A state of 10,000 nodes, some 30 MB, is written once a minute at most."""
 SETTLE_S = 0.5
@@ -42,6 +51,7 @@ def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
             ("found", partial(_found, life, link)),
             ("revoke", _Revocations(life, link).step),
             ("tidy", partial(_tidy, life, link)),
+            ("tokens", partial(_forget_tokens, life, link)),
             ("grow", partial(grow_step, keeper, life, link)),
         ]
     return duties
@@ -96,6 +106,22 @@ async def _tidy(life: Life, link: Link) -> None:
         return
     for node in [node for node in link.mirror.state.nodes if life.roster.removed(node)]:
         await link.consensus.propose_change(RemoveNode(node=node, force=True), actor=life.parts.node)
+
+
+async def _forget_tokens(life: Life, link: Link) -> None:
+    await anyio.sleep(FORGET_S)
+    if link.consensus.is_leader():
+        await forget_tokens(link.coordination, life.parts.clock.time())
+
+
+async def forget_tokens(coordination: Coordination, now: float) -> None:
+    """Delete the records of tokens that expired long ago: every join makes one, and every node
+    keeps all of the state in memory."""
+    for entry in (await coordination.scan(TOKENS)).entries:
+        record = msgspec.json.decode(entry.value, type=TokenRecord)
+        if record.expires_at + TOKENS_KEPT_S < now:
+            with contextlib.suppress(Conflict):  # it was revoked in this moment, or is gone
+                await coordination.delete(entry.key, revision=entry.revision)
 
 
 class _Revocations:

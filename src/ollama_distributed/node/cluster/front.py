@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Sequence
+from functools import partial
 
 import anyio
 import structlog
@@ -78,7 +79,9 @@ class Front:
             return
         chosen = self.listen.port
         candidates = (chosen,) if chosen else (self._seats.now.hop_port, CLUSTER_PORT)
-        listener = addresses.bind(self.listen.host, candidates, chosen=bool(chosen))
+        # In a thread: the host may be a name, and its server may take seconds to answer.
+        bind = partial(addresses.bind, self.listen.host, candidates, chosen=bool(chosen))
+        listener = await anyio.to_thread.run_sync(bind)
         door = Door(self._app, self._identity.tls.server(client_required=False), listener)
         await door.open()
         self._door = door

@@ -375,6 +375,8 @@ class NatsCoordination:
                 await self._session.publish(message.reply, answer)
             except OllamaDistributedError as exc:  # no answer: the asker's deadline tells
                 log.warning(HANDLER_FAILED, subject=message.subject, code=exc.code)
+            except Exception:  # a task root: a defect, or a question that cannot be read
+                log.exception(HANDLER_FAILED, subject=message.subject)
 
         def begin(message: Msg) -> None:
             if _replayed(message):
