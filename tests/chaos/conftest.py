@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -14,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import pytest
 
 from tests import lab
@@ -47,16 +49,22 @@ class Scenario:
         """By what was waited for."""
 
 
+def note(name: str, waits: str) -> None:
+    """A row of the table for what runs without load."""
+    _rows.append((name, *[""] * (len(_HEAD) - 1), waits))
+
+
 class Scenarios(Protocol):
     def __call__(self, name: str) -> AbstractAsyncContextManager[Scenario]: ...
 
 
 @pytest.fixture(scope="package")
-async def lasting_world(anyio_backend: str) -> AsyncIterator[World]:
+async def lasting_world(request: pytest.FixtureRequest, anyio_backend: str) -> AsyncIterator[World]:
     if reason := lab.available():
         pytest.skip(reason)
-    # Short, since a UNIX socket's path may have 107 characters; kept where a scenario failed.
+    # Short, since a UNIX socket's path may have 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="od-chaos-"))
+    failed_before = request.session.testsfailed
     with lab.network(folder, MACHINES) as network:
         world = World(folder, network)
         try:
@@ -64,6 +72,10 @@ async def lasting_world(anyio_backend: str) -> AsyncIterator[World]:
             yield world
         finally:
             await world.end()
+    if request.session.testsfailed == failed_before:
+        shutil.rmtree(folder)
+    else:
+        print(f"logs and histories: {folder}")
 
 
 @pytest.fixture
@@ -83,10 +95,12 @@ def scenario(world: World) -> Scenarios:
             load.harmed_at = time.monotonic()
             try:
                 yield made
-                await load.more_writes(3 * len(world.names), 15.0)
+                await load.more_writes(len(world.names), 15.0)
             finally:
                 await load.stop()
                 _rows.append(_row(name, made))
+                file = world.folder / f"history-{len(_rows)}.json"
+                file.write_bytes(msgspec.json.encode({"operations": load.history.slots, "asked": load.asked}))
         await load.judge()
 
     return run

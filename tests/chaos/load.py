@@ -100,7 +100,7 @@ class Load:
         async def begun() -> bool:
             answered = {(one.gateway, one.model) for one in self.asked if not one.failure}
             every = len(answered) == len(names) * len(ANSWERS) and self._watched.keys() == names
-            return every and len(self.acknowledged) >= 2 * len(names)
+            return every and len(self.acknowledged) >= len(names)
 
         try:
             await until(begun, 60.0, "the load is under way")

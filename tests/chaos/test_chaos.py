@@ -13,7 +13,7 @@ import anyio
 import psutil
 import pytest
 
-from tests.chaos.conftest import LONG, Scenario, Scenarios
+from tests.chaos.conftest import LONG, Scenario, Scenarios, note
 from tests.chaos.world import HOLDERS, WELL_S, World, alive, until
 
 pytestmark = [
@@ -35,6 +35,10 @@ HELD_S = 12.0 if LONG else 3.0
 KEPT = ("cluster", "voters", "nodes", "models", "config_version")
 
 
+def rounds(*, long: int, short: int = 1) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("turn", range(long if LONG else short))
+
+
 async def healed(world: World, run: Scenario) -> None:
     """One leader, and every node says that all are well."""
     run.took_s["healed"] = await until(world.well, 2 * HEALED_S, "all well after the cut")
@@ -51,7 +55,7 @@ async def pause(run: Scenario) -> None:
 # ── what dies ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("turn", range(20 if LONG else 2))
+@rounds(long=20, short=2)
 async def test_the_leading_nats_server_is_killed(world: World, scenario: Scenarios, turn: int) -> None:
     async with scenario("kill -9 leading nats-server") as run:
         world[world.stream_leader()].child("nats-server").kill()
@@ -62,7 +66,7 @@ async def test_the_leading_nats_server_is_killed(world: World, scenario: Scenari
     assert run.load.excused() == 0
 
 
-@pytest.mark.parametrize("turn", range(5 if LONG else 1))
+@rounds(long=5)
 async def test_the_leading_node_is_killed(world: World, scenario: Scenarios, turn: int) -> None:
     async with scenario("kill -9 leading node") as run:
         leader = await world.leader()
@@ -87,10 +91,13 @@ async def test_all_nodes_are_killed_at_once(world: World) -> None:
 
     world.kill(*names)
     await until(lambda: gone(children), 5.0, "the nats-servers died with their nodes")
+    began_at = anyio.current_time()
     async with anyio.create_task_group() as starting:
         for name in names:
             starting.start_soon(world.start, name)
-    await until(world.well, WELL_S, "all well after the restart")
+    started_s = anyio.current_time() - began_at
+    well_s = await until(world.well, WELL_S, "all well after the restart")
+    note("kill -9 all nodes", f"all started {started_s:.1f}, all well {well_s:.1f} later")
 
     for name in names:
         after = await world.status(name)
@@ -114,7 +121,8 @@ async def gone(processes: list[int]) -> bool:
 # ── what hangs ──────────────────────────────────────────────────────────────────────
 
 
-async def test_the_leading_nats_server_hangs(world: World, scenario: Scenarios) -> None:
+@rounds(long=3)
+async def test_the_leading_nats_server_hangs(world: World, scenario: Scenarios, turn: int) -> None:
     async with scenario("SIGSTOP leading nats-server") as run:
         world.suspend(world[world.stream_leader()].child("nats-server"))
         run.load.harm_begins()
@@ -125,7 +133,8 @@ async def test_the_leading_nats_server_hangs(world: World, scenario: Scenarios) 
     assert run.load.excused() == 0
 
 
-async def test_the_leading_node_hangs(world: World, scenario: Scenarios) -> None:
+@rounds(long=3)
+async def test_the_leading_node_hangs(world: World, scenario: Scenarios, turn: int) -> None:
     """Its nats-server runs on. What it wrote under its old fence when it wakes is refused."""
     async with scenario("SIGSTOP leading node") as run:
         leader = await world.leader()
@@ -140,7 +149,8 @@ async def test_the_leading_node_hangs(world: World, scenario: Scenarios) -> None
 # ── what is cut off ─────────────────────────────────────────────────────────────────
 
 
-async def test_the_leader_is_cut_off(world: World, scenario: Scenarios) -> None:
+@rounds(long=3)
+async def test_the_leader_is_cut_off(world: World, scenario: Scenarios, turn: int) -> None:
     async with scenario("leader cut off") as run:
         leader = await world.leader()
         others = [name for name in world.names if name != leader]
@@ -156,7 +166,8 @@ async def test_the_leader_is_cut_off(world: World, scenario: Scenarios) -> None:
         await healed(world, run)
 
 
-async def test_a_minority_is_cut_off(world: World, scenario: Scenarios) -> None:
+@rounds(long=3)
+async def test_a_minority_is_cut_off(world: World, scenario: Scenarios, turn: int) -> None:
     async with scenario("follower cut off") as run:
         leader = await world.leader()
         alone = next(name for name in reversed(world.names) if name != leader)
@@ -169,10 +180,13 @@ async def test_a_minority_is_cut_off(world: World, scenario: Scenarios) -> None:
         await healed(world, run)
 
 
+@rounds(long=3)
 @pytest.mark.parametrize(
     "deaf", [False, True] if LONG else [False], ids=lambda deaf: "deaf" if deaf else "unheard"
 )
-async def test_the_leader_is_cut_off_one_way(world: World, scenario: Scenarios, deaf: bool) -> None:
+async def test_the_leader_is_cut_off_one_way(
+    world: World, scenario: Scenarios, deaf: bool, turn: int
+) -> None:
     """It hears the others and they do not hear it, or the other way round."""
     async with scenario(f"leader {'deaf' if deaf else 'unheard'}") as run:
         leader = await world.leader()
