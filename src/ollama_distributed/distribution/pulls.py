@@ -58,8 +58,7 @@ class Fetch:
 
 
 class Pulls:
-    """Use as a context: at its end running work is
-    cancelled, and what was fetched stays."""
+    """Use as a context: at its end running work is cancelled, and what was fetched stays."""
 
     def __init__(
         self,

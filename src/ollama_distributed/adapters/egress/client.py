@@ -151,6 +151,7 @@ class EgressClient:
         self._user_agent = user_agent
         self._trust = trust or trusted
         self._pools: dict[tuple[str, int] | None, httpcore.AsyncConnectionPool] = {}
+        self._opening = anyio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -257,27 +258,30 @@ class EgressClient:
             content=content,
             extensions={"timeout": timeout},
         )
-        pool = self._pool(url)
+        pool = await self._pool(url)
         # A long body takes its time: there, each write and the wait after it have their own limit.
         limit_s = patience.head_s if content is None or isinstance(content, bytes) else None
         with _translated(url), _deadline(limit_s, url):
             return await pool.handle_async_request(request)
 
-    def _pool(self, url: Url) -> httpcore.AsyncConnectionPool:
+    async def _pool(self, url: Url) -> httpcore.AsyncConnectionPool:
         """One for each site that is named, one for the rest of the world: what is allowed for one
         must not be had through a connection of another."""
         site = self.site_of(url)
         key = None if site is None else (site.host, site.port)
-        pool = self._pools.get(key)
-        if pool is None:
-            private = site is not None and site.private
-            pool = self._pools[key] = httpcore.AsyncConnectionPool(
-                ssl_context=self._trust(site.ca if site else None),
-                max_connections=_CONNECTIONS,
-                max_keepalive_connections=_CONNECTIONS // 4,
-                keepalive_expiry=_IDLE_S,
-                network_backend=CheckedNetwork(is_reachable if private else is_public, self._resolver),
-            )
+        async with self._opening:
+            pool = self._pools.get(key)
+            if pool is None:
+                ca, private = (site.ca, site.private) if site is not None else (None, False)
+                # In a thread: reading all authorities takes 50 ms.
+                context = await anyio.to_thread.run_sync(self._trust, ca)
+                pool = self._pools[key] = httpcore.AsyncConnectionPool(
+                    ssl_context=context,
+                    max_connections=_CONNECTIONS,
+                    max_keepalive_connections=_CONNECTIONS // 4,
+                    keepalive_expiry=_IDLE_S,
+                    network_backend=CheckedNetwork(is_reachable if private else is_public, self._resolver),
+                )
         return pool
 
 
