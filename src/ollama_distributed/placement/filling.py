@@ -32,13 +32,14 @@ class Filling:
         self._offered = offered
         self._board = board
         self.replicas = dict(kept)
+        self._warm = sum(replica.warm for replica in kept.values())
         self._spread = Spread()
         for node in kept:
             self._spread.add(board.spots[node].domain)
 
     @property
     def warm_missing(self) -> int:
-        return max(0, self._wish.warm - sum(replica.warm for replica in self.replicas.values()))
+        return max(0, self._wish.warm - self._warm)
 
     @property
     def copies_missing(self) -> int:
@@ -58,6 +59,7 @@ class Filling:
                 self._place(Replica(node))
 
     def _place(self, replica: Replica) -> None:
+        self._warm += replica.warm and not self._runs_on(replica.node)
         if replica.node not in self.replicas:
             self._spread.add(self._board.spots[replica.node].domain)
         self.replicas[replica.node] = replica

@@ -6,6 +6,7 @@ asks for few of them anew. What was decided before goes first, then what is ther
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
@@ -49,6 +50,9 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     device: Device | None = None
     """Where it can stay loaded, or be loaded, beside all that goes first on this node."""
 
+    settled: bool = False
+    """It stands, and nothing is left to do for it."""
+
     @property
     def was_warm(self) -> bool:
         return self.standing is not None and self.standing.warm
@@ -74,7 +78,17 @@ def offers(
         usable = [(want, o) for want, _ in rows if (o := found.get(want.wish.model)) and o.usable]
         for model, device in _runnable(site, usable, taken):
             found[model] = msgspec.structs.replace(found[model], device=device)
+        for model, offer in found.items():
+            if _is_settled(offer):
+                found[model] = msgspec.structs.replace(offer, settled=True)
     return found
+
+
+def _is_settled(offer: Offer) -> bool:
+    standing = offer.standing
+    if standing is None or not (offer.usable and offer.complete) or offer.loaded != standing.warm:
+        return False
+    return not standing.warm or offer.device == standing.device
 
 
 def _seen(site: Site, domain: Domain, want: Want, standing: Replica | None) -> Offer:
@@ -170,22 +184,56 @@ def _devices(site: Site, model: str, standing: Replica | None) -> tuple[Device, 
     return ("gpu", "cpu") if first == "gpu" else ("cpu", "gpu")
 
 
-def keep(want: Want, offered: Mapping[NodeId, Offer]) -> dict[NodeId, Replica]:
+class Kept(msgspec.Struct, frozen=True):
+    """What of a model may stay."""
+
+    replicas: dict[NodeId, Replica]
+    enough: bool
+    """As much as is wanted."""
+    settled: bool = False
+    """All of it is where it belongs already, and nothing of it anywhere else."""
+
+
+def keep(want: Want, offered: Mapping[NodeId, Offer]) -> Kept:
     """The replicas that stay, at most as many as are wanted, and all that are pinned."""
+    if (same := _unchanged(want, offered)) is not None:
+        return same
     wish = want.wish
     usable = [offer for offer in offered.values() if offer.usable]
-    spread = Spread()
     can_run = [offer for offer in usable if offer.device is not None] if wish.warm else []
-    warm = _choose(can_run, wish.warm, _warm_grade, spread)
+    warm = _choose(can_run, wish.warm, _warm_grade, [])
     running = {offer.node for offer in warm}
     pinned = [offer for offer in usable if offer.pinned and offer.node not in running]
-    for offer in pinned:
-        spread.add(offer.domain)
     rest = [offer for offer in usable if not offer.pinned and offer.node not in running]
-    cold = _choose(rest, wish.copies - len(warm) - len(pinned), _cold_grade, spread)
+    count = wish.copies - len(warm) - len(pinned)
+    cold = _choose(rest, count, _cold_grade, [*warm, *pinned])
     kept = {offer.node: Replica(offer.node, True, offer.device or "cpu") for offer in warm}
     kept |= {offer.node: Replica(offer.node) for offer in (*pinned, *cold)}
-    return kept
+    return Kept(kept, len(warm) >= wish.warm and len(kept) >= wish.copies and want.pins <= kept.keys())
+
+
+def _unchanged(want: Want, offered: Mapping[NodeId, Offer]) -> Kept | None:
+    """What stands, if it is just what is wanted and all of it can stay: so it is with nearly all
+    models at nearly all times, and sorting thousands of offers would show the same."""
+    if want.pins:
+        return None
+    kept: dict[NodeId, Replica] = {}
+    warm = 0
+    settled = True
+    for node, offer in offered.items():
+        standing = offer.standing
+        if not offer.settled:
+            settled = False
+            if standing is not None and (
+                not offer.usable or (standing.warm and offer.device != standing.device)
+            ):
+                return None
+        if standing is not None:
+            warm += standing.warm
+            kept[node] = standing
+    if warm != want.wish.warm or len(kept) != want.wish.copies:
+        return None
+    return Kept(kept, True, settled)
 
 
 def _warm_grade(offer: Offer) -> tuple[bool, ...]:
@@ -197,9 +245,10 @@ def _cold_grade(offer: Offer) -> tuple[bool, ...]:
 
 
 def _choose(
-    offered: list[Offer], count: int, grade: Callable[[Offer], tuple[bool, ...]], spread: Spread
+    offered: list[Offer], count: int, grade: Callable[[Offer], tuple[bool, ...]], beside: list[Offer]
 ) -> list[Offer]:
-    """The best `count`; among equals, those that share failure domains with the fewest."""
+    """The best `count`; among equals, those that share failure domains with the fewest. `beside`
+    were chosen before."""
     graded = sorted((grade(offer), offer.node, offer) for offer in offered)
     chosen: list[Offer] = []
     at = 0
@@ -209,24 +258,29 @@ def _choose(
             end += 1
         equals = [offer for _, _, offer in graded[at:end]]
         room = count - len(chosen)
-        if len(equals) > room:
-            chosen += _apart(equals, room, spread)
-        else:
-            for offer in equals:
-                spread.add(offer.domain)
-            chosen += equals
+        chosen += equals if len(equals) <= room else _apart(equals, room, [*beside, *chosen])
         at = end
     return chosen
 
 
-def _apart(equals: list[Offer], count: int, spread: Spread) -> list[Offer]:
+def _apart(equals: list[Offer], count: int, beside: list[Offer]) -> list[Offer]:
     """`count` of them, one after the other where the model has the fewest replicas."""
+    spread = Spread()
+    for offer in beside:
+        spread.add(offer.domain)
     by_domain: dict[Domain, list[Offer]] = {}
-    for offer in equals:
+    for offer in reversed(equals):
         by_domain.setdefault(offer.domain, []).append(offer)
+    order = [(spread.crowding(domain), domain) for domain in by_domain]
+    heapq.heapify(order)
     chosen: list[Offer] = []
-    for _ in range(count):
-        domain = min((d for d, left in by_domain.items() if left), key=lambda d: (spread.crowding(d), d))
+    while len(chosen) < count:
+        crowding, domain = order[0]
+        if (now := spread.crowding(domain)) > crowding:
+            heapq.heapreplace(order, (now, domain))  # a wider domain got one since
+            continue
         spread.add(domain)
-        chosen.append(by_domain[domain].pop(0))
+        chosen.append(by_domain[domain].pop())
+        if not by_domain[domain]:
+            heapq.heappop(order)
     return chosen

@@ -19,7 +19,7 @@ from ollama_distributed.placement.board import Board
 from ollama_distributed.placement.facts import Replica, Rules, Site, Wish
 from ollama_distributed.placement.filling import Filling
 from ollama_distributed.placement.keeping import Offer, Want, keep, offers, strangers
-from ollama_distributed.placement.moving import Pending, begin, pending
+from ollama_distributed.placement.moving import Gap, begin, gap, lacking
 from ollama_distributed.placement.outcome import Because, Plan, Refusal
 from ollama_distributed.placement.refusing import NO_SOURCE, obstacle, refusal
 from ollama_distributed.state.maps import SortedMap
@@ -71,9 +71,14 @@ class Planner:
         """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
         self._short: set[str] = set()
+        self._settled: set[str] = set()
+        """Models that are as they are to be; their replicas are `_kept`."""
         self._assigned: SortedMap[str, tuple[Replica, ...]] = SortedMap()
-        self._pending: dict[str, list[Pending]] = {}
+        self._gaps: dict[str, Gap] = {}
         self._new_sites: set[NodeId] = set()
+        """They are or have something else."""
+        self._other_wishes: set[NodeId] = set()
+        """They are as they were, but other things may be wanted of them."""
         self._new_models: set[str] = set()
 
     # ── events ──────────────────────────────────────────────────────────────────────
@@ -169,14 +174,14 @@ class Planner:
         if self.board.shelves.labels != self._labels.keys():
             self.board.relabel(self._labels)
         touched = self._new_models
-        for node in sorted(self._new_sites):
+        for node in sorted(self._new_sites | self._other_wishes):
             touched |= self._look_at(node)
-        self._new_sites, self._new_models = set(), set()
+        self._new_sites, self._other_wishes, self._new_models = set(), set(), set()
         for model in touched:
             self._keep(model)
         refusals = self._fill(touched)
         moves, waiting = begin(
-            [move for model in sorted(self._pending) for move in self._pending[model]],
+            self._gaps.values(),
             self.rules,
             self.sites,
             self._free_now,
@@ -219,7 +224,9 @@ class Planner:
         self._at[node] = after
         self._used[node] = self._in_use(site, standing)
         self.board.put_site(site, taken)
-        return names.union(before)
+        if node in self._new_sites:
+            return names.union(before)
+        return {model for model in names.union(before) if before.get(model) != after.get(model)}
 
     def _concerned(self, site: Site, standing: Mapping[str, Replica]) -> set[str]:
         """Models that have anything to do with a node."""
@@ -245,14 +252,16 @@ class Planner:
         before = self._kept.get(model, {})
         if want is None:
             self._short.discard(model)
+            self._settled.discard(model)
             return
-        after = self._kept[model] = keep(want, self.offered.get(model, {}))
-        for node in before.keys() | after.keys():
-            if before.get(node) != after.get(node):
-                self.board.put(want.wish, node, after.get(node))
-        warm = sum(replica.warm for replica in after.values())
-        lacking = warm < want.wish.warm or len(after) < want.wish.copies or not want.pins <= after.keys()
-        (self._short.add if lacking else self._short.discard)(model)
+        kept = keep(want, self.offered.get(model, {}))
+        after = self._kept[model] = kept.replicas
+        if before != after:
+            for node in before.keys() | after.keys():
+                if before.get(node) != after.get(node):
+                    self.board.put(want.wish, node, after.get(node))
+        (self._short.discard if kept.enough else self._short.add)(model)
+        (self._settled.add if kept.settled else self._settled.discard)(model)
 
     def _fill(self, touched: set[str]) -> tuple[Refusal, ...]:
         """Find room for what is short, and note what each model needs to get there."""
@@ -275,12 +284,15 @@ class Planner:
 
     def _stranded(self, refused: set[str]) -> Iterator[Refusal]:
         """Models that have their places, but that nobody can bring there."""
-        for model in sorted(self._pending.keys() - refused):
-            nodes = {
-                move.node
-                for move in self._pending[model]
-                if move.blob is not None and not self._holders.get(move.blob.digest)
-            }
+        for model in sorted(self._gaps.keys() - refused):
+            one = self._gaps[model]
+            if all(self._holders.get(digest) for digest in one.want.digests):
+                continue
+            nodes = [
+                node
+                for node in one.fetches
+                if any(not self._holders.get(blob.digest) for blob in lacking(one, self.sites[node]))
+            ]
             if nodes:
                 yield Refusal(model=model, copies=len(nodes), reasons=(NO_SOURCE,))
 
@@ -290,12 +302,12 @@ class Planner:
             self._assigned = self._assigned.without(model)
         elif placed != self._assigned.get(model):
             self._assigned = self._assigned.with_(model, placed)
-        want = self.wants.get(model)
-        moves = pending(want, replicas, self.offered.get(model, {}), self.sites) if want else []
-        if moves:
-            self._pending[model] = moves
+        want = None if model in self._settled else self.wants.get(model)
+        found = gap(want, replicas, self.offered.get(model, {}), self.sites) if want else None
+        if found:
+            self._gaps[model] = found
         else:
-            self._pending.pop(model, None)
+            self._gaps.pop(model, None)
 
     def _free_now(self, node: NodeId) -> tuple[int, int]:
         site, used = self.sites[node], self._used[node]
@@ -314,8 +326,8 @@ class Planner:
     def _touch(self, want: Want) -> None:
         """Look again at every node that this model concerns."""
         model = want.wish.model
-        self._new_sites.update(self.offered.get(model, ()))
-        self._new_sites.update(want.pins & self.sites.keys())
+        self._other_wishes.update(self.offered.get(model, ()))
+        self._other_wishes.update(want.pins & self.sites.keys())
         for node, site in self.sites.items():
             if (
                 not want.digests.isdisjoint(site.blobs)
@@ -323,8 +335,8 @@ class Planner:
                 or model in site.loaded
                 or model in site.loading
             ):
-                self._new_sites.add(node)
-        self._new_sites.update(node for node, standing in self._standing.items() if model in standing)
+                self._other_wishes.add(node)
+        self._other_wishes.update(node for node, standing in self._standing.items() if model in standing)
 
 
 def _same_for_nodes(old: Wish, new: Wish) -> bool:
