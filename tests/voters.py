@@ -52,7 +52,7 @@ class Voters:
 
     async def start(self, size: int = 1) -> None:
         """Found the cluster and grow it to `size`; `client` makes the bucket before."""
-        self[FOUNDER].found()
+        self[FOUNDER].sit(alone=True)
         await self.growth.__aenter__()
         if size > 1:
             async with self.client(FOUNDER, create=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
+import structlog
 from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats import binary
@@ -135,6 +136,21 @@ async def test_writes_are_refused_while_the_server_is_away(tmp_path: Path) -> No
         entry = await one.get("k")
         assert entry is not None
         await one.put("k", b"4", revision=entry.revision)
+
+
+async def test_a_disk_that_refuses_for_a_while_does_not_end_the_restarts(tmp_path: Path) -> None:
+    trust, kept = Trust(tmp_path), tmp_path / "n1" / CONFIG_NAME
+    async with trust.server("n1") as server:
+        aside = kept.rename(tmp_path / "aside")
+        kept.mkdir()  # it cannot be replaced by a file
+        with structlog.testing.capture_logs() as logs:
+            os.kill(server.pid, signal.SIGKILL)
+            await _until(lambda: sum("Is a directory" in str(line.get("reason")) for line in logs) >= 2, 10)
+        kept.rmdir()
+        aside.rename(kept)
+        await _until(partial(_restarted, server, 1), 20)
+        async with NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one:
+            assert await one.create("k", b"1")
 
 
 async def test_the_server_keeps_its_secrets_and_its_store(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ class Growth:
                     await self._gather_here()
                 await self._note(msgspec.structs.replace(move, step="settled"))
                 await self._server.stop()
-                self._voter.sit(alone=True)
+                await asyncio.to_thread(self._voter.sit, alone=True)
             finally:
                 with anyio.CancelScope(shield=True):
                     if not self._server.running:
@@ -201,7 +201,7 @@ class Growth:
         return snapshot
 
     async def _form(self, target: Formation, hosts: Sequence[VoterHost]) -> None:
-        self._voter.sit(formation=target)
+        await asyncio.to_thread(self._voter.sit, formation=target)
         await all_of(self._server.start(), *(host.take(target) for host in hosts))
         with anyio.fail_after(FORM_S):
             await self._gathered(target)

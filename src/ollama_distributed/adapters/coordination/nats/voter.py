@@ -97,10 +97,6 @@ class LocalVoter:
 
     # ── this node's life ────────────────────────────────────────────────────────────
 
-    def found(self) -> None:
-        """This node founds a cluster: its server is alone from the next start on."""
-        self.sit(alone=True)
-
     async def start(self) -> None:
         """Run the server that this machine's seat asks for; none if it has no seat.
 
@@ -159,7 +155,7 @@ class LocalVoter:
         route_port = (
             seat.route_port if routes else self._hold(self._route_host, seat.route_port or self._wanted[1])
         )
-        self._save(msgspec.structs.replace(seat, port=port, route_port=route_port))
+        await asyncio.to_thread(self._save, msgspec.structs.replace(seat, port=port, route_port=route_port))
         return Place(
             node=self.node,
             url=f"tls://{self._advertise}:{port}",
@@ -174,8 +170,7 @@ class LocalVoter:
         if not same:
             await self.server.stop()
             await asyncio.to_thread(replace_store, self.server.store, self.server.folder / REPLACED)
-        self.sit(formation=formation)
-        self._release()
+        await asyncio.to_thread(self.sit, formation=formation)
         if self.server.running:
             await self.server.reload()
         else:
@@ -184,7 +179,7 @@ class LocalVoter:
 
     async def leave(self) -> None:
         await self.server.stop()
-        self.sit()
+        await asyncio.to_thread(self.sit)
         await asyncio.to_thread(replace_store, self.server.store, self.server.folder / REPLACED)
 
     def _hold(self, host: str, wanted: int) -> int:
@@ -200,7 +195,8 @@ class LocalVoter:
     # ── the seat ────────────────────────────────────────────────────────────────────
 
     def sit(self, *, alone: bool = False, formation: Formation | None = None) -> None:
-        """Note what the server is from its next start on. The store is not touched."""
+        """Note what the server is from its next start on. The store is not touched. Blocking: it
+        waits for the disk."""
         seat = msgspec.structs.replace(self.seat, alone=alone, formation=formation)
         self._save(seat)
         self._apply(seat)
