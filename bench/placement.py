@@ -6,6 +6,7 @@ limit; `python -m bench.placement` ends with 1 when one does not hold.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 from collections.abc import Callable
@@ -126,6 +127,8 @@ def events(
         spent.setdefault(kind, []).append(seconds)
         planner.adopt(plan)
 
+    gc.collect()
+    gc.freeze()  # as a node does once it is up: else the collector walks all of it again and again
     busy = sorted({replica.node for replicas in plan.assignments.values() for replica in replicas})
     for _ in range(EVENTS):
         node = made[chance.choice(busy)]

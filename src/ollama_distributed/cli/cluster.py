@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import cluster_view, humanize, live, output, tables
+from ollama_distributed.cli import cluster_view, humanize, live, output, places_view, tables
 from ollama_distributed.cli.completion import node_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command, Group
@@ -43,6 +43,7 @@ def register(app: typer.Typer) -> None:
     group.command("leader", cls=Command)(leader)
     group.command("join", cls=Command)(join)
     group.command("leave", cls=Command)(leave)
+    group.command("what-if", cls=Command)(what_if)
     token = make_group("Tokens with which other machines join.")
     token.command("create", cls=Command)(create_token)
     token.command("list", cls=Command)(list_tokens)
@@ -268,6 +269,32 @@ def revoke_token(
                 )
             client.cluster.revoke_token(token_id)
             output.note(f"revoked '{clean_line(token_id)}'")
+
+
+# ── what if ─────────────────────────────────────────────────────────────────────────
+
+
+def what_if(
+    ctx: typer.Context,
+    lose: Annotated[
+        list[str],
+        typer.Option("--lose", metavar="NODE", autocompletion=node_names, help="Its name or id; repeatable."),
+    ],
+) -> None:
+    """Say what losing nodes would mean: what moves, what no longer fits, what would be gone.
+
+    \b
+    Examples:
+      ollama-distributed cluster what-if --lose gpu1
+      ollama-distributed cluster what-if --lose gpu1 --lose gpu2 --output json
+    """
+    session: Session = ctx.obj
+    with session.client(retries=0) as client:
+        answer = client.cluster.what_if(lose)
+    if session.output != "table":
+        output.write(output.structured(answer, session.output))
+    else:
+        output.write(places_view.what_if_text(answer, tables.look()))
 
 
 # ── voters ──────────────────────────────────────────────────────────────────────────

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ollama_distributed.client import cluster_calls as calls
+from ollama_distributed.client import places_calls
 from ollama_distributed.client.calls import Call
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Cluster(_Group):
     join = _run(calls.join)
     leave = _run(calls.leave)
     replace_voter = _run(calls.replace_voter)
+    what_if = _run(places_calls.what_if)
 
 
 class Nodes(_Group):
@@ -108,6 +110,17 @@ class Config(_Group):
     watch = _stream(calls.watch_config)
 
 
+class ModelPlaces(_Group):
+    """Where models are to be and would fit: part of `client.models`."""
+
+    fit = _run(places_calls.fit)
+    places = _run(places_calls.places)
+    replicas = _run(places_calls.replicas)
+    place = _run(places_calls.place)
+    pin = _run(places_calls.pin)
+    unpin = _run(places_calls.unpin)
+
+
 class SyncCluster(_SyncGroup):
     """The cluster as a whole: `client.cluster`."""
 
@@ -119,6 +132,7 @@ class SyncCluster(_SyncGroup):
     join = _run_sync(calls.join)
     leave = _run_sync(calls.leave)
     replace_voter = _run_sync(calls.replace_voter)
+    what_if = _run_sync(places_calls.what_if)
 
 
 class SyncNodes(_SyncGroup):
@@ -140,3 +154,14 @@ class SyncConfig(_SyncGroup):
     history = _run_sync(calls.config_history)
     rollback = _run_sync(calls.rollback_config)
     watch = _stream_sync(calls.watch_config)
+
+
+class SyncModelPlaces(_SyncGroup):
+    """Where models are to be and would fit: part of `client.models`."""
+
+    fit = _run_sync(places_calls.fit)
+    places = _run_sync(places_calls.places)
+    replicas = _run_sync(places_calls.replicas)
+    place = _run_sync(places_calls.place)
+    pin = _run_sync(places_calls.pin)
+    unpin = _run_sync(places_calls.unpin)

@@ -32,13 +32,14 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def wanted(desired: Desired, demand: Demand, *, keep_alive_s: float, nodes: int) -> tuple[int, int]:
-    """Copies and loaded replicas. `keep_alive_s`: of the nodes; `nodes`: how many there are."""
+    """Copies and loaded replicas. `keep_alive_s`: of the nodes, below 0 for ever; `nodes`: how many
+    there are."""
     fixed = desired.replicas is not None
     least = desired.replicas if desired.replicas is not None else desired.min
     most = least if fixed else min(nodes, nodes if desired.max is None else desired.max)
     warm = min(_busy(demand), max(most, 0))
     keep_s = keep_alive_s if desired.keep_alive_s is None else desired.keep_alive_s
-    if not demand.work and (demand.idle_s is None or demand.idle_s >= keep_s):
+    if not demand.work and (demand.idle_s is None or 0 <= keep_s <= demand.idle_s):
         warm = 0
     if desired.preload:
         warm = max(warm, least)

@@ -202,6 +202,14 @@ class LoadedPlace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     memory_bytes: int = 0
 
 
+class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a node's bench measured with some model: one stream."""
+
+    device: Literal["gpu", "cpu"] = "cpu"
+    weights_bytes: int
+    tokens_per_s: float
+
+
 class FailedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     kind: Literal["fetch", "load", "unload", "delete"]
     model: str
@@ -217,8 +225,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Main memory for models, those that run included."""
     gpu_bytes: int = 0
     disk_free_bytes: int = 0
-    speed: int = 0
-    """Class of its measured speed; 0: not measured."""
+    speeds: tuple[MeasuredSpeed, ...] = ()
     loaded: tuple[LoadedPlace, ...] = ()
     fetching: tuple[str, ...] = ()
     """Digests on their way to it."""

@@ -39,6 +39,7 @@ from ollama_distributed.state.records import (
     Intent,
     Lease,
     LoadedPlace,
+    MeasuredSpeed,
     Member,
     Placed,
     Task,
@@ -143,13 +144,14 @@ RECORDS: list[tuple[msgspec.Struct, bytes]] = [
             memory_bytes=64,
             gpu_bytes=32,
             disk_free_bytes=99,
-            speed=4,
+            speeds=(MeasuredSpeed(device="gpu", weights_bytes=5, tokens_per_s=70.5),),
             loaded=(LoadedPlace(model="m", device="gpu", memory_bytes=7),),
             fetching=("00",),
             loading=("n",),
             failed=(FailedTask(kind="load", model="o", reason="why", at=5.0),),
         ),
-        b'{"node":"n1","memory_bytes":64,"gpu_bytes":32,"disk_free_bytes":99,"speed":4,'
+        b'{"node":"n1","memory_bytes":64,"gpu_bytes":32,"disk_free_bytes":99,'
+        b'"speeds":[{"device":"gpu","weights_bytes":5,"tokens_per_s":70.5}],'
         b'"loaded":[{"model":"m","device":"gpu","memory_bytes":7}],"fetching":["00"],"loading":["n"],'
         b'"failed":[{"kind":"load","model":"o","reason":"why","at":5.0}]}',
     ),
@@ -226,6 +228,7 @@ def test_every_record_and_every_change_is_pinned_here() -> None:
         AssignedModel,
         Task,
         LoadedPlace,
+        MeasuredSpeed,
         FailedTask,
     }  # inside others
     structs = {

@@ -29,11 +29,14 @@ from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
 from ollama_distributed.node.cluster.view import View
 from ollama_distributed.node.settings import Settings
+from ollama_distributed.placement.desk import Desk
+from ollama_distributed.placement.seen import Loading
 from ollama_distributed.routing.service import Router
 from ollama_distributed.serving.cluster import ClusterResidents, load_of
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import Serving
+from ollama_distributed.state.changes import Change
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Hardware
 
@@ -45,6 +48,7 @@ class InCluster(msgspec.Struct, frozen=True):
     catalog: ClusterCatalog
     residents: ClusterResidents
     service: ClusterService
+    desk: Desk
     keeper: Keeper
     """To be entered when all else is there: from then on the node takes part."""
 
@@ -140,10 +144,29 @@ async def in_cluster(
         stack.push_async_callback(service.close)
         looking = asyncio.create_task(machine.look(keeper.changed), name="hardware")
         stack.push_async_callback(end, [looking])
+
+        async def propose(change: Change, *, actor: str) -> int:
+            _, link = await keeper.linked()
+            return await link.consensus.propose_change(change, actor=actor)
+
+        everywhere = ClusterCatalog(catalog, pool, node, state)
         yield InCluster(
             source=Router(serving, catalog, pool, view, chance.randrange),
-            catalog=ClusterCatalog(catalog, pool, node, state),
+            catalog=everywhere,
             residents=ClusterResidents(serving, view, node, state),
             service=service,
+            desk=Desk(
+                catalogue=everywhere,
+                state=state,
+                reports=view,
+                propose=propose,
+                clock=clock,
+                loading=Loading(
+                    context_tokens=settings.context_length or Loading().context_tokens,
+                    slots=settings.num_parallel,
+                    kv_type=settings.kv_cache_type,
+                ),
+                keep_alive_s=settings.keep_alive,
+            ),
             keeper=keeper,
         )

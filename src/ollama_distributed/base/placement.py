@@ -1,0 +1,124 @@
+"""What the API says of models' places: where one fits, where it is wanted, what a loss would mean.
+
+Shared by the gateway, which writes it, and the SDK, which reads it. Fields are added with
+defaults only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+
+class FitRow(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model would be on one node."""
+
+    node: str
+    name: str
+    verdict: Literal["fits", "unload", "smaller", "no"]
+    """unload: once other models are gone; smaller: with less context or fewer slots."""
+    holds: bool = False
+    """The files are there."""
+    device: Literal["gpu", "cpu"] | None = None
+    context_tokens: int = 0
+    """Of one slot."""
+    slots: int = 0
+    memory_bytes: int = 0
+    unload: tuple[str, ...] = ()
+    tokens_per_s: float | None = None
+    """Expected of one stream; None: nothing was measured on that node yet."""
+    fetch_bytes: int = 0
+    reason: str = ""
+
+
+class FitAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /api/v1/models/{name}/fit`."""
+
+    model: str
+    size_bytes: int
+    context_tokens: int
+    slots: int
+    """As asked for."""
+    nodes: tuple[FitRow, ...]
+    """The best place first."""
+
+
+class ReplicasAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /api/v1/models/{name}/replicas`: a number, or limits for what demand asks for."""
+
+    replicas: int | None = None
+    min: int | UnsetType = UNSET
+    max: int | UnsetType | None = UNSET
+
+
+class PlaceAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /api/v1/models/{name}/place`: what is not said stays as it is."""
+
+    labels: Mapping[str, str] | UnsetType = UNSET
+    preload: bool | UnsetType = UNSET
+    keep_alive_s: float | UnsetType | None = UNSET
+    keep: bool | UnsetType = UNSET
+    priority: int | UnsetType = UNSET
+    clear: bool = False
+    """Nothing is wanted any more; the model stays where it is."""
+
+
+class PinAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /api/v1/models/{name}/pin` and `/unpin`."""
+
+    node: str
+    """Its id, or a name that only it has."""
+
+
+class PlacesAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a model is wanted, and where it is."""
+
+    model: str
+    wanted: bool
+    """False: it stays where it was put."""
+    replicas: int | None = None
+    min: int = 1
+    max: int | None = None
+    labels: Mapping[str, str] = {}
+    pins: tuple[str, ...] = ()
+    """Names of nodes."""
+    preload: bool = False
+    keep_alive_s: float | None = None
+    keep: bool = True
+    priority: int = 0
+    nodes: tuple[str, ...] = ()
+    """That hold it now."""
+
+
+class WhatIfAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`POST /api/v1/cluster/what-if`."""
+
+    lose: tuple[str, ...]
+    """Ids or names of nodes."""
+
+
+class MovedRow(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    gone: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+
+class RefusedRow(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    copies: int = 0
+    """So many would be missing."""
+    loaded: int = 0
+    reasons: tuple[str, ...] = ()
+
+
+class WhatIfAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    lost: tuple[str, ...]
+    moved: tuple[MovedRow, ...] = ()
+    no_longer: tuple[RefusedRow, ...] = ()
+    last_copies: tuple[str, ...] = ()
+    """Models that no other living node holds."""
+    planned: int = 0
+    """Models whose places are given (`model replicas`, `place`, `pin`); the others do not move."""
