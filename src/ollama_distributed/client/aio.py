@@ -16,7 +16,7 @@ from ollama_distributed.client import calls, wire
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.blobs import OnProgress, Upload
-from ollama_distributed.client.cluster import Cluster, Config, Nodes
+from ollama_distributed.client.cluster import Cluster, Config, ModelPlaces, Nodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
@@ -252,7 +252,7 @@ async def _in_threads(upload: Upload) -> AsyncIterator[bytes]:
         yield chunk
 
 
-class Models:
+class Models(ModelPlaces):
     """The models of the server: `client.models`."""
 
     def __init__(self, client: Client) -> None:

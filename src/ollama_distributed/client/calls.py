@@ -104,16 +104,16 @@ def list_models() -> Call[wire.ModelList]:
 
 
 def get_model(name: str) -> Call[wire.ModelInfo]:
-    return Call(method="GET", path=_model_path(name), decode=_decode_model, repeat="always")
+    return Call(method="GET", path=model_path(name), decode=_decode_model, repeat="always")
 
 
 def delete_model(name: str) -> Call[None]:
-    return Call(method="DELETE", path=_model_path(name), decode=_nothing)
+    return Call(method="DELETE", path=model_path(name), decode=_nothing)
 
 
 def start_download(name: str) -> Call[wire.Transfer]:
     """Again while it runs, it is the same transfer."""
-    return Call(method="POST", path=_model_path(name) + "/download", decode=_decode_transfer, repeat="always")
+    return Call(method="POST", path=model_path(name) + "/download", decode=_decode_transfer, repeat="always")
 
 
 def pull_model(name: str, *, insecure: bool = False) -> Call[wire.Progress]:
@@ -196,7 +196,7 @@ def health() -> Call[wire.Health]:
     return Call(method="GET", path="/api/v1/health", decode=_decode_health, repeat="always")
 
 
-def _model_path(name: str) -> str:
+def model_path(name: str) -> str:
     # A name may hold `/` and `:`; a part of dots would be folded into another path on the way.
     if not name or any(part in ("", ".", "..") for part in name.split("/")):
         raise InvalidName(f"{name!r} is not a model name")

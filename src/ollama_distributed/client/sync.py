@@ -14,7 +14,7 @@ from ollama_distributed.client.aio import named
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.blobs import OnProgress, Upload
-from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
+from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncModelPlaces, SyncNodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
@@ -218,7 +218,7 @@ def _body(
     return upload.chunks(), headers
 
 
-class SyncModels:
+class SyncModels(SyncModelPlaces):
     """The models of the server: `client.models`."""
 
     def __init__(self, client: SyncClient) -> None:

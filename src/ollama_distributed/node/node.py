@@ -167,6 +167,7 @@ async def _built(
             ready=lambda: not stop.wanted,
             cluster=here.service,
             transfers=transfers,
+            places=here.desk,
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)
