@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 import structlog
 
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
 log = structlog.get_logger("cluster.members")
 
 LEAVE = "members/leave"
+SEEN_S = 2.0
+"""For a server to see what the node that leaves has seen."""
 ASK_S = 10.0
 """Several compare-and-sets at the server."""
 
 
 class LeaveClusterAsk(msgspec.Struct, frozen=True, kw_only=True):
     """The node that asks is the one that goes."""
+
+    revision: int = 0
+    """Of the state that it knows: in it, it votes no more."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -52,8 +58,10 @@ class Members:
         self._add_routes(keeper.parts.door)
 
     def _add_routes(self, door: PeerDoor) -> None:
-        async def leave(peer: Peer, _ask: LeaveClusterAsk) -> Done:
+        async def leave(peer: Peer, ask: LeaveClusterAsk) -> Done:
             life = self._keeper.need_life()
+            with anyio.move_on_after(SEEN_S):
+                await life.need_link().mirror.reach(ask.revision)
             going = asyncio.create_task(self._remove(life, peer.node, force=True, actor=peer.node))
             self._going.add(going)
             going.add_done_callback(self._gone)
@@ -107,7 +115,7 @@ class Members:
             log.warning("members.left_with_its_vote", actor=actor, reason=failure.message)
         life.leaving = True  # it says nothing more of itself
         try:
-            await self._ask_server(life, LEAVE, LeaveClusterAsk())
+            await self._ask_server(life, LEAVE, LeaveClusterAsk(revision=life.state.revision))
         except OllamaDistributedError as failure:
             # Who is removed is cut off at once, perhaps before it is told.
             if not force and not (isinstance(failure, Unavailable) and await life.was_removed()):

@@ -135,7 +135,7 @@ async def grow_step(keeper: Keeper, life: Life, link: Link) -> None:
     await anyio.sleep(LOOK_S)
     if not link.mirror.synced or not bus.voters or not _acts(link, bus, keeper.parts.node):
         return
-    await _record(link, bus, actor=keeper.parts.node)
+    await record_voters(link, bus, actor=keeper.parts.node)
     now, is_server = keeper.parts.clock.time(), life.roster.is_server
     chosen = next_voters(link.mirror.state, bus.voters, now=now, is_server=is_server)
     if not chosen or not bus.growth.settled:
@@ -188,13 +188,25 @@ def _acts(link: Link, bus: Bus, me: NodeId) -> bool:
     return bool(living) and living[0] == me
 
 
-async def _record(link: Link, bus: Bus, *, actor: str) -> None:
+async def record_voters(link: Link, bus: Bus, *, actor: str) -> None:
     """Let the state say what the formation is."""
-    known = link.mirror.state.voters
-    before = known.nodes if known is not None else ()
-    if sorted(before) != sorted(bus.voters):
-        change = SetVoters(nodes=tuple(sorted(bus.voters)), before=before)
-        await link.consensus.propose_change(change, actor=actor)
+    wanted = tuple(sorted(bus.voters))
+
+    def told(state: ClusterState) -> bool:
+        return state.voters is not None and tuple(sorted(state.voters.nodes)) == wanted
+
+    state = link.mirror.state
+    if told(state):
+        return
+    before = state.voters.nodes if state.voters is not None else ()
+    try:
+        await link.consensus.propose_change(SetVoters(nodes=wanted, before=before), actor=actor)
+    except Conflict:
+        # Another was faster, who says the same: the duty and who changed the voters both do this.
+        with anyio.move_on_after(SEEN_S) as seen:
+            await link.mirror.wait_for(told)
+        if seen.cancelled_caught:
+            raise
 
 
 # ── replacing ───────────────────────────────────────────────────────────────────────
@@ -251,7 +263,7 @@ async def replace(keeper: Keeper, dead: NodeId, new: NodeId, *, actor: str) -> N
     log.warning("voters.replacing", dead=dead, new=new, actor=actor)
     host: VoterHost = bus.voter if new == keeper.parts.node else RemoteVoter(keeper, new)
     await bus.growth.replace(dead, host, others)
-    await _record(link, bus, actor=actor)
+    await record_voters(link, bus, actor=actor)
     life.changed()
 
 
@@ -312,7 +324,7 @@ async def hand_over(keeper: Keeper, leaver: NodeId) -> None:
             await bus.growth.to_one([RemoteVoter(keeper, node) for node in bus.voters if node != me])
             link.coordination.update_servers(life.bus_urls())
             life.changed()
-    await _record(link, bus, actor=leaver)
+    await record_voters(link, bus, actor=leaver)
 
 
 # ── who can vote ────────────────────────────────────────────────────────────────────
