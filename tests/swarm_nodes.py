@@ -140,7 +140,7 @@ class SwarmNodes:
     async def when(self, transfer: Transfer, met: Callable[[Transfer], object]) -> Transfer:
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                now = await self.all[0].manager.transfers.get_progress(transfer.id)
+                now = await self.all[0].manager.transfer(transfer.id)
                 if met(now):
                     return now
                 await asyncio.sleep(0.01)

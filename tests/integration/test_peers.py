@@ -311,7 +311,7 @@ async def test_a_peer_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch
             "127.0.0.1", b.address.port, ssl=a.tls.client(), limit=1024
         )
         ask = wire.GenerateAsk(request=text_request("m", sampling=Sampling(num_predict=2_000_000)))
-        writer.write(pool._message(wire.GENERATE, ask))
+        writer.write(pool.message(wire.GENERATE, ask))
         await until(lambda: b.serving._jobs, "the job")
         (running,) = b.door._outlets
         most = 0

@@ -101,13 +101,26 @@ def _register() -> None:
         create,
         inference,
         library,
+        model,
         node,
         nodes,
         registry,
         version,
     )
 
-    for module in (node, inference, library, registry, create, cluster, nodes, config, version, completion):
+    for module in (
+        node,
+        inference,
+        library,
+        model,
+        registry,
+        create,
+        cluster,
+        nodes,
+        config,
+        version,
+        completion,
+    ):
         module.register(app)
 
 

@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         ToolCall,
         ToolFunction,
         Transfer,
+        TransferList,
         Version,
     )
 
@@ -153,6 +154,7 @@ __all__ = [
     "ToolCall",
     "ToolFunction",
     "Transfer",
+    "TransferList",
     "Unauthenticated",
     "Unavailable",
     "Unsupported",

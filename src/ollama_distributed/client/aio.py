@@ -307,6 +307,22 @@ class Models(ModelPlaces):
         """Have the server fetch a model, without waiting for it."""
         return await self._run(calls.start_download(name))
 
+    async def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[wire.Transfer]:
+        """Have these nodes (ids or names) fetch a model from those that have it; none named: every
+        living node that lacks it. One transfer for each; what could not begin is `failed`."""
+        return (await self._run(calls.distribute_model(name, nodes))).transfers
+
+    async def transfers(self) -> Sequence[wire.Transfer]:
+        """Models on their way to any node, and those that arrived lately; newest first."""
+        return (await self._run(calls.list_transfers())).transfers
+
+    async def transfer(self, transfer_id: str) -> wire.Transfer:
+        return await self._run(calls.get_transfer(transfer_id))
+
+    async def cancel_transfer(self, transfer_id: str) -> wire.Transfer:
+        """End it; what came is kept for the next time."""
+        return await self._run(calls.cancel_transfer(transfer_id))
+
     async def has_blob(self, digest: str) -> bool:
         return await self._run(calls.has_blob(digest))
 

@@ -6,7 +6,7 @@ API does not have (create, copy, show, blobs, loaded models) goes to Ollama's `/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -49,6 +49,7 @@ _decode_loaded = decoder_of(wire.LoadedList)
 _decode_show = decoder_of(wire.ShowResponse)
 _decode_progress = decoder_of(wire.Progress)
 _decode_transfer = decoder_of(wire.Transfer)
+_decode_transfers = decoder_of(wire.TransferList)
 _decode_version = decoder_of(wire.Version)
 _decode_health = decoder_of(wire.Health)
 _encode = msgspec.json.Encoder().encode
@@ -114,6 +115,32 @@ def delete_model(name: str) -> Call[None]:
 def start_download(name: str) -> Call[wire.Transfer]:
     """Again while it runs, it is the same transfer."""
     return Call(method="POST", path=model_path(name) + "/download", decode=_decode_transfer, repeat="always")
+
+
+def distribute_model(name: str, nodes: Sequence[str]) -> Call[wire.TransferList]:
+    return Call(
+        method="POST",
+        path=model_path(name) + "/distribute",
+        body=_encode({"nodes": list(nodes)}),
+        decode=_decode_transfers,
+        repeat="always",
+    )
+
+
+def list_transfers() -> Call[wire.TransferList]:
+    return Call(method="GET", path="/api/v1/transfers", decode=_decode_transfers, repeat="always")
+
+
+def get_transfer(transfer_id: str) -> Call[wire.Transfer]:
+    return Call(method="GET", path=_transfer_path(transfer_id), decode=_decode_transfer, repeat="always")
+
+
+def cancel_transfer(transfer_id: str) -> Call[wire.Transfer]:
+    return Call(method="DELETE", path=_transfer_path(transfer_id), decode=_decode_transfer, repeat="always")
+
+
+def _transfer_path(transfer_id: str) -> str:
+    return f"/api/v1/transfers/{quote(transfer_id, safe='')}"
 
 
 def pull_model(name: str, *, insecure: bool = False) -> Call[wire.Progress]:

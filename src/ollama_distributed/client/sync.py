@@ -273,6 +273,22 @@ class SyncModels(SyncModelPlaces):
         """Have the server fetch a model, without waiting for it."""
         return self._run(calls.start_download(name))
 
+    def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[wire.Transfer]:
+        """Have these nodes (ids or names) fetch a model from those that have it; none named: every
+        living node that lacks it. One transfer for each; what could not begin is `failed`."""
+        return (self._run(calls.distribute_model(name, nodes))).transfers
+
+    def transfers(self) -> Sequence[wire.Transfer]:
+        """Models on their way to any node, and those that arrived lately; newest first."""
+        return (self._run(calls.list_transfers())).transfers
+
+    def transfer(self, transfer_id: str) -> wire.Transfer:
+        return self._run(calls.get_transfer(transfer_id))
+
+    def cancel_transfer(self, transfer_id: str) -> wire.Transfer:
+        """End it; what came is kept for the next time."""
+        return self._run(calls.cancel_transfer(transfer_id))
+
     def has_blob(self, digest: str) -> bool:
         return self._run(calls.has_blob(digest))
 

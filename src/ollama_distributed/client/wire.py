@@ -280,7 +280,7 @@ class Progress(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Transfer(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """A model on its way to the server, begun by `start_download`."""
+    """A model on its way to a node, begun by `start_download` or `distribute`."""
 
     id: str
     model: str = ""
@@ -296,6 +296,21 @@ class Transfer(msgspec.Struct, kw_only=True, omit_defaults=True):
     ended_at: float | None = None
     error: str = ""
     code: str = ""
+    kind: str = "download"
+    """`download`: from a registry; `copy`: from other nodes."""
+    node: str = ""
+    """The id of the node that it goes to."""
+    rate: float = 0.0
+    """Bytes per second, of the last seconds."""
+    eta_s: float | None = None
+    peers: dict[str, int] = {}
+    """Bytes that came from each node."""
+    dropped: Sequence[str] = ()
+    """Nodes that sent wrong bytes."""
+
+
+class TransferList(msgspec.Struct, kw_only=True):
+    transfers: Sequence[Transfer] = ()
 
 
 # ── the server ──────────────────────────────────────────────────────────────────────

@@ -99,9 +99,10 @@ class Exchange(Protocol):
 
     async def piece(
         self, node: NodeId, ask: PieceAsk, granted: Callable[[PieceHead], int]
-    ) -> bytearray | None:
+    ) -> list[memoryview] | None:
         """`granted` hears at once which piece comes and says how long it must be (below 0: it is
-        not wanted). None: none of them now; `granted` heard when to ask again.
+        not wanted). Returns its bytes in parts. None: none of them now; `granted` heard when to ask
+        again.
 
         Raises:
             DigestMismatch: it sends what was not asked for.

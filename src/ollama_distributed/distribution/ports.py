@@ -51,7 +51,7 @@ class Partial(Protocol):
         """What is not here yet, as [begin, end) in order."""
         ...
 
-    async def write(self, offset: int, data: bytes | bytearray) -> None:
+    async def write(self, offset: int, *data: bytes | memoryview) -> None:
         """Put bytes where they belong. They are noted from time to time, always after they are
         on the disk.
 

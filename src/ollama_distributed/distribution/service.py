@@ -203,7 +203,7 @@ class ModelManager:
         download: Callable[[str], Transfer],
         wall: Callable[[], float],
     ) -> None:
-        self.transfers = transfers
+        self.moves = transfers
         self._me = me
         self._exchange = exchange
         self._state = state
@@ -227,7 +227,7 @@ class ModelManager:
             ModelNotFound: nobody has it.
             NotFound, Conflict: a node is not known, or a name is of several.
         """
-        holders = await self.transfers.holders(name)
+        holders = await self.moves.holders(name)
         if not holders:
             raise ModelNotFound(f"model '{name}' not found on any node")
         targets = self._targets(holders, nodes)
@@ -235,13 +235,22 @@ class ModelManager:
         async def begin(to: NodeId) -> Transfer:
             try:
                 peers = [node for node in targets if node != to]
-                return await self.transfers.transfer(name, holders[0], to, peers=peers)
+                return await self.moves.transfer(name, holders[0], to, peers=peers)
             except OllamaDistributedError as exc:
-                return self.transfers.refused(name, to, exc, self._wall())
+                return self.moves.refused(name, to, exc, self._wall())
 
         begun = await asyncio.gather(*(begin(node) for node in targets))
         log.info("distribution.distributed", model=name, nodes=len(targets))
         return begun
+
+    async def transfers(self) -> Sequence[Transfer]:
+        return await self.moves.list()
+
+    async def transfer(self, transfer_id: str) -> Transfer:
+        return await self.moves.get_progress(transfer_id)
+
+    async def cancel(self, transfer_id: str) -> Transfer:
+        return await self.moves.cancel(transfer_id)
 
     async def remove(self, name: str, nodes: Sequence[str] = ()) -> Sequence[NodeId]:
         """Unload and delete a model on these nodes; none named: wherever it is. Returns where it was.
@@ -250,14 +259,14 @@ class ModelManager:
             ModelNotFound: nobody has it.
             Unavailable: a node could not be asked; others may have removed it.
         """
-        holders = await self.transfers.holders(name)
+        holders = await self.moves.holders(name)
         state = self._state()
         targets = [state.resolve(node) for node in nodes] if nodes else holders
         if not targets:
             raise ModelNotFound(f"model '{name}' not found on any node")
         for node in targets:
             if node == self._me:
-                await self.transfers.remove_here(name)
+                await self.moves.remove_here(name)
             else:
                 await self._exchange.remove(node, name)
         return targets
@@ -268,7 +277,7 @@ class ModelManager:
             ModelNotFound: no node has it or fetches it.
         """
         key = name_key(name)
-        moving = tuple(one for one in await self.transfers.list() if name_key(one.model) == key)
+        moving = tuple(one for one in await self.moves.list() if name_key(one.model) == key)
         status = ModelStatus(model=name, nodes=self._places(key), transfers=moving)
         if not status.nodes and not any(one.state == "running" for one in moving):
             raise ModelNotFound(f"model '{name}' not found on any node")

@@ -287,7 +287,7 @@ class _Fetching:
         for piece in bits(here):
             offset, length = table.span(piece)
             data = await self._into.read(offset, length)
-            if await to_thread.run_sync(table.right, piece, data, limiter=self._swarm.threads):
+            if await to_thread.run_sync(table.right, piece, (data,), limiter=self._swarm.threads):
                 shelf.add(piece)
             else:
                 wants.lost(piece)
@@ -340,7 +340,7 @@ class _Fetching:
         if not await to_thread.run_sync(table.right, piece, data, limiter=self._swarm.threads):
             raise DigestMismatch(f"piece {piece} has another hash")
         offset, length = table.span(piece)
-        await self._into.write(offset, data)
+        await self._into.write(offset, *data)
         wants.have |= offer.pieces
         shelf.add(piece)
         self._away.pop(offer.node, None)

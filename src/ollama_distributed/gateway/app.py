@@ -24,7 +24,7 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.placement_port import Places
-from ollama_distributed.gateway.ports import Catalog, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.ports import Catalog, Moves, Residents, Transfers, VersionInfo
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.node import node_routes
@@ -34,6 +34,7 @@ from ollama_distributed.gateway.routes.openai import openai_routes
 from ollama_distributed.gateway.routes.places import places_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
+from ollama_distributed.gateway.routes.transfers import transfer_routes
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.tasks import Tasks
 from ollama_distributed.gateway.workers import Workers
@@ -99,11 +100,12 @@ def create_app(
     ready: Callable[[], bool] = lambda: True,
     cluster: Cluster | None = None,
     transfers: Transfers | None = None,
+    moves: Moves | None = None,
     places: Places | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
-    moves models from and to registries; `places`: where models fit and
+    moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
     are wanted."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
@@ -139,6 +141,7 @@ def create_app(
 
     routes = [
         *node_routes(node, document),
+        *(transfer_routes(moves) if moves is not None else ()),
         *(places_routes(places) if places is not None else ()),
         *seed_routes(node),
         *ollama_routes(node),

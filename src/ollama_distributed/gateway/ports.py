@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -54,6 +54,24 @@ class Transfers(Protocol):
 
     def download(self, name: str) -> Transfer:
         """Begin to fetch a model, and go on without anybody waiting."""
+        ...
+
+
+class Moves(Protocol):
+    """Models between nodes (`distribution.service.ModelManager`)."""
+
+    async def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[Transfer]:
+        """Have these nodes fetch a model; none named: every living one that lacks it."""
+        ...
+
+    async def transfers(self) -> Sequence[Transfer]:
+        """Of the whole cluster, newest first."""
+        ...
+
+    async def transfer(self, transfer_id: str) -> Transfer: ...
+
+    async def cancel(self, transfer_id: str) -> Transfer:
+        """What was fetched stays for the next time."""
         ...
 
 

@@ -40,6 +40,7 @@ from ollama_distributed.node.listeners import Address, bind_all, bound, parse_ad
 from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
+from ollama_distributed.node.swarm import Uplink, model_moves
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.service import Serving
@@ -139,8 +140,11 @@ async def _built(
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))
             transfers.limit(live)
+            uplink.use(live)
 
-        transfers = await closing.enter_async_context(registry_transfers(settings, store, catalog, clock))
+        transfers = await closing.enter_async_context(
+            registry_transfers(settings, node, store, catalog, clock)
+        )
         here = await closing.enter_async_context(
             in_cluster(
                 settings,
@@ -155,6 +159,28 @@ async def _built(
             )
         )
         models_changed = here.keeper.changed
+
+        async def remove(name: str) -> None:
+            await serving.unload(name)
+            await catalog.delete(name)
+
+        uplink = Uplink(settings, lambda: any(model.slots_busy for model in serving.loaded()))
+        moves = await closing.enter_async_context(
+            model_moves(
+                node,
+                store=store,
+                catalog=catalog,
+                pool=here.keeper.parts.pool,
+                door=here.keeper.parts.door,
+                state=lambda: here.keeper.state,
+                fetches=transfers.pulls.fetches,
+                downloads=transfers.downloads,
+                download=transfers.download,
+                remove=remove,
+                rate=uplink.rate,
+                clock=clock,
+            )
+        )
         app = create_app(
             inference=Answers(here.source, clock),
             catalog=here.catalog,
@@ -167,6 +193,7 @@ async def _built(
             ready=lambda: not stop.wanted,
             cluster=here.service,
             transfers=transfers,
+            moves=moves.manager,
             places=here.desk,
         )
         closing.push_async_callback(app.close)

@@ -12,6 +12,7 @@ from ollama_distributed.adapters.registry.service import Registries
 from ollama_distributed.adapters.registry.signing import RequestSigner
 from ollama_distributed.adapters.registry.sites import RegistrySite, Sites
 from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.pace import Pace
@@ -48,7 +49,7 @@ class RegistryTransfers:
 
 @asynccontextmanager
 async def registry_transfers(
-    settings: Settings, store: BlobStore, catalog: Catalog, clock: Clock
+    settings: Settings, node: NodeId, store: BlobStore, catalog: Catalog, clock: Clock
 ) -> AsyncIterator[RegistryTransfers]:
     """Ready to pull and push; what runs at the end is cancelled, and what was fetched stays."""
     sites = Sites([_site(registry) for registry in settings.registries])
@@ -61,7 +62,9 @@ async def registry_transfers(
         )
         async with (
             Pulls(registries, store, catalog) as pulls,
-            Downloads(pulls.pull, pulls.check, clock) as downloads,
+            Downloads(
+                pulls.pull, pulls.check, clock, make_id=lambda: f"{node}.{random_id()}", node=node
+            ) as downloads,
         ):
             yield RegistryTransfers(pulls, downloads, pace)
 

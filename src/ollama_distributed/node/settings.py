@@ -275,6 +275,19 @@ class Settings(BaseSettings):
         json_schema_extra=LIVE,
     )
 
+    share_rate_mib: float = Field(
+        default=0.0,
+        ge=0,
+        description="Most that a node sends of models to other nodes, MiB/s; 0: no limit.",
+        json_schema_extra=LIVE,
+    )
+    share_rate_busy_mib: float = Field(
+        default=64.0,
+        ge=0,
+        description="The same while it answers people, whose words come first; 0: no other limit.",
+        json_schema_extra=LIVE,
+    )
+
     require_key: bool = Field(
         default=False,
         description="Ask for a key even from this machine (else loopback has the role `local`).",

@@ -22,7 +22,28 @@ from ollama_distributed.distribution.pulls import Fetch, Pulls
 from ollama_distributed.distribution.service import ModelManager, ModelTransfer
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.swarm import Swarm
+from ollama_distributed.node.settings import Settings
 from ollama_distributed.state.cluster import ClusterState
+
+MIB = 1024 * 1024
+
+
+class Uplink:
+    """How fast pieces may leave: slower while people wait for words."""
+
+    def __init__(self, settings: Settings, busy: Callable[[], bool]) -> None:
+        self._settings = settings
+        self._busy = busy
+
+    def use(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def rate(self) -> float:
+        """Bytes per second; 0: no limit."""
+        limits = [self._settings.share_rate_mib]
+        if self._busy():
+            limits.append(self._settings.share_rate_busy_mib)
+        return min((limit for limit in limits if limit), default=0.0) * MIB
 
 
 class ModelMoves(msgspec.Struct, frozen=True):

