@@ -153,19 +153,27 @@ class Planner:
 
     def adopt(self, decided: Plan) -> None:
         """What a plan decided stands from now on, and nothing else."""
+        for node, standing in self.standing_after(decided).items():
+            self._stand(node, standing)
+        self._adopted = decided.assignments
+
+    def standing(self, node: NodeId) -> Mapping[str, Replica]:
+        """What stands of what was decided for a node."""
+        return self._standing.get(node, {})
+
+    def standing_after(self, decided: Plan) -> dict[NodeId, dict[str, Replica]]:
+        """What stands once a plan is adopted, of the nodes for which that is anything else."""
         by_node: dict[NodeId, dict[str, Replica]] = {}
         for model in decided.assignments.differences(self._adopted):
             before = {replica.node: replica for replica in self._adopted.get(model, ())}
             after = {replica.node: replica for replica in decided.assignments.get(model, ())}
             for node in before.keys() | after.keys():
                 if before.get(node) != after.get(node):
-                    changed = by_node.setdefault(node, dict(self._standing.get(node, {})))
+                    changed = by_node.setdefault(node, dict(self.standing(node)))
                     changed.pop(model, None)
                     if node in after:
                         changed[model] = after[node]
-        for node, standing in by_node.items():
-            self._stand(node, standing)
-        self._adopted = decided.assignments
+        return by_node
 
     # ── the plan ────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,185 @@
+"""A node does what the leader assigned to it, and says how far it is.
+
+Tasks come from the node's `assign.<id>` record. Each runs once at a time; one that failed runs
+again after a pause that doubles, as long as the leader still asks for it. What the node has and
+does goes into its `nodes.<id>.placed` record, from which the leader plans on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import assert_never
+
+import anyio
+import structlog
+
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import Conflict, OllamaDistributedError
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.loops import keep_going
+from ollama_distributed.cluster.mirror import Mirror
+from ollama_distributed.cluster.ports import Coordination
+from ollama_distributed.cluster.tasks import end
+from ollama_distributed.placement.ports import Mover
+from ollama_distributed.state import keys
+from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import FailedTask, Placed, Task
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+DONE = "placement.done"
+FAILED = "placement.failed"
+
+LOOK_S = 1.0
+"""The inventory is compared with what was said of it so often."""
+AGAIN_S = (5.0, 300.0)
+"""First and longest pause after a task that failed."""
+FORGET_S = 60.0
+"""A failure is forgotten so long after the task could have run again and nobody asked for it."""
+DISK_STEP = 1 << 30
+"""A disk's free room is said in steps: each byte would be a write for the whole cluster."""
+_MAX_REASON = 500
+
+_Key = tuple[str, str]
+
+
+class PlacementAgent:
+    """An async context manager; inside, it works."""
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        mirror: Mirror,
+        mover: Mover,
+        *,
+        node: NodeId,
+        clock: Clock,
+        chance: random.Random,
+    ) -> None:
+        self._coordination = coordination
+        self._mirror = mirror
+        self._mover = mover
+        self._node = node
+        self._clock = clock
+        self._chance = chance
+        self._running: dict[_Key, tuple[Task, asyncio.Task[None]]] = {}
+        self._failed: dict[_Key, tuple[FailedTask, float, float]] = {}
+        """The failure, when it may run again, and the pause that this was."""
+        self._epoch = 0
+        self._news = anyio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> PlacementAgent:
+        self._forget = self._mirror.on_change(self._changed)
+        work = keep_going("placement agent", self._step, self._chance)
+        self._loop = asyncio.create_task(work, name=f"placement agent of {self._node}")
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._forget()
+        assert self._loop is not None
+        await end([self._loop, *(running for _, running in self._running.values())])
+
+    def _changed(self, before: ClusterState, after: ClusterState) -> None:
+        if before.nodes.get(self._node) is not after.nodes.get(self._node):
+            self._news.set()
+
+    async def _step(self) -> None:
+        with anyio.move_on_after(LOOK_S):
+            await self._news.wait()
+        self._news = anyio.Event()
+        if not self._mirror.ready:
+            return
+        self._begin()
+        await self._tell()
+
+    def _begin(self) -> None:
+        own = self._mirror.state.nodes.get(self._node)
+        assigned = own.assigned if own is not None else None
+        if assigned is None or assigned.epoch < self._epoch:
+            return
+        self._epoch = assigned.epoch
+        wanted = {(task.kind, task.model): task for task in assigned.tasks}
+        now = self._clock.monotonic()
+        # A task that runs is asked for no more, so its failure outlives the asking.
+        for key in [key for key, failure in self._failed.items() if now > failure[1] + FORGET_S]:
+            del self._failed[key]
+        for key, task in wanted.items():
+            failure = self._failed.get(key)
+            if key not in self._running and (failure is None or now >= failure[1]):
+                running = asyncio.create_task(self._run(key, task), name=f"{task.kind} {task.model}")
+                self._running[key] = (task, running)
+
+    async def _run(self, key: _Key, task: Task) -> None:
+        began = self._clock.monotonic()
+        try:
+            await self._do(task)
+        except OllamaDistributedError as exc:
+            self._fail(key, task, exc.message)
+        except Exception as exc:  # the task's root: one that fails ends neither the agent nor the node
+            log.exception(FAILED, kind=task.kind, model=task.model)
+            self._fail(key, task, f"{type(exc).__name__}: {exc}")
+        else:
+            self._failed.pop(key, None)
+            took_s = round(self._clock.monotonic() - began, 3)
+            log.info(DONE, kind=task.kind, model=task.model, reason=task.reason, took_s=took_s)
+        finally:
+            self._running.pop(key, None)
+            self._news.set()
+
+    def _fail(self, key: _Key, task: Task, reason: str) -> None:
+        before = self._failed.get(key)
+        pause_s = min(2 * before[2], AGAIN_S[1]) if before else AGAIN_S[0]
+        failure = FailedTask(
+            kind=task.kind, model=task.model, reason=reason[:_MAX_REASON], at=self._clock.time()
+        )
+        self._failed[key] = (failure, self._clock.monotonic() + pause_s, pause_s)
+        log.warning(FAILED, kind=task.kind, model=task.model, error=reason, again_in_s=pause_s)
+
+    async def _do(self, task: Task) -> None:
+        match task.kind:
+            case "fetch":
+                await self._mover.fetch(task.model, task.digest, task.holders)
+            case "load":
+                await self._mover.load(task.model, task.device)
+            case "unload":
+                await self._mover.unload(task.model)
+            case "delete":
+                await self._mover.delete(task.model)
+            case _:
+                assert_never(task.kind)
+
+    # ── what the node has and does ──────────────────────────────────────────────────
+
+    async def _tell(self) -> None:
+        own = self._mirror.state.nodes.get(self._node)
+        if own is None or own.advert is None:
+            return  # not of the cluster yet, or no more
+        placed = self._placed()
+        if placed == own.placed:
+            return
+        key = keys.placed(self._node)
+        with suppress(Conflict):  # the mirror shows it soon; then again
+            revision = await self._coordination.put(
+                key, encode(placed), revision=self._mirror.state.revision_of(key)
+            )
+            with anyio.move_on_after(LOOK_S):
+                await self._mirror.reach(revision)
+
+    def _placed(self) -> Placed:
+        inventory = self._mover.inventory()
+        tasks = [task for task, _ in self._running.values()]
+        return Placed(
+            node=self._node,
+            memory_bytes=inventory.memory_bytes,
+            gpu_bytes=inventory.gpu_bytes,
+            disk_free_bytes=inventory.disk_free_bytes // DISK_STEP * DISK_STEP,
+            speeds=inventory.speeds,
+            loaded=tuple(sorted(inventory.loaded, key=lambda one: one.model)),
+            fetching=tuple(sorted({task.digest for task in tasks if task.kind == "fetch"})),
+            loading=tuple(sorted(task.model for task in tasks if task.kind == "load")),
+            failed=tuple(self._failed[key][0] for key in sorted(self._failed)),
+        )

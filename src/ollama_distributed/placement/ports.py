@@ -1,0 +1,53 @@
+"""What placing models needs of a node: something that brings, runs and removes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.placement.demand import Demand
+from ollama_distributed.placement.facts import Device
+from ollama_distributed.state.records import LoadedPlace, MeasuredSpeed
+
+
+class Inventory(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node has for models now."""
+
+    memory_bytes: int = 0
+    """Main memory for models, those that run included."""
+    gpu_bytes: int = 0
+    disk_free_bytes: int = 0
+    speeds: tuple[MeasuredSpeed, ...] = ()
+    loaded: tuple[LoadedPlace, ...] = ()
+
+
+class Mover(Protocol):
+    """Each is done when it returns, does nothing where it is done already, may be cancelled and
+    then asked for again. What cannot be done is an `OllamaDistributedError`."""
+
+    def inventory(self) -> Inventory: ...
+
+    async def fetch(self, model: str, digest: str, holders: Sequence[NodeId]) -> None:
+        """Bring a model, whose manifest has this digest, from nodes that hold it."""
+        ...
+
+    async def load(self, model: str, device: Device) -> None:
+        """Load it, and keep it loaded until `unload`."""
+        ...
+
+    async def unload(self, model: str) -> None:
+        """Once its requests have ended."""
+        ...
+
+    async def delete(self, model: str) -> None:
+        """Remove the name and the blobs that no other name needs."""
+        ...
+
+
+class Demands(Protocol):
+    def __call__(self, model: str) -> Demand:
+        """What is asked of a model in the whole cluster, as far as the leader knows."""
+        ...

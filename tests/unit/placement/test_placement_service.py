@@ -1,0 +1,239 @@
+"""Leader and nodes together, in virtual time, over coordination in memory and a fake mover."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from tests.consensus_nodes import Cluster, Node, cluster, until
+
+from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.placement.agent import AGAIN_S, PlacementAgent
+from ollama_distributed.placement.facts import Device, Rules
+from ollama_distributed.placement.ports import Inventory
+from ollama_distributed.placement.seen import Loading
+from ollama_distributed.placement.service import PlacementService
+from ollama_distributed.state import keys
+from ollama_distributed.state.changes import SetDrain
+from ollama_distributed.state.codec import encode
+from ollama_distributed.state.records import HeldModel, Holdings, LoadedPlace, Member
+from ollama_distributed.state.wanting import SetReplicas, Unplace
+from ollama_distributed.testing.virtual_time import VirtualLoop
+
+GIB = 1 << 30
+MODEL = "registry.ollama.ai/library/m:latest"
+HELD = HeldModel(
+    name=MODEL, display="m", digest="00", size_bytes=GIB, modified_at=1.0, layers=4, context_tokens=512
+)
+
+
+@pytest.fixture(scope="module")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": VirtualLoop}
+
+
+class FakeMover:
+    """A node's models, as a list; moving takes `took_s`. `broken`: what fails, and why."""
+
+    def __init__(self, world: World, node: NodeId) -> None:
+        self.world = world
+        self.node = node
+        self.held: set[str] = set()
+        self.loaded: dict[str, Device] = {}
+        self.done: list[tuple[str, str]] = []
+        self.broken: dict[str, str] = {}
+        self.took_s = 2.0
+
+    def inventory(self) -> Inventory:
+        return Inventory(
+            memory_bytes=8 * GIB,
+            disk_free_bytes=100 * GIB,
+            loaded=tuple(
+                LoadedPlace(model=m, device=d, memory_bytes=2 * GIB) for m, d in self.loaded.items()
+            ),
+        )
+
+    async def _work(self, what: str, model: str) -> None:
+        await anyio.sleep(self.took_s)
+        if what in self.broken:
+            raise Unavailable(self.broken[what])
+        self.done.append((what, model))
+
+    async def fetch(self, model: str, digest: str, holders: Sequence[NodeId]) -> None:
+        assert digest == HELD.digest
+        assert any(model in self.world.movers[holder].held for holder in holders)
+        await self._work("fetch", model)
+        self.held.add(model)
+        await self.world.publish(self.node)
+
+    async def load(self, model: str, device: Device) -> None:
+        assert model in self.held
+        await self._work("load", model)
+        self.loaded[model] = device
+
+    async def unload(self, model: str) -> None:
+        await self._work("unload", model)
+        self.loaded.pop(model, None)
+
+    async def delete(self, model: str) -> None:
+        assert model not in self.loaded
+        assert sum(model in mover.held for mover in self.world.movers.values()) > 1, "the last copy"
+        await self._work("delete", model)
+        self.held.discard(model)
+        await self.world.publish(self.node)
+
+
+class World:
+    def __init__(self, there: Cluster) -> None:
+        self.cluster = there
+        self.movers: dict[NodeId, FakeMover] = {}
+        self.services: dict[NodeId, PlacementService] = {}
+
+    async def publish(self, node: NodeId) -> None:
+        models = (HELD,) if MODEL in self.movers[node].held else ()
+        await self.cluster.write(keys.holdings(node), encode(Holdings(node=node, models=models)))
+
+    async def say(self, node: str, status: Any) -> None:
+        known = self.cluster.nodes.get(node) or next(iter(self.cluster.nodes.values()))
+        member = Member(node=NodeId(node), status=status, since=known.clock.time())
+        await self.cluster.write(keys.member(node), encode(member))
+
+    async def order(self, change: Any) -> None:
+        node = next(iter(self.cluster.nodes.values()))
+        await node.consensus.propose_change(change, actor="k")
+
+    def holding(self) -> set[NodeId]:
+        return {node for node, mover in self.movers.items() if MODEL in mover.held}
+
+    def running(self) -> set[NodeId]:
+        return {node for node, mover in self.movers.items() if MODEL in mover.loaded}
+
+    def quiet(self) -> bool:
+        """Nothing is left to do, and every node has heard."""
+        state = next(iter(self.cluster.nodes.values())).mirror.state
+        return all(known.assigned is None or not known.assigned.tasks for known in state.nodes.values())
+
+
+@asynccontextmanager
+async def world(*names: str, seed: int = 1, grace_s: float = 60.0) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        there = await stack.enter_async_context(cluster(*names, seed=seed))
+        made = World(there)
+        await there.advertise()
+        for node in there.nodes.values():
+            made.movers[node.id] = FakeMover(made, node.id)
+            await made.say(node.id, "online")
+            await stack.enter_async_context(_agent(made, node))
+            service = PlacementService(
+                node.consensus,
+                node.mirror,
+                clock=node.clock,
+                chance=random.Random(f"{seed} {node.id} placement"),
+                loading=Loading(),
+                grace_s=grace_s,
+                rules=Rules(disk_low_bytes=GIB),
+            )
+            made.services[node.id] = await stack.enter_async_context(service)
+        made.movers[NodeId(names[0])].held.add(MODEL)
+        await made.publish(NodeId(names[0]))
+        await there.leader()
+        await there.agree()
+        yield made
+
+
+def _agent(made: World, node: Node) -> PlacementAgent:
+    return PlacementAgent(
+        node.coordination,
+        node.mirror,
+        made.movers[node.id],
+        node=node.id,
+        clock=node.clock,
+        chance=random.Random(f"{made.cluster.seed} {node.id} agent"),
+    )
+
+
+async def test_a_model_is_copied_and_loaded_until_as_many_have_it_as_are_wanted() -> None:
+    async with world("a", "b", "c") as there:
+        await there.order(SetReplicas(model=MODEL, replicas=2, preload=True))
+        await until(lambda: len(there.running()) == 2, 60)
+        await until(there.quiet, 30)
+        assert len(there.holding()) == 2
+        assert all(len(mover.done) == len(set(mover.done)) for mover in there.movers.values()), "done twice"
+        await there.order(SetReplicas(model=MODEL, replicas=1, keep=False))
+        await until(lambda: len(there.running()) == len(there.holding()) == 1, 60)
+
+
+async def test_what_nobody_orders_stays() -> None:
+    async with world("a", "b") as there:
+        await anyio.sleep(30)
+        assert all(not mover.done for mover in there.movers.values())
+        await there.order(SetReplicas(model=MODEL, replicas=2))
+        await until(lambda: len(there.holding()) == 2, 60)
+        await there.order(Unplace(model=MODEL))
+        await until(there.quiet, 30)
+        await anyio.sleep(30)
+        assert len(there.holding()) == 2
+
+
+async def test_a_drained_node_is_emptied_while_the_model_runs_on() -> None:
+    async with world("a", "b", "c") as there:
+        await there.order(SetReplicas(model=MODEL, replicas=1, preload=True))
+        await until(lambda: bool(there.running()), 60)
+        first = next(iter(there.running()))
+        await there.order(SetDrain(node=first, drain=True))
+
+        def moved() -> bool:
+            assert there.running(), "it never stops"
+            return first not in there.running()
+
+        await until(moved, 60)
+        assert there.holding() > {first}
+
+
+async def test_a_lost_node_is_replaced_after_its_grace_and_not_before() -> None:
+    async with world("a", "b", "c", "d", "e", grace_s=60.0) as there:
+        await there.order(SetReplicas(model=MODEL, replicas=2))
+        await until(lambda: len(there.holding()) == 2, 60)
+        gone = next(iter(there.holding() - {NodeId("a")}))
+        await there.cluster.kill(there.cluster.nodes[gone])
+        await there.cluster.leader(30)
+        await there.say(gone, "offline")
+        await anyio.sleep(50)
+        assert len(there.holding()) == 2
+        await until(lambda: len(there.holding() - {gone}) == 2, 60)
+
+
+async def test_a_new_leader_goes_on_and_what_an_old_one_planned_does_not_count() -> None:
+    async with world("a", "b", "c", "d", "e") as there:
+        await there.order(SetReplicas(model=MODEL, replicas=4, preload=True))
+        await until(lambda: len(there.holding()) >= 2, 60)
+        leader = await there.cluster.leader()
+        there.cluster.wires.cut(leader.id)
+        rest = [node for node in there.cluster.nodes.values() if node is not leader]
+        await until(lambda: any(node.consensus.is_leader() for node in rest), 30)
+        there.cluster.wires.heal()
+        await there.cluster.leader(30)
+        await until(lambda: len(there.running()) == 4, 120)
+        await until(there.quiet, 60)
+        assert len(there.holding()) == 4
+
+
+async def test_a_failure_is_told_and_tried_again_later() -> None:
+    async with world("a", "b") as there:
+        there.movers[NodeId("b")].broken["fetch"] = "the disk is full"
+        await there.order(SetReplicas(model=MODEL, replicas=2))
+
+        def told() -> bool:
+            state = there.cluster.nodes["a"].mirror.state
+            placed = state.nodes[NodeId("b")].placed
+            return placed is not None and [one.reason for one in placed.failed] == ["the disk is full"]
+
+        await until(told, 30)
+        there.movers[NodeId("b")].broken.clear()
+        await until(lambda: len(there.holding()) == 2, 3 * AGAIN_S[0])
+        await until(lambda: not told(), 10)
