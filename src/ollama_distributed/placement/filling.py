@@ -33,9 +33,16 @@ class Filling:
         self._board = board
         self.replicas = dict(kept)
         self._warm = sum(replica.warm for replica in kept.values())
-        self._spread = Spread()
-        for node in kept:
-            self._spread.add(board.spots[node].domain)
+        self._counted: Spread | None = None
+
+    @property
+    def _spread(self) -> Spread:
+        """Counted when it is needed first: most models only need what has their files already."""
+        if self._counted is None:
+            self._counted = Spread()
+            for node in self.replicas:
+                self._counted.add(self._board.spots[node].domain)
+        return self._counted
 
     @property
     def warm_missing(self) -> int:
@@ -60,8 +67,8 @@ class Filling:
 
     def _place(self, replica: Replica) -> None:
         self._warm += replica.warm and not self._runs_on(replica.node)
-        if replica.node not in self.replicas:
-            self._spread.add(self._board.spots[replica.node].domain)
+        if replica.node not in self.replicas and self._counted is not None:
+            self._counted.add(self._board.spots[replica.node].domain)
         self.replicas[replica.node] = replica
         self._board.put(self._wish, replica.node, replica)
 
@@ -97,7 +104,8 @@ class Filling:
         idle.sort(key=self._worth, reverse=True)
         for node in idle[:surplus]:
             del self.replicas[node]
-            self._spread.add(self._board.spots[node].domain, -1)
+            if self._counted is not None:
+                self._counted.add(self._board.spots[node].domain, -1)
             self._board.put(self._wish, node, None)
 
     def _worth(self, node: NodeId) -> tuple[bool, bool, NodeId]:

@@ -7,7 +7,7 @@ asks for few of them anew. What was decided before goes first, then what is ther
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -58,61 +58,74 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.standing is not None and self.standing.warm
 
 
+class _Row(msgspec.Struct, gc=False):
+    """One model at one node, while it is looked at."""
+
+    want: Want
+    standing: Replica | None
+    pinned: bool
+    complete: bool
+    arriving: bool
+    loaded: bool
+    usable: bool
+    device: Device | None = None
+
+    @property
+    def was_warm(self) -> bool:
+        return self.standing is not None and self.standing.warm
+
+    @property
+    def settled(self) -> bool:
+        standing = self.standing
+        if standing is None or not (self.usable and self.complete) or self.loaded != standing.warm:
+            return False
+        return not standing.warm or self.device == standing.device
+
+
 def offers(
     site: Site, wants: Iterable[Want], standing: Mapping[str, Replica], rules: Rules, taken: tuple[int, int]
 ) -> dict[str, Offer]:
     """What this node has to do with each of `wants`. `taken`: GPU and main memory that models
     have which nobody placed."""
     domain = domain_of(site, rules.spread_by)
-    rows = [(want, _seen(site, domain, want, standing.get(want.wish.model))) for want in wants]
-    found = {
-        want.wish.model: offer
-        for want, offer in rows
-        if offer.usable or offer.complete or offer.loaded or offer.standing
+    here = site.presence == "here"
+    rows = [_seen(site, want, standing.get(want.wish.model)) for want in wants]
+    if site.presence != "away":
+        _check_disk(site, rows, rules)
+    if here or site.presence == "wavering":
+        _give_memory(site, rows, taken)
+    return {
+        row.want.wish.model: Offer(
+            node=site.node,
+            domain=domain,
+            usable=row.usable,
+            here=here,
+            pinned=row.pinned,
+            standing=row.standing,
+            complete=row.complete,
+            arriving=row.arriving,
+            loaded=row.loaded,
+            device=row.device,
+            settled=row.settled,
+        )
+        for row in rows
+        if row.usable or row.complete or row.loaded or row.standing is not None
     }
-    coming = [row for row in rows if row[1].usable and not row[1].complete]
-    if coming and site.presence != "away":
-        for model in _without_disk(site, coming, rules):
-            found[model] = msgspec.structs.replace(found[model], usable=False)
-    if site.presence in ("here", "wavering"):
-        usable = [(want, o) for want, _ in rows if (o := found.get(want.wish.model)) and o.usable]
-        for model, device in _runnable(site, usable, taken):
-            found[model] = msgspec.structs.replace(found[model], device=device)
-        for model, offer in found.items():
-            if _is_settled(offer):
-                found[model] = msgspec.structs.replace(offer, settled=True)
-    return found
 
 
-def _is_settled(offer: Offer) -> bool:
-    standing = offer.standing
-    if standing is None or not (offer.usable and offer.complete) or offer.loaded != standing.warm:
-        return False
-    return not standing.warm or offer.device == standing.device
-
-
-def _seen(site: Site, domain: Domain, want: Want, standing: Replica | None) -> Offer:
+def _seen(site: Site, want: Want, standing: Replica | None) -> _Row:
     wish = want.wish
     complete = want.digests <= site.blobs
-    arriving = not complete and not want.digests.isdisjoint(site.arriving)
+    arriving = not complete and bool(site.arriving) and not want.digests.isdisjoint(site.arriving)
     pinned = site.node in want.pins
     stays = standing is not None or complete or (arriving and want.digests <= site.blobs | site.arriving)
-    return Offer(
-        node=site.node,
-        domain=domain,
-        usable=(
-            site.presence in ("here", "wavering", "away")
-            and (stays or (pinned and site.presence == "here"))
-            and (pinned or _labelled(site, wish))
-            and fits_alone(site, wish)
-        ),
-        here=site.presence == "here",
-        pinned=pinned,
-        standing=standing,
-        complete=complete,
-        arriving=arriving,
-        loaded=wish.model in site.loaded,
+    usable = (
+        site.presence in ("here", "wavering", "away")
+        and (stays or (pinned and site.presence == "here"))
+        and (pinned or not wish.labels or _labelled(site, wish))
+        and fits_alone(site, wish)
     )
+    return _Row(want, standing, pinned, complete, arriving, wish.model in site.loaded, usable)
 
 
 def _labelled(site: Site, wish: Wish) -> bool:
@@ -138,40 +151,39 @@ def strangers(site: Site, wishes: Mapping[str, Want]) -> tuple[int, int]:
     return gpu, memory
 
 
-def _without_disk(site: Site, coming: list[tuple[Want, Offer]], rules: Rules) -> list[str]:
-    """Models whose missing blobs have no room beside those that go first."""
+def _check_disk(site: Site, rows: list[_Row], rules: Rules) -> None:
+    """Models whose missing blobs have no room beside those that go first cannot be used."""
+    coming = [row for row in rows if row.usable and not row.complete]
+    coming.sort(key=lambda row: (not row.pinned, row.standing is None, row.want.order))
     free = site.disk_free_bytes - rules.disk_low_bytes
     taken: set[str] = set()
-    left_out: list[str] = []
-    first = sorted(coming, key=lambda row: (not row[1].pinned, row[1].standing is None, row[0].order))
-    for want, _ in first:
-        missing = [b for b in want.wish.blobs if b.digest not in site.blobs and b.digest not in taken]
+    for row in coming:
+        missing = [b for b in row.want.wish.blobs if b.digest not in site.blobs and b.digest not in taken]
         lacking = sum(blob.size_bytes for blob in missing)
         if lacking > free:
-            left_out.append(want.wish.model)
-            continue
-        free -= lacking
-        taken.update(blob.digest for blob in missing)
-    return left_out
+            row.usable = False
+        else:
+            free -= lacking
+            taken.update(blob.digest for blob in missing)
 
 
-def _runnable(
-    site: Site, usable: list[tuple[Want, Offer]], taken: tuple[int, int]
-) -> Iterator[tuple[str, Device]]:
-    """Models that fit into its memory together, in the order in which they may have it."""
+def _give_memory(site: Site, rows: list[_Row], taken: tuple[int, int]) -> None:
+    """Which models fit into its memory together, in the order in which they may have it."""
     gpu_free, memory_free = site.gpu_bytes - taken[0], site.memory_bytes - taken[1]
     asking = [
-        (want, offer)
-        for want, offer in usable
-        if want.wish.warm and (offer.was_warm or offer.loaded or (offer.pinned and offer.here))
+        row
+        for row in rows
+        if row.usable
+        and row.want.wish.warm
+        and (row.was_warm or row.loaded or (row.pinned and site.presence == "here"))
     ]
-    asking.sort(key=lambda row: (not row[1].pinned, not row[1].was_warm, not row[1].loaded, row[0].order))
-    for want, offer in asking:
-        for device in _devices(site, want.wish.model, offer.standing):
-            gpu, memory = want.wish.need.of(device)
+    asking.sort(key=lambda row: (not row.pinned, not row.was_warm, not row.loaded, row.want.order))
+    for row in asking:
+        for device in _devices(site, row.want.wish.model, row.standing):
+            gpu, memory = row.want.wish.need.of(device)
             if (gpu or device == "cpu") and gpu <= gpu_free and memory <= memory_free:
                 gpu_free, memory_free = gpu_free - gpu, memory_free - memory
-                yield want.wish.model, device
+                row.device = device
                 break
 
 
@@ -249,17 +261,19 @@ def _choose(
 ) -> list[Offer]:
     """The best `count`; among equals, those that share failure domains with the fewest. `beside`
     were chosen before."""
-    graded = sorted((grade(offer), offer.node, offer) for offer in offered)
+    by_grade: dict[tuple[bool, ...], list[Offer]] = {}
+    for offer in offered:
+        by_grade.setdefault(grade(offer), []).append(offer)
     chosen: list[Offer] = []
-    at = 0
-    while at < len(graded) and len(chosen) < count:
-        end = at
-        while end < len(graded) and graded[end][0] == graded[at][0]:
-            end += 1
-        equals = [offer for _, _, offer in graded[at:end]]
-        room = count - len(chosen)
-        chosen += equals if len(equals) <= room else _apart(equals, room, [*beside, *chosen])
-        at = end
+    for best in sorted(by_grade):
+        equals, room = by_grade[best], count - len(chosen)
+        if len(equals) <= room:
+            chosen += equals
+        else:
+            # Only here the order matters; most often there are thousands before and one after.
+            equals.sort(key=lambda offer: offer.node)
+            chosen += _apart(equals, room, [*beside, *chosen])
+            break
     return chosen
 
 
@@ -274,7 +288,7 @@ def _apart(equals: list[Offer], count: int, beside: list[Offer]) -> list[Offer]:
     order = [(spread.crowding(domain), domain) for domain in by_domain]
     heapq.heapify(order)
     chosen: list[Offer] = []
-    while len(chosen) < count:
+    while len(chosen) < count and order:
         crowding, domain = order[0]
         if (now := spread.crowding(domain)) > crowding:
             heapq.heapreplace(order, (now, domain))  # a wider domain got one since

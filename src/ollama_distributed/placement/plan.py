@@ -67,6 +67,8 @@ class Planner:
         self._fetching = 0
         self._used: dict[NodeId, tuple[int, int]] = {}
         """GPU and main memory that models have now, those that are being loaded among them."""
+        self._strangers: dict[NodeId, tuple[int, int]] = {}
+        """Of that, what models have that nobody placed."""
         self._adopted: SortedMap[str, tuple[Replica, ...]] = SortedMap()
         """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
@@ -217,6 +219,7 @@ class Planner:
                 del self.offered[model][node]
                 self._kept.get(model, {}).pop(node, None)
             self._used.pop(node, None)
+            self._strangers.pop(node, None)
             if node in self.board.spots:
                 self.board.drop_site(node)
             return set(before)
@@ -231,8 +234,11 @@ class Planner:
             self.offered.setdefault(model, {})[node] = offer
         self._at[node] = after
         self._used[node] = self._in_use(site, standing)
-        self.board.put_site(site, taken)
-        if node in self._new_sites:
+        changed = node in self._new_sites
+        if changed or self._strangers.get(node) != taken:
+            self.board.put_site(site, taken)
+            self._strangers[node] = taken
+        if changed:
             return names.union(before)
         return {model for model in names.union(before) if before.get(model) != after.get(model)}
 
