@@ -57,7 +57,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_route_is_in_the_api_page() -> None:
-    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object())
+    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object(), places=object())
     hot = [(route.method, route.path) for route in app.hot.routes()]
     cold = [(route.method, route.path) for route in app.cold_routes if not route.hidden]
     assert len(hot) > 10
@@ -68,7 +68,7 @@ def test_every_route_is_in_the_api_page() -> None:
 
 
 def test_no_route_is_invented() -> None:
-    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object())
+    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object(), places=object())
     routes = {(route.method, route.path) for route in app.hot.routes()}
     routes |= {(route.method, route.path.replace(":path", "")) for route in app.cold_routes}
     written = re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`\s]*)`", API)
