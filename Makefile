@@ -96,7 +96,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation build clean
+.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
@@ -113,6 +113,10 @@ accept-cluster: .venv/.dev ## Whole nodes in network namespaces under load: kill
 	CHAOS_LONG=1 $(PYTEST) tests/chaos
 accept-simulation: .venv/.dev ## A cluster under faults in virtual time, SEEDS=10000 of them (three hours on two cores)
 	$(BIN)/python -m ollama_distributed.testing.simulation --seeds $(SEEDS) --jobs $$(nproc)
+accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 1.3 x one; kills of both sides (root)
+	$(BIN)/python -m bench.swarm loopback
+	$(BIN)/python -m bench.swarm links --receivers 8 --mib 256 --most 1.3
+	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)

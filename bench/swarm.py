@@ -328,6 +328,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--mbit", type=float, default=100.0)
     parser.add_argument("--no-naive", action="store_true")
+    parser.add_argument("--most", type=float, default=0.0, help="times size / rate that is too long")
     parser.add_argument("--node")
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
@@ -340,7 +341,9 @@ def main() -> None:
     if "links" in what:
         if reason := lab.available():
             sys.exit(f"links: {reason}")
-        links(args.receivers, args.mib, args.mbit, naive=not args.no_naive)
+        found = links(args.receivers, args.mib, args.mbit, naive=not args.no_naive)
+        if args.most and found["swarm"] > args.most:
+            sys.exit(f"it took {found['swarm']:.2f} x size / rate; {args.most:g} is the limit")
 
 
 if __name__ == "__main__":

@@ -30,11 +30,14 @@ FLIGHT_BYTES = 64 * MIB
 MAX_FLIGHT = 8
 """Pieces on their way: with fewer a link runs dry between two of them."""
 MIN_FLIGHT = 3
-PER_HOLDER = 2
-"""Asked of one holder at once: the next piece begins when one ends."""
+ENOUGH_HOLDERS = 4
+"""From so many on each is asked for one piece at a time, of fewer for more, so that none has to
+wait for the next question. More than that keeps the others from what this one could give them."""
 
-UPLOADS = 4
-"""Pieces that a node sends at once: the more, the later each arrives and can be passed on."""
+UPLOADS = 8
+"""Pieces that a node sends at once: one for each of those who fetch with it, if they are not many;
+with fewer some stand idle, with more each arrives later and can be passed on later. In the model
+of links 1.04 for 8 receivers of 256 MiB; with 4 at once and two of each holder 1.19."""
 HOLD_S = 6.0
 """The only holder sends no piece to a second node within this, as long as others were never sent."""
 HOLD_AFTER_ALL_S = 1.0
@@ -117,6 +120,8 @@ class Wants:
     def __init__(self, pieces: int, have: int, draw: Draw, *, flight: int = MAX_FLIGHT) -> None:
         self.pieces = pieces
         self.have = have
+        self.company = 1
+        """Nodes that hold or fetch the blob, also those that have nothing of it yet."""
         self._all = everything(pieces)
         self._flight = flight
         self._taken = 0
@@ -159,8 +164,9 @@ class Wants:
         if not wanted:
             return None
         best: tuple[tuple[int, bool, int], NodeId] | None = None
+        most = self.most_of_one()
         for node, holder in self._holders.items():
-            if holder.asked < PER_HOLDER and holder.until <= now and holder.has & wanted:
+            if holder.asked < most and holder.until <= now and holder.has & wanted:
                 # Who fetches too before who has it all: only the latter can give what is rare.
                 rank = (holder.asked, holder.whole, self._draw(1 << 16))
                 if best is None or rank < best[0]:
@@ -194,10 +200,15 @@ class Wants:
         """Something is missing that nobody was asked for."""
         return bool(self._all & ~self.have & ~self._taken)
 
+    def most_of_one(self) -> int:
+        """Pieces that one holder is asked for at once."""
+        return max(1, -(-ENOUGH_HOLDERS // max(self.company, len(self._holders))))
+
     def elsewhere(self, offer: Offer) -> bool:
         """Another holder has some of it, too."""
+        most = self.most_of_one()
         return any(
-            node != offer.node and holder.has & offer.pieces and holder.asked < PER_HOLDER
+            node != offer.node and holder.has & offer.pieces and holder.asked < most
             for node, holder in self._holders.items()
         )
 

@@ -228,6 +228,8 @@ class _Fetching:
                 self._met.add(node)
                 if self._swarm.trusted(self._blob, node):
                     self._tasks.start_soon(self._follow, node)
+        if self._wants is not None:
+            self._wants.company = len(self._met)
 
     async def _follow(self, node: NodeId) -> None:
         """Keep up with what a node has of the blob."""
@@ -277,6 +279,7 @@ class _Fetching:
             at = end
         flight = min(MAX_FLIGHT, max(MIN_FLIGHT, FLIGHT_BYTES // table.piece))
         self._wants = Wants(table.pieces, here, self._swarm.draw, flight=flight)
+        self._wants.company = len(self._met)
         self._moved_at = self._now()
         if here:
             self._checking = True

@@ -136,6 +136,7 @@ class World:
         """How many times size / rate it took until the last had it."""
         holder, *others = self.nodes.values()
         for node in others:
+            node.wants.company = len(others)
             node.wants.heard(holder.id, 0, whole=True)
             node.step()
         while any(node.done_at < 0 for node in others):

@@ -11,12 +11,12 @@ from tests.unit.distribution.swarm_model import measured
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.plan import (
+    ENOUGH_HOLDERS,
     HOLD_AFTER_ALL_S,
     HOLD_S,
     MAX_PIECE_BYTES,
     MIB,
     OFFER,
-    PER_HOLDER,
     Gifts,
     Offer,
     Slots,
@@ -63,7 +63,7 @@ def test_nothing_is_asked_of_two_and_all_arrives(pieces: int, seed: int) -> None
             assert not offer.pieces & wants.have
             assert all(not offer.pieces & other.pieces for other in out), "one piece on two ways"
             assert offer.pieces.bit_count() <= OFFER
-            assert sum(other.node == offer.node for other in out) < PER_HOLDER or offer.node != A
+            assert sum(other.node == A for other in out) < ENOUGH_HOLDERS
             out.append(offer)
         if out:
             offer = out.pop(chance.randrange(len(out)))
@@ -167,7 +167,7 @@ def test_who_gets_least_is_next() -> None:
     assert slots.leave(A, 10) == third
 
 
-@pytest.mark.parametrize(("receivers", "most"), [(4, 1.15), (8, 1.3)])
+@pytest.mark.parametrize(("receivers", "most"), [(4, 1.08), (8, 1.08)])
 def test_a_swarm_on_even_links(receivers: int, most: float) -> None:
     """256 MiB at 200 Mbit/s each way, one holder: near to the time that one copy takes."""
     world = measured(receivers, 256)
