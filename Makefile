@@ -74,7 +74,7 @@ check: .venv/.dev ## Style, types, floors, lock, generated files
 
 test: .venv/.dev .venv/.models .venv/.debian tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
 	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not alone" $(TESTS)
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not alone" $(TESTS)
 	$(BIN)/coverage run -m pytest -m alone $(TESTS) || [ $$? = 5 ] # 5: TESTS has none of these
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=80

@@ -316,7 +316,7 @@ def test_nodes_that_restart_without_coordination_still_find_each_other(tmp_path:
             node.stop()
         nodes.serve("n1", env={"OLLAMA_DISTRIBUTED_NATS_SERVER": "/bin/false"})
         second = nodes.serve("n2")
-        until(lambda: _answers(second), 10.0, "an answer of the first node's model at the second")
+        until(lambda: _answers(second), 30.0, "an answer of the first node's model at the second")
         assert _status(second).status != "ok"
         with second.http() as http:
             asked = http.get("/api/version", headers={"Origin": "https://app.example"})

@@ -96,7 +96,8 @@ def test_the_ollama_client_pulls_pushes_and_runs(registry: DebianRegistry, tmp_p
         bars = [line for line in lines if line.digest]
         assert all(re.fullmatch(r"pulling [0-9a-f]{12}", line.status or "") for line in bars)
         assert max(line.completed or 0 for line in bars) == 98_362_432
-        said = client.chat(name, [{"role": "user", "content": "What is the capital of France?"}])
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        said = client.chat(name, question, options={"temperature": 0, "num_predict": 12})
         assert "Paris" in (said.message.content or "")
 
         client.copy(name, f"{registry.host}/me/copy:1")

@@ -27,7 +27,13 @@ from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity import ca, nats_jwt, nkeys
 from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.integration,
+    # nats-py leaves the writer of a connection that was refused to the collector.
+    pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 PROGRAM = next(
     str(file.locate())

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
+import anyio
+
 from ollama_distributed.cluster.tasks import end
 
 T = TypeVar("T")
@@ -66,6 +68,8 @@ class Joints(Generic[T]):
             joint.waiting -= 1
             if joint.waiting == 0:
                 joint.task.cancel()
+                with anyio.CancelScope(shield=True):  # what it leaves is in order before anyone looks
+                    await asyncio.wait({joint.task})
 
     def _ended(self, key: Hashable, joint: Joint[T], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
