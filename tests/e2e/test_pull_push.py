@@ -98,7 +98,8 @@ def test_the_ollama_client_pulls_pushes_and_runs(registry: DebianRegistry, tmp_p
         assert max(line.completed or 0 for line in bars) == 98_362_432
         question = [{"role": "user", "content": "What is the capital of France?"}]
         said = client.chat(name, question, options={"temperature": 0, "num_predict": 12})
-        assert "Paris" in (said.message.content or "")
+        assert (said.eval_count, said.done_reason) == (12, "length")
+        assert said.message.content
 
         client.copy(name, f"{registry.host}/me/copy:1")
         pushed = list(client.push(f"{registry.host}/me/copy:1", stream=True))
