@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import secrets
 import statistics
 import tempfile
 import time
@@ -22,26 +21,17 @@ from typing import Any
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from uvicorn.config import Config
-from uvicorn.server import ServerState
 
-from ollama_distributed.adapters.identity.files import IdentityFiles
+from bench.members import certify, opened, tls_of
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
-from ollama_distributed.adapters.identity.listener import PeerCertificates
-from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of
+from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.base.tokens import Done, Prepared, SourceEvent, SourceSink, Tokens
-from ollama_distributed.cluster.identity import ca
-from ollama_distributed.cluster.identity.issuing import found, issue
-from ollama_distributed.cluster.identity.roster import NodeRecord
-from ollama_distributed.cluster.identity.wire import ClusterFacts
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.gateway.limits import Limits
-from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
 
 REQUESTS = 6_000
 CHUNKS = 60_000
@@ -89,58 +79,18 @@ class Talk:
         self._loop.call_soon(self._turn)
 
 
-def certified(folder: Path) -> dict[str, NodeTLS]:
-    now = time.time()
-    keys, facts = found("bench", now, secrets.token_bytes), ClusterFacts(cluster="bench", servers=())
-    contexts = {}
-    for node in ("a", "b"):
-        files = IdentityFiles(folder / node)
-        own = files.node_keys()
-        csr = ca.make_request(own.tls)
-        record = NodeRecord(
-            node=NodeId(node),
-            role="server",
-            key_sha256=ca.public_key_sha256(ca.check_request(csr)),
-            nats_user=own.nats.public,
-            admitted_at=now,
-        )
-        files.save(issue(keys, facts, record, csr, observed="127.0.0.1", now=now))
-        contexts[node] = NodeTLS(files.certificate, files.key, files.authorities)
-    return contexts
-
-
 def serve(folder: Path, pipe: Connection) -> None:
-    files = IdentityFiles(folder / "b")
-    tls = NodeTLS(files.certificate, files.key, files.authorities)
     talker: Any = Talker()
     door = PeerDoor(NodeId("b"), talker, talker, talker.start, draining=lambda: False, status_of=status_of)
     nobody: Any = None
     app: Any = ClusterListener(door, nobody, check_peer=lambda _peer: None, status_of=status_of)
 
     async def run() -> None:
-        limits = Limits()
-        protocol: Any = type(
-            "ClusterProtocol", (PeerCertificates, LimitedProtocol), {"limits": limits, "watch": Watch(limits)}
-        )
-        config = Config(
-            app,
-            http=protocol,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            proxy_headers=False,
-            server_header=False,
-            date_header=False,
-        )
-        config.load()
-        state = ServerState()
-        server = await asyncio.get_running_loop().create_server(
-            lambda: protocol(config, state, {}), "127.0.0.1", 0, ssl=tls.server(client_required=False)
-        )
-        pipe.send(server.sockets[0].getsockname()[1])
+        listener = await opened(app, tls_of(folder, "b"), "127.0.0.1", 0)
+        pipe.send(listener.port)
         while await asyncio.to_thread(pipe.recv) == "cpu":
             pipe.send(time.process_time())
-        server.close()
+        await listener.close(0.0)
 
     uvloop.run(run())
 
@@ -183,7 +133,7 @@ def request(text: str) -> InferenceRequest:
 
 @contextlib.asynccontextmanager
 async def peers(folder: Path) -> AsyncIterator[Peer]:
-    contexts = certified(folder)
+    certify(folder, ("a", "b"))
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=serve, args=(folder, theirs))
@@ -192,7 +142,7 @@ async def peers(folder: Path) -> AsyncIterator[Peer]:
         port = await asyncio.to_thread(ours.recv)
         pool = PeerPool(
             lambda _node: (f"127.0.0.1:{port}",),
-            contexts["a"],
+            tls_of(folder, "a"),
             lambda connection, node: peer_of(connection, expected=node),
         )
         async with pool:
@@ -207,8 +157,7 @@ async def measured(peer: Peer, calls: int, chunks: int, at_once: int) -> tuple[f
     firsts: list[float] = []
 
     async def several(count: int) -> None:
-        for _ in range(count):
-            firsts.append(await peer.call(chunks))  # noqa: PERF401  one after the other
+        firsts.extend([await peer.call(chunks) for _ in range(count)])
 
     await several(20)
     firsts.clear()

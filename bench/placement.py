@@ -10,6 +10,7 @@ import gc
 import random
 import sys
 from collections.abc import Callable
+from functools import partial
 from time import process_time
 
 import msgspec
@@ -134,15 +135,15 @@ def events(
         node = made[chance.choice(busy)]
         for kind, presence in (("away", "away"), ("lost", "lost"), ("back", "here"), ("drain", "leaving")):
             site = msgspec.structs.replace(node, presence=presence)
-            step(kind, lambda site=site: planner.put_site(site))  # type: ignore[misc]
-        step("back", lambda node=node: planner.put_site(node))  # type: ignore[misc]
+            step(kind, partial(planner.put_site, site))
+        step("back", partial(planner.put_site, node))
         wish = wanted[chance.choice(sorted(wanted))]
         more = msgspec.structs.replace(wish, copies=wish.copies + 5, warm=wish.warm + 2)
-        step("scale up", lambda more=more: planner.put_wish(more))  # type: ignore[misc]
-        step("scale down", lambda wish=wish: planner.put_wish(wish))  # type: ignore[misc]
+        step("scale up", partial(planner.put_wish, more))
+        step("scale down", partial(planner.put_wish, wish))
         cold = msgspec.structs.replace(wish, warm=0)
-        step("to zero", lambda cold=cold: planner.put_wish(cold))  # type: ignore[misc]
-        step("from zero", lambda wish=wish: planner.put_wish(wish))  # type: ignore[misc]
+        step("to zero", partial(planner.put_wish, cold))
+        step("from zero", partial(planner.put_wish, wish))
     return spent
 
 

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import random
-import secrets
 import socket
 import subprocess
 import sys
@@ -28,30 +27,21 @@ from typing import Any
 
 import uvloop
 from tests import lab
-from uvicorn.config import Config
-from uvicorn.server import ServerState
 
+from bench.members import certify, opened, tls_of
 from ollama_distributed.adapters.blobs.store import BlobStore
-from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
-from ollama_distributed.adapters.identity.listener import PeerCertificates
-from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of
+from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pieces import PieceExchange, open_door
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.identity import ca
-from ollama_distributed.cluster.identity.issuing import found, issue
-from ollama_distributed.cluster.identity.roster import NodeRecord
-from ollama_distributed.cluster.identity.wire import ClusterFacts
 from ollama_distributed.distribution.pieces import make_table
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.swarm import Swarm
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
 from ollama_distributed.models.names import BlobId
-from ollama_distributed.node.cluster.door import LIMITS
 
 MIB = 1 << 20
 PORT = 7443
@@ -79,8 +69,7 @@ async def node(folder: Path, me: str) -> None:
     """Reads `go` from stdin, fetches, prints what it took, and serves until stdin ends."""
     plan = json.loads((folder / "plan.json").read_text())
     blob, size, naive, addresses = BlobId(plan["blob"]), plan["size"], plan["naive"], plan["addresses"]
-    files = IdentityFiles(folder / me)
-    tls = NodeTLS(files.certificate, files.key, files.authorities)
+    tls = tls_of(folder, me)
     store = BlobStore(folder / me / "models")
     nothing: Any = None
     door = PeerDoor(NodeId(me), nothing, nothing, nothing, draining=lambda: False, status_of=status_of)
@@ -96,9 +85,9 @@ async def node(folder: Path, me: str) -> None:
             shelf.add(piece)
     own = Shelves(store, SystemClock()) if naive else given
     swarm = Swarm(NodeId(me), PieceExchange(pool), own, SystemClock(), random.randrange)
-    server = await listen(
-        ClusterListener(door, nothing, check_peer=lambda _: None, status_of=status_of), tls, addresses[me]
-    )
+    host, _, port = addresses[me].rpartition(":")
+    app = ClusterListener(door, nothing, check_peer=lambda _: None, status_of=status_of)
+    listener = await opened(app, tls, host, int(port))
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
     print("ready", flush=True)
@@ -120,31 +109,9 @@ async def node(folder: Path, me: str) -> None:
             print(json.dumps(done), flush=True)
         else:
             print(json.dumps({"cpu_s": time.process_time(), "sent": given.sent_bytes}), flush=True)
-    server.close()
+    await listener.close(0.0)
     await pool.close()
     os._exit(0)  # nothing that is left matters
-
-
-async def listen(app: Any, tls: NodeTLS, address: str) -> asyncio.Server:
-    protocol: Any = type(
-        "ClusterProtocol", (PeerCertificates, LimitedProtocol), {"limits": LIMITS, "watch": Watch(LIMITS)}
-    )
-    config = Config(
-        app,
-        http=protocol,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        date_header=False,
-    )
-    config.load()
-    state = ServerState()
-    host, _, port = address.rpartition(":")
-    return await asyncio.get_running_loop().create_server(
-        lambda: protocol(config, state, {}), host, int(port), ssl=tls.server(client_required=False)
-    )
 
 
 # ── all of them ─────────────────────────────────────────────────────────────────────
@@ -235,23 +202,6 @@ def process(words: list[str]) -> Iterator[subprocess.Popen[str]]:
         for end in (started.stdin, started.stdout):
             assert end is not None
             end.close()
-
-
-def certify(folder: Path, names: list[str]) -> None:
-    now = time.time()
-    keys, facts = found("bench", now, secrets.token_bytes), ClusterFacts(cluster="bench", servers=())
-    for name in names:
-        files = IdentityFiles(folder / name)
-        own = files.node_keys()
-        csr = ca.make_request(own.tls)
-        record = NodeRecord(
-            node=NodeId(name),
-            role="server",
-            key_sha256=ca.public_key_sha256(ca.check_request(csr)),
-            nats_user=own.nats.public,
-            admitted_at=now,
-        )
-        files.save(issue(keys, facts, record, csr, observed="127.0.0.1", now=now))
 
 
 def shape(network: lab.Network, mbit: float) -> None:

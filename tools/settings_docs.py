@@ -14,7 +14,8 @@ import yaml
 from pydantic_core import PydanticUndefined
 
 from ollama_distributed.node.cluster.live import is_live
-from ollama_distributed.node.settings import OLLAMA_NAMES, PREFIX, Settings
+from ollama_distributed.node.ollama_environment import OLLAMA_NAMES
+from ollama_distributed.node.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
 PER_MACHINE = {

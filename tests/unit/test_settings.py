@@ -8,14 +8,9 @@ import pytest
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.node.cluster.live import read_live, with_live
-from ollama_distributed.node.settings import (
-    OLLAMA_NAMES,
-    PREFIX,
-    Settings,
-    duration_s,
-    ollama_host,
-    read_settings,
-)
+from ollama_distributed.node.durations import duration_s
+from ollama_distributed.node.ollama_environment import OLLAMA_NAMES, ollama_host
+from ollama_distributed.node.settings import PREFIX, Settings, read_settings
 
 
 @pytest.fixture(autouse=True)

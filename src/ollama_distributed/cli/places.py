@@ -58,6 +58,8 @@ def replicas(
 ) -> None:
     """Say how many nodes hold a model: COUNT, or as many as demand asks for between --min and --max.
 
+    Recorded only: no node acts on it in this version. Copy with `model distribute`.
+
     \b
     Examples:
       ollama-distributed model replicas mymodel 3
@@ -67,11 +69,13 @@ def replicas(
         raise typer.BadParameter("give a COUNT, or --min and --max")
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _show(session, client.models.replicas(model, count, least=least, most=most))
+        _recorded(session, client.models.replicas(model, count, least=least, most=most))
 
 
 def pin(ctx: typer.Context, model: Model, node: Node) -> None:
     """Have a node hold a model in any case.
+
+    Recorded only: no node acts on it in this version. Copy with `model distribute`.
 
     \b
     Examples:
@@ -79,7 +83,7 @@ def pin(ctx: typer.Context, model: Model, node: Node) -> None:
     """
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _show(session, client.models.pin(model, node))
+        _recorded(session, client.models.pin(model, node))
 
 
 def unpin(ctx: typer.Context, model: Model, node: Node) -> None:
@@ -91,7 +95,7 @@ def unpin(ctx: typer.Context, model: Model, node: Node) -> None:
     """
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _show(session, client.models.unpin(model, node))
+        _recorded(session, client.models.unpin(model, node))
 
 
 def place(
@@ -118,6 +122,8 @@ def place(
 ) -> None:
     """Say which nodes may hold a model, and how; without options, show it.
 
+    Recorded only: no node acts on it in this version. Copy with `model distribute`.
+
     \b
     Examples:
       ollama-distributed model place mymodel
@@ -141,7 +147,7 @@ def place(
             priority=priority,
             clear=clear,
         )
-        _show(session, answer)
+        _recorded(session, answer)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -149,6 +155,11 @@ def _label(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise typer.BadParameter(f"{text!r}: write NAME=VALUE")
     return name, value
+
+
+def _recorded(session: Session, answer: PlacesAnswer) -> None:
+    _show(session, answer)
+    output.note("recorded; no node acts on it in this version, copy it with: model distribute MODEL NODE")
 
 
 def _show(session: Session, answer: PlacesAnswer) -> None:

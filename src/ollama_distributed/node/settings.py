@@ -4,22 +4,20 @@ Read once, here: defaults < YAML file < environment < flags. Parts are handed do
 small pieces; nothing else of ours reads the environment. `config/node.yaml.example` and
 `docs/settings.md` are generated from these fields (`make settings`).
 
-Environment: each field as `OLLAMA_DISTRIBUTED_<FIELD>`; the names in `OLLAMA_NAMES` mean
-what they mean in Ollama.
+Environment: each field as `OLLAMA_DISTRIBUTED_<FIELD>`; what Ollama reads, `ollama_environment.py`
+reads too.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -27,10 +25,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
@@ -38,51 +34,16 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.labels import check_node_label
+from ollama_distributed.node.durations import Duration
+from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.registry_settings import RegistrySettings
 
 PREFIX = "OLLAMA_DISTRIBUTED_"
 
-OLLAMA_NAMES = {
-    "models_dir": "OLLAMA_MODELS",
-    "keep_alive": "OLLAMA_KEEP_ALIVE",
-    "num_parallel": "OLLAMA_NUM_PARALLEL",
-    "max_loaded_models": "OLLAMA_MAX_LOADED_MODELS",
-    "max_queue": "OLLAMA_MAX_QUEUE",
-    "context_length": "OLLAMA_CONTEXT_LENGTH",
-    "load_timeout": "OLLAMA_LOAD_TIMEOUT",
-    "kv_cache_type": "OLLAMA_KV_CACHE_TYPE",
-    "flash_attention": "OLLAMA_FLASH_ATTENTION",
-    "allowed_origins": "OLLAMA_ORIGINS",
-}
-"""Field -> the variable of Ollama that sets it too (ours wins when both are there)."""
-
-DEFAULT_PORT = 8080
-OLLAMA_PORT = 11434
 CLUSTER_PORT, NATS_PORT, ROUTES_PORT = 7443, 7422, 7423
-
-_UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\d+(?:\.\d*)?|\.\d+")
-_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 LIVE: dict[str, Any] = {"live": True}
 """On a field that the cluster's config may set (`config set`): applied while the node runs."""
-
-
-def duration_s(value: object) -> object:
-    """Seconds from `300`, `"300"`, `"5m"`, `"1h30m"`, `"-1"` (Go's duration syntax)."""
-    if not isinstance(value, str):
-        return value
-    sign = -1.0 if value.strip().startswith("-") else 1.0
-    body = value.strip().removeprefix("-" if sign < 0 else "+")
-    if _NUMBER.fullmatch(body):
-        return sign * float(body)
-    parts = _PART.findall(body)
-    if not parts or "".join(number + unit for number, unit in parts) != body:
-        raise ValueError(f"{value!r} is not a duration; write seconds or e.g. 5m, 1h30m, -1")
-    return sign * sum(float(number) * _UNIT_S[unit] for number, unit in parts)
-
-
-Duration = Annotated[float, BeforeValidator(duration_s)]
 
 
 def default_data_dir() -> Path:
@@ -406,29 +367,6 @@ class Settings(BaseSettings):
         del dotenv_settings, file_secret_settings
         yaml_file = YamlConfigSettingsSource(settings_cls)
         return init_settings, env_settings, OllamaEnvironment(settings_cls), yaml_file
-
-
-class OllamaEnvironment(EnvSettingsSource):
-    """The variables that Ollama reads, for the fields that mean the same."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        del field
-        if field_name == "listen" and (host := self.env_vars.get("ollama_host")):
-            return [f"127.0.0.1:{DEFAULT_PORT}", ollama_host(host)], field_name, False
-        variable = OLLAMA_NAMES.get(field_name, "").lower()
-        return self.env_vars.get(variable), field_name, False
-
-
-def ollama_host(text: str) -> str:
-    """HOST:PORT from any form that OLLAMA_HOST may have: host, :port, URL, bare IPv6."""
-    rest = text.split("://", 1)[-1].split("/", 1)[0]
-    if rest.startswith("["):
-        host, _, port = rest[1:].partition("]")
-        return f"[{host}]:{port.lstrip(':') or OLLAMA_PORT}"
-    if rest.count(":") > 1:
-        return f"[{rest}]:{OLLAMA_PORT}"
-    host, _, port = rest.partition(":")
-    return f"{host or '127.0.0.1'}:{port or OLLAMA_PORT}"
 
 
 def read_settings(config: Path | None = None, **flags: Any) -> Settings:

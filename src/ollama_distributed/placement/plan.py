@@ -90,7 +90,7 @@ class Planner:
         old = self.sites.get(site.node)
         if old == site:
             return
-        self._hold(old, site)
+        self._hold(site.node, old, site)
         self._fetching += len(site.arriving) - (len(old.arriving) if old else 0)
         self.sites[site.node] = site
         self._new_sites.add(site.node)
@@ -99,7 +99,7 @@ class Planner:
         """A node is no longer of the cluster."""
         old = self.sites.pop(node, None)
         if old is not None:
-            self._hold(old, None)
+            self._hold(old.node, old, None)
             self._fetching -= len(old.arriving)
             self._new_sites.add(node)
 
@@ -329,13 +329,13 @@ class Planner:
 
     # ── indexes ─────────────────────────────────────────────────────────────────────
 
-    def _hold(self, old: Site | None, new: Site | None) -> None:
+    def _hold(self, node: NodeId, old: Site | None, new: Site | None) -> None:
         before = old.blobs if old is not None and old.presence in _SOURCES else frozenset()
         after = new.blobs if new is not None and new.presence in _SOURCES else frozenset()
         for digest in before - after:
-            self._holders[digest].discard(old.node)  # type: ignore[union-attr]  # it had blobs
+            self._holders[digest].discard(node)
         for digest in after - before:
-            self._holders.setdefault(digest, set()).add(new.node)  # type: ignore[union-attr]
+            self._holders.setdefault(digest, set()).add(node)
 
     def _touch(self, want: Want) -> None:
         """Look again at every node that this model concerns."""

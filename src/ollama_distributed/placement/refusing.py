@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board, Spot
 from ollama_distributed.placement.facts import Presence, Replica, Wish, size
 from ollama_distributed.placement.filling import Filling
@@ -41,8 +42,8 @@ def refusal(want: Want, filling: Filling, board: Board, *, has_source: bool) -> 
     )
 
 
-def _pin(want: Want, node: str, board: Board) -> str:
-    spot = board.spots.get(node)  # type: ignore[call-overload]
+def _pin(want: Want, node: NodeId, board: Board) -> str:
+    spot = board.spots.get(node)
     if spot is None:
         return f"pinned to {node}: there is no such node"
     return f"pinned to {spot.site.shown}: {obstacle(want, spot, None)}"

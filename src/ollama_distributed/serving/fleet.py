@@ -24,7 +24,6 @@ from ollama_distributed.base.errors import (
     LoadFailed,
     NoCapacity,
     OllamaDistributedError,
-    Quarantined,
     QueueFull,
     Unavailable,
 )
@@ -32,8 +31,6 @@ from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.loading import end_runner, load_runner
 from ollama_distributed.serving.options import Shape, plan_of, serves
 from ollama_distributed.serving.plan import (
-    CRASHES,
-    Crashes,
     Hall,
     Held,
     Load,
@@ -46,6 +43,7 @@ from ollama_distributed.serving.plan import (
     thread_share,
 )
 from ollama_distributed.serving.ports import Engine, Machine, Runner
+from ollama_distributed.serving.quarantine import Quarantine
 from ollama_distributed.serving.queues import Queues
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.settings import ServingSettings
@@ -83,7 +81,7 @@ class Fleet:
         self._residents: dict[LoadKey, Resident] = {}
         self._queues = Queues()
         self._numbers = itertools.count()
-        self._crashes: dict[LoadKey, Crashes] = {}
+        self._quarantine = Quarantine(clock)
         self._budget_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -290,13 +288,8 @@ class Fleet:
                 reserved.append(Held(key=key, memory_bytes=decision.memory_bytes, last_used=0.0, busy=True))
 
     def _decide(self, key: LoadKey, ticket: Ticket, reserved: tuple[Held, ...]) -> tuple[Load | Wait, Engine]:
-        spec, now = ticket.spec, self._clock.monotonic()
-        crashes = self._crashes.get(key, Crashes())
-        if left_s := crashes.quarantined_for(now):
-            raise Quarantined(
-                f"{spec.display} crashed {CRASHES} times in a short while and may be loaded again in "
-                f"{left_s:.0f} s; the last reason: {crashes.reason}"
-            )
+        spec = ticket.spec
+        self._quarantine.check(key, spec)
         engine = next((engine for engine in self._engines if engine.can_load(spec)), None)
         if engine is None:
             raise LoadFailed(f"no engine on this node can load {spec.display}")
@@ -365,7 +358,7 @@ class Fleet:
         log.warning("serving.load_failed", model=resident.spec.display, reason=error.message)
         self._remove(resident)
         if isinstance(error, EngineError):
-            self._count_crash(resident.key, error.message)
+            self._quarantine.crashed(resident.key, error.message)
         self._queues.refuse(resident.key, error, resident.shape)
         self._pump()
 
@@ -382,13 +375,10 @@ class Fleet:
             return
         log.error("serving.runner_died", model=resident.spec.display, reason=error.message)
         self._remove(resident)
-        self._count_crash(resident.key, error.message)
+        self._quarantine.crashed(resident.key, error.message)
         if resident.runner is not None:
             self._spawn(self._end(resident, resident.runner), UNLOADING)
         self._pump()
-
-    def _count_crash(self, key: LoadKey, reason: str) -> None:
-        self._crashes[key] = self._crashes.get(key, Crashes()).add(self._clock.monotonic(), reason)
 
     def _unload(self, resident: Resident) -> None:
         assert resident.state == "ready"

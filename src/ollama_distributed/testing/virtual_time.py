@@ -135,7 +135,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         now = self._now
         while timers and timers[0][0] <= now:
             timer = heapq.heappop(timers)[2]
-            timer._scheduled = False  # type: ignore[attr-defined]
+            timer._scheduled = False  # type: ignore[attr-defined]  # as above
             if timer.cancelled():
                 self._cancelled -= 1
             else:
@@ -174,7 +174,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
-    def refuse(self: VirtualLoop, *args: object, **kwargs: object) -> NoReturn:  # noqa: ARG001
+    def refuse(self: VirtualLoop, *args: object, **kwargs: object) -> NoReturn:  # noqa: ARG001  # any
         raise RuntimeError(f"virtual time has no {name}: nothing real is waited for")
 
     return refuse
@@ -248,10 +248,10 @@ _init_scope = CancelScope.__init__
 def _init_scope_in_order(self: CancelScope, *args: Any, **kwargs: Any) -> None:
     _init_scope(self, *args, **kwargs)
     if type(asyncio._get_running_loop()) is VirtualLoop:
-        self._child_scopes = _InOrder()  # type: ignore[assignment]
+        self._child_scopes = _InOrder()  # type: ignore[assignment]  # set-like
 
 
-CancelScope.__init__ = _init_scope_in_order  # type: ignore[method-assign]
+CancelScope.__init__ = _init_scope_in_order  # type: ignore[method-assign]  # see below
 """anyio cancels nested scopes in the order of a set of addresses; here in that of their making."""
 
 

@@ -20,7 +20,7 @@ class PeerCertificates(HttpToolsProtocol):
     """One dictionary for all requests of the connection: what was read of its certificate once
     holds until it ends, for TLS 1.3 has no second handshake."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._lifeline = Lifeline()
         tune(transport.get_extra_info("socket"), SERVER_UNHEARD_S)

@@ -128,7 +128,7 @@ def decode_events(payload: bytes) -> list[SourceEvent]:
     except (msgspec.MsgspecError, UnicodeDecodeError) as failure:
         raise _foreign() from failure
     if heard and type(heard[-1]) is Refusal:
-        return [*heard[:-1], EngineFailed(error_of(heard[-1]))]  # type: ignore[list-item]
+        return [*heard[:-1], EngineFailed(error_of(heard[-1]))]  # type: ignore[list-item]  # only the last is one
     return heard  # type: ignore[return-value]  # a refusal is always the last
 
 

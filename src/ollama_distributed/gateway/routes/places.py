@@ -1,4 +1,7 @@
-"""Where models fit and where they are wanted, under `/api/v1/models`; `/api/v1/cluster/what-if`."""
+"""Where models fit and where they are wanted, under `/api/v1/models`; `/api/v1/cluster/what-if`.
+
+What is wanted is recorded, and `what-if` plans with it; no node acts on it yet.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.place,
             tag=TAG,
-            summary="Which nodes may hold a model, whether it is loaded ahead, how long it is kept",
+            summary="Record which nodes may hold a model, whether it is loaded ahead, how long it is kept",
             body=PlaceAsk,
             answer=PlacesAnswer,
         ),
@@ -67,7 +70,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.replicas,
             tag=TAG,
-            summary="How many nodes hold a model",
+            summary="Record how many nodes shall hold a model",
             body=ReplicasAsk,
             answer=PlacesAnswer,
         ),
@@ -77,7 +80,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.pin,
             tag=TAG,
-            summary="Have a node hold a model in any case",
+            summary="Record that a node shall hold a model in any case",
             body=PinAsk,
             answer=PlacesAnswer,
         ),
@@ -87,7 +90,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.unpin,
             tag=TAG,
-            summary="Take a pin away",
+            summary="Take a recorded pin away",
             body=PinAsk,
             answer=PlacesAnswer,
         ),

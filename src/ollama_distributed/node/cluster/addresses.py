@@ -44,7 +44,7 @@ def parse_listen(text: str) -> ListenOn:
     if port and (not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536):
         raise Invalid(f"--cluster-listen {text}: write HOST or HOST:PORT, e.g. 192.0.2.7:7443")
     host = host.strip("[]")
-    return ListenOn("0.0.0.0" if host in ("", "*") else host, int(port or 0))  # noqa: S104
+    return ListenOn("0.0.0.0" if host in ("", "*") else host, int(port or 0))  # noqa: S104  # asked for
 
 
 def advertised(chosen: Sequence[str], listen: ListenOn) -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class Door:
 
     async def _empty(self) -> None:
         """Wait until all is over; uvicorn tells nobody when."""
-        while self._state.connections or self._state.tasks:  # noqa: ASYNC110
+        while self._state.connections or self._state.tasks:  # noqa: ASYNC110  # nobody tells
             await asyncio.sleep(LOOK_S)
 
     def _connections(self) -> list[Any]:

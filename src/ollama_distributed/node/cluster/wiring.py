@@ -95,7 +95,7 @@ async def in_cluster(
     keys: SharedKeys,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster."""
-    chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311
+    chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
     async with AsyncExitStack() as stack:
         sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
 
