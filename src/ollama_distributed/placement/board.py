@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.placement.facts import Blob, Device, Replica, Rules, Site, Wish
+from ollama_distributed.placement.facts import Device, Replica, Rules, Site, Taken, Wish
 from ollama_distributed.placement.shelves import Domain, Place, Shelf, Shelves, domain_of
 
 _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
@@ -19,12 +19,16 @@ _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
 class Spot:
     """One node and its replicas."""
 
-    def __init__(self, site: Site, domain: Domain) -> None:
+    def __init__(self, site: Site, domain: Domain, taken: Taken, disk_low_bytes: int) -> None:
         self.site = site
         self.domain = domain
-        self.gpu_free = 0
-        self.memory_free = 0
-        self.disk_free = 0
+        self.gpu_free = site.gpu_bytes - taken.gpu_bytes
+        self.memory_free = site.memory_bytes - taken.memory_bytes
+        self.disk_free = site.disk_free_bytes - disk_low_bytes
+        """Beside what its replicas lack."""
+        self._arriving = taken.arriving
+        self._strays = sum(taken.arriving.values())
+        """Bytes on their way to it that none of its replicas need."""
         self.replicas: dict[str, tuple[Wish, Replica]] = {}
         self.coming: Counter[str] = Counter()
         """Blobs that it lacks, by how many of its replicas need them."""
@@ -40,14 +44,18 @@ class Spot:
             return False
         return gpu <= self.gpu_free and memory <= self.memory_free
 
-    def lacks_bytes(self, blobs: Iterable[Blob]) -> int:
-        """What its disk would have to take beyond what is coming anyway."""
-        here, coming = self.site.blobs, self.coming
-        lacks = 0
-        for blob in blobs:  # asked of millions of nodes: a generator would take twice as long
+    def disk(self, wish: Wish) -> tuple[int, int]:
+        """Bytes that its disk would have to take for a model, and how many it can. What is on its way
+        comes in any case: nothing more is brought into its room."""
+        here, coming, arriving = self.site.blobs, self.coming, self._arriving
+        lacks = more = 0
+        for blob in wish.blobs:  # asked of millions of nodes: a generator would take twice as long
             if blob.digest not in here and blob.digest not in coming:
                 lacks += blob.size_bytes
-        return lacks
+                if blob.digest not in arriving:
+                    more += blob.size_bytes
+        room = max(self.disk_free - self._strays if more else self.disk_free, 0)
+        return more or lacks, room
 
     def take(self, wish: Wish, replica: Replica) -> None:
         self.replicas[wish.model] = (wish, replica)
@@ -71,8 +79,10 @@ class Spot:
             if before + by == 0:
                 del coming[blob.digest]
                 self.disk_free += blob.size_bytes
+                self._strays += self._arriving.get(blob.digest, 0)
             elif before == 0:
                 self.disk_free -= blob.size_bytes
+                self._strays -= self._arriving.get(blob.digest, 0)
 
 
 class Board:
@@ -84,16 +94,13 @@ class Board:
         self.shelves = Shelves(rules.spread_by, labels)
         self._undo: list[tuple[NodeId, Wish, Replica | None]] | None = None
 
-    def put_site(self, site: Site, strangers: tuple[int, int] = (0, 0)) -> None:
-        """A node is new or another; its replicas stay on it. `strangers`: GPU and main memory
-        that models have which nobody placed."""
+    def put_site(self, site: Site, taken: Taken) -> None:
+        """A node is new or another; its replicas stay on it."""
         old = self.spots.get(site.node)
         if old is not None:
             self._take_down(old)
-        spot = self.spots[site.node] = Spot(site, domain_of(site, self._rules.spread_by))
-        spot.gpu_free = site.gpu_bytes - strangers[0]
-        spot.memory_free = site.memory_bytes - strangers[1]
-        spot.disk_free = site.disk_free_bytes - self._rules.disk_low_bytes
+        domain = domain_of(site, self._rules.spread_by)
+        spot = self.spots[site.node] = Spot(site, domain, taken, self._rules.disk_low_bytes)
         if old is not None:
             for wish, replica in old.replicas.values():
                 spot.take(wish, replica)

@@ -131,6 +131,17 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
         return self.name or self.node
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a node is taken, whatever is placed on it."""
+
+    gpu_bytes: int = 0
+    """By loaded models that nobody placed."""
+    memory_bytes: int = 0
+    """Main memory, likewise."""
+    arriving: Mapping[str, int] = {}
+    """Bytes of each blob that is on its way to it, of those that are wanted anywhere."""
+
+
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """How the cluster places models."""
 

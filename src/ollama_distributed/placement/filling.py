@@ -167,5 +167,5 @@ class Filling:
         """None where it has the model already, or no disk for it."""
         if spot.site.node in self.replicas:
             return None
-        lacks = spot.lacks_bytes(self._wish.blobs)
-        return self._spread.crowding(spot.domain)[1:] if lacks <= max(spot.disk_free, 0) else None
+        need, room = spot.disk(self._wish)
+        return self._spread.crowding(spot.domain)[1:] if need <= room else None

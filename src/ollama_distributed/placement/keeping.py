@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.placement.facts import Device, Replica, Rules, Site, Wish
+from ollama_distributed.placement.facts import Device, Replica, Rules, Site, Taken, Wish
 from ollama_distributed.placement.shelves import Domain, Spread, domain_of
 
 
@@ -83,15 +83,14 @@ class _Row(msgspec.Struct, gc=False):
 
 
 def offers(
-    site: Site, wants: Iterable[Want], standing: Mapping[str, Replica], rules: Rules, taken: tuple[int, int]
+    site: Site, wants: Iterable[Want], standing: Mapping[str, Replica], rules: Rules, taken: Taken
 ) -> dict[str, Offer]:
-    """What this node has to do with each of `wants`. `taken`: GPU and main memory that models
-    have which nobody placed."""
+    """What this node has to do with each of `wants`."""
     domain = domain_of(site, rules.spread_by)
     here = site.presence == "here"
     rows = [_seen(site, want, standing.get(want.wish.model)) for want in wants]
     if site.presence != "away":
-        _check_disk(site, rows, rules)
+        _check_disk(site, rows, rules, taken)
     if here or site.presence == "wavering":
         _give_memory(site, rows, taken)
     return {
@@ -139,8 +138,8 @@ def fits_alone(site: Site, wish: Wish) -> bool:
     )
 
 
-def strangers(site: Site, wishes: Mapping[str, Want]) -> tuple[int, int]:
-    """GPU and main memory of models that are loaded there and that nobody placed."""
+def taken_of(site: Site, wishes: Mapping[str, Want], wanting: Mapping[str, Iterable[str]]) -> Taken:
+    """`wishes`: by model; `wanting`: models by blob."""
     gpu = memory = 0
     for model, loaded in site.loaded.items():
         if model not in wishes:
@@ -148,28 +147,41 @@ def strangers(site: Site, wishes: Mapping[str, Want]) -> tuple[int, int]:
                 gpu += loaded.memory_bytes
             else:
                 memory += loaded.memory_bytes
-    return gpu, memory
+    arriving = {}
+    for digest in site.arriving - site.blobs:
+        sizes = [
+            blob.size_bytes
+            for model in wanting.get(digest, ())
+            for blob in wishes[model].wish.blobs
+            if blob.digest == digest
+        ]
+        if sizes:
+            arriving[digest] = max(sizes)
+    return Taken(gpu_bytes=gpu, memory_bytes=memory, arriving=arriving)
 
 
-def _check_disk(site: Site, rows: list[_Row], rules: Rules) -> None:
-    """Models whose missing blobs have no room beside those that go first cannot be used."""
+def _check_disk(site: Site, rows: list[_Row], rules: Rules, taken: Taken) -> None:
+    """Models whose missing blobs have no room beside those that go first cannot be used. What is
+    on its way comes in any case: nothing more is brought into its room."""
     coming = [row for row in rows if row.usable and not row.complete]
     coming.sort(key=lambda row: (not row.pinned, row.standing is None, row.want.order))
     free = site.disk_free_bytes - rules.disk_low_bytes
-    taken: set[str] = set()
+    unspoken = free - sum(taken.arriving.values())
+    counted: set[str] = set()
     for row in coming:
-        missing = [b for b in row.want.wish.blobs if b.digest not in site.blobs and b.digest not in taken]
+        missing = [b for b in row.want.wish.blobs if b.digest not in site.blobs and b.digest not in counted]
         lacking = sum(blob.size_bytes for blob in missing)
-        if lacking > free:
+        more = sum(blob.size_bytes for blob in missing if blob.digest not in taken.arriving)
+        if (more > unspoken) if more else (lacking > free):
             row.usable = False
         else:
-            free -= lacking
-            taken.update(blob.digest for blob in missing)
+            free, unspoken = free - lacking, unspoken - more
+            counted.update(blob.digest for blob in missing)
 
 
-def _give_memory(site: Site, rows: list[_Row], taken: tuple[int, int]) -> None:
+def _give_memory(site: Site, rows: list[_Row], taken: Taken) -> None:
     """Which models fit into its memory together, in the order in which they may have it."""
-    gpu_free, memory_free = site.gpu_bytes - taken[0], site.memory_bytes - taken[1]
+    gpu_free, memory_free = site.gpu_bytes - taken.gpu_bytes, site.memory_bytes - taken.memory_bytes
     asking = [
         row
         for row in rows

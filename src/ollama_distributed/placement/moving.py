@@ -104,15 +104,25 @@ def begin(
         for node in one.unloads
         if one.covered or node in pressed
     ]
-    fetches, begun = _fetches(ordered, rules, sites, holders, fetching)
-    deletes: list[Move] = [
-        Delete(node=node, model=one.want.wish.model, reason=_why_delete(one))
+    going = [
+        (one, node)
         for one in ordered
         for node in one.deletes
         if not one.want.wish.keep or sites[node].disk_free_bytes < rules.disk_low_bytes
+    ][: rules.deletes]
+    deletes: list[Move] = [
+        Delete(node=node, model=one.want.wish.model, reason=_why_delete(one)) for one, node in going
     ]
+    gone = {(node, digest) for one, node in going for digest in one.want.digests}
+
+    def sources(digest: str) -> list[NodeId]:
+        """Who is to delete it now is asked only where all are: another model there needs it."""
+        known = holders(digest)
+        return [node for node in known if (node, digest) not in gone] or known
+
+    fetches, begun = _fetches(ordered, rules, sites, sources if gone else holders, fetching)
     waiting = sum(len(one.loads) + len(one.fetches) for one in ordered) - len(loads) - begun
-    return (*unloads, *loads, *fetches, *deletes[: rules.deletes]), waiting
+    return (*unloads, *loads, *fetches, *deletes), waiting
 
 
 def _loads(

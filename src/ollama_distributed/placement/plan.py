@@ -16,9 +16,9 @@ import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board
-from ollama_distributed.placement.facts import Replica, Rules, Site, Wish
+from ollama_distributed.placement.facts import Replica, Rules, Site, Taken, Wish
 from ollama_distributed.placement.filling import Filling
-from ollama_distributed.placement.keeping import Offer, Want, keep, offers, strangers
+from ollama_distributed.placement.keeping import Offer, Want, keep, offers, taken_of
 from ollama_distributed.placement.moving import Gap, begin, gap, lacking
 from ollama_distributed.placement.outcome import Because, Plan, Refusal
 from ollama_distributed.placement.refusing import NO_SOURCE, obstacle, refusal
@@ -67,8 +67,7 @@ class Planner:
         self._fetching = 0
         self._used: dict[NodeId, tuple[int, int]] = {}
         """GPU and main memory that models have now, those that are being loaded among them."""
-        self._strangers: dict[NodeId, tuple[int, int]] = {}
-        """Of that, what models have that nobody placed."""
+        self._taken: dict[NodeId, Taken] = {}
         self._adopted: SortedMap[str, tuple[Replica, ...]] = SortedMap()
         """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
@@ -219,13 +218,13 @@ class Planner:
                 del self.offered[model][node]
                 self._kept.get(model, {}).pop(node, None)
             self._used.pop(node, None)
-            self._strangers.pop(node, None)
+            self._taken.pop(node, None)
             if node in self.board.spots:
                 self.board.drop_site(node)
             return set(before)
         standing = self._standing.get(node, {})
         names = self._concerned(site, standing)
-        taken = strangers(site, self.wants)
+        taken = taken_of(site, self.wants, self._wanted_blobs)
         after = offers(site, [self.wants[name] for name in sorted(names)], standing, self.rules, taken)
         for model in before:
             if model not in after:
@@ -235,9 +234,9 @@ class Planner:
         self._at[node] = after
         self._used[node] = self._in_use(site, standing)
         changed = node in self._new_sites
-        if changed or self._strangers.get(node) != taken:
+        if changed or self._taken.get(node) != taken:
             self.board.put_site(site, taken)
-            self._strangers[node] = taken
+            self._taken[node] = taken
         if changed:
             return names.union(before)
         return {model for model in names.union(before) if before.get(model) != after.get(model)}

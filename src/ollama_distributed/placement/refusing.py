@@ -82,9 +82,9 @@ def obstacle(want: Want, spot: Spot, replica: Replica | None) -> str:
     need = wish.need.memory_bytes
     if not fits_alone(site, wish):
         return f"does not fit: needs {size(need)}, node has {size(site.memory_bytes)}"
-    lacks = spot.lacks_bytes(wish.blobs)
-    if lacks > max(spot.disk_free, 0):
-        return f"no room on its disk: needs {size(lacks)}, {size(max(spot.disk_free, 0))} may be filled"
+    lacks, room = spot.disk(wish)
+    if lacks > room:
+        return f"no room on its disk: needs {size(lacks)}, {size(room)} may be filled"
     if wish.warm and not (spot.runs(wish, "gpu") or spot.runs(wish, "cpu")):
         return f"does not fit: needs {size(need)}, node has {size(max(spot.memory_free, 0))} free"
     return "others come first"

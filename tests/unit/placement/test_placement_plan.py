@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import msgspec
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.placement.world import MODELS, NODES, RULES, World, site, sites, wish, wishes, worlds
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.placement.facts import Replica, Wish
+from ollama_distributed.placement.facts import Blob, Replica, Wish
 from ollama_distributed.placement.outcome import Delete, Fetch, Load, Plan, Unload
 from ollama_distributed.placement.plan import Planner
 
@@ -19,13 +20,13 @@ def where(plan: Plan, model: str) -> set[str]:
     return {replica.node for replica in plan.assignments.get(model, ())}
 
 
-def stages(world: World, seed: int, count: int = 12) -> list[Plan]:
-    """Plans along the way, with moves done one here and there, in another order each time."""
+def stages(world: World, seed: int, count: int = 12) -> Iterator[Plan]:
+    """Plans along the way; between them moves are done one here and there, in another order each
+    time. Each comes while `world` is as it was planned for."""
     chance = random.Random(seed)
-    plans = []
     for _ in range(count):
         plan = world.plan()
-        plans.append(plan)
+        yield plan
         if chance.random() < 0.7:
             world.adopt(plan)
         for move in chance.sample(plan.moves, chance.randint(0, len(plan.moves))):
@@ -33,7 +34,6 @@ def stages(world: World, seed: int, count: int = 12) -> list[Plan]:
             world.run(move)
         if chance.random() < 0.5:
             world.land()
-    return plans
 
 
 def check_move(world: World, move: object) -> None:
@@ -50,7 +50,8 @@ def check_move(world: World, move: object) -> None:
             assert holders
             assert all(digest in world.sites[holder].blobs for holder in holders)
             assert digest not in there.blobs | there.arriving
-            assert size <= there.disk_free_bytes - RULES.disk_low_bytes
+            coming = size + sum(world.size_of(other) for other in there.arriving)
+            assert coming <= there.disk_free_bytes - RULES.disk_low_bytes
         case Delete(model=model):
             digests = {blob.digest for blob in world.wishes[model].blobs}
             others = [n for n, s in world.sites.items() if digests <= s.blobs and n != there.node]
@@ -323,3 +324,46 @@ def test_moves_in_flight_are_bounded() -> None:
     assert plan.waiting == 24 - RULES.fetches
     world.run(plan.moves[0])
     assert len(world.plan().moves) == RULES.fetches - 1
+
+
+def test_nothing_is_brought_into_the_room_of_what_is_on_its_way() -> None:
+    """Not even of what is wanted there no more: it comes all the same."""
+    nodes = {
+        NodeId("a"): site("a", disk=10, labels={"k": "1"}, arriving=frozenset({"p-w"})),
+        NodeId("b"): site("b", blobs=frozenset({"p-w", "q-w"})),
+    }
+    world = World(nodes, {"p": wish("p", 6, copies=0), "q": wish("q", 4, labels={"k": "1"})})
+    planner = world.planner()
+    plan = planner.plan()
+    assert plan.assignments == {}
+    assert plan.refusals[0].model == "q"
+    assert planner.explain("q")[0].reason.startswith("no room on its disk")
+    world.wishes["p"] = wish("p", 6, labels={"k": "1"})
+    planner.put_wish(world.wishes["p"])
+    assert where(planner.plan(), "p") == {"a"}, "there is room for what comes"
+    assert where(planner.plan(), "q") == set()
+    world.sites[NodeId("a")] = site("a", disk=10, labels={"k": "1"})
+    planner.put_site(world.sites[NodeId("a")])
+    planner.drop_wish("p")
+    assert where(planner.plan(), "q") == {"a"}
+
+
+def test_who_is_to_delete_a_blob_is_not_asked_for_it() -> None:
+    both = frozenset({"w", "p-t", "q-t"})
+    nodes = {NodeId(n): site(n, blobs=both - {"q-t"}) for n in "ab"}
+    nodes[NodeId("c")] = site("c", labels={"k": "1"})
+    nodes[NodeId("d")] = site("d", disk=0, blobs=frozenset({"q-t"}))
+    shares = Blob("w", 4)
+    world = World(
+        nodes,
+        {
+            "p": wish("p", blobs=(shares, Blob("p-t", 1)), keep=False),
+            "q": wish("q", blobs=(shares, Blob("q-t", 1)), labels={"k": "1"}),
+        },
+    )
+    world.adopt(world.plan())
+    moves = world.plan().moves
+    gone = {move.node for move in moves if isinstance(move, Delete)}
+    asked = {move.digest: move.holders for move in moves if isinstance(move, Fetch)}
+    assert gone == {"b"}
+    assert asked == {"w": ("a",), "q-t": ("d",)}

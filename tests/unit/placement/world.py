@@ -119,12 +119,15 @@ class World:
             for replica in replicas:
                 self.standing.setdefault(replica.node, {})[model] = replica
 
+    def size_of(self, digest: str) -> int:
+        sizes = (b.size_bytes for one in self.wishes.values() for b in one.blobs if b.digest == digest)
+        return max(sizes, default=0)
+
     def land(self) -> None:
         """What was on its way is there."""
         for node, there in self.sites.items():
             if there.arriving and there.presence in ("here", "wavering", "leaving"):
-                sizes = {b.digest: b.size_bytes for one in self.wishes.values() for b in one.blobs}
-                free = there.disk_free_bytes - sum(sizes.get(d, 0) for d in there.arriving)
+                free = there.disk_free_bytes - sum(self.size_of(d) for d in there.arriving)
                 self.sites[node] = msgspec.structs.replace(
                     there, blobs=there.blobs | there.arriving, arriving=frozenset(), disk_free_bytes=free
                 )
