@@ -17,6 +17,7 @@ from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ABSENT, ClusterState, NodeState
 from ollama_distributed.state.codec import encode
+from ollama_distributed.state.deleting import DeleteModel, deletion, forgotten
 from ollama_distributed.state.records import Applied, Config, Intent, Voters
 from ollama_distributed.state.wanting import Pin, SetReplicas, Unpin, Unplace, Wanting, wanted_after
 
@@ -74,7 +75,9 @@ class SetVoters(msgspec.Struct, frozen=True, kw_only=True, tag="set_voters"):
     before: tuple[NodeId, ...]
 
 
-Change: TypeAlias = SetConfig | RollbackConfig | SetDrain | SetLabels | RemoveNode | SetVoters | Wanting
+Change: TypeAlias = (
+    SetConfig | RollbackConfig | SetDrain | SetLabels | RemoveNode | SetVoters | Wanting | DeleteModel
+)
 
 
 class Proposal(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +137,8 @@ def _writes(state: ClusterState, proposal: Proposal) -> tuple[KeyWrite, ...]:
             return (_voters(state, proposal, nodes, before),)
         case SetReplicas() | Pin() | Unpin() | Unplace() as change:
             return (_desired(state, proposal, change),)
+        case DeleteModel(model=model):
+            return _deletion(state, proposal, model)
         case _:
             assert_never(proposal.change)
 
@@ -237,6 +242,17 @@ def _desired(state: ClusterState, proposal: Proposal, change: Wanting) -> KeyWri
     if after is None:
         return _delete(state, key)
     return _put(state, key, msgspec.structs.replace(after, by=proposal.actor, at=proposal.at))
+
+
+def _deletion(state: ClusterState, proposal: Proposal, model: str) -> tuple[KeyWrite, ...]:
+    key = keys.deleted(model)
+    if (unreadable := state.rejected.get(key)) is not None:
+        raise Conflict(f"it was deleted by a newer version; upgrade the leader first ({unreadable})")
+    record = deletion(state, model, by=proposal.actor, at=proposal.at)
+    old = [keys.deleted(name) for name in forgotten(state, proposal.at)]
+    # What is wanted of its places is not wanted of the next model of this name.
+    old += [keys.desired(model)] if keys.desired(model) in state.raw else []
+    return (_put(state, key, record), *(_delete(state, one) for one in old if one != key))
 
 
 # ── writes ──────────────────────────────────────────────────────────────────────────

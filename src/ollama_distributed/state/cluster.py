@@ -16,6 +16,7 @@ from ollama_distributed.base.cluster import NodeStatus
 from ollama_distributed.base.errors import Conflict, Invalid, NotFound
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.state.codec import decode
+from ollama_distributed.state.holders import Holders, divided, held
 from ollama_distributed.state.keys import (
     CONFIG,
     FENCE,
@@ -23,11 +24,13 @@ from ollama_distributed.state.keys import (
     VOTERS,
     NodePart,
     OfChange,
+    OfDeletion,
     OfModel,
     OfNode,
     OfVersion,
     Single,
     Subject,
+    deleted_by_hash,
     model_hash,
     subject,
 )
@@ -37,8 +40,8 @@ from ollama_distributed.state.records import (
     Applied,
     Assigned,
     Config,
+    Deleted,
     Desired,
-    HeldModel,
     Holdings,
     Intent,
     Lease,
@@ -123,8 +126,12 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     """One moment of the replicated state. Made by `apply`, never in place."""
 
     nodes: SortedMap[NodeId, NodeState] = msgspec.field(default_factory=SortedMap)
-    models: SortedMap[str, SortedMap[NodeId, HeldModel]] = msgspec.field(default_factory=SortedMap)
-    """Who holds a model, and which content: canonical name → node → model."""
+    models: Holders = msgspec.field(default_factory=SortedMap)
+    """Who holds a model, and which content; what was deleted is not among them."""
+    deleted: SortedMap[str, Deleted] = msgspec.field(default_factory=SortedMap)
+    """What was deleted in the whole cluster lately, by canonical name."""
+    leftovers: Holders = msgspec.field(default_factory=SortedMap)
+    """What was deleted and is still held, by nodes that have not heard of it."""
     desired: SortedMap[str, Desired] = msgspec.field(default_factory=SortedMap)
     """Where operators want models to be, by canonical name."""
     names: SortedMap[str, tuple[NodeId, ...]] = msgspec.field(default_factory=SortedMap)
@@ -180,7 +187,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         return named[0]
 
 
-_Record: TypeAlias = _OfNode | Desired | Config | Voters | Lease | Term | Applied
+_Record: TypeAlias = _OfNode | Desired | Deleted | Config | Voters | Lease | Term | Applied
 
 
 def apply(
@@ -236,6 +243,11 @@ def _decoded(about: Subject, value: bytes) -> _Record:
             if model_hash(desired.model) != digest:
                 raise Invalid(f"it is about another model: {desired.model[:80]!r}")
             return desired
+        case OfDeletion(digest):
+            deleted = decode(value, Deleted)
+            if model_hash(deleted.model) != digest:
+                raise Invalid(f"it is about another model: {deleted.model[:80]!r}")
+            return deleted
         case OfVersion(version):
             config = decode(value, Config)
             if config.version != version:
@@ -258,6 +270,8 @@ def _changed(state: ClusterState, about: Subject, record: _Record | None) -> dic
             return _node_changed(state, before, after)
         case OfModel(digest):
             return {"desired": _wanted(state, digest, cast("Desired | None", record))}
+        case OfDeletion():
+            return _deletion(state, about, cast("Deleted | None", record))
         case OfVersion(version):
             return {"history": _set(state.history, str(version), cast("Config | None", record))}
         case OfChange(proposal):
@@ -281,6 +295,27 @@ def _wanted(state: ClusterState, digest: str, record: Desired | None) -> SortedM
     return state.desired if gone is None else state.desired.without(gone)
 
 
+def _named_before(state: ClusterState, about: OfDeletion) -> str:
+    """The key does not name the model; its last value does, if it could be read."""
+    stored = state.raw.get(deleted_by_hash(about.hash))
+    try:
+        before = _decoded(about, stored[0]) if stored else None
+    except Invalid:
+        before = None
+    return before.model if isinstance(before, Deleted) else ""
+
+
+def _deletion(state: ClusterState, about: OfDeletion, record: Deleted | None) -> dict[str, Any]:
+    if record is None:
+        name = _named_before(state, about)
+        deleted = state.deleted.without(name)
+    else:
+        name = record.model
+        deleted = state.deleted.with_(name, record)
+    models, leftovers = divided(state.models, state.leftovers, name, record)
+    return {"deleted": deleted, "models": models, "leftovers": leftovers}
+
+
 def _node_changed(state: ClusterState, before: NodeState, after: NodeState) -> dict[str, Any]:
     """A node, and the views that follow it: each in steps that do not grow with the cluster."""
     node = after.id
@@ -292,7 +327,9 @@ def _node_changed(state: ClusterState, before: NodeState, after: NodeState) -> d
         ),
     }
     if before.holdings is not after.holdings:
-        changed["models"] = _held(state.models, node, before.holdings, after.holdings)
+        changed["models"], changed["leftovers"] = held(
+            state.models, state.leftovers, state.deleted, node, before.holdings, after.holdings
+        )
     if before.advert is not after.advert:
         changed["names"] = _called(state.names, node, before.advert, after.advert)
         changed["servers"] = _served(state.servers, node, after.advert)
@@ -328,22 +365,3 @@ def _served(servers: tuple[NodeId, ...], node: NodeId, advert: Advert | None) ->
     if serves == (node in servers):
         return servers
     return tuple(sorted({*servers, node} if serves else {*servers} - {node}))
-
-
-def _held(
-    models: SortedMap[str, SortedMap[NodeId, HeldModel]],
-    node: NodeId,
-    before: Holdings | None,
-    after: Holdings | None,
-) -> SortedMap[str, SortedMap[NodeId, HeldModel]]:
-    has = {model.name: model for model in after.models} if after else {}
-    for gone in before.models if before else ():
-        if gone.name not in has and (holders := models.get(gone.name)) is not None:
-            holders = holders.without(node)
-            models = models.with_(gone.name, holders) if holders else models.without(gone.name)
-    for name, model in has.items():
-        models = models.with_(name, models.get(name, _NOBODY).with_(node, model))
-    return models
-
-
-_NOBODY: SortedMap[NodeId, HeldModel] = SortedMap()

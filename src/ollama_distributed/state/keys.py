@@ -21,6 +21,7 @@ _HISTORY = "config.history."
 _CHANGES = "changes."
 
 _MODELS = "models."
+_DELETED = "deleted."
 _ASSIGNED = "assign."
 
 NodePart: TypeAlias = Literal["advert", "holdings", "member", "intent", "assigned", "placed"]
@@ -33,6 +34,12 @@ class OfNode(msgspec.Struct, frozen=True):
 
 class OfModel(msgspec.Struct, frozen=True):
     """`models.<hash>`; the record says which model."""
+
+    hash: str
+
+
+class OfDeletion(msgspec.Struct, frozen=True):
+    """`deleted.<hash>`; the record says which model."""
 
     hash: str
 
@@ -55,7 +62,7 @@ class Single(msgspec.Struct, frozen=True):
     key: str
 
 
-Subject: TypeAlias = OfNode | OfModel | OfVersion | OfChange | Single
+Subject: TypeAlias = OfNode | OfModel | OfDeletion | OfVersion | OfChange | Single
 
 
 def advert(node: str) -> str:
@@ -91,6 +98,14 @@ def desired(model: str) -> str:
     return _MODELS + model_hash(model)
 
 
+def deleted(model: str) -> str:
+    return deleted_by_hash(model_hash(model))
+
+
+def deleted_by_hash(digest: str) -> str:
+    return _DELETED + digest
+
+
 def version(number: int) -> str:
     return f"{_HISTORY}{number}"
 
@@ -117,6 +132,8 @@ def subject(key: str) -> Subject | None:
             return OfNode(NodeId(node), "assigned")
         case ["models", digest]:
             return OfModel(digest)
+        case ["deleted", digest]:
+            return OfDeletion(digest)
         case ["members", node]:
             return OfNode(NodeId(node), "member")
         case ["intents", node]:

@@ -7,6 +7,7 @@
 | `members.<id>`        | `Member`   | the leader, fenced, on a transition only             |
 | `intents.<id>`        | `Intent`   | the leader, for an operator                          |
 | `models.<hash>`       | `Desired`  | the leader, for an operator: where a model is wanted |
+| `deleted.<hash>`      | `Deleted`  | the leader, for whoever deleted a model everywhere   |
 | `assign.<id>`         | `Assigned` | the leader, fenced: what a node is to hold and do    |
 | `nodes.<id>.placed`   | `Placed`   | the node itself: how far it is with that             |
 | `config.current`      | `Config`   | the leader, for an operator                          |
@@ -160,6 +161,17 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Higher is placed first where room is short."""
     by: str = ""
     at: float = 0.0
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A model that was deleted in the whole cluster: what was made up to `at` is gone, or goes as
+    soon as its node hears of it. What was made later is another model of the same name."""
+
+    model: str
+    """Canonical full name."""
+    at: float
+    """As `HeldModel.modified_at`, and never before that of any that was known."""
+    by: str = ""
 
 
 class AssignedModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):

@@ -12,11 +12,12 @@ from ollama_distributed.base.errors import Conflict, NotFound
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ABSENT, ClusterState, NodeState, advanced, apply
-from ollama_distributed.state.codec import encode
+from ollama_distributed.state.codec import decode, encode
 from ollama_distributed.state.records import (
     Advert,
     Applied,
     Config,
+    Deleted,
     HeldModel,
     Holdings,
     Intent,
@@ -42,9 +43,9 @@ def advert(node: str, *, name: str = "", role: str = "node", labels: dict[str, s
     )
 
 
-def holds(node: str, *names: str, digest: str = "d") -> Holdings:
+def holds(node: str, *names: str, digest: str = "d", at: float = 1.0) -> Holdings:
     models = tuple(
-        HeldModel(name=name, display=name, digest=digest, size_bytes=1, modified_at=1.0) for name in names
+        HeldModel(name=name, display=name, digest=digest, size_bytes=1, modified_at=at) for name in names
     )
     return Holdings(node=NodeId(node), models=models)
 
@@ -72,13 +73,19 @@ garbage = st.sampled_from([b"", b"{}", b"nonsense", b'{"node":"other"}'])
 
 @st.composite
 def events(draw: st.DrawFn) -> Event:
-    node = draw(nodes)
+    node, at = draw(nodes), draw(st.sampled_from([1.0, 2.0, 3.0]))
+    model = draw(names)
     key, record = draw(
         st.sampled_from(
             [
                 (keys.advert(node), advert(node, name=draw(st.sampled_from(["x", "y"])))),
                 (keys.advert(node), advert(node, role="server", labels={"a": draw(names)})),
-                (keys.holdings(node), holds(node, *draw(st.lists(names, unique=True)), digest=draw(names))),
+                (
+                    keys.holdings(node),
+                    holds(node, *draw(st.lists(names, unique=True)), digest=draw(names), at=at),
+                ),
+                (keys.deleted(model), Deleted(model=model, at=at)),
+                (keys.deleted(model), Deleted(model="m1", at=at)),
                 (keys.member(node), member(node, draw(st.sampled_from(STATUSES)))),
                 (keys.intent(node), Intent(node=NodeId(node), drain=draw(st.booleans()))),
                 (keys.CONFIG, Config(version=draw(st.integers(0, 3)))),
@@ -143,10 +150,16 @@ def test_views_are_what_a_naive_look_at_the_nodes_gives(history: list[Event]) ->
     every = list(state.nodes.values())
     assert [node.id for node in every] == sorted(node.id for node in every)
     naive: dict[str, dict[NodeId, HeldModel]] = {}
+    left: dict[str, dict[NodeId, HeldModel]] = {}
     for node in every:
         for model in node.holdings.models if node.holdings else ():
-            naive.setdefault(model.name, {})[node.id] = model
+            deleted = state.deleted.get(model.name)
+            there = naive if deleted is None or model.modified_at > deleted.at else left
+            there.setdefault(model.name, {})[node.id] = model
     assert {name: dict(holders) for name, holders in state.models.items()} == naive
+    assert {name: dict(holders) for name, holders in state.leftovers.items()} == left
+    for name, known in state.deleted.items():
+        assert (known.model, known) == (name, decode(state.raw[keys.deleted(name)][0], Deleted))
     assert dict(state.counts) == {
         status: n for status in [*STATUSES, "draining"] if (n := sum(x.status == status for x in every))
     }

@@ -23,12 +23,14 @@ from ollama_distributed.state.changes import (
     SetVoters,
 )
 from ollama_distributed.state.codec import decode, encode
+from ollama_distributed.state.deleting import DeleteModel
 from ollama_distributed.state.records import (
     Advert,
     Applied,
     Assigned,
     AssignedModel,
     Config,
+    Deleted,
     Desired,
     EngineSummary,
     FailedTask,
@@ -173,6 +175,7 @@ RECORDS: list[tuple[msgspec.Struct, bytes]] = [
         b'{"node":"n1","epoch":3,"renewals":9,"since":7.0}',
     ),
     (Term(node=N1, epoch=3), b'{"node":"n1","epoch":3}'),
+    (Deleted(model="m", at=8.5, by="k1"), b'{"model":"m","at":8.5,"by":"k1"}'),
     (Applied(kind="set_drain", by="k1", at=8.0), b'{"kind":"set_drain","by":"k1","at":8.0}'),
 ]
 
@@ -202,6 +205,7 @@ CHANGES: list[tuple[Change, bytes]] = [
     (Pin(model="m", node=N1), b'{"type":"pin","model":"m","node":"n1"}'),
     (Unpin(model="m", node=N1), b'{"type":"unpin","model":"m","node":"n1"}'),
     (Unplace(model="m"), b'{"type":"unplace","model":"m"}'),
+    (DeleteModel(model="m"), b'{"type":"delete_model","model":"m"}'),
 ]
 
 
