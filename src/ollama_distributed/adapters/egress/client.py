@@ -201,16 +201,18 @@ class EgressClient:
         content: Content | None = None,
         length: int = 0,
         redirects: int = MAX_REDIRECTS,
+        came_from: Url | None = None,
     ) -> AsyncIterator[Response]:
         """Send a request; follows redirects of GET and HEAD. `length`: of `content`, where that is
-        no bytes. `authorization` goes to the origin of `url` only.
+        no bytes. `authorization` goes to the origin of `url` only. `came_from`: who named `url` in an
+        answer, unless the settings do.
 
         Raises:
             Forbidden: the URL, or one that a redirect leads to, may not be asked.
             Unavailable, DeadlineExceeded: no answer.
             RegistryError: too many redirects, or one without a place.
         """
-        origin, came_from = url.origin, None
+        origin = url.origin
         while True:
             self.check(url, came_from)
             fields = [("host", url.site), ("user-agent", self._user_agent), ("accept-encoding", "identity")]

@@ -97,6 +97,7 @@ class Session:
                 authorization=given if url.origin == self.root.origin else "",
                 content=content() if content else None,
                 length=length,
+                came_from=self.root if url.origin != self.root.origin else None,
             ) as response:
                 if response.status < 400:
                     yield response

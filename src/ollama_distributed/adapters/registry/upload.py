@@ -119,12 +119,13 @@ class Upload:
             "PATCH", url, headers=headers, content=part.content, length=length
         ) as response:
             following = _next(response)
-            store = resolve(response.url, response.headers["location"]) if response.status == 307 else None
+            store = _store(response) if response.status == 307 else None
+            sent_by = response.url
         if store is not None:
             self._tell(told_before - self._told_bytes)
             content = part.content()
             async with self._egress.send(
-                "PUT", store, headers=headers[:1], content=content, length=length
+                "PUT", store, headers=headers[:1], content=content, length=length, came_from=sent_by
             ) as response:
                 if response.status >= 300:
                     raise Unavailable(f"{store.site} does not take a part: {response.status}")
@@ -184,4 +185,12 @@ def _next(response: Response) -> Url:
     location = response.headers.get("docker-upload-location") or response.headers.get("location")
     if not location:
         raise RegistryError(f"{response.url.site} does not say where the upload goes on")
+    return resolve(response.url, location)
+
+
+def _store(response: Response) -> Url:
+    """Where a part is to be put instead (307)."""
+    location = response.headers.get("location")
+    if not location:
+        raise RegistryError(f"{response.url.site} sends a part on to nowhere")
     return resolve(response.url, location)
