@@ -35,6 +35,7 @@ def held_model(spec: ModelSpec) -> HeldModel:
         key_length=architecture.key_length,
         value_length=architecture.value_length,
         vocabulary=architecture.vocabulary,
+        remote=spec.remote is not None,
     )
 
 

@@ -42,6 +42,7 @@ from ollama_distributed.state.records import (
     Config,
     Deleted,
     Desired,
+    HeldModel,
     Holdings,
     Intent,
     Lease,
@@ -161,6 +162,28 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         """What a compare-and-set of `key` must name; `ABSENT`: it is not there."""
         stored = self.raw.get(key)
         return stored[1] if stored else ABSENT
+
+    def current(self, model: str) -> HeldModel | None:
+        """The version that counts: the newest that a living node holds, or, where none lives, any
+        node; the same at every node with this state."""
+        held = self.models.get(model)
+        if held is None:
+            return None
+
+        def rank(node: NodeId) -> tuple[bool, float, str]:
+            known = self.nodes.get(node)
+            return known is not None and known.alive, held[node].modified_at, held[node].digest
+
+        return held[max(held, key=rank)]
+
+    def holders(self, model: str) -> tuple[NodeId, ...]:
+        """Nodes with the version that counts, living ones first, then by id."""
+        current = self.current(model)
+        held = self.models.get(model)
+        if current is None or held is None:
+            return ()
+        same = [node for node, one in held.items() if one.digest == current.digest and node in self.nodes]
+        return tuple(sorted(same, key=lambda node: not self.nodes[node].alive))
 
     def version(self, number: int) -> Config | None:
         """A version of the config that is kept."""

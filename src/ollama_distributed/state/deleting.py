@@ -43,7 +43,7 @@ def deletion(state: ClusterState, model: str, *, by: str, at: float) -> Deleted:
         )
     known = [held.modified_at for held in state.models.get(model, {}).values()]
     known += [held.modified_at for held in state.leftovers.get(model, {}).values()]
-    return Deleted(model=model, at=max(at, before.at if before else 0.0, *known), by=by)
+    return Deleted(model=model, until=max(at, before.until if before else 0.0, *known), by=by, at=at)
 
 
 def forgotten(state: ClusterState, now: float) -> list[str]:

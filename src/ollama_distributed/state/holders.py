@@ -17,9 +17,9 @@ Holders: TypeAlias = SortedMap[str, SortedMap[NodeId, HeldModel]]
 """Canonical name → node → model."""
 
 
-def gone(deleted: Deleted | None, modified_at: float) -> bool:
-    """Whether a version of this time was deleted."""
-    return deleted is not None and modified_at <= deleted.at
+def gone(deleted: Deleted | None, model: HeldModel) -> bool:
+    """Whether this version was deleted."""
+    return deleted is not None and model.modified_at <= deleted.until and not model.remote
 
 
 def held(
@@ -36,7 +36,7 @@ def held(
         if old.name not in has:
             models, leftovers = _without(models, old.name, node), _without(leftovers, old.name, node)
     for name, model in has.items():
-        if gone(deleted.get(name), model.modified_at):
+        if gone(deleted.get(name), model):
             models, leftovers = _without(models, name, node), _with(leftovers, name, node, model)
         else:
             models, leftovers = _with(models, name, node, model), _without(leftovers, name, node)
@@ -51,7 +51,7 @@ def divided(
     left: SortedMap[NodeId, HeldModel] = SortedMap()
     for known in (models.get(name, _NOBODY), leftovers.get(name, _NOBODY)):
         for node, model in known.items():
-            if gone(deleted, model.modified_at):
+            if gone(deleted, model):
                 left = left.with_(node, model)
             else:
                 there = there.with_(node, model)

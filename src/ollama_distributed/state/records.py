@@ -105,6 +105,8 @@ class HeldModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaul
     key_length: int = 0
     value_length: int = 0
     vocabulary: int = 0
+    remote: bool = False
+    """It lives in an engine of its node's own: it can be neither copied nor deleted here."""
 
 
 class Holdings(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -164,14 +166,15 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A model that was deleted in the whole cluster: what was made up to `at` is gone, or goes as
+    """A model that was deleted in the whole cluster: what was made up to `until` is gone, or goes as
     soon as its node hears of it. What was made later is another model of the same name."""
 
     model: str
     """Canonical full name."""
-    at: float
+    until: float
     """As `HeldModel.modified_at`, and never before that of any that was known."""
     by: str = ""
+    at: float = 0.0
 
 
 class AssignedModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):

@@ -84,8 +84,8 @@ def events(draw: st.DrawFn) -> Event:
                     keys.holdings(node),
                     holds(node, *draw(st.lists(names, unique=True)), digest=draw(names), at=at),
                 ),
-                (keys.deleted(model), Deleted(model=model, at=at)),
-                (keys.deleted(model), Deleted(model="m1", at=at)),
+                (keys.deleted(model), Deleted(model=model, until=at)),
+                (keys.deleted(model), Deleted(model="m1", until=at)),
                 (keys.member(node), member(node, draw(st.sampled_from(STATUSES)))),
                 (keys.intent(node), Intent(node=NodeId(node), drain=draw(st.booleans()))),
                 (keys.CONFIG, Config(version=draw(st.integers(0, 3)))),
@@ -154,7 +154,7 @@ def test_views_are_what_a_naive_look_at_the_nodes_gives(history: list[Event]) ->
     for node in every:
         for model in node.holdings.models if node.holdings else ():
             deleted = state.deleted.get(model.name)
-            there = naive if deleted is None or model.modified_at > deleted.at else left
+            there = naive if deleted is None or model.modified_at > deleted.until else left
             there.setdefault(model.name, {})[node.id] = model
     assert {name: dict(holders) for name, holders in state.models.items()} == naive
     assert {name: dict(holders) for name, holders in state.leftovers.items()} == left
@@ -290,3 +290,22 @@ def test_versions_of_the_config() -> None:
     assert state.version(3) is None
     assert state.revision_of(keys.version(9)) == 1
     assert state.revision_of(keys.CONFIG) == ABSENT
+
+
+def test_the_newest_version_that_a_living_node_holds_counts() -> None:
+    state = told(
+        *((keys.advert(node), advert(node)) for node in ("a", "b", "c", "d")),
+        (keys.holdings("a"), holds("a", "m", digest="old", at=1.0)),
+        (keys.holdings("b"), holds("b", "m", digest="new", at=3.0)),
+        (keys.holdings("c"), holds("c", "m", digest="new", at=2.0)),
+        (keys.holdings("d"), holds("d", "m", digest="newest", at=9.0)),
+        (keys.member("d"), member("d", "offline")),
+    )
+    current = state.current("m")
+    assert current is not None
+    assert (current.digest, current.modified_at) == ("new", 3.0)
+    assert state.holders("m") == ("b", "c")
+    assert (state.current("x"), state.holders("x")) == (None, ())
+    for node in ("a", "b", "c"):
+        state = told((keys.member(node), member(node, "offline")), state=state)
+    assert state.holders("m") == ("d",)

@@ -45,9 +45,15 @@ def test_what_was_there_goes_and_what_comes_later_stays() -> None:
 
 def test_a_clock_that_is_behind_deletes_all_the_same() -> None:
     state = delete(hold(ClusterState(), "a", 100.0, "m"), "m", 5.0)
-    assert state.deleted["m"] == Deleted(model="m", at=100.0, by="k1")
-    assert delete(state, "m", 6.0).deleted["m"].at == 100.0
+    assert state.deleted["m"] == Deleted(model="m", until=100.0, by="k1", at=5.0)
+    assert delete(state, "m", 6.0).deleted["m"].until == 100.0
     assert not state.models
+
+
+def test_what_lives_in_an_engine_of_a_node_stays() -> None:
+    model = HeldModel(name="m", display="m", digest="d", size_bytes=1, modified_at=1.0, remote=True)
+    held = encode(Holdings(node=NodeId("a"), models=(model,)))
+    assert list(delete(put(ClusterState(), keys.holdings("a"), held), "m", 5.0).models) == ["m"]
 
 
 def test_what_was_wanted_of_its_places_goes_with_it() -> None:
@@ -77,6 +83,6 @@ def test_there_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(state.deleted) == ["m1", "m2", "m3"], "nobody had `gone` any more"
     with pytest.raises(Conflict, match="nodes that are away"):
         delete(state, "m4", 6.0)
-    assert delete(state, "m2", 7.0).deleted["m2"].at == 7.0
+    assert delete(state, "m2", 7.0).deleted["m2"].until == 7.0
     with pytest.raises(Invalid):
         delete(state, "m" * 2000, 8.0)

@@ -175,7 +175,10 @@ RECORDS: list[tuple[msgspec.Struct, bytes]] = [
         b'{"node":"n1","epoch":3,"renewals":9,"since":7.0}',
     ),
     (Term(node=N1, epoch=3), b'{"node":"n1","epoch":3}'),
-    (Deleted(model="m", at=8.5, by="k1"), b'{"model":"m","at":8.5,"by":"k1"}'),
+    (
+        Deleted(model="m", until=8.5, by="k1", at=8.0),
+        b'{"model":"m","until":8.5,"by":"k1","at":8.0}',
+    ),
     (Applied(kind="set_drain", by="k1", at=8.0), b'{"kind":"set_drain","by":"k1","at":8.0}'),
 ]
 
