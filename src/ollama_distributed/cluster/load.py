@@ -61,6 +61,8 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When it goes if nobody uses it, seconds since the Unix epoch; None: never."""
     engine: str = ""
     """`name/variant/version`."""
+    used_at: float = 0.0
+    """When it was used last, by the node's clock, in steps of ten seconds."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

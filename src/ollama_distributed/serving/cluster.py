@@ -21,6 +21,7 @@ from ollama_distributed.state.cluster import ClusterState
 MOST_LISTENED = 64
 """Nodes that a look at the loaded models makes this node listen to for a while: enough for a
 rack, and no storm of reports in a cluster of thousands."""
+USED_STEP_S = 10.0
 STALE_S = 15.0
 """A report that is older is not shown."""
 
@@ -87,6 +88,10 @@ def load_of(
                 name=name_key(one.spec.name),
                 slots=one.slots,
                 busy=one.slots_busy,
+                queued=one.queued,
+                # Two digits, and steps of ten seconds: what hardly changes must look unchanged.
+                tokens_per_s=float(f"{one.tokens_per_s:.2g}"),
+                used_at=int(one.used_at / USED_STEP_S) * USED_STEP_S,
                 memory_bytes=one.memory_bytes,
                 vram_bytes=one.vram_bytes,
                 context_tokens=one.context_tokens,

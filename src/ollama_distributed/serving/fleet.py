@@ -28,10 +28,10 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.holds import Holds
 from ollama_distributed.serving.loading import end_runner, load_runner
 from ollama_distributed.serving.options import Shape, plan_of, serves
 from ollama_distributed.serving.plan import (
-    Hall,
     Held,
     Load,
     Wait,
@@ -46,6 +46,7 @@ from ollama_distributed.serving.ports import Engine, Machine, Runner
 from ollama_distributed.serving.quarantine import Quarantine
 from ollama_distributed.serving.queues import Queues
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
+from ollama_distributed.serving.room import Room
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, what_fits
 from ollama_distributed.serving.watch import watch
@@ -73,7 +74,7 @@ class Fleet:
         settings: ServingSettings,
     ) -> None:
         self._engines = tuple(engines)
-        self._machine = machine
+        self._room = Room(machine, settings)
         self._clock = clock
         self._estimate = estimate
         self._settings = settings
@@ -82,7 +83,7 @@ class Fleet:
         self._queues = Queues()
         self._numbers = itertools.count()
         self._quarantine = Quarantine(clock)
-        self._budget_bytes = 0
+        self.holds = Holds()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._watchers: list[asyncio.Future[None]] = []
@@ -91,13 +92,11 @@ class Fleet:
         """Use other settings from now on. What is loaded stays loaded as it is; those that were
         kept for the default time are kept for the new one. `threads` stays what it was."""
         before, self._settings = self._settings, settings
-        if settings.memory_limit_bytes:
-            self._budget_bytes = settings.memory_limit_bytes
+        self._room.configure(settings)
         for resident in list(self._residents.values()):
             if resident.keep_alive_s == before.keep_alive_s:
                 resident.keep_alive_s = settings.keep_alive_s
-                if resident.state == "ready" and resident.active == 0:
-                    self._idle(resident)
+                self.look_after(resident)
         self._pump()
 
     @property
@@ -107,6 +106,14 @@ class Fleet:
     @property
     def waiting(self) -> int:
         return self._queues.waiting
+
+    def queued(self, key: LoadKey) -> int:
+        """Requests that wait for this model."""
+        return len(self._queues.of(key))
+
+    def budget_bytes(self) -> int:
+        """Memory for models, those that are loaded included."""
+        return self._room.budget_bytes(empty=not self._residents)
 
     # ── requests ────────────────────────────────────────────────────────────────────
 
@@ -161,13 +168,22 @@ class Fleet:
             self._idle(resident)
         self._signal()
 
+    def needs_room(self, spec: ModelSpec, shape: Shape) -> bool:
+        """Whether it can only be loaded in the place of others.
+
+        Raises:
+            NoCapacity: not even so.
+        """
+        decision, _ = self._decide(load_key(spec), Ticket(-1, spec, shape, None, slot=False), ())
+        return isinstance(decision, Wait) or bool(decision.evict)
+
     # ── keep alive ──────────────────────────────────────────────────────────────────
 
     def _idle(self, resident: Resident) -> None:
         """Unload it when its time is over. One timer that looks again costs a request nothing."""
         due = expires_at(resident.last_used, resident.keep_alive_s)
         now = self._clock.monotonic()
-        if due is None:
+        if due is None or resident.key in self.holds:
             return
         if due <= now:
             self._unload(resident)
@@ -180,11 +196,16 @@ class Fleet:
 
     def _look(self, resident: Resident) -> None:
         resident.expiry = None
+        self.look_after(resident)
+
+    def look_after(self, resident: Resident) -> None:
+        """Something else may hold for how long it stays."""
         if resident.state == "ready" and resident.active == 0:
             self._idle(resident)
 
     def expire(self, resident: Resident) -> None:
-        """Unload as soon as it is idle."""
+        """Unload as soon as it is idle, whoever wanted it."""
+        self.holds.clear(resident.key)
         resident.keep_alive_s = 0.0
         if resident.state == "ready" and resident.active == 0:
             self._unload(resident)
@@ -277,11 +298,7 @@ class Fleet:
             for evicted in decision.evict:
                 log.info("serving.evicted", model=self._residents[evicted].spec.display)
                 self._unload(self._residents[evicted])
-            now_held = [r.memory_bytes for r in self._residents.values() if r.memory_bytes]
-            now_held += [h.memory_bytes for h in reserved]
-            room = len(now_held) < self._settings.max_loaded_models
-            fits = room and sum(now_held) + decision.memory_bytes <= self._budget_bytes
-            if fits or not decision.memory_bytes:
+            if self._room.has(decision.memory_bytes, self._residents.values(), reserved):
                 self._begin_load(key, ticket, engine, decision)
             else:
                 # Its room is being cleared: hold it against those behind.
@@ -293,25 +310,7 @@ class Fleet:
         engine = next((engine for engine in self._engines if engine.can_load(spec)), None)
         if engine is None:
             raise LoadFailed(f"no engine on this node can load {spec.display}")
-        if not self._residents:
-            limit = self._settings.memory_limit_bytes
-            free = self._machine.memory_available_bytes() - self._settings.memory_reserve_bytes
-            self._budget_bytes = limit or max(free, 0)
-        held = tuple(
-            Held(
-                key=r.key,
-                memory_bytes=r.memory_bytes,
-                last_used=r.last_used,
-                busy=r.state == "loading" or r.active > 0,
-            )
-            for r in self._residents.values()
-            if r.state != "unloading"
-        )
-        hall = Hall(
-            budget_bytes=self._budget_bytes,
-            max_loaded=self._settings.max_loaded_models,
-            held=held + reserved,
-        )
+        hall = self._room.hall(self._residents.values(), self.holds, reserved)
 
         def size(slots: int) -> int:
             return self._estimate(spec, plan_of(ticket.shape, slots=slots, threads=1))
@@ -319,9 +318,7 @@ class Fleet:
         try:
             return make_room(hall, sizes_of(ticket.shape.slots, size), name=spec.display), engine
         except NoCapacity as error:
-            raise NoCapacity(
-                f"{error.message}; {what_fits(spec, ticket.shape, self._budget_bytes)}"
-            ) from None
+            raise NoCapacity(f"{error.message}; {what_fits(spec, ticket.shape, hall.budget_bytes)}") from None
 
     # ── loading and unloading ───────────────────────────────────────────────────────
 

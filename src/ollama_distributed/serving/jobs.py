@@ -63,6 +63,8 @@ class Desk(Protocol):
 
     async def unload(self, name: str) -> None: ...
 
+    def measured(self, lease: Lease, tokens: int, took_s: float) -> None: ...
+
     def finished(self, job: Job) -> None:
         """The job's last event is out, or it was cancelled."""
         ...
@@ -286,6 +288,8 @@ class Job:
                 completion_tokens=self._thought + event.completion_tokens,
             )
         if not self._over:
+            if self._lease is not None:
+                self._desk.measured(self._lease, event.completion_tokens, event.completion_s)
             self._end(event)
 
     def _watch(self, reasoning: Reasoning, event: Tokens) -> None:

@@ -2,7 +2,8 @@
 
 A `Hall` is what runs now. For a model that is to be loaded, `make_room` says: load it
 (after evicting these idle ones), wait for those busy ones, or refuse. The least recently
-used idle runner goes first, a busy one never goes, and the memory budget is never passed.
+used idle runner goes first, one that placement keeps goes after all others, a busy one never
+goes, and the memory budget is never passed.
 Traps behind the figures: DESIGN.md, "Inference engine".
 """
 
@@ -27,6 +28,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True):
     """Monotonic seconds."""
     busy: bool
     """Loading, unloading, or with requests in flight."""
+    kept: bool = False
+    """Placement wants it here: it goes after those that only requests wanted."""
 
 
 class Hall(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +83,7 @@ def make_room(hall: Hall, sizes: Sequence[tuple[int, int]], *, name: str) -> Dec
             return Load(slots, size, evict)
     # Busy ones must end first. The fewest slots need the fewest of them to.
     _, size = possible[-1]
-    victims = sorted(hall.held, key=lambda h: (h.busy, h.last_used, h.key))
+    victims = sorted(hall.held, key=lambda h: (h.busy, h.kept, h.last_used, h.key))
     free, count = hall.budget_bytes - sum(h.memory_bytes for h in hall.held), len(hall.held)
     drain = []
     for victim in victims:
@@ -95,7 +98,7 @@ def _evictions(hall: Hall, size: int) -> tuple[str, ...] | None:
     """The idle models that must go so that `size` fits; None: they do not suffice."""
     free = hall.budget_bytes - sum(h.memory_bytes for h in hall.held)
     count = len(hall.held)
-    idle = sorted((h for h in hall.held if not h.busy), key=lambda h: (h.last_used, h.key))
+    idle = sorted((h for h in hall.held if not h.busy), key=lambda h: (h.kept, h.last_used, h.key))
     evict = []
     for victim in idle:
         if free >= size and count < hall.max_loaded:

@@ -29,6 +29,7 @@ class Resident:
 
     __slots__ = (
         "active",
+        "crowds",
         "drain_from",
         "expiry",
         "expiry_due",
@@ -61,6 +62,8 @@ class Resident:
         """Leases out."""
         self.slots_busy = 0
         """Of them, those that generate."""
+        self.crowds = 0
+        """How often one began to generate beside others."""
         self.drain_from: int | None = None
         """Requests from this number on wait: another model needs the room, and came before."""
         self.last_used = 0.0
@@ -77,14 +80,19 @@ class Resident:
         assert self.runner is not None
         self.active += 1
         self.slots_busy += slot
+        self.crowds += slot and self.slots_busy > 1
         self.keep_alive_s = renewed(self.keep_alive_s, keep_alive_s)
         return Lease(keeper, self, self.runner, slot=slot)
 
     @property
+    def on_gpu(self) -> bool:
+        """The engine sees a GPU, and layers may go there."""
+        return self.runner is not None and bool(self.runner.info.devices) and self.plan.gpu_layers != 0
+
+    @property
     def on_cores(self) -> bool:
         """Whether its threads work on this machine's cores, not a GPU or another server."""
-        on_gpu = self.runner is not None and self.runner.info.devices and self.plan.gpu_layers != 0
-        return self.spec.remote is None and not on_gpu
+        return self.spec.remote is None and not self.on_gpu
 
     def forget(self) -> None:
         """It is no longer there for requests: nobody looks after it any more."""
@@ -116,12 +124,14 @@ class Keeper(Protocol):
 class Lease:
     """A runner that will not be unloaded until `release`; with a slot, if one was asked for."""
 
-    __slots__ = ("_keeper", "_resident", "_slot", "plan", "runner")
+    __slots__ = ("_alone", "_crowds", "_keeper", "_resident", "_slot", "plan", "runner")
 
     def __init__(self, keeper: Keeper, resident: Resident, runner: Runner, *, slot: bool) -> None:
         self._keeper = keeper
         self._resident: Resident | None = resident
         self._slot = slot
+        self._alone = slot and resident.slots_busy == 1
+        self._crowds = resident.crowds
         self.runner = runner
         self.plan = resident.plan
 
@@ -129,6 +139,12 @@ class Lease:
         """The runner gave a sign of life."""
         if self._resident is not None:
             self._resident.heard = True
+
+    @property
+    def alone(self) -> Resident | None:
+        """The resident, if nobody else has generated on it since this lease began."""
+        resident = self._resident
+        return resident if resident and self._alone and resident.crowds == self._crowds else None
 
     def release(self) -> None:
         """Idempotent."""

@@ -14,7 +14,7 @@ import anyio
 import msgspec
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import ModelNotFound, RunnerDied, Unavailable, Unsupported
+from ollama_distributed.base.errors import ModelNotFound, NoCapacity, RunnerDied, Unavailable, Unsupported
 from ollama_distributed.base.inference import (
     EmbedRequest,
     EmbedResult,
@@ -26,7 +26,8 @@ from ollama_distributed.base.inference import (
     Sampling,
     Usage,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings, options, plan, prompts
 from ollama_distributed.serving.fleet import CLOSING, Fleet
@@ -36,6 +37,7 @@ from ollama_distributed.serving.ports import Catalogue, Engine, EngineInfo, Mach
 from ollama_distributed.serving.residents import Lease, Resident, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, estimate_bytes
+from ollama_distributed.serving.speeds import Device, Speeds
 
 _Answer = TypeVar("_Answer")
 
@@ -63,6 +65,16 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineInfo
     node: str = ""
     """Name of the node that has it in memory; empty: this one."""
+    queued: int = 0
+    """Requests that wait for it."""
+    used_at: float = 0.0
+    """When the last request ended, or now; seconds since the Unix epoch."""
+    tokens_per_s: float = 0.0
+    """Of one answer alone, as measured; 0: not yet."""
+    reserved_bytes: int = 0
+    """Memory that it counts for when another is to be loaded."""
+    held: tuple[str, ...] = ()
+    """Names under which placement keeps it here."""
 
 
 class Serving:
@@ -82,6 +94,7 @@ class Serving:
         self._catalogue = catalogue
         self._fleet = Fleet(engines, machine, clock, estimate, self._settings)
         self._jobs: set[Job] = set()
+        self.speeds = Speeds()
         self._samplings: dict[str, Sampling] = {}
         self._shapes: dict[tuple[str, LoadOptions], Shape] = {}
 
@@ -197,19 +210,23 @@ class Serving:
         assert resident.runner is not None
         now = self.clock.monotonic()
         since = now if resident.active else resident.last_used
-        expires = plan.expires_at(since, resident.keep_alive_s)
-        memory_bytes, info = resident.runner.memory_bytes, resident.runner.info
-        on_gpu = bool(info.devices) and resident.plan.gpu_layers != 0
+        expires = None if resident.key in self._fleet.holds else plan.expires_at(since, resident.keep_alive_s)
+        memory_bytes, held = resident.runner.memory_bytes, self._fleet.holds.names(resident.key)
         return LoadedModel(
             name=resident.spec.display,
             spec=resident.spec,
             memory_bytes=memory_bytes,
-            vram_bytes=memory_bytes if on_gpu else 0,
+            vram_bytes=memory_bytes if resident.on_gpu else 0,
             context_tokens=resident.plan.context_tokens,
             slots=resident.plan.slots,
             slots_busy=resident.slots_busy,
             expires_at=None if expires is None else self.clock.time() + (expires - now),
-            engine=info,
+            engine=resident.runner.info,
+            queued=self._fleet.queued(resident.key),
+            used_at=self.clock.time() - (now - since),
+            tokens_per_s=self.speeds.of(_device(resident), resident.spec.weights_bytes),
+            reserved_bytes=resident.memory_bytes,
+            held=held,
         )
 
     @property
@@ -234,6 +251,58 @@ class Serving:
             self._fleet.expire(resident)
         with anyio.move_on_after(self._settings.unload_timeout_s):
             await self._fleet.wait_until(lambda: all(r.state != "unloading" for r in chosen))
+
+    # ── placement ───────────────────────────────────────────────────────────────────
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory for models, those that are loaded included."""
+        return self._fleet.budget_bytes()
+
+    @property
+    def seats(self) -> int:
+        """Models that may be loaded at once."""
+        return self._settings.max_loaded_models
+
+    async def hold(self, name: str) -> None:
+        """Load it, unless it is loaded in whatever shape, and keep it until `release`, `let_go` or
+        `unload`. No other model goes for it. Cancel-safe.
+
+        Raises:
+            ModelNotFound, InvalidModel: as `Catalogue.resolve`.
+            NoCapacity: there is no room beside those that are loaded.
+            LoadFailed, Quarantined, QueueFull, Unavailable, DeadlineExceeded.
+        """
+        spec = await self._catalogue.resolve(name)
+        key = load_key(spec)
+        there = next((r for r in self._fleet.residents if r.key == key and r.state != "unloading"), None)
+        shape = there.shape if there is not None else self._shape(spec, LoadOptions())
+        if there is None and self._fleet.needs_room(spec, shape):
+            raise NoCapacity(f"{spec.display} has no room beside the models that are loaded")
+        if there is not None and there.state == "ready":
+            self._fleet.holds.put(key, name_key(name))
+            return
+        lease = await self.acquire(spec, shape, None, slot=False)
+        self._fleet.holds.put(key, name_key(name))
+        lease.release()
+
+    def release(self, name: str) -> None:
+        """Keep it no more under this name: keep-alive counts again. Nothing if it is not held."""
+        self._fleet.holds.drop(name_key(name))
+        for resident in self._fleet.residents:
+            self._fleet.look_after(resident)
+
+    async def let_go(self, name: str) -> None:
+        """Unload it once its requests have ended, unless it is kept under another name too.
+        Returns when it is gone, however long that takes."""
+        self.release(name)
+        key = name_key(name)
+        mine = (r for r in self._fleet.residents if name_key(r.spec.name) == key)
+        going = [resident for resident in mine if resident.key not in self._fleet.holds]
+        for resident in going:
+            self._fleet.expire(resident)
+        # One that is asked for anew meanwhile, and told how long to stay, stays.
+        await self._fleet.wait_until(lambda: all(r.state == "gone" or r.keep_alive_s for r in going))
 
     async def close(self, drain_s: float = 10.0) -> None:
         """Refuse what is new or waits, let what runs end for `drain_s`, then stop it and unload.
@@ -282,5 +351,14 @@ class Serving:
     ) -> Lease:
         return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot)
 
+    def measured(self, lease: Lease, tokens: int, took_s: float) -> None:
+        """An answer has ended, and its lease not yet."""
+        if (resident := lease.alone) is not None:
+            self.speeds.add(_device(resident), resident.spec.weights_bytes, tokens, took_s)
+
     def finished(self, job: Job) -> None:
         self._jobs.discard(job)
+
+
+def _device(resident: Resident) -> Device:
+    return "gpu" if resident.on_gpu else "cpu"
