@@ -26,7 +26,7 @@ from ollama_distributed.base.inference import (
     Sampling,
     Usage,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.base.tokens import SourceSink
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings, options, plan, prompts
