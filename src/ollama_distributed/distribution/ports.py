@@ -7,7 +7,7 @@ blob before `finish` has checked it as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -89,11 +89,20 @@ class Blobs(Protocol):
         ...
 
     def partial(self, blob: BlobId, size: int) -> AbstractAsyncContextManager[Partial]:
-        """Begin or resume. What is here stays when the context ends before `finish`.
+        """Begin or resume. What is here stays when the context ends before `finish`. Asks for its
+        room itself.
 
         Raises:
             Conflict: another process fetches it into the same store.
             DiskFull: the missing bytes have no room; nothing was made.
+        """
+        ...
+
+    def room(self, blobs: Mapping[BlobId, int]) -> AbstractAsyncContextManager[None]:
+        """Have room for blobs of these sizes while the context lasts (`distribution.room.Room`).
+
+        Raises:
+            DiskFull: it cannot be made; nothing was fetched.
         """
         ...
 

@@ -31,6 +31,7 @@ from ollama_distributed.distribution.ports import Blobs, Library, Partial, Regis
 from ollama_distributed.distribution.progress import Progress
 from ollama_distributed.models.manifest import Layer, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName
+from ollama_distributed.models.stored import sizes_of
 
 log = structlog.get_logger()
 
@@ -117,7 +118,8 @@ class Pulls:
         fetched: list[BlobId] = []
         try:
             with self._library.pinned(manifest.blobs()):
-                await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
+                async with self._blobs.room(sizes_of(manifest)):
+                    await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
                 progress.tell(Status(status="writing manifest"))
                 unused = await self._library.adopt(name, data)
         except (DiskFull, InvalidModel, RegistryError):

@@ -32,6 +32,10 @@ STAGING = ".ollama-distributed"
 a file inside its `blobs/` would count as complete, or be pruned."""
 PARTIAL = "partial-"
 """Begins the names of blobs that are being fetched, and of their journals (`partial.py`)."""
+JOURNAL = ".journal"
+"""Ends the names of the latter."""
+DAMAGED = "damaged-"
+"""Begins the names of blobs that were found to be something else than their names say."""
 _KEEP_PARTIAL_S = 7 * 24 * 3600
 """A fetch that nobody took up again for a week is given up."""
 
@@ -66,10 +70,10 @@ class Folders:
 
     def clean_staging(self) -> int:
         """Remove what a crash left. Files of another live process are locked, and stay; so do
-        half-fetched blobs that may still be taken up."""
+        half-fetched blobs that may still be taken up, and damaged ones."""
         removed = 0
         for name in listed(self.staging):
-            if name.startswith(PARTIAL) and self._may_go_on(name):
+            if name.startswith(DAMAGED) or (name.startswith(PARTIAL) and self._may_go_on(name)):
                 continue
             try:
                 file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.staging)
@@ -132,6 +136,13 @@ class Staged:
         with translated():
             while view:
                 view = view[os.write(self._file, view) :]
+
+    def date(self, modified_at: float) -> None:
+        """Seconds since the Unix epoch. Read again, it is the same number."""
+        whole = int(modified_at)
+        nanoseconds = whole * 10**9 + round((modified_at - whole) * 1e9)
+        with translated():
+            os.utime(self._file, ns=(nanoseconds, nanoseconds))
 
     def place(self, folder: int, name: str) -> os.stat_result:
         """Make it durable and complete under its final name, replacing what is there."""

@@ -21,7 +21,14 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from ollama_distributed.adapters.blobs.folders import NO_LINKS, PARTIAL, Folders, regular_stat, translated
+from ollama_distributed.adapters.blobs.folders import (
+    JOURNAL,
+    NO_LINKS,
+    PARTIAL,
+    Folders,
+    regular_stat,
+    translated,
+)
 from ollama_distributed.adapters.blobs.runs import Runs
 from ollama_distributed.base.errors import BlobNotFound, Conflict, DigestMismatch, DiskFull
 from ollama_distributed.models.names import BlobId
@@ -36,9 +43,8 @@ class InThread(Protocol):
 NOTE_BYTES = 4 << 20
 """Between two notes: a kill costs so much, or twice if one was under way; and an fdatasync is due 250
 times a GB."""
-_JOURNAL = ".journal"
 _HASH_BYTES = 4 << 20
-_MAX_JOURNAL_BYTES = 64 << 20
+_MAXJOURNAL_BYTES = 64 << 20
 """One line per `NOTE_BYTES`: a journal of this size would tell of terabytes."""
 
 
@@ -58,7 +64,7 @@ class PartialFile:
         self._journal = -1
         self._data = self._open(self._name)
         try:
-            self._journal = self._open(self._name + _JOURNAL)
+            self._journal = self._open(self._name + JOURNAL)
             self._runs = self._read_journal()
             self._check_room()
             with translated():
@@ -182,7 +188,7 @@ class PartialFile:
         """What is here, as far as it can be trusted; else everything starts over."""
         with translated():
             held = os.fstat(self._data).st_size
-            text = os.pread(self._journal, _MAX_JOURNAL_BYTES, 0)
+            text = os.pread(self._journal, _MAXJOURNAL_BYTES, 0)
             whole = text[: text.rfind(b"\n") + 1]  # the last line may be torn
             runs = _parse(whole, self.size) if held == self.size else None
             if runs is None:
@@ -222,7 +228,7 @@ class PartialFile:
         self._remove()
 
     def _remove(self) -> None:
-        for name in (self._name + _JOURNAL, self._name):
+        for name in (self._name + JOURNAL, self._name):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=self._folders.staging)
         self._close()

@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import structlog
 from anyio import CancelScope, CapacityLimiter, to_thread
 
+from ollama_distributed.adapters.blobs import upkeep
 from ollama_distributed.adapters.blobs.folders import (
     Folders,
     Staged,
@@ -30,6 +31,8 @@ from ollama_distributed.adapters.blobs.folders import (
 from ollama_distributed.adapters.blobs.partial import PartialFile
 from ollama_distributed.base.errors import BlobNotFound, DigestMismatch, InvalidModel, InvalidName
 from ollama_distributed.catalog.ports import ManifestStamp, StoredManifest
+from ollama_distributed.distribution.disk_ports import Survey
+from ollama_distributed.distribution.room import Boundless, Room
 from ollama_distributed.models.gguf import Header, NeedMore, read_header
 from ollama_distributed.models.manifest import MAX_MANIFEST_BYTES, named_blobs
 from ollama_distributed.models.names import BlobId, ModelName
@@ -43,6 +46,8 @@ _HEADER_READS = (4 << 20, 16 << 20, 72 << 20)
 the last (the reader's own limit plus the tensor table)."""
 _THREADS = 8
 """Disk work at once; uploads must not take every thread of the process."""
+_PART_BYTES = 4 << 20
+"""Read at once when a blob is looked at as a whole: hashing it takes 3 ms."""
 _MAX_NAMES = 100_000
 """Manifests looked at in one scan; a store with more is damaged or hostile."""
 
@@ -53,12 +58,17 @@ class BlobStore:
     def __init__(self, models_dir: Path) -> None:
         self._folders = Folders(models_dir)
         self._threads = CapacityLimiter(_THREADS)
+        self._room: Room = Boundless()
         removed = self._folders.clean_staging()
         if removed:
             log.info("store.leftovers_removed", files=removed)
 
     def close(self) -> None:
         self._folders.close()
+
+    def use(self, room: Room) -> None:
+        """What is written is asked for there from now on."""
+        self._room = room
 
     # ── manifests ───────────────────────────────────────────────────────────────────
 
@@ -75,10 +85,14 @@ class BlobStore:
 
         return await self._in_thread(read)
 
-    async def write_manifest(self, name: ModelName, data: bytes) -> ManifestStamp:
+    async def write_manifest(
+        self, name: ModelName, data: bytes, modified_at: float | None = None
+    ) -> ManifestStamp:
         def write() -> ManifestStamp:
             with self._folders.staged() as staged:
                 staged.write(data)
+                if modified_at is not None:
+                    staged.date(modified_at)
                 with self._folders.below(self._folders.manifests, name.parts[:3], create=True) as folder:
                     return _stamp(staged.place(folder, name.tag))
 
@@ -133,7 +147,7 @@ class BlobStore:
     async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
         if await self.blob_size(blob) is not None:
             return False
-        async with self._staged() as staged:
+        async with self._room.growing() as growing, self._staged() as staged:
             hasher = hashlib.sha256()
 
             def take(data: bytes) -> None:
@@ -145,8 +159,10 @@ class BlobStore:
                 pending += chunk
                 if len(pending) >= _CHUNK_BYTES:
                     data, pending = bytes(pending), bytearray()
+                    await growing.take(len(data))
                     await self._in_thread(partial(take, data))
             if pending:
+                await growing.take(len(pending))
                 await self._in_thread(partial(take, bytes(pending)))
             found = BlobId(hasher.hexdigest())
             if found != blob:
@@ -156,12 +172,19 @@ class BlobStore:
     @contextlib.asynccontextmanager
     async def partial(self, blob: BlobId, size: int) -> AsyncIterator[PartialFile]:
         """See `distribution.ports.Blobs`."""
-        partial = await self._in_thread(lambda: PartialFile(self._folders, blob, size, self._in_thread))
-        try:
-            yield partial
-        finally:
-            with CancelScope(shield=True):
-                await partial.close()
+        async with self.room({blob: size}):
+            partial = await self._in_thread(lambda: PartialFile(self._folders, blob, size, self._in_thread))
+            try:
+                yield partial
+            finally:
+                with CancelScope(shield=True):
+                    await partial.close()
+
+    @contextlib.asynccontextmanager
+    async def room(self, blobs: Mapping[BlobId, int]) -> AsyncIterator[None]:
+        """See `distribution.ports.Blobs`."""
+        async with self._room.room(blobs):
+            yield
 
     async def read_range(self, blob: BlobId, offset: int, length: int) -> bytes:
         def read() -> bytes:
@@ -200,6 +223,42 @@ class BlobStore:
             return sorted(doomed)
 
         return await self._in_thread(collect)
+
+    # ── upkeep (`distribution.disk_ports.Disk`) ─────────────────────────────────────────
+
+    async def survey(self) -> Survey:
+        return await self._in_thread(lambda: upkeep.survey(self._folders))
+
+    async def drop_leftover(self, kind: Literal["partial", "damaged"], blob: BlobId) -> bool:
+        drop = upkeep.drop_partial if kind == "partial" else upkeep.drop_damaged
+        return await self._in_thread(lambda: drop(self._folders, blob))
+
+    async def take_away(self, blob: BlobId) -> None:
+        await self._in_thread(lambda: upkeep.take_away(self._folders, blob))
+
+    async def digest(self, blob: BlobId, between: Callable[[int], Awaitable[None]]) -> str:
+        try:
+            file = await self._in_thread(lambda: upkeep.open_cold(self._folders, blob))
+        except FileNotFoundError as exc:
+            raise BlobNotFound(f'blob "{blob}" not found') from exc
+        hasher, at = hashlib.sha256(), 0
+
+        def read(offset: int) -> int | None:
+            try:
+                data = os.pread(file, _PART_BYTES, offset)
+            except OSError:
+                return None
+            hasher.update(data)
+            upkeep.forget_pages(file, offset, len(data))
+            return len(data)
+
+        try:
+            while count := await self._in_thread(partial(read, at)):
+                at += count
+                await between(count)
+        finally:
+            os.close(file)
+        return "" if count is None else hasher.hexdigest()
 
     @contextlib.asynccontextmanager
     async def _staged(self) -> AsyncIterator[Staged]:
