@@ -11,7 +11,8 @@ from collections.abc import Iterable
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Device, Replica, Rules, Site, Taken, Wish
-from ollama_distributed.placement.shelves import Domain, Place, Shelf, Shelves, domain_of
+from ollama_distributed.placement.shelves import Place, Shelf, Shelves
+from ollama_distributed.placement.spread import Domain, domain_of
 
 _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
 
@@ -19,19 +20,21 @@ _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
 class Spot:
     """One node and its replicas."""
 
-    def __init__(self, site: Site, domain: Domain, taken: Taken, disk_low_bytes: int) -> None:
+    def __init__(self, site: Site, domain: Domain, disk_low_bytes: int) -> None:
         self.site = site
         self.domain = domain
-        self.gpu_free = site.gpu_bytes - taken.gpu_bytes
-        self.memory_free = site.memory_bytes - taken.memory_bytes
+        self.gpu_free = site.gpu_bytes
+        self.memory_free = site.memory_bytes
         self.disk_free = site.disk_free_bytes - disk_low_bytes
         """Beside what its replicas lack."""
-        self._arriving = taken.arriving
-        self._strays = sum(taken.arriving.values())
+        self.taken = Taken()
+        self._strays = 0
         """Bytes on their way to it that none of its replicas need."""
         self.replicas: dict[str, tuple[Wish, Replica]] = {}
         self.coming: Counter[str] = Counter()
         """Blobs that it lacks, by how many of its replicas need them."""
+        self.shelves: list[Shelf] = []
+        """Of its kind, one for each device."""
         self.stands: list[tuple[Shelf, Place]] = []
 
     def free(self, device: Device) -> int:
@@ -47,7 +50,7 @@ class Spot:
     def disk(self, wish: Wish) -> tuple[int, int]:
         """Bytes that its disk would have to take for a model, and how many it can. What is on its way
         comes in any case: nothing more is brought into its room."""
-        here, coming, arriving = self.site.blobs, self.coming, self._arriving
+        here, coming, arriving = self.site.blobs, self.coming, self.taken.arriving
         lacks = more = 0
         for blob in wish.blobs:  # asked of millions of nodes: a generator would take twice as long
             if blob.digest not in here and blob.digest not in coming:
@@ -56,6 +59,13 @@ class Spot:
                     more += blob.size_bytes
         room = max(self.disk_free - self._strays if more else self.disk_free, 0)
         return more or lacks, room
+
+    def stand_beside(self, taken: Taken) -> None:
+        """What is taken of it beside its replicas is another by now."""
+        self.gpu_free += self.taken.gpu_bytes - taken.gpu_bytes
+        self.memory_free += self.taken.memory_bytes - taken.memory_bytes
+        self.taken = taken
+        self._strays = sum(size for digest, size in taken.arriving.items() if digest not in self.coming)
 
     def take(self, wish: Wish, replica: Replica) -> None:
         self.replicas[wish.model] = (wish, replica)
@@ -79,10 +89,10 @@ class Spot:
             if before + by == 0:
                 del coming[blob.digest]
                 self.disk_free += blob.size_bytes
-                self._strays += self._arriving.get(blob.digest, 0)
+                self._strays += self.taken.arriving.get(blob.digest, 0)
             elif before == 0:
                 self.disk_free -= blob.size_bytes
-                self._strays -= self._arriving.get(blob.digest, 0)
+                self._strays -= self.taken.arriving.get(blob.digest, 0)
 
 
 class Board:
@@ -100,10 +110,19 @@ class Board:
         if old is not None:
             self._take_down(old)
         domain = domain_of(site, self._rules.spread_by)
-        spot = self.spots[site.node] = Spot(site, domain, taken, self._rules.disk_low_bytes)
+        spot = self.spots[site.node] = Spot(site, domain, self._rules.disk_low_bytes)
+        spot.stand_beside(taken)
         if old is not None:
             for wish, replica in old.replicas.values():
                 spot.take(wish, replica)
+        self._choose_shelves(spot)
+        self._put_up(spot)
+
+    def put_taken(self, node: NodeId, taken: Taken) -> None:
+        """Nothing of a node is another but what is taken of it."""
+        spot = self.spots[node]
+        self._take_down(spot)
+        spot.stand_beside(taken)
         self._put_up(spot)
 
     def drop_site(self, node: NodeId) -> None:
@@ -135,19 +154,20 @@ class Board:
         """Tell nodes apart by other labels."""
         self.shelves = Shelves(self._rules.spread_by, labels)
         for spot in self.spots.values():
+            self._choose_shelves(spot)
             self._put_up(spot)
 
+    def _choose_shelves(self, spot: Spot) -> None:
+        devices = _DEVICES if spot.site.gpu_bytes else _DEVICES[1:]
+        taking = spot.site.presence == "here"
+        spot.shelves = [self.shelves.of(spot.site, device) for device in devices] if taking else []
+
     def _put_up(self, spot: Spot) -> None:
-        spot.stands = []
-        if spot.site.presence != "here":
-            return
-        for device in _DEVICES:
-            if device == "gpu" and not spot.site.gpu_bytes:
-                continue
-            place = Place(len(spot.replicas), spot.free(device), spot.site.node)
-            shelf = self.shelves.of(spot.site, device)
+        stands = spot.stands = []
+        for shelf in spot.shelves:
+            place = Place(len(spot.replicas), spot.free(shelf.device), spot.site.node)
             shelf.add(place)
-            spot.stands.append((shelf, place))
+            stands.append((shelf, place))
 
     def _take_down(self, spot: Spot) -> None:
         for shelf, place in spot.stands:

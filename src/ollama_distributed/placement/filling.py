@@ -16,7 +16,8 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board, Spot
 from ollama_distributed.placement.facts import Device, Replica
 from ollama_distributed.placement.keeping import Offer, Want, fits_alone
-from ollama_distributed.placement.shelves import Crowding, Place, Shelf, Spread
+from ollama_distributed.placement.shelves import Place, Shelf
+from ollama_distributed.placement.spread import Crowding, Spread
 
 _Rank = tuple[Crowding, int, int, NodeId]
 

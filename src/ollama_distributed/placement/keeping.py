@@ -6,14 +6,13 @@ asks for few of them anew. What was decided before goes first, then what is ther
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Device, Replica, Rules, Site, Taken, Wish
-from ollama_distributed.placement.shelves import Domain, Spread, domain_of
+from ollama_distributed.placement.spread import Domain, Spread, apart
 
 
 class Want:
@@ -30,101 +29,76 @@ class Want:
         """The large ones first: the small ones fit into what they leave."""
 
 
-class Offer(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a node has to do with a model, and whether it can go on with it."""
+class Offer(msgspec.Struct, gc=False):
+    """What a node has to do with a model, and whether it can go on with it. Never changed once
+    `offers` is done with it."""
 
     node: NodeId
-    domain: Domain = ()
-    usable: bool = False
-    """It counts as a copy."""
-    here: bool = False
+    domain: Domain
+    here: bool
     """It may get more."""
-    pinned: bool = False
-    standing: Replica | None = None
+    standing: Replica | None
     """As it was decided before."""
-    complete: bool = False
+    was_warm: bool
+    """Then it was to be loaded."""
+    pinned: bool
+    complete: bool
     """All blobs are on its disk."""
-    arriving: bool = False
+    arriving: bool
     """Some are on their way."""
-    loaded: bool = False
+    loaded: bool
+    usable: bool
+    """It counts as a copy."""
     device: Device | None = None
-    """Where it can stay loaded, or be loaded, beside all that goes first on this node."""
-
+    """Where it can stay loaded, or be loaded, beside all that goes first on this node; only of one
+    that is loaded, or was to be, or is pinned."""
     settled: bool = False
     """It stands, and nothing is left to do for it."""
 
-    @property
-    def was_warm(self) -> bool:
-        return self.standing is not None and self.standing.warm
-
-
-class _Row(msgspec.Struct, gc=False):
-    """One model at one node, while it is looked at."""
-
-    want: Want
-    standing: Replica | None
-    pinned: bool
-    complete: bool
-    arriving: bool
-    loaded: bool
-    usable: bool
-    device: Device | None = None
-
-    @property
-    def was_warm(self) -> bool:
-        return self.standing is not None and self.standing.warm
-
-    @property
-    def settled(self) -> bool:
-        standing = self.standing
-        if standing is None or not (self.usable and self.complete) or self.loaded != standing.warm:
-            return False
-        return not standing.warm or self.device == standing.device
-
 
 def offers(
-    site: Site, wants: Iterable[Want], standing: Mapping[str, Replica], rules: Rules, taken: Taken
+    site: Site,
+    domain: Domain,
+    wants: Iterable[Want],
+    standing: Mapping[str, Replica],
+    rules: Rules,
+    taken: Taken,
 ) -> dict[str, Offer]:
     """What this node has to do with each of `wants`."""
-    domain = domain_of(site, rules.spread_by)
-    here = site.presence == "here"
-    rows = [_seen(site, want, standing.get(want.wish.model)) for want in wants]
+    rows = [(want, _seen(site, domain, want, standing.get(want.wish.model))) for want in wants]
     if site.presence != "away":
         _check_disk(site, rows, rules, taken)
-    if here or site.presence == "wavering":
+    if site.presence in ("here", "wavering"):
         _give_memory(site, rows, taken)
-    return {
-        row.want.wish.model: Offer(
-            node=site.node,
-            domain=domain,
-            usable=row.usable,
-            here=here,
-            pinned=row.pinned,
-            standing=row.standing,
-            complete=row.complete,
-            arriving=row.arriving,
-            loaded=row.loaded,
-            device=row.device,
-            settled=row.settled,
-        )
-        for row in rows
-        if row.usable or row.complete or row.loaded or row.standing is not None
-    }
+    made = {}
+    for want, row in rows:
+        placed = row.standing
+        if placed is not None and row.usable and row.complete and row.loaded == placed.warm:
+            row.settled = not placed.warm or row.device == placed.device
+        if row.usable or row.complete or row.loaded or placed is not None:
+            made[want.wish.model] = row
+    return made
 
 
-def _seen(site: Site, want: Want, standing: Replica | None) -> _Row:
-    wish = want.wish
-    complete = want.digests <= site.blobs
-    arriving = not complete and bool(site.arriving) and not want.digests.isdisjoint(site.arriving)
+_Row = tuple[Want, Offer]
+
+
+def _seen(site: Site, domain: Domain, want: Want, standing: Replica | None) -> Offer:
+    wish, digests = want.wish, want.digests
+    complete = digests <= site.blobs
+    arriving = not complete and bool(site.arriving) and not digests.isdisjoint(site.arriving)
     pinned = site.node in want.pins
-    stays = standing is not None or complete or (arriving and want.digests <= site.blobs | site.arriving)
+    here = site.presence == "here"
+    stays = standing is not None or complete or (arriving and digests <= site.blobs | site.arriving)
     usable = (
-        site.presence in ("here", "wavering", "away")
-        and (stays or (pinned and site.presence == "here"))
+        (here or site.presence in ("wavering", "away"))
+        and (stays or (pinned and here))
         and (pinned or not wish.labels or _labelled(site, wish))
         and fits_alone(site, wish)
     )
-    return _Row(want, standing, pinned, complete, arriving, wish.model in site.loaded, usable)
+    was_warm = standing is not None and standing.warm
+    loaded = wish.model in site.loaded
+    return Offer(site.node, domain, here, standing, was_warm, pinned, complete, arriving, loaded, usable)
 
 
 def _labelled(site: Site, wish: Wish) -> bool:
@@ -163,13 +137,16 @@ def taken_of(site: Site, wishes: Mapping[str, Want], wanting: Mapping[str, Itera
 def _check_disk(site: Site, rows: list[_Row], rules: Rules, taken: Taken) -> None:
     """Models whose missing blobs have no room beside those that go first cannot be used. What is
     on its way comes in any case: nothing more is brought into its room."""
-    coming = [row for row in rows if row.usable and not row.complete]
-    coming.sort(key=lambda row: (not row.pinned, row.standing is None, row.want.order))
+    coming = [row for row in rows if row[1].usable and not row[1].complete]
+    if not coming:
+        return
+    if len(coming) > 1:
+        coming.sort(key=lambda row: (not row[1].pinned, row[1].standing is None, row[0].order))
     free = site.disk_free_bytes - rules.disk_low_bytes
     unspoken = free - sum(taken.arriving.values())
     counted: set[str] = set()
-    for row in coming:
-        missing = [b for b in row.want.wish.blobs if b.digest not in site.blobs and b.digest not in counted]
+    for want, row in coming:
+        missing = [b for b in want.wish.blobs if b.digest not in site.blobs and b.digest not in counted]
         lacking = sum(blob.size_bytes for blob in missing)
         more = sum(blob.size_bytes for blob in missing if blob.digest not in taken.arriving)
         if (more > unspoken) if more else (lacking > free):
@@ -180,23 +157,33 @@ def _check_disk(site: Site, rows: list[_Row], rules: Rules, taken: Taken) -> Non
 
 
 def _give_memory(site: Site, rows: list[_Row], taken: Taken) -> None:
-    """Which models fit into its memory together, in the order in which they may have it."""
+    """Which models fit into its memory together, in the order in which they may have it. Whether
+    one is to be loaded anywhere is asked only of what is pinned: when thousands of replicas are to
+    run, or to run no more, that alone asks no node anew."""
     gpu_free, memory_free = site.gpu_bytes - taken.gpu_bytes, site.memory_bytes - taken.memory_bytes
     asking = [
         row
         for row in rows
-        if row.usable
-        and row.want.wish.warm
-        and (row.was_warm or row.loaded or (row.pinned and site.presence == "here"))
+        if row[1].usable and (row[1].was_warm or row[1].loaded or (row[1].here and _goes_first(row)))
     ]
-    asking.sort(key=lambda row: (not row.pinned, not row.was_warm, not row.loaded, row.want.order))
-    for row in asking:
-        for device in _devices(site, row.want.wish.model, row.standing):
-            gpu, memory = row.want.wish.need.of(device)
+    if len(asking) > 1:
+        asking.sort(key=_memory_order)
+    for want, row in asking:
+        for device in _devices(site, want.wish.model, row.standing):
+            gpu, memory = want.wish.need.of(device)
             if (gpu or device == "cpu") and gpu <= gpu_free and memory <= memory_free:
                 gpu_free, memory_free = gpu_free - gpu, memory_free - memory
                 row.device = device
                 break
+
+
+def _goes_first(row: _Row) -> bool:
+    return row[1].pinned and row[0].wish.warm > 0
+
+
+def _memory_order(row: _Row) -> tuple[bool, bool, bool, tuple[int, int, str]]:
+    want, offer = row
+    return (not _goes_first(row), not offer.was_warm, not offer.loaded, want.order)
 
 
 def _devices(site: Site, model: str, standing: Replica | None) -> tuple[Device, ...]:
@@ -290,23 +277,12 @@ def _choose(
 
 
 def _apart(equals: list[Offer], count: int, beside: list[Offer]) -> list[Offer]:
-    """`count` of them, one after the other where the model has the fewest replicas."""
+    """`count` of them, one after the other where the model has the fewest replicas. `equals`:
+    sorted by node."""
     spread = Spread()
     for offer in beside:
         spread.add(offer.domain)
     by_domain: dict[Domain, list[Offer]] = {}
-    for offer in reversed(equals):
+    for offer in equals:
         by_domain.setdefault(offer.domain, []).append(offer)
-    order = [(spread.crowding(domain), domain) for domain in by_domain]
-    heapq.heapify(order)
-    chosen: list[Offer] = []
-    while len(chosen) < count and order:
-        crowding, domain = order[0]
-        if (now := spread.crowding(domain)) > crowding:
-            heapq.heapreplace(order, (now, domain))  # a wider domain got one since
-            continue
-        spread.add(domain)
-        chosen.append(by_domain[domain].pop())
-        if not by_domain[domain]:
-            heapq.heappop(order)
-    return chosen
+    return apart(by_domain, count, spread)

@@ -16,7 +16,7 @@ import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board
-from ollama_distributed.placement.facts import Replica, Rules, Site, Taken, Wish
+from ollama_distributed.placement.facts import Replica, Rules, Site, Wish
 from ollama_distributed.placement.filling import Filling
 from ollama_distributed.placement.keeping import Offer, Want, keep, offers, taken_of
 from ollama_distributed.placement.moving import Gap, begin, gap, lacking
@@ -67,7 +67,6 @@ class Planner:
         self._fetching = 0
         self._used: dict[NodeId, tuple[int, int]] = {}
         """GPU and main memory that models have now, those that are being loaded among them."""
-        self._taken: dict[NodeId, Taken] = {}
         self._adopted: SortedMap[str, tuple[Replica, ...]] = SortedMap()
         """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
@@ -78,8 +77,8 @@ class Planner:
         self._gaps: dict[str, Gap] = {}
         self._new_sites: set[NodeId] = set()
         """They are or have something else."""
-        self._other_wishes: set[NodeId] = set()
-        """They are as they were, but other things may be wanted of them."""
+        self._same_sites: set[NodeId] = set()
+        """They are as they were, but something else may be wanted of them, or was decided."""
         self._new_models: set[str] = set()
 
     # ── events ──────────────────────────────────────────────────────────────────────
@@ -107,7 +106,9 @@ class Planner:
         if old is not None and old.wish == wish:
             return
         if old is not None and _same_for_nodes(old.wish, wish):
-            self.wants[wish.model] = Want(wish)
+            want = self.wants[wish.model] = Want(wish)
+            if bool(old.wish.warm) != bool(wish.warm):
+                self._same_sites.update(want.pins & self.sites.keys())
             self._new_models.add(wish.model)
             return
         self.drop_wish(wish.model)
@@ -150,7 +151,7 @@ class Planner:
     def _stand(self, node: NodeId, replicas: Mapping[str, Replica]) -> None:
         if replicas != self._standing.get(node, {}):
             self._standing[node] = replicas
-            self._new_sites.add(node)
+            self._same_sites.add(node)
 
     def adopt(self, decided: Plan) -> None:
         """What a plan decided stands from now on, and nothing else."""
@@ -183,9 +184,9 @@ class Planner:
         if self.board.shelves.labels != self._labels.keys():
             self.board.relabel(self._labels)
         touched = self._new_models
-        for node in sorted(self._new_sites | self._other_wishes):
+        for node in self._new_sites | self._same_sites:
             touched |= self._look_at(node)
-        self._new_sites, self._other_wishes, self._new_models = set(), set(), set()
+        self._new_sites, self._same_sites, self._new_models = set(), set(), set()
         for model in touched:
             self._keep(model)
         refusals = self._fill(touched)
@@ -218,14 +219,19 @@ class Planner:
                 del self.offered[model][node]
                 self._kept.get(model, {}).pop(node, None)
             self._used.pop(node, None)
-            self._taken.pop(node, None)
             if node in self.board.spots:
                 self.board.drop_site(node)
             return set(before)
         standing = self._standing.get(node, {})
         names = self._concerned(site, standing)
         taken = taken_of(site, self.wants, self._wanted_blobs)
-        after = offers(site, [self.wants[name] for name in sorted(names)], standing, self.rules, taken)
+        changed = node in self._new_sites
+        if changed:
+            self.board.put_site(site, taken)
+        elif self.board.spots[node].taken != taken:
+            self.board.put_taken(node, taken)
+        domain = self.board.spots[node].domain
+        after = offers(site, domain, [self.wants[name] for name in names], standing, self.rules, taken)
         for model in before:
             if model not in after:
                 del self.offered[model][node]
@@ -233,10 +239,6 @@ class Planner:
             self.offered.setdefault(model, {})[node] = offer
         self._at[node] = after
         self._used[node] = self._in_use(site, standing)
-        changed = node in self._new_sites
-        if changed or self._taken.get(node) != taken:
-            self.board.put_site(site, taken)
-            self._taken[node] = taken
         if changed:
             return names.union(before)
         return {model for model in names.union(before) if before.get(model) != after.get(model)}
@@ -339,8 +341,8 @@ class Planner:
     def _touch(self, want: Want) -> None:
         """Look again at every node that this model concerns."""
         model = want.wish.model
-        self._other_wishes.update(self.offered.get(model, ()))
-        self._other_wishes.update(want.pins & self.sites.keys())
+        self._same_sites.update(self.offered.get(model, ()))
+        self._same_sites.update(want.pins & self.sites.keys())
         for node, site in self.sites.items():
             if (
                 not want.digests.isdisjoint(site.blobs)
@@ -348,12 +350,13 @@ class Planner:
                 or model in site.loaded
                 or model in site.loading
             ):
-                self._other_wishes.add(node)
-        self._other_wishes.update(node for node, standing in self._standing.items() if model in standing)
+                self._same_sites.add(node)
+        self._same_sites.update(node for node, standing in self._standing.items() if model in standing)
 
 
 def _same_for_nodes(old: Wish, new: Wish) -> bool:
-    """Whether no node has anything else to do with it."""
-    return msgspec.structs.replace(
-        new, copies=old.copies, warm=old.warm, keep=old.keep, display=old.display
-    ) == old and bool(old.warm) == bool(new.warm)
+    """Whether no node has anything else to do with it, but for those that it is pinned to."""
+    return (
+        msgspec.structs.replace(new, copies=old.copies, warm=old.warm, keep=old.keep, display=old.display)
+        == old
+    )

@@ -16,9 +16,8 @@ import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Device, Site
+from ollama_distributed.placement.spread import Crowding, Domain, domain_of
 
-Domain = tuple[str, ...]
-Crowding = tuple[int, ...]
 Judge = Callable[[NodeId], Crowding | None]
 """How many replicas of the model each narrower failure domain of a node has; None: it cannot take
 one."""
@@ -141,24 +140,3 @@ class Shelves:
             shelf = self._shelves[key]
             if all(shelf.labels.get(name) == value for name, value in labels.items()):
                 yield shelf
-
-
-def domain_of(site: Site, spread_by: tuple[str, ...]) -> Domain:
-    """What fails together with it, the widest first; a label that it lacks is empty."""
-    return tuple(site.labels.get(label, "") for label in spread_by)
-
-
-class Spread:
-    """How many replicas of one model each failure domain has."""
-
-    def __init__(self) -> None:
-        self._counts: dict[Domain, int] = {}
-
-    def add(self, domain: Domain, by: int = 1) -> None:
-        for depth in range(1, len(domain) + 1):
-            self._counts[domain[:depth]] = self._counts.get(domain[:depth], 0) + by
-
-    def crowding(self, domain: Domain) -> Crowding:
-        """Replicas beside it in each domain, the widest first. Lower is better."""
-        counts = self._counts
-        return tuple(counts.get(domain[:depth], 0) for depth in range(1, len(domain) + 1))
