@@ -39,7 +39,11 @@ class Store(Protocol):
 
     async def read_manifest(self, name: ModelName) -> StoredManifest | None: ...
 
-    async def write_manifest(self, name: ModelName, data: bytes) -> ManifestStamp: ...
+    async def write_manifest(
+        self, name: ModelName, data: bytes, modified_at: float | None = None
+    ) -> ManifestStamp:
+        """`modified_at`: of the stamp, seconds since the Unix epoch; None: now."""
+        ...
 
     async def delete_manifest(self, name: ModelName) -> bool:
         """True: it was there. Folders that became empty go too."""

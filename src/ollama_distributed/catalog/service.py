@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 
 import anyio
 import structlog
@@ -18,6 +18,7 @@ import structlog
 from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.errors import (
     BlobNotFound,
+    Conflict,
     InvalidName,
     ModelNotFound,
     OllamaDistributedError,
@@ -27,6 +28,7 @@ from ollama_distributed.catalog.creation import Creation
 from ollama_distributed.catalog.entries import Entry, read_entry
 from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store, StoredManifest
 from ollama_distributed.catalog.showing import show_entry, show_remote
+from ollama_distributed.catalog.versions import History, history_of_nothing, next_time
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.models.manifest import named_blobs, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName, name_key
@@ -77,6 +79,11 @@ class Catalog:
         back."""
         self._scanning = anyio.Lock()
         self._scanned_at = float("-inf")
+        self._history: Callable[[str], History] = history_of_nothing
+
+    def follow(self, history: Callable[[str], History]) -> None:
+        """From now on this node's names have versions elsewhere too; by `name_key`."""
+        self._history = history
 
     # ── index ───────────────────────────────────────────────────────────────────────
 
@@ -154,7 +161,7 @@ class Catalog:
                 async with self._writing:
                     await creation.check_complete()
                     old = await self._store.read_manifest(name)
-                    await self._store.write_manifest(name, creation.manifest_bytes())
+                    await self._write(name, creation.manifest_bytes())
                     await self._reread(name)
         except BaseException:
             # Also when the client went away: what was stored for nothing goes.
@@ -187,7 +194,7 @@ class Catalog:
             if stored is None:
                 raise ModelNotFound(f'model "{source}" not found')
             old = await self._store.read_manifest(there)
-            await self._store.write_manifest(there, stored.data)
+            await self._write(there, stored.data)
             await self._reread(there)
         await self.forget(named_blobs(old.data) if old else set())
 
@@ -203,11 +210,8 @@ class Catalog:
             raise Unsupported(f"{name} lives in another engine on this machine; delete it there")
         async with self._writing:
             stored = await self._store.read_manifest(target)
-            if stored is None or not await self._store.delete_manifest(target):
+            if stored is None or not await self._remove(target):
                 raise ModelNotFound(f"model '{name}' not found")
-            self._entries.pop(target.key, None)
-            self._broken.pop(target.key, None)
-            self._on_change()
         log.info("catalog.deleted", model=target.display)
         await self.forget(named_blobs(stored.data))
 
@@ -230,24 +234,65 @@ class Catalog:
         stored = await self._store.read_manifest(self.settled(name))
         return None if stored is None else stored.data
 
-    async def adopt(self, name: ModelName, manifest: bytes) -> set[BlobId]:
+    async def examine(self, name: ModelName, manifest: bytes) -> None:
+        """Whether a model whose blobs are all here could be served. Raises as `adopt`."""
+        for blob in parse_manifest(manifest).blobs():
+            if await self._store.blob_size(blob) is None:
+                raise BlobNotFound(f'blob "{blob}" not found')
+        await read_entry(self._store, name, StoredManifest(manifest, _NO_STAMP))
+
+    async def adopt(self, name: ModelName, manifest: bytes, made_at: float | None = None) -> set[BlobId]:
         """Name a model whose blobs are all here. Returns the blobs that only its last version used.
+        `made_at`: when the version that this is a copy of was made; None: it is new.
 
         Raises:
             InvalidModel: it cannot be served; the message says why. Nothing was changed.
             BlobNotFound: one is not here.
+            ModelNotFound: this version was deleted in the whole cluster meanwhile.
+            Conflict: a newer version is here.
         """
         target = self.settled(name)
         async with self._writing:
-            for blob in parse_manifest(manifest).blobs():
-                if await self._store.blob_size(blob) is None:
-                    raise BlobNotFound(f'blob "{blob}" not found')
-            await read_entry(self._store, target, StoredManifest(manifest, _NO_STAMP))
+            await self.examine(target, manifest)
             old = await self._store.read_manifest(target)
-            await self._store.write_manifest(target, manifest)
+            if made_at is not None:
+                if made_at <= self._history(target.key).deleted_until:
+                    raise ModelNotFound(f"model '{name.display}' was deleted meanwhile")
+                if old is not None and old.stamp.modified_at > made_at:
+                    raise Conflict(f"a newer version of '{name.display}' is here")
+            await self._write(target, manifest, made_at)
             await self._reread(target)
         log.info("catalog.adopted", model=target.display)
         return (named_blobs(old.data) if old else set()) - named_blobs(manifest)
+
+    # ── what was deleted in the whole cluster ───────────────────────────────────────────
+
+    def models(self) -> Mapping[str, float]:
+        """When each model on disk was made, by `name_key`."""
+        return {key: entry.stamp.modified_at for key, entry in self._entries.items()} | {
+            key: broken.stamp.modified_at for key, broken in self._broken.items()
+        }
+
+    async def clear(self, key: str, until: float) -> bool:
+        """Remove a name, unless its version is newer than that. False: it is."""
+        target = self._name_of(key)
+        async with self._writing:
+            stored = await self._store.read_manifest(target)
+            if stored is None or stored.stamp.modified_at > until:
+                return False
+            await self._remove(target)
+        log.info("catalog.deleted", model=target.display)
+        await self.forget(named_blobs(stored.data))
+        return True
+
+    async def renew(self, key: str) -> None:
+        """Make the version that is here a new one."""
+        target = self._name_of(key)
+        async with self._writing:
+            stored = await self._store.read_manifest(target)
+            if stored is not None:
+                await self._write(target, stored.data)
+                await self._reread(target)
 
     async def forget(self, blobs: Collection[BlobId]) -> None:
         """Remove those that no manifest names and nobody has pinned."""
@@ -259,6 +304,23 @@ class Catalog:
             log.info("catalog.blobs_removed", blobs=len(removed))
 
     # ── inside ──────────────────────────────────────────────────────────────────────
+
+    async def _write(self, name: ModelName, data: bytes, made_at: float | None = None) -> None:
+        """While writing. What is new is newer than all that is known of its name."""
+        if made_at is None:
+            entry = self._entries.get(name.key)
+            here_at = entry.stamp.modified_at if entry is not None else 0.0
+            made_at = next_time(self._clock.time(), self._history(name.key), here_at)
+        await self._store.write_manifest(name, data, made_at)
+
+    async def _remove(self, name: ModelName) -> bool:
+        """While writing. False: it was gone."""
+        there = await self._store.delete_manifest(name)
+        if there:
+            self._entries.pop(name.key, None)
+            self._broken.pop(name.key, None)
+            self._on_change()
+        return there
 
     def _known(self, key: str) -> ModelSpec | None:
         entry = self._entries.get(key)

@@ -7,7 +7,7 @@ blob before `finish` has checked it as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -119,6 +119,20 @@ class Blobs(Protocol):
         ...
 
 
+class Store(Blobs, Protocol):
+    """The same, for blobs that come in one go."""
+
+    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
+        """Store what has this digest; checked before it is visible. False: it was there, and
+        nothing was read.
+
+        Raises:
+            DigestMismatch: the content has another digest; nothing stays.
+            DiskFull: nothing stays.
+        """
+        ...
+
+
 class Registry(Protocol):
     """Where models come from and go to (`adapters.registry.service.Registries`).
 
@@ -178,12 +192,27 @@ class Library(Protocol):
         """As stored; None when there is no such model here."""
         ...
 
-    async def adopt(self, name: ModelName, manifest: bytes) -> set[BlobId]:
+    async def examine(self, name: ModelName, manifest: bytes) -> None:
+        """Whether a model whose blobs are all here could be adopted. Raises as `adopt`."""
+        ...
+
+    async def adopt(self, name: ModelName, manifest: bytes, made_at: float | None = None) -> set[BlobId]:
         """Name a model whose blobs are all here. Returns the blobs that only its last version used.
+        `made_at`: when the version that this is a copy of was made; None: it is new.
 
         Raises:
             InvalidModel: it cannot be served; the message says why. Nothing was changed.
             BlobNotFound: one is not here.
+            ModelNotFound: this version was deleted in the whole cluster meanwhile.
+            Conflict: a newer version is here.
+        """
+        ...
+
+    async def delete(self, name: str) -> None:
+        """Remove a name, and the blobs that no other name needs.
+
+        Raises:
+            ModelNotFound: it is not here.
         """
         ...
 

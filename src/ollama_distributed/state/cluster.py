@@ -177,12 +177,17 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         return held[max(held, key=rank)]
 
     def holders(self, model: str) -> tuple[NodeId, ...]:
-        """Nodes with the version that counts, living ones first, then by id."""
+        """Nodes with the version that counts, living ones first, then by id. What lives in nodes' own
+        engines has one name and no common digest: all of those are."""
         current = self.current(model)
         held = self.models.get(model)
         if current is None or held is None:
             return ()
-        same = [node for node, one in held.items() if one.digest == current.digest and node in self.nodes]
+        same = [
+            node
+            for node, one in held.items()
+            if (one.digest == current.digest or one.remote) and node in self.nodes
+        ]
         return tuple(sorted(same, key=lambda node: not self.nodes[node].alive))
 
     def version(self, number: int) -> Config | None:

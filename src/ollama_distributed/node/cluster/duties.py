@@ -45,6 +45,7 @@ def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
     duties: list[tuple[str, Duty]] = [
         ("remember", partial(_remember, life, link)),
         ("config", partial(_configure, life, link)),
+        ("clean", partial(_clean, life, link)),
     ]
     if life.is_server:
         duties += [
@@ -83,6 +84,22 @@ async def _remember(life: Life, link: Link) -> None:
 
 def _differ(now: ClusterState, before: ClusterState) -> bool:
     return now.nodes is not before.nodes or now.voters is not before.voters or now.config is not before.config
+
+
+async def _clean(life: Life, link: Link) -> None:
+    """What was deleted in the whole cluster goes from this node too, also if it was away then."""
+    state = await link.mirror.wait_ready()
+    record = life.roster.record(life.parts.node)
+    if (
+        record is None or not life.roster.current
+    ):  # it comes with the other news: before it nobody knows what was brought along
+        await anyio.sleep(SETTLE_S)
+        return
+    await life.parts.clean(state.deleted, record.admitted_at)
+    with anyio.move_on_after(LOOK_S):
+        await link.mirror.wait_for(
+            lambda now: now.deleted is not state.deleted or now.leftovers is not state.leftovers
+        )
 
 
 async def _found(life: Life, link: Link) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import LoadedModel
-from ollama_distributed.state.records import Config, Hardware
+from ollama_distributed.state.records import Config, Deleted, Hardware
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,9 @@ class Parts:
     pool: PeerPool
     door: PeerDoor
     keys: SharedKeys
+    clean: Callable[[Mapping[str, Deleted], float], Awaitable[None]]
+    """Removes what was deleted in the whole cluster, but not what this node brought along at the
+    given time (`catalog.versions.Cleaner`)."""
     apply_config: Callable[[Config], None]
     """Called with each version of the cluster's config, also the first one."""
 

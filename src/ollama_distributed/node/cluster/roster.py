@@ -36,6 +36,8 @@ class Roster:
         self._on_removed = on_removed
         self._on_change = on_change
         self._records: dict[NodeId, NodeRecord] = {}
+        self.current = False
+        """What there was when the watch began is in it."""
 
     @property
     def records(self) -> tuple[NodeRecord, ...]:
@@ -48,6 +50,9 @@ class Roster:
     def __len__(self) -> int:
         """Members: admitted and not removed."""
         return sum(record.removed_at is None for record in self._records.values())
+
+    def record(self, node: NodeId) -> NodeRecord | None:
+        return self._records.get(node)
 
     def removed(self, node: NodeId) -> bool:
         record = self._records.get(node)
@@ -77,6 +82,7 @@ class Roster:
                     case Resync(entries=entries):
                         for entry in entries:
                             self._put(entry)
+                        self.current = True
                     case Entry():
                         self._put(event)
                     case Removed():

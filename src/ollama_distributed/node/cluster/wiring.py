@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
+import anyio
 import msgspec
 
 from ollama_distributed.adapters.hardware import Sampler, describe
 from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.adapters.peers.door import PeerDoor
+from ollama_distributed.adapters.peers.names import NameExchange, open_names
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.cluster import NodeUsage
+from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.catalog.cluster import ClusterCatalog
 from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.catalog.versions import Cleaner, history_in
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
@@ -39,6 +45,13 @@ from ollama_distributed.serving.service import Serving
 from ollama_distributed.state.changes import Change
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Hardware
+
+if TYPE_CHECKING:
+    from ollama_distributed.node.cluster.life import Life
+    from ollama_distributed.node.cluster.link import Link
+
+SEEN_S = 1.0
+"""How long who changed something on another node waits to see it here."""
 
 
 class InCluster(msgspec.Struct, frozen=True):
@@ -68,6 +81,23 @@ class _CurrentTLS:
             Forbidden: another node is there, or one that was removed.
         """
         self._keeper().need_life().roster.check(peer_of(connection, expected=node))
+
+
+class _Consensus:
+    """Whichever this node is linked to now."""
+
+    def __init__(self, node: NodeId, linked: Callable[[], Awaitable[tuple[Life, Link]]]) -> None:
+        self._node = node
+        self._linked = linked
+
+    async def propose(self, change: Change) -> None:
+        _, link = await self._linked()
+        await link.consensus.propose_change(change, actor=self._node)
+
+    async def seen(self, predicate: Callable[[ClusterState], bool]) -> None:
+        with contextlib.suppress(Unavailable), anyio.move_on_after(SEEN_S):
+            _, link = await self._linked()
+            await link.mirror.wait_for(predicate)
 
 
 class _Machine:
@@ -137,9 +167,11 @@ async def in_cluster(
                 pool=pool,
                 door=door,
                 keys=keys,
+                clean=Cleaner(catalog, serving.unload).clean,
                 apply_config=LiveConfig(settings, apply),
             )
         )
+        catalog.follow(lambda key: history_in(keeper.state, key))
         service = ClusterService(keeper)
         stack.push_async_callback(service.close)
         looking = asyncio.create_task(machine.look(keeper.changed), name="hardware")
@@ -149,7 +181,8 @@ async def in_cluster(
             _, link = await keeper.linked()
             return await link.consensus.propose_change(change, actor=actor)
 
-        everywhere = ClusterCatalog(catalog, pool, node, state)
+        open_names(door, catalog)
+        everywhere = ClusterCatalog(catalog, NameExchange(pool), node, state, _Consensus(node, keeper.linked))
         yield InCluster(
             source=Router(serving, catalog, pool, view, chance.randrange),
             catalog=everywhere,
