@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterable
 
 import structlog
 
@@ -80,9 +81,11 @@ class ClusterSource:
         """
         Raises:
             ModelNotFound: nobody has the model.
-            Unavailable: who has it cannot be reached.
+            Unavailable: who has it cannot be reached, or has another version than is wanted.
         """
         failure: OllamaDistributedError = ModelNotFound(f"no node has model '{name.display}'")
+        copy = self._copies.get(name_key(str(name)))
+        wanted = copy.ask.digest if copy is not None else ""
         for node in self._sources(name):
             try:
                 data = await self._exchange.manifest(node, str(name))
@@ -91,8 +94,11 @@ class ClusterSource:
             except OllamaDistributedError as exc:
                 failure = exc
                 continue
-            if len(data) <= MAX_MANIFEST_BYTES:
+            if len(data) <= MAX_MANIFEST_BYTES and wanted in ("", hashlib.sha256(data).hexdigest()):
                 return data
+            if len(data) <= MAX_MANIFEST_BYTES:
+                failure = Unavailable(f"node {node} has another version of '{name.display}' by now")
+                continue
             failure = RegistryError(f"node {node} sends a manifest that is too long")
         raise failure
 

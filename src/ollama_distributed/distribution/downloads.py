@@ -139,6 +139,13 @@ class Downloads:
             raise NotFound(f"there is no transfer {transfer_id[:64]!r}")
         return found
 
+    async def ended(self, transfer_id: str) -> Transfer:
+        """Wait until it is over, whichever way. Raises as `get`."""
+        self.get(transfer_id)
+        if (task := self._tasks.get(transfer_id)) is not None:
+            await asyncio.wait({task})
+        return self.get(transfer_id)
+
     def cancel(self, transfer_id: str) -> Transfer:
         """End it, if it still runs; what was fetched stays for the next time. Raises as `get`."""
         self.get(transfer_id)

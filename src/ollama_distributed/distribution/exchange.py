@@ -67,6 +67,8 @@ class CopyAsk(msgspec.Struct, frozen=True, kw_only=True):
     """Who holds it, for sure; others are found by the replicated state."""
     peers: tuple[NodeId, ...] = ()
     """Who fetches it at the same time."""
+    digest: str = ""
+    """Of the manifest, as hex: no other version is taken. Empty: whichever comes."""
 
 
 class RemoveAsk(msgspec.Struct, frozen=True, kw_only=True):

@@ -162,6 +162,10 @@ class ModelTransfer:
             self._source.expect(ask)
         return self._copies.start(ask.name)
 
+    async def ended(self, transfer_id: str) -> Transfer:
+        """Wait until a copy to this node is over, whichever way."""
+        return await self._copies.ended(transfer_id)
+
     async def remove_here(self, name: str) -> None:
         await self._remove(name)
 
