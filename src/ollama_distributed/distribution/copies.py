@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+import msgspec
 import structlog
 
 from ollama_distributed.base.errors import (
@@ -84,8 +85,7 @@ class ClusterSource:
             Unavailable: who has it cannot be reached, or has another version than is wanted.
         """
         failure: OllamaDistributedError = ModelNotFound(f"no node has model '{name.display}'")
-        copy = self._copies.get(name_key(str(name)))
-        wanted = copy.ask.digest if copy is not None else ""
+        wanted = self._wanted(name_key(str(name)))
         for node in self._sources(name):
             try:
                 data = await self._exchange.manifest(node, str(name))
@@ -126,6 +126,14 @@ class ClusterSource:
         raise NotOffered(f"{name.display}: nodes fetch what they need; nothing is pushed to them")
 
     # ── inside ──────────────────────────────────────────────────────────────────────
+
+    def _wanted(self, key: str) -> str:
+        """The version that this copy was asked for; who copies the name next may want another."""
+        copy = self._copies.get(key)
+        if copy is None or not copy.ask.digest:
+            return ""
+        wanted, copy.ask = copy.ask.digest, msgspec.structs.replace(copy.ask, digest="")
+        return wanted
 
     def _sources(self, name: ModelName) -> tuple[NodeId, ...]:
         key = name_key(str(name))
