@@ -27,11 +27,13 @@ from ollama_distributed.base.tokens import (
     EngineFailed,
     Prepared,
     Progress,
+    Resume,
     Skipped,
     SourceEvent,
     Tokens,
 )
 from ollama_distributed.streams.ports import Source
+from ollama_distributed.testing.echo import echo_model
 
 LAST = (Done, Skipped, EngineFailed)
 
@@ -123,10 +125,12 @@ async def test_an_answer_goes_on_after_tokens_of_another(kind: str, tmp_path: Pa
         whole = [event for event in await one.events() if isinstance(event, Tokens)]
         ids = tuple(token for event in whole for token in event.ids)
         heard: list[SourceEvent] = []
-        one.source.start(text_request("m", "hello there"), heard.append, ids[:2])
+        resume = Resume(ids=ids[:2], prompt_text="hello there", model_digest=echo_model("m").digest)
+        one.source.start(text_request("m", "hello there"), heard.append, resume)
         await until(lambda: heard and isinstance(heard[-1], LAST), "the end")
         rest = tuple(token for event in heard if isinstance(event, Tokens) for token in event.ids)
         assert ids[:2] + rest == ids
+        assert [event.after for event in heard if isinstance(event, Prepared)][-1] == 2
 
 
 async def test_refusals_are_the_last_event_with_their_class(kind: str, tmp_path: Path) -> None:

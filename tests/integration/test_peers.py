@@ -50,8 +50,15 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.base.tokens import EngineFailed, SourceEvent, SourceSink, Tokens
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.cluster.load import Load, ModelLoad
+from ollama_distributed.streams import failover
 
 pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who lost the only node that holds its model does not wait for it."""
+    monkeypatch.setattr(failover, "PATIENCE_S", 0.0)
 
 
 @pytest.fixture
@@ -418,6 +425,7 @@ async def test_another_node_at_the_address_is_not_spoken_to(tmp_path: Path) -> N
         assert await Heard(a, text_request("m")).whole()
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_node_that_was_removed_is_refused_and_its_work_ended(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
@@ -438,6 +446,7 @@ async def test_a_node_that_was_removed_is_refused_and_its_work_ended(tmp_path: P
         assert "was removed" in error.message
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_closing_ends_what_runs_on_both_sides(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
@@ -500,7 +509,8 @@ async def test_a_node_that_is_away_is_passed_over_in_silence(tmp_path: Path) -> 
             a.pool.drop(b.id, "test")
 
 
-async def test_a_node_that_dies_in_the_middle_fails_the_answer(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("impatient")
+async def test_the_only_node_that_dies_in_the_middle_fails_the_answer(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
         heard = Heard(a, text_request("m"))

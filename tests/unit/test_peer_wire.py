@@ -43,8 +43,10 @@ from ollama_distributed.base.tokens import (
     ChatDelta,
     Done,
     EngineFailed,
+    Left,
     Prepared,
     Progress,
+    Resume,
     Skipped,
     SourceEvent,
     Tokens,
@@ -95,9 +97,10 @@ lasts: st.SearchStrategy[SourceEvent] = st.sampled_from(
 
 @given(requests, st.lists(st.integers(0, 9)).map(tuple))
 def test_a_request_comes_as_it_was(request: InferenceRequest, ids: tuple[int, ...]) -> None:
-    data = wire.encode(wire.GenerateAsk(request=request, resume_ids=ids))
+    resume = Resume(ids=ids, prompt_text="p", model_digest="d", left=(Left("n1", stalled=True),))
+    data = wire.encode(wire.GenerateAsk(request=request, resume=resume))
     heard = msgspec.msgpack.decode(data, type=wire.GenerateAsk)
-    assert (heard.request, heard.resume_ids) == (request, ids)
+    assert (heard.request, heard.resume) == (request, resume)
 
 
 @given(st.lists(st.lists(events, min_size=1), min_size=1), lasts, st.data())

@@ -69,7 +69,7 @@ def test_the_first_answers() -> None:
     nodes = Nodes("a", "b")
     for event in (Prepared(), Progress(1, 1), Tokens((1,), "x"), DONE):
         nodes.begun["a"].say(event)
-    assert nodes.heard == [Prepared(node="a"), Progress(1, 1), Tokens((1,), "x"), DONE]
+    assert nodes.heard == [Prepared(node="a", replica="a"), Progress(1, 1), Tokens((1,), "x"), DONE]
     assert nodes.asked == ["a"]
 
 
@@ -84,9 +84,9 @@ def test_a_refusal_leads_to_the_next_unseen() -> None:
     nodes.begun["c"].say(Tokens((1,), "x"))
     nodes.begun["c"].say(DONE)
     assert nodes.heard == [
-        Prepared(load_s=1.0, node="a"),
+        Prepared(load_s=1.0, node="a", replica="a"),
         Progress(4, 2),
-        Prepared(node="c"),
+        Prepared(node="c", replica="c"),
         Tokens((1,), "x"),
         DONE,
     ]

@@ -38,7 +38,7 @@ from ollama_distributed.base.inference import (
     TokensPrompt,
     Tool,
 )
-from ollama_distributed.base.tokens import Tokens
+from ollama_distributed.base.tokens import Resume, Tokens
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings
 from ollama_distributed.serving.options import Rules
@@ -350,16 +350,25 @@ async def test_a_request_that_kills_each_runner_takes_two_at_most() -> None:
         assert engine.loads == 2
 
 
-async def test_a_runner_that_dies_in_the_answer_is_an_error_and_the_next_loads_again() -> None:
+async def test_an_answer_lives_through_the_death_of_its_runner() -> None:
     engine = EchoEngine(EchoSettings(fail_after_tokens=2, crashes=1))
+    async with node(engine=engine) as n:
+        listener, end = await n.finished(chat("hello world"))
+        assert (listener.text, engine.loads) == ("hello world", 2)
+        assert (end.moves, end.usage.completion_tokens) == (1, 4)
+        opened = listener.events[0]
+        assert isinstance(opened, Opened)
+        assert end.usage.prompt_tokens == opened.prompt_tokens
+
+
+async def test_an_answer_that_kills_two_runners_gets_no_third() -> None:
+    engine = EchoEngine(EchoSettings(fail_after_tokens=1))
     async with node(engine=engine) as n:
         listener, _ = n.ask(chat("hello world"))
         end = await listener.end()
         assert isinstance(end, Failed)
         assert isinstance(end.error, RunnerDied)
-        assert listener.text == "hello "
-        listener, _ = await n.finished(chat("hello world"))
-        assert (listener.text, engine.loads) == ("hello world", 2)
+        assert (listener.text, engine.loads) == ("hello ", 2)
 
 
 async def test_an_answer_goes_on_from_another_runners_tokens() -> None:

@@ -25,12 +25,14 @@ from ollama_distributed.base.tokens import (
     EngineFailed,
     Prepared,
     Progress,
+    Resume,
     Skipped,
     SourceEvent,
     SourceSink,
     Tokens,
 )
-from ollama_distributed.streams.service import Answer, Answers
+from ollama_distributed.streams.answer import Answer
+from ollama_distributed.streams.service import Answers
 
 DONE = Done(
     reason="stop", prompt_tokens=7, cached_tokens=2, completion_tokens=3, prompt_s=0.5, completion_s=1.5
@@ -55,9 +57,7 @@ class Scripted:
         self.say: SourceSink = lambda event: None
         self.broken = False
 
-    def start(
-        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
-    ) -> Generation:
+    def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
         if self.broken:
             raise RuntimeError("no")
         self.say = sink

@@ -155,6 +155,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Only load the model (or unload it, with `keep_alive_s` 0); the prompt is empty."""
     want_context: bool = False
     """`Finished.context` must carry the token ids of prompt and answer."""
+    whole: bool = False
+    """Nobody sees a part of the answer before its end: until then it may be begun again."""
     render_only: bool = False
     """Answer with the rendered prompt instead of generating (Ollama's _debug_render_only)."""
 
@@ -182,6 +184,13 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     """0 when the engine has not said yet."""
     node: str = ""
     """Name of the node that answers; empty: this one."""
+
+
+class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
+    """The node that answered was lost; what follows comes from another, without a gap."""
+
+    node: str = ""
+    """As in `Opened`."""
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag="delta"):
@@ -219,6 +228,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     rendered: str | None = None
     """The prompt, for `render_only`."""
     rendered_images: int = 0
+    moves: int = 0
+    """Times that it went on at another node."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -227,13 +238,13 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     error: OllamaDistributedError
 
 
-Event = Opened | Delta | Finished | Failed
+Event = Opened | Moved | Delta | Finished | Failed
 
 
 class Sink(Protocol):
     """Takes the events of one answer, in order; called on the event loop, never blocks.
 
-    `Opened` comes at most once and first; then any `Delta`s; then exactly one of
+    `Opened` comes at most once and first; then any `Delta`s and `Moved`; then exactly one of
     `Finished` or `Failed`, after which nothing comes. Nothing comes after `cancel()`.
     """
 

@@ -14,6 +14,35 @@ import msgspec
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.inference import TokenLogprob, ToolCall
 
+# ── an answer that changes its runner ───────────────────────────────────────────────
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A node that an answer went away from."""
+
+    replica: str
+    """As in `Prepared`."""
+    stalled: bool = False
+    """It said nothing any more, though the connection held: not to be asked again."""
+
+
+class Resume(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that another runner began, to be gone on with (migration rules R1 and R4), or
+    to be begun again elsewhere where `ids` is empty."""
+
+    ids: tuple[int, ...] = ()
+    """Emitted so far; generation goes on after them and none of them comes again."""
+    prompt_ids: tuple[int, ...] = ()
+    prompt_text: str = ""
+    """The prompt exactly as the first runner read it: ids where they are known, else its text."""
+    model_digest: str = ""
+    """Only a model with the same files, template and parameters may go on."""
+    left: tuple[Left, ...] = ()
+    """Nodes that it was on, the last one last."""
+    deaths: int = 0
+    """Runners that died under it."""
+
+
 # ── what a runner emits ─────────────────────────────────────────────────────────────
 
 
@@ -87,11 +116,17 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
     """The prompt already ends with the opening tag."""
     prompt_ids: tuple[int, ...] = ()
     """Token ids of the prompt, where they were asked for or the prompt was cut."""
+    prompt_text: str = ""
+    """The prompt as its runner read it, where the answer is resumable and has no `prompt_ids`."""
     model_digest: str = ""
     resumable: bool = False
     """Another runner may continue it from prompt + emitted ids (no grammar, no tools)."""
     node: str = ""
     """Name of the node whose runner it is; empty: this one."""
+    replica: str = ""
+    """That node's id; empty: this one."""
+    after: int = 0
+    """Tokens of other runners that this one goes on after (`Resume.ids`)."""
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag="skipped"):

@@ -190,6 +190,7 @@ def _observe(metrics: GatewayMetrics, logger: Any, summary: Summary) -> None:
         bytes_out=summary.bytes_out,
         model=summary.model,
         node=summary.node,
+        moves=summary.moves,
         role=summary.role,
         key_id=summary.key_id,
         prompt_tokens=usage.prompt_tokens if usage else 0,

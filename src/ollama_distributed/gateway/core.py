@@ -35,10 +35,12 @@ from ollama_distributed.base.inference import (
     Finished,
     Generation,
     Inference,
+    Moved,
     Opened,
     Usage,
 )
 from ollama_distributed.gateway.body import Bodies, RequestBody
+from ollama_distributed.gateway.dialects import sse
 from ollama_distributed.gateway.dialects.contract import (
     Call,
     CountTokens,
@@ -48,6 +50,7 @@ from ollama_distributed.gateway.dialects.contract import (
     HotRoute,
     RequestContext,
     Rerank,
+    unseen,
 )
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id
@@ -59,6 +62,7 @@ from ollama_distributed.gateway.out import (
     cors_headers,
     error_response_headers,
     node_header,
+    with_moves,
 )
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
@@ -108,6 +112,7 @@ class Exchange:
         "_limit",
         "_means",
         "_model",
+        "_moves",
         "_node",
         "_out",
         "_paused",
@@ -135,6 +140,7 @@ class Exchange:
         self._generations: list[Generation] = []
         self._left = 0
         self._model = ""
+        self._moves = 0
         self._node = ""
         """Another node that answers."""
         self._usage: Usage | None = None
@@ -252,6 +258,8 @@ class Exchange:
         self._model = call.requests[0].model
         self._left = len(call.requests)
         for index, request in enumerate(call.requests):
+            if not call.stream:
+                request = unseen(request)
             generation = self._means.inference.open(request, partial(self._on_event, index))
             if self.ended:  # it failed at once, or another did: nothing may go on
                 if self._left:
@@ -264,13 +272,17 @@ class Exchange:
     def _on_event(self, index: int, event: Event) -> None:
         if self.ended:
             return
-        if type(event) is Failed:
-            self.fail(event.error, index=index)
-            return
         encoder = self._encoder
         assert encoder is not None
-        if self._first_byte_at is None and type(event) is Opened:
-            self._node = event.node
+        if type(event) is not Delta:
+            if type(event) is Failed:
+                self.fail(event.error, index=index)
+                return
+            if type(event) is Moved:
+                self._moved(event)
+                return
+            if self._first_byte_at is None and type(event) is Opened:
+                self._node = event.node
         try:
             data = encoder.feed(index, event)
             if not data:
@@ -290,6 +302,16 @@ class Exchange:
             self._left -= 1
             if self._left == 0:
                 self._finish(encoder)
+
+    def _moved(self, event: Moved) -> None:
+        """Where a header can say so no more, a comment in a stream of server-sent events does."""
+        assert self._encoder is not None
+        self._node = event.node
+        self._moves += 1
+        if self._first_byte_at is None:
+            self._call_headers = with_moves(self._call_headers, self._moves)
+        elif self._encoder.content_type == sse.CONTENT_TYPE:
+            self._out.write(sse.comment(f"goes on at {self._served_by or 'another node'}"))
 
     def _write(self, encoder: Encoder, data: bytes) -> None:
         if not self._streaming:
@@ -429,6 +451,7 @@ class Exchange:
                 bytes_out=self._bytes_out,
                 model=self._model,
                 node=self._node,
+                moves=self._moves,
                 role=identity.role if identity else "",
                 key_id=(identity.key_id or "") if identity else "",
                 team=identity.team if identity else "",

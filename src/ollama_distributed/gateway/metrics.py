@@ -53,6 +53,7 @@ class GatewayMetrics:
         self._first_byte: dict[str, _Histogram] = {}
         self._tokens = {"prompt": 0, "cached": 0, "completion": 0}
         self._bytes_out = 0
+        self._moves = 0
 
     def observe(self, summary: Summary) -> None:
         key = (summary.route, summary.outcome, summary.status)
@@ -61,6 +62,7 @@ class GatewayMetrics:
         if summary.first_byte_s is not None:
             _of(self._first_byte, summary.route).add(summary.first_byte_s)
         self._bytes_out += summary.bytes_out
+        self._moves += summary.moves
         if summary.usage is not None:
             self._tokens["prompt"] += summary.usage.prompt_tokens
             self._tokens["cached"] += summary.usage.cached_tokens
@@ -83,6 +85,8 @@ class GatewayMetrics:
         lines += [f'{prefix}_tokens_total{{kind="{kind}"}} {count}' for kind, count in self._tokens.items()]
         lines += _head(f"{prefix}_response_bytes_total", "counter", "Bytes of answers' bodies.")
         lines.append(f"{prefix}_response_bytes_total {self._bytes_out}")
+        lines += _head(f"{prefix}_failovers_total", "counter", "Answers that went on at another node.")
+        lines.append(f"{prefix}_failovers_total {self._moves}")
         lines += _residents(prefix, [one for one in loaded if not one.node])
         return "\n".join(lines) + "\n"
 

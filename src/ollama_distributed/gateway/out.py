@@ -29,10 +29,18 @@ class Out(Protocol):
     def end(self) -> None: ...
 
 
+_FAILOVERS = b"x-ollama-failovers"
+
+
+def with_moves(headers: RawHeaders, moves: int) -> RawHeaders:
+    """How often the answer went on at another node because its own was lost."""
+    return [one for one in headers if one[0] != _FAILOVERS] + [(_FAILOVERS, b"%d" % moves)]
+
+
 def cors_headers(origin: str) -> RawHeaders:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id, x-ollama-node"),
+        (b"access-control-expose-headers", b"x-request-id, x-ollama-node, x-ollama-failovers"),
         (b"vary", b"origin"),
     ]
 

@@ -28,6 +28,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
     node: str = ""
     """Name of the other node that answered; empty: this one."""
+    moves: int = 0
+    """Times that the answer went on at another node."""
     role: str = ""
     key_id: str = ""
     team: str = ""

@@ -181,8 +181,10 @@ async def _built(
                 clock=clock,
             )
         )
+        answers = Answers(here.source, clock)
+        closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
         app = create_app(
-            inference=Answers(here.source, clock),
+            inference=answers,
             catalog=here.catalog,
             residents=here.residents,
             authenticator=authenticator,

@@ -123,8 +123,10 @@ class Attempts:
             assert isinstance(event, EngineFailed)
             self._refused(event.error)
             return
-        elif isinstance(event, Prepared | Skipped):
-            self._spoke = kind is Skipped
+        elif isinstance(event, Prepared):
+            event = msgspec.structs.replace(event, node=self._name_of(self._node), replica=self._node)
+        elif isinstance(event, Skipped):
+            self._spoke = True
             event = msgspec.structs.replace(event, node=self._name_of(self._node))
         elif kind is not Progress:
             self._spoke = True

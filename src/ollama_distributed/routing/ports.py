@@ -14,7 +14,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.state.cluster import ClusterState
 
@@ -23,7 +23,7 @@ class Local(Protocol):
     """This node's own serving (`serving.service.Serving`)."""
 
     def start(
-        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
+        self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None
     ) -> Generation: ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult: ...
@@ -50,7 +50,7 @@ class Peers(Protocol):
         node: NodeId,
         request: InferenceRequest,
         sink: SourceSink,
-        resume_ids: tuple[int, ...] = (),
+        resume: Resume | None = None,
     ) -> Generation: ...
 
     async def embed(self, node: NodeId, request: EmbedRequest) -> EmbedResult: ...

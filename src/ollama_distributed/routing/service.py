@@ -2,9 +2,9 @@
 
 Implements `streams.ports.Source` over both. Until the first word of an answer a refusal that
 is about the node, not the request, leads to the next one of the plan, unseen by the client;
-after it nothing is tried again. Nothing here waits for consensus: the choice is made from the
-last state that this node knows, and a node that the state calls offline is still tried when
-no other holds the model.
+after it `streams` asks for the answer's continuation (`Resume`). Nothing here waits for
+consensus: the choice is made from the last state that this node knows, and a node that the
+state calls offline is still tried when no other holds the model.
 """
 
 from __future__ import annotations
@@ -25,12 +25,21 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import EngineFailed, SourceEvent, SourceSink
+from ollama_distributed.base.tokens import EngineFailed, Resume, SourceEvent, SourceSink
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
 from ollama_distributed.routing.directory import Directory
-from ollama_distributed.routing.plan import ELSEWHERE, Dice, Load, Plan, Standing, most_telling, plan
+from ollama_distributed.routing.plan import (
+    ELSEWHERE,
+    MAX_TRIES,
+    Dice,
+    Load,
+    Plan,
+    Standing,
+    most_telling,
+    plan,
+)
 from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -52,20 +61,18 @@ class Router:
         self._dice = dice
         self._directory = Directory(view, dice)
 
-    def start(
-        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
-    ) -> Generation:
-        order = self.plan(request.model).order
+    def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
+        order = self.plan(request.model).order if resume is None else self._again(request.model, resume)
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
         if order in ((), (self._view.me,)):
             # Nobody else could do it; a model that nobody holds is refused in the usual words.
-            return self._local.start(request, sink, resume_ids)
+            return self._local.start(request, sink, resume)
 
         def begin(node: NodeId, hear: SourceSink) -> Generation:
             if node == self._view.me:
-                return self._local.start(request, hear, resume_ids)
-            return self._peers.start(node, request, hear, resume_ids)
+                return self._local.start(request, hear, resume)
+            return self._peers.start(node, request, hear, resume)
 
         return Attempts(order, begin, sink, request.request_id, self._name_of)
 
@@ -85,6 +92,28 @@ class Router:
             if node not in order[:1]:
                 self._peers.start(node, request, heard)
         return order
+
+    def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
+        """Whether a node that it did not leave could go on with it."""
+        left = {one.replica or self._view.me for one in resume.left}
+        return any(node not in left for node in self._again(request.model, resume))
+
+    def _again(self, model: str, resume: Resume) -> tuple[NodeId, ...]:
+        """Who may go on with an answer: nodes that it left come last, one where it stalled never,
+        and only those that hold the same content."""
+        me, left = self._view.me, {one.replica or self._view.me: one.stalled for one in resume.left}
+        held = self._view.state().models.get(name_key(model))
+        fresh: list[Standing] = []
+        old: list[Standing] = []
+        for standing in self._holders(model):
+            known = held.get(standing.node) if held is not None and standing.node != me else None
+            other = resume.ids and known is not None and known.digest != resume.model_digest
+            if other or left.get(standing.node):
+                continue
+            (old if standing.node in left else fresh).append(standing)
+        loads = self._loads(model, (*fresh, *old))
+        first, last = (plan(some, me, loads, self._dice).order for some in (fresh, old))
+        return (*first, *last)[:MAX_TRIES]
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         node, result = await self._ask(
@@ -115,16 +144,20 @@ class Router:
 
     def plan(self, model: str) -> Plan:
         """Which nodes would be asked now, and why not the others."""
-        holders = self._directory.others(model)
-        me = self._view.me
-        if self._shelf.knows(model):
-            if not holders:
-                return Plan(order=(me,))
-            draining = self._directory.draining(me)
-            holders = (Standing(node=me, status="draining" if draining else "online"), *holders)
+        holders, me = self._holders(model), self._view.me
+        if len(holders) == 1 and holders[0].node == me:
+            return Plan(order=(me,))
         if not holders:
             return Plan()
         return plan(holders, me, self._loads(model, holders), self._dice)
+
+    def _holders(self, model: str) -> tuple[Standing, ...]:
+        """This node first, if it is one."""
+        others, me = self._directory.others(model), self._view.me
+        if not self._shelf.knows(model):
+            return others
+        draining = bool(others) and self._directory.draining(me)
+        return (Standing(node=me, status="draining" if draining else "online"), *others)
 
     def _loads(self, model: str, holders: tuple[Standing, ...]) -> dict[NodeId, Load]:
         """What the other holders said lately of this model; from now on they are listened to."""

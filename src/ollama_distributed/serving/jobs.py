@@ -19,6 +19,8 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     ContextExceeded,
     Internal,
+    ModelNotFound,
+    NoCapacity,
     OllamaDistributedError,
     RunnerDied,
     Unsupported,
@@ -30,6 +32,7 @@ from ollama_distributed.base.tokens import (
     EngineFailed,
     Prepared,
     Progress,
+    Resume,
     Skipped,
     SourceEvent,
     SourceSink,
@@ -86,7 +89,7 @@ class Job:
         "_prompt",
         "_reasoning",
         "_request",
-        "_resume_ids",
+        "_resume",
         "_retried",
         "_sampling",
         "_shape",
@@ -103,12 +106,12 @@ class Job:
         desk: Desk,
         request: InferenceRequest,
         sink: SourceSink,
-        resume_ids: tuple[int, ...],
+        resume: Resume | None,
     ) -> None:
         self._desk = desk
         self._request = request
         self._sink = sink
-        self._resume_ids = resume_ids
+        self._resume = resume
         self._started = desk.clock.monotonic()
         self._load_s = 0.0
         self._spec: ModelSpec | None = None
@@ -187,8 +190,8 @@ class Job:
             await self._desk.unload(request.model)
             self._end(Skipped(reason="unload"))
             return
-        if self._resume_ids and not _resumable(request):
-            raise Unsupported("an answer with a grammar or tools cannot be continued on another runner")
+        if self._resume is not None and self._resume.ids:
+            _check_same(self._spec, request, self._resume)
         await self._run()
 
     async def _run(self) -> None:
@@ -202,7 +205,12 @@ class Job:
         if request.load_only:
             self._end(Skipped(reason="load", load_s=self._load_s))
             return
-        self._sampling = prompts.bounded(self._asked, lease.plan.context_tokens, len(self._resume_ids))
+        resume = self._resume if self._resume is not None and self._resume.ids else None
+        emitted = len(resume.ids) if resume is not None else 0
+        self._sampling = prompts.bounded(self._asked, lease.plan.context_tokens, emitted)
+        if resume is not None:
+            self._continue(lease, resume)
+            return
         prompt = await prompts.prepare(lease.runner, self._spec, request, self._sampling)
         if request.render_only:
             self._end(
@@ -216,14 +224,27 @@ class Job:
             return
         self._start(lease, prompt)
 
+    def _continue(self, lease: Lease, resume: Resume) -> None:
+        """Go on after what another runner emitted."""
+        if self._sampling.num_predict == 0:
+            # The last token that was allowed came just before that runner was lost.
+            self._end(Done(reason="length", prompt_tokens=0, cached_tokens=0, completion_tokens=0))
+            return
+        self._sampling = prompts.reseeded(self._sampling, len(resume.ids))
+        self._start(lease, prompts.continued(self._request, self._sampling, resume))
+
     async def _shorten(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None
-        shorter = await prompts.shorten(lease.runner, self._spec, self._request, self._sampling, prompt)
+        if self._resume is not None and self._resume.ids:
+            shorter = await prompts.slid(lease.runner, self._request, self._sampling, self._resume)
+        else:
+            shorter = await prompts.shorten(lease.runner, self._spec, self._request, self._sampling, prompt)
         self._start(lease, shorter)
 
     def _start(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None
         self._prompt = prompt
+        resumable = _resumable(self._request, prompt)
         self._sink(
             Prepared(
                 load_s=self._load_s,
@@ -231,8 +252,10 @@ class Job:
                 thinking_tags=prompt.thinking_tags,
                 starts_in_thinking=prompt.starts_in_thinking,
                 prompt_ids=prompt.ids,
+                prompt_text="" if prompt.ids or not resumable else prompt.rendered,
                 model_digest=self._spec.digest,
-                resumable=_resumable(self._request),
+                resumable=resumable,
+                after=len(self._resume.ids) if self._resume is not None else 0,
             )
         )
         if self._over:
@@ -247,8 +270,6 @@ class Job:
                 self._reasoning = Reasoning(prompt.thinking_tags, inside=prompt.starts_in_thinking)
                 self._held.clear()
                 ask = msgspec.structs.replace(ask, format=None)
-            if self._resume_ids:
-                ask = msgspec.structs.replace(ask, prompt=_continued(prompt, self._resume_ids))
             self._generation = lease.runner.generate(ask, self._hear)
         if self._paused:
             self._generation.pause()
@@ -342,7 +363,7 @@ class Job:
         if isinstance(error, RunnerDied) and lease is not None:
             self._lease = None
             lease.broken(error)
-            if not self._spoke and not self._retried:
+            if not self._spoke and not self._retried and self._deaths() == 0:
                 self._retried = True
                 log.warning("serving.retried", request_id=self._request.request_id, reason=error.message)
                 self._go(self._run)
@@ -358,7 +379,12 @@ class Job:
             self._cut = True
             self._go(partial(self._shorten, lease, self._prompt))
             return
+        elif isinstance(error, ContextExceeded) and self._resume is not None and self._resume.ids:
+            error = NoCapacity("the answer so far fills the context that the model has on this node")
         self._end(EngineFailed(error))
+
+    def _deaths(self) -> int:
+        return self._resume.deaths if self._resume is not None else 0
 
     def _end(self, event: SourceEvent) -> None:
         if self._over:
@@ -375,15 +401,20 @@ class Job:
         self._desk.finished(self)
 
 
-def _resumable(request: InferenceRequest) -> bool:
-    """Rule R2: a grammar's state is lost with its runner, and so is a tool parser's."""
-    prompt = request.prompt
-    tools = getattr(prompt, "tools", ()) and getattr(prompt, "tool_choice", "auto") != "none"
-    return request.format is None and not tools
+def _resumable(request: InferenceRequest, prompt: Prompt) -> bool:
+    """Rule R2: a grammar's state is lost with its runner, and so is a tool parser's. The text
+    around a gap is put together by the engine, which takes no ids after it."""
+    return isinstance(prompt.ask, CompletionRequest) and request.format is None and not prompt.ask.suffix
 
 
-def _continued(
-    prompt: Prompt, emitted: tuple[int, ...]
-) -> tuple[int, ...] | tuple[str | tuple[int, ...], ...]:
-    """Rule R1: the prompt, then what was emitted already."""
-    return (*prompt.ids, *emitted) if prompt.ids else (prompt.rendered, emitted)
+def _check_same(spec: ModelSpec, request: InferenceRequest, resume: Resume) -> None:
+    """Rules R2 and R4.
+
+    Raises:
+        ModelNotFound: this node's model of that name is not the one that began.
+        Unsupported: it cannot be continued at all.
+    """
+    if request.format is not None:
+        raise Unsupported("an answer with a grammar cannot be continued on another runner")
+    if spec.digest != resume.model_digest:
+        raise ModelNotFound(f"{request.model} of this node is not the model that began this answer")

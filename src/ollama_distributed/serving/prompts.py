@@ -8,6 +8,7 @@ match on them. Source: Ollama `server/routes.go`, `server/prompt.go`, `server/im
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import msgspec
@@ -23,6 +24,7 @@ from ollama_distributed.base.inference import (
     TokensPrompt,
     Tool,
 )
+from ollama_distributed.base.tokens import Resume
 from ollama_distributed.models.spec import Capability, ModelSpec
 from ollama_distributed.models.templates import known as templates
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, Runner
@@ -160,6 +162,21 @@ def bounded(sampling: Sampling, context_tokens: int, emitted: int) -> Sampling:
     return msgspec.structs.replace(sampling, num_predict=max(min(wanted, most) - emitted, 0))
 
 
+def reseeded(sampling: Sampling, emitted: int) -> Sampling:
+    """With another seed after so many tokens: the same one would draw the answer's first numbers
+    again. Greedy sampling draws none, and no seed is a random one anyway."""
+    if sampling.seed is None or sampling.seed < 0 or not sampling.temperature:
+        return sampling
+    return msgspec.structs.replace(sampling, seed=zlib.crc32(b"%d after %d" % (sampling.seed, emitted)))
+
+
+def continued(request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
+    """Rule R1: the prompt as the first runner read it, then what was emitted already."""
+    ids = (*resume.prompt_ids, *resume.ids) if resume.prompt_ids else (resume.prompt_text, resume.ids)
+    images = request_images(request)
+    return Prompt(ask=_completion(request, sampling, ids, images=images), images=len(images))
+
+
 # ── with the runner ─────────────────────────────────────────────────────────────────
 
 
@@ -214,6 +231,20 @@ async def shorten(
     ids = prompt.ids or await runner.tokenize(prompt.rendered)
     shorter = cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
     return msgspec.structs.replace(prompt, ask=_completion(request, sampling, shorter), ids=shorter)
+
+
+async def slid(runner: Runner, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
+    """An answer that went on beyond the context, whose window had slid: it slides again.
+
+    Raises:
+        ContextExceeded: it has images, which cannot be cut.
+    """
+    context_tokens = runner.plan.context_tokens
+    if request_images(request):
+        raise ContextExceeded("prompt and answer are longer than the context", context_tokens=context_tokens)
+    ids = (*(resume.prompt_ids or await runner.tokenize(resume.prompt_text)), *resume.ids)
+    shorter = cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
+    return Prompt(ask=_completion(request, sampling, shorter))
 
 
 async def _shorten_chat(
@@ -305,6 +336,16 @@ def _images(messages: tuple[Message, ...]) -> tuple[bytes, ...]:
     return tuple(image for message in messages for image in message.images)
 
 
+def request_images(request: InferenceRequest) -> tuple[bytes, ...]:
+    match request.prompt:
+        case TextPrompt(images=images):
+            return images
+        case ChatPrompt(messages=messages):
+            return _images(messages)
+        case TokensPrompt():
+            return ()
+
+
 def tools_of(prompt: ChatPrompt) -> tuple[Tool, ...]:
     """The tools that the model may call."""
     return () if prompt.tool_choice == "none" else prompt.tools
@@ -313,7 +354,7 @@ def tools_of(prompt: ChatPrompt) -> tuple[Tool, ...]:
 def _completion(
     request: InferenceRequest,
     sampling: Sampling,
-    prompt: str | tuple[int, ...],
+    prompt: str | tuple[int, ...] | tuple[str | tuple[int, ...], ...],
     *,
     images: tuple[bytes, ...] = (),
     suffix: str = "",

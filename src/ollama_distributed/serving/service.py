@@ -26,7 +26,7 @@ from ollama_distributed.base.inference import (
     Sampling,
     Usage,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings, options, plan, prompts
@@ -106,16 +106,18 @@ class Serving:
 
     # ── generations ─────────────────────────────────────────────────────────────────
 
-    def start(
-        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
-    ) -> Generation:
+    def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
         """Begin a generation. Never raises: what goes wrong comes as `EngineFailed`.
 
-        `resume_ids`: tokens that another runner emitted for the same request already.
+        `resume`: another runner began this answer already.
         """
-        job = Job(self, request, sink, resume_ids)
+        job = Job(self, request, sink, resume)
         self._jobs.add(job)
         return job
+
+    def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:  # noqa: ARG002
+        """Nobody else is behind this: an answer can only be gone on with here."""
+        return False
 
     async def count_tokens(self, request: InferenceRequest) -> int:
         """Tokens of the rendered prompt, images not counted."""

@@ -15,18 +15,19 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink
 
 
 class Source(Protocol):
-    def start(
-        self, request: InferenceRequest, sink: SourceSink, resume_ids: tuple[int, ...] = ()
-    ) -> Generation:
+    def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
         """Begin a generation; what goes wrong comes as `EngineFailed`.
 
-        `resume_ids`: tokens of the same answer that another source emitted; generation
-        goes on after them (migration rule R1).
+        `resume`: an answer that another runner began; its `Prepared` names the same model.
         """
+        ...
+
+    def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
+        """Whether someone else than those that the answer left could go on with it now."""
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult: ...

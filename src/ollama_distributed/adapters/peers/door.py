@@ -253,7 +253,7 @@ class PeerDoor:
 
     async def _generate(self, body: bytes, outlet: Outlet) -> None:
         ask = _decoded(self._generate_form, body)
-        generation = self._source.start(ask.request, outlet.hear, ask.resume_ids)
+        generation = self._source.start(ask.request, outlet.hear, ask.resume)
         await outlet.run(generation)
 
     async def _embed(self, body: bytes, outlet: Outlet) -> None:

@@ -39,7 +39,7 @@ from ollama_distributed.base.inference import (
     RerankResult,
     Usage,
 )
-from ollama_distributed.base.tokens import SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink
 from ollama_distributed.catalog.wire import ShownModel
 
 log = structlog.get_logger(__name__)
@@ -112,14 +112,14 @@ class PeerPool:
         node: NodeId,
         request: InferenceRequest,
         sink: SourceSink,
-        resume_ids: tuple[int, ...] = (),
+        resume: Resume | None = None,
     ) -> RemoteGeneration:
         """Begin a generation there. What goes wrong comes as `EngineFailed`.
 
         Raises:
             Invalid: the request cannot be said in msgpack.
         """
-        asked = wire.GenerateAsk(request=request, resume_ids=resume_ids)
+        asked = wire.GenerateAsk(request=request, resume=resume)
         generation = RemoteGeneration(self, node, message(wire.GENERATE, asked), sink)
         self.send(generation, node)
         return generation

@@ -27,6 +27,7 @@ from ollama_distributed.base.tokens import (
     EngineFailed,
     Prepared,
     Progress,
+    Resume,
     Skipped,
     SourceEvent,
     Tokens,
@@ -52,7 +53,7 @@ PING = bytes(_LENGTH_BYTES)
 
 class GenerateAsk(msgspec.Struct, frozen=True, kw_only=True):
     request: InferenceRequest
-    resume_ids: tuple[int, ...] = ()
+    resume: Resume | None = None
 
 
 class ShowAsk(msgspec.Struct, frozen=True, kw_only=True):

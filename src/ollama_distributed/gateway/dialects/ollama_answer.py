@@ -213,6 +213,8 @@ def done(finished: Finished) -> bytes:
     for name, value in counts(finished.usage):
         if value:
             parts.append(b',"%b":%d' % (name, value))
+    if finished.moves:
+        parts.append(b',"failovers":%d' % finished.moves)  # ours; a stream's headers were gone by then
     return b"".join(parts)
 
 

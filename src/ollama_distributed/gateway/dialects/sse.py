@@ -44,5 +44,10 @@ def json_value(value: Any) -> bytes:
     return _escape_lines(_encode(value))
 
 
+def comment(text: str) -> bytes:
+    """A line for people; every client leaves it out."""
+    return b": " + text.encode() + b"\n\n"
+
+
 def sse_event(name: str, value: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + json_value(value) + b"\n\n"
