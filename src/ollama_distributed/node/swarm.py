@@ -15,10 +15,13 @@ from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.catalog.service import Catalog
+from ollama_distributed.distribution.bundles import Bundles
 from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.joint import Joints
+from ollama_distributed.distribution.packing import Resolve
 from ollama_distributed.distribution.pulls import Fetch, Pulls
+from ollama_distributed.distribution.relay import Relay
 from ollama_distributed.distribution.service import ModelManager, ModelTransfer
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.swarm import Swarm
@@ -52,6 +55,8 @@ class ModelMoves(msgspec.Struct, frozen=True):
     """What this node gives others."""
     swarm: Swarm
     """What it fetches from them."""
+    bundles: Bundles
+    """Models in one file."""
 
 
 @asynccontextmanager
@@ -69,9 +74,11 @@ async def model_moves(
     remove: Callable[[str], Awaitable[None]],
     rate: Callable[[], float],
     clock: Clock,
+    resolve: Resolve | None = None,
 ) -> AsyncIterator[ModelMoves]:
-    """`fetches`, `downloads`: of registries, into the same store. `rate`: bytes per
-    second that may leave now for other nodes (0: no limit)."""
+    """`fetches`, `downloads`: of registries, into the same store. `rate`: bytes per second that
+    may leave now for other nodes (0: no limit). `resolve`: the version of a name that counts in the
+    cluster; None: this node's own."""
 
     def holders(key: str) -> Iterable[NodeId]:
         now = state()
@@ -96,7 +103,8 @@ async def model_moves(
         ):
             transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
             open_door(door, shelves, transfers)
+            bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
             manager = ModelManager(me, transfers, exchange, state, download, clock.time)
-            yield ModelMoves(manager, shelves, swarm)
+            yield ModelMoves(manager, shelves, swarm, bundles)
     finally:
         await shelves.close()
