@@ -28,8 +28,9 @@ from ollama_distributed.serving.ports import Engine
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.streams.service import Answers
+from tests.limits import SOON_S
 
-DEADLINE_S = 30.0
+DEADLINE_S = SOON_S
 """For one step of a test; the real engine on a busy machine takes seconds to load."""
 
 

@@ -19,9 +19,10 @@ from ollama_distributed.access.service import Authenticator
 from ollama_distributed.testing.fake_cluster import FakeCluster
 from ollama_distributed.testing.inference import ScriptedInference
 from tests.gateway_bench import HELLO, WALL, gateway, serving
+from tests.limits import SOON_S
 
 T = TypeVar("T")
-DEADLINE_S = 20.0
+DEADLINE_S = SOON_S
 
 
 class ClusterServer:

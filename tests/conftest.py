@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
+
+import coverage
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,6 +14,25 @@ from tests.models import Models
 # A busy machine is slow at times: no property is about time.
 settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
+
+_TRACED_CHILDREN = "COVERAGE_PROCESS_CONFIG"
+"""By this variable coverage reaches the processes that a test starts."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Tracing makes Python several times slower: tests marked `untraced` go without."""
+    tracing = coverage.Coverage.current()
+    if tracing is None or item.get_closest_marker("untraced") is None:
+        return (yield)
+    configured = os.environ.pop(_TRACED_CHILDREN, None)
+    tracing.stop()
+    try:
+        return (yield)
+    finally:
+        tracing.start()
+        if configured is not None:
+            os.environ[_TRACED_CHILDREN] = configured
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.gateway.protocol import protocol_class
+from tests.limits import SOON_S
 
 HOST = {"host": "127.0.0.1:8080"}
 WALL = 1_700_000_000.25
@@ -144,7 +145,7 @@ class Bench:
 
 # ── a gateway on a socket ───────────────────────────────────────────────────────────
 
-DEADLINE_S = 10.0
+DEADLINE_S = SOON_S
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:

@@ -42,9 +42,10 @@ from ollama_distributed.state.records import Advert, Holdings, Intent, Member
 from ollama_distributed.streams.service import Answers
 from ollama_distributed.testing.echo import EchoEngine
 from tests.integration.identity_listener import Seat, listening
+from tests.limits import SOON_S
 
 
-async def until(condition: Callable[[], object], what: str = "", within_s: float = 5.0) -> None:
+async def until(condition: Callable[[], object], what: str = "", within_s: float = SOON_S) -> None:
     try:
         async with asyncio.timeout(within_s):
             while not condition():

@@ -23,9 +23,11 @@ from pathlib import Path
 
 import httpx
 
+from tests.limits import SOON_S
+
 API_PORT = 8080
 _API = f"http://127.0.0.1:{API_PORT}"
-RELAY_READY_S = 20.0
+RELAY_READY_S = SOON_S
 
 _RELAY = """
 import asyncio, sys

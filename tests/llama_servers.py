@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.limits import SOON_S
+
 SERVE = """
 import os, sys, xllamacpp as x
 path, pooling = sys.argv[1:]
@@ -53,4 +55,4 @@ class LlamaServers:
 
     def close(self) -> None:
         for child, _ in self._children.values():
-            child.communicate(timeout=10)
+            child.communicate(timeout=SOON_S)

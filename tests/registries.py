@@ -28,9 +28,10 @@ from ollama_distributed.models.manifest import (
     encode_config,
     encode_manifest,
 )
+from tests.limits import SOON_S
 
 PROGRAM = Path(__file__).parent.parent / ".venv/debian/usr/bin/docker-registry"
-START_S = 30.0
+START_S = SOON_S
 
 
 class DebianRegistry:

@@ -20,6 +20,7 @@ from ollama_distributed.adapters.coordination.nats.system import System
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
+from tests.limits import SOON_S
 from tests.trust import Trust
 
 FOUNDER = "n1"
@@ -100,7 +101,7 @@ class Voters:
 
     async def voting(self) -> set[str]:
         """Who votes now; waits while they elect."""
-        with anyio.fail_after(20):
+        with anyio.fail_after(SOON_S):
             while True:
                 try:
                     return set(await self.system.voters())

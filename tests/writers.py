@@ -13,6 +13,7 @@ from ollama_distributed.adapters.coordination.nats.client import NatsCoordinatio
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.cluster.ports import ABSENT, Resync
 from ollama_distributed.testing.linearizability import Client, History
+from tests.limits import SOON_S
 from tests.voters import Voters
 
 KEYS = 12
@@ -95,7 +96,7 @@ class Writers:
         assert self.disorder == []
         last = Client(self.history, "last", next(iter(self.clients.values())))
         for key in sorted(self._calls):
-            with anyio.fail_after(20):
+            with anyio.fail_after(SOON_S):
                 while True:
                     try:
                         await last.read_last(key)

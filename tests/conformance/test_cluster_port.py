@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 import pytest
 from tests.cluster_server import cluster_server
+from tests.limits import SOON_S
 from tests.nodes import running_node
 
 from ollama_distributed.client import Conflict, Forbidden, Invalid, NodeRow, NotFound, SyncClient
 from ollama_distributed.testing.fake_cluster import FakeCluster
 
 pytestmark = pytest.mark.integration
-DEADLINE_S = 20.0
+DEADLINE_S = SOON_S
 
 
 @pytest.fixture(scope="module", params=["fake", "node"])

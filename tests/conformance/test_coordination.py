@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import anyio
 import pytest
+from tests.limits import SOON_S
 from tests.trust import Trust
 from tests.voters import voters
 
@@ -58,7 +59,7 @@ async def test_nats_of_three_servers(check: str, three: tuple[Address, Address])
         NatsCoordination(first, name="one", bucket=check) as one,
         NatsCoordination(second, name="two", bucket=check) as two,
     ):
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON_S):
             while not (one.connected and two.connected):
                 await anyio.sleep(0.01)
         await CHECKS[check](Subject(one=one, two=two))

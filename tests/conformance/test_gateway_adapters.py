@@ -9,6 +9,7 @@ import json
 
 import pytest
 from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking, until
+from tests.limits import SOON_S
 
 from ollama_distributed.base import errors as e
 from ollama_distributed.base.inference import Delta, EmbedResult, Failed, Finished
@@ -100,7 +101,7 @@ async def test_a_client_that_goes_away_in_the_turn_of_a_piece(adapter):
             await until(lambda: bool(inference.generations), "the request opens")
             generation = inference.generations[0]
             client.writer.transport.abort()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SOON_S):
                 while not generation.cancelled:
                     generation.emit(Delta(text="a"))
                     await asyncio.sleep(0)
@@ -153,7 +154,7 @@ async def test_a_slow_reader_pauses_its_generation(adapter):
         await until(lambda: bool(inference.generations), "the request opens")
         generation = inference.generations[0]
         sent = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_S):
             while not generation.paused:
                 generation.emit(Delta(text="x" * 65_536))
                 sent += 65_536

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.limits import SOON_S
 from tests.unit.identity.world import World
 from uvicorn.config import Config
 from uvicorn.server import ServerState
@@ -105,7 +106,7 @@ async def listening(app: Any, context: ssl.SSLContext) -> AsyncIterator[Address]
         server.close()
         for connection in list(state.connections):
             connection.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             while state.connections or state.tasks:
                 await asyncio.sleep(0.001)
 
@@ -113,7 +114,7 @@ async def listening(app: Any, context: ssl.SSLContext) -> AsyncIterator[Address]
 async def call(address: Address, context: ssl.SSLContext, request: bytes) -> bytes:
     """Send bytes, read to the end. Nothing: the other side refused us, which in TLS 1.3 shows
     only after our own handshake is done."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
         try:
             writer.write(request)

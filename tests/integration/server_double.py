@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
 from typing import Any
 
+from tests.limits import SOON_S
+
 
 @dataclass
 class Reply:
@@ -150,7 +152,7 @@ class Double:
             except OSError:
                 continue  # closed by its handler
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join(SOON_S)
         assert not self._thread.is_alive()
 
 

@@ -17,6 +17,7 @@ import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.blobs.folders import STAGING
 from ollama_distributed.adapters.blobs.store import BlobStore
@@ -238,7 +239,7 @@ async def test_links_in_the_store_lead_nowhere(store: BlobStore, tmp_path: Path)
 async def test_a_fifo_in_the_store_does_not_hang(store: BlobStore, tmp_path: Path) -> None:
     blob = blob_of(b"x")
     os.mkfifo(tmp_path / "models/blobs" / blob.filename)
-    with pytest.raises(BlobNotFound), anyio.fail_after(10):
+    with pytest.raises(BlobNotFound), anyio.fail_after(SOON_S):
         await store.read_blob(blob, 100)
 
 

@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 import structlog
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.base.errors import (
@@ -451,7 +452,7 @@ async def test_models_of_other_engines_are_listed_too(store: BlobStore) -> None:
 async def test_run_keeps_the_index_fresh(store: BlobStore, root: Path) -> None:
     changed = anyio.Event()
     catalog = Catalog(store, on_change=changed.set)
-    with anyio.fail_after(30):
+    with anyio.fail_after(SOON_S):
         async with anyio.create_task_group() as group:
             group.start_soon(catalog.run, 0.01)
             ollama_store(root)
@@ -482,7 +483,7 @@ async def test_a_refresh_that_reads_an_old_manifest_does_not_bring_it_back(
         deleted.set()
 
     monkeypatch.setattr(store, "read_header", slow)
-    with anyio.fail_after(10):
+    with anyio.fail_after(SOON_S):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(catalog.refresh)
             await reading.wait()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from tests.cluster_server import ClusterServer, cluster_server
+from tests.limits import SOON_S
 from typer.testing import CliRunner, Result
 
 from ollama_distributed.base.cluster import ConfigAsk
@@ -25,7 +26,7 @@ from ollama_distributed.testing.fake_cluster import FakeCluster
 pytestmark = pytest.mark.integration
 
 PROGRAM = [sys.executable, "-m", "ollama_distributed"]
-DEADLINE_S = 20.0
+DEADLINE_S = SOON_S
 Run = Callable[..., Result]
 
 

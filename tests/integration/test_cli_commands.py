@@ -16,6 +16,7 @@ from threading import Event
 import pytest
 import yaml
 from server_double import Asked, Double, Reply, closed_port_url, server_double
+from tests.limits import SOON_S
 from typer.testing import CliRunner, Result
 
 from ollama_distributed.cli.main import app
@@ -346,7 +347,7 @@ def test_model_names_complete(server: Double) -> None:
         ),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SOON_S,
     )
     assert done.stdout.strip() == "smollm2:135m"
 
@@ -376,7 +377,7 @@ def test_bash_completes_names_with_a_colon(
         env=_environment(server),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SOON_S,
     )
     assert done.stdout.split() == offered, done.stderr
 
@@ -391,7 +392,7 @@ def test_a_terminal_gets_no_escape_of_the_model(server: Double) -> None:
             stdin=subprocess.DEVNULL,
             stdout=terminal,
             stderr=subprocess.PIPE,
-            timeout=30,
+            timeout=SOON_S,
         )
         os.close(terminal)
         seen = screen.read(4096)
@@ -403,7 +404,7 @@ def test_a_terminal_gets_no_escape_of_the_model(server: Double) -> None:
         env=_environment(server),
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=30,
+        timeout=SOON_S,
     )
     assert piped.stdout == b"\x1b]0;pwned\x07ok\n", "data that goes into a file is not touched"
 
@@ -421,9 +422,9 @@ def test_ctrl_c_is_code_130_and_hangs_up(server: Double) -> None:
         assert program.stdout is not None
         assert program.stdout.readline() == b"begun\n"
         program.send_signal(signal.SIGINT)
-        _, told = program.communicate(timeout=10)
+        _, told = program.communicate(timeout=SOON_S)
     assert program.returncode == 130, told
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(SOON_S)
     hold.set()
 
 
@@ -438,7 +439,7 @@ def test_the_program_starts_without_the_node() -> None:
         "rooms = {m.split('.')[1] for m in sys.modules if m.startswith('ollama_distributed.')}\n"
         "assert rooms <= {'cli', 'client', '_version'}, rooms\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S)
     assert done.returncode == 0, done.stderr
     assert "Node:" in done.stdout
     assert "serve" in done.stdout
@@ -452,7 +453,7 @@ def test_without_the_nodes_extra_serve_says_how_to_get_it() -> None:
         "from ollama_distributed.cli.main import main\n"
         "main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SOON_S)
     assert done.returncode == 1
     assert "pip install 'ollama-distributed[node]'" in done.stderr
 
@@ -464,7 +465,7 @@ def test_completion_is_installed_for_the_shell(server: Double, tmp_path: Path, s
         env=_environment(server, HOME=str(tmp_path)),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SOON_S,
     )
     assert done.returncode == 0, done.stderr
     written = [file.read_text() for file in tmp_path.rglob("*") if file.is_file()]
@@ -474,11 +475,19 @@ def test_completion_is_installed_for_the_shell(server: Double, tmp_path: Path, s
 def test_engine_lists_and_tests_what_can_run(server: Double, tmp_path: Path) -> None:
     env = _environment(server, OLLAMA_DISTRIBUTED_CACHE_DIR=str(tmp_path), PATH=os.defpath)
     listed = subprocess.run(
-        [*PROGRAM, "engine", "list", "-o", "json"], env=env, capture_output=True, text=True, timeout=60
+        [*PROGRAM, "engine", "list", "-o", "json"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=SOON_S,
     )
     assert [row["variant"] for row in json.loads(listed.stdout)][-1] == "wheel"
     failed = subprocess.run(
-        [*PROGRAM, "engine", "test", sys.executable], env=env, capture_output=True, text=True, timeout=60
+        [*PROGRAM, "engine", "test", sys.executable],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=SOON_S,
     )
     assert failed.returncode == 1
     assert "Error:" in failed.stderr
@@ -501,7 +510,7 @@ def test_the_base_install_is_enough_for_every_client_command(server: Double, tmp
         env=_environment(server),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=SOON_S,
     )
     assert done.returncode == 0, done.stderr
     assert server.asked[-1].json == {"model": "m", "files": {"m.gguf": digest}}

@@ -12,6 +12,7 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 from server_double import Asked, Double, Reply, server_double
+from tests.limits import SOON_S
 
 from ollama_distributed.cli.answer import Look
 from ollama_distributed.cli.conversation import Conversation
@@ -135,7 +136,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(
         Reply(lines=[said("whole", done=True)]),
     )
     shown = talk("x\r", "y\r", "/bye\r")
-    assert server.hung_up.wait(5), "the generation was stopped"
+    assert server.hung_up.wait(SOON_S), "the generation was stopped"
     hold.set()
     assert "half" in shown
     assert "whole" in shown

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from server_double import Asked, Double, Reply, closed_port_url, server_double
+from tests.limits import SOON_S
 
 import ollama_distributed
 from ollama_distributed import client as sdk
@@ -337,7 +338,7 @@ def test_leaving_a_stream_hangs_up(server: Double) -> None:
     server.hung_up.clear()
     for _ in sdk.SyncClient(server.url).generate_stream(ASK):
         break
-    assert server.hung_up.wait(5), "sync"
+    assert server.hung_up.wait(SOON_S), "sync"
     hold.set()
 
 
@@ -416,4 +417,4 @@ def test_importing_the_sdk_brings_nothing_of_the_node() -> None:
         "heavy = {'httpx', 'asyncio', 'rich', 'typer', 'fastapi', 'uvicorn', 'pydantic', 'xllamacpp'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=SOON_S)

@@ -14,6 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.consensus_nodes import until, validate
+from tests.limits import SOON_S
 from tests.trust import Trust
 from tests.voters import voters
 
@@ -196,7 +197,7 @@ async def changes_under(
     await settled(made)
     last = max(acknowledged.values())
     for member in made.values():
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON_S):
             state = await member.mirror.reach(last)
         for name in made:
             done = max(int(p.removeprefix(name)) for p in acknowledged if p.startswith(name))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.build import plan, service, source
 from ollama_distributed.adapters.engines.build.toolchain import Toolchain, find_toolchain, write_wrappers
@@ -140,7 +141,7 @@ async def test_cancel_ends_the_tools_and_the_next_call_goes_on(engines: Path, to
     task = asyncio.create_task(
         service.build(engines, cpu=CPU, self_test=passes, toolchain=toolchain, report=report)
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_S):
         await compiling.wait()
         while not (work / "pid").exists() or not (work / "pid").read_text().strip():
             await asyncio.sleep(0.01)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.http import Exchange, UnixAddress, fetch, fetch_json, request
 from ollama_distributed.base.errors import (
@@ -71,7 +72,7 @@ class Seen:
 def serve(tmp_path: Path, handler: Handler, client: Callable[[UnixAddress], Awaitable[None]]) -> None:
     async def main() -> None:
         path = tmp_path / "s"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_S):
             server = await asyncio.start_unix_server(handler, path)
             try:
                 await client(UnixAddress(str(path)))
@@ -108,7 +109,7 @@ AFTER_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_every_framing_gives_the_same_answer(tmp_path: Path, raw: bytes, step: int) -> None:
     async def client(address: UnixAddress) -> None:
-        assert await fetch_json(address, "GET", "/", deadline_s=5) == (200, {"a": 1})
+        assert await fetch_json(address, "GET", "/", deadline_s=SOON_S) == (200, {"a": 1})
 
     serve(tmp_path, answering(*(raw[i : i + step] for i in range(0, len(raw), step))), client)
 
@@ -117,7 +118,7 @@ def test_every_framing_gives_the_same_answer(tmp_path: Path, raw: bytes, step: i
 def test_a_connection_lost_half_way_is_a_dead_runner(tmp_path: Path, raw: bytes) -> None:
     async def client(address: UnixAddress) -> None:
         with pytest.raises(RunnerDied):
-            await fetch(address, "GET", "/", deadline_s=5)
+            await fetch(address, "GET", "/", deadline_s=SOON_S)
 
     serve(tmp_path, answering(raw), client)
 
@@ -126,7 +127,7 @@ def test_a_connection_lost_half_way_is_a_dead_runner(tmp_path: Path, raw: bytes)
 def test_what_is_not_http_is_refused(tmp_path: Path, raw: bytes) -> None:
     async def client(address: UnixAddress) -> None:
         with pytest.raises(EngineError):
-            await fetch(address, "GET", "/", deadline_s=5)
+            await fetch(address, "GET", "/", deadline_s=SOON_S)
 
     serve(tmp_path, answering(raw, hold=True), client)
 
@@ -134,7 +135,7 @@ def test_what_is_not_http_is_refused(tmp_path: Path, raw: bytes) -> None:
 def test_nobody_listens(tmp_path: Path) -> None:
     async def main() -> None:
         with pytest.raises(Unavailable):
-            await fetch(UnixAddress(str(tmp_path / "none")), "GET", "/", deadline_s=5)
+            await fetch(UnixAddress(str(tmp_path / "none")), "GET", "/", deadline_s=SOON_S)
 
     asyncio.run(main())
 
@@ -142,7 +143,7 @@ def test_nobody_listens(tmp_path: Path) -> None:
 def test_a_body_over_the_bound_is_refused(tmp_path: Path) -> None:
     async def client(address: UnixAddress) -> None:
         with pytest.raises(EngineError):
-            await fetch(address, "GET", "/", deadline_s=5, max_bytes=7)
+            await fetch(address, "GET", "/", deadline_s=SOON_S, max_bytes=7)
 
     serve(tmp_path, answering(WHOLE), client)
 
@@ -186,7 +187,7 @@ def test_cancel_before_the_connection_is_made(tmp_path: Path) -> None:
     async def client(address: UnixAddress) -> None:
         seen = Seen()
         seen.open(address).cancel()
-        await fetch_json(address, "GET", "/", deadline_s=5)  # a later exchange is done by now
+        await fetch_json(address, "GET", "/", deadline_s=SOON_S)  # a later exchange is done by now
         assert seen.calls == []
 
     serve(tmp_path, answering(WHOLE), client)

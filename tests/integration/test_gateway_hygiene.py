@@ -7,6 +7,7 @@ import socket
 import httpx
 import pytest
 from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking, until
+from tests.limits import SOON_S
 
 from ollama_distributed.base.inference import Delta, Finished
 from ollama_distributed.gateway.limits import Limits
@@ -105,7 +106,7 @@ async def test_a_field_without_end_is_431(adapter):
     async with talking(hello(), adapter) as client:
         await client.send(b"GET / HTTP/1.1\r\nX: ")
         answer = asyncio.ensure_future(client.answer())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             while not answer.done():
                 client.writer.write(b"a" * 1024)
                 await asyncio.sleep(0.002)
@@ -124,7 +125,7 @@ async def test_a_slow_head_is_408(adapter, first):
 async def test_a_trickled_head_is_408_too(adapter):
     async with talking(hello(), adapter, QUICK) as client:
         answer = asyncio.ensure_future(client.answer())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             for byte in b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1000:
                 if answer.done():
                     break
@@ -148,7 +149,7 @@ async def test_a_body_that_comes_too_slowly_is_408(adapter):
     async with talking(hello(), adapter, QUICK) as client:
         await client.send(request_bytes("POST", "/api/generate", b"x" * 1000)[:-1000])
         answer = asyncio.ensure_future(client.answer())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             while not answer.done():
                 client.writer.write(b"x")
                 await asyncio.sleep(0.03)
@@ -359,7 +360,7 @@ async def test_a_reader_that_stops_is_cut_and_its_slot_freed(adapter):
             await until(lambda: bool(inference.generations), "the request opens")
             generation = inference.generations[0]
             sent = 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(SOON_S):
                 while not generation.paused:
                     generation.emit(Delta(text="x" * 65_536))
                     sent += 65_536
@@ -381,13 +382,13 @@ async def test_refused_connections_are_counted():
 
 
 async def test_slow_clients_do_not_disturb_a_good_one(adapter):
-    limits = Limits(header_deadline_s=5.0)
+    limits = Limits(header_deadline_s=2 * SOON_S)
     async with serving(gateway(hello(), limits=limits), adapter=adapter, limits=limits) as server:
         slow = [await server.connect() for _ in range(200)]
         for client in slow:
             await client.send(b"GET / HTTP/1.1\r\nHost: ")
         async with await server.connect() as good:
-            async with asyncio.timeout(3):
+            async with asyncio.timeout(SOON_S):
                 for _ in range(20):
                     await good.post("/api/generate", GEN)
                     assert (await good.answer()).status == 200
@@ -413,7 +414,7 @@ async def test_an_ordinary_client_that_still_sends_gets_the_answer(adapter, path
     """A socket closed with unread bytes answers with a reset, and the answer is lost."""
     async with serving(gateway(hello()), adapter=adapter) as server:
         url = f"http://127.0.0.1:{server.port}{path}"
-        async with httpx.AsyncClient(timeout=10) as client:
+        async with httpx.AsyncClient(timeout=SOON_S) as client:
             for _ in range(3):
                 answer = await client.post(url, content=b"x" * (24 << 20), headers=fields)
                 assert answer.status_code == status
@@ -427,7 +428,7 @@ async def test_a_client_that_sends_for_ever_is_cut(adapter):
     async with serving(app, adapter=adapter, limits=limits) as server, await server.connect() as client:
         await client.send(request_bytes("POST", "/api/embed", b"x" * 2000)[:-1000])
         assert (await client.answer()).status == 413
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_S):
             while len(server.watch):
                 client.writer.write(b"x")
                 await asyncio.sleep(0.01)
@@ -494,7 +495,7 @@ async def test_a_client_that_pipelines_and_goes_away_frees_its_slot(adapter):
         inference.generations[1].emit(Delta(text="a"))
         await client.head()
         client.writer.transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SOON_S):
             while not inference.generations[1].cancelled:
                 inference.generations[1].emit(Delta(text="a"))
                 await asyncio.sleep(0.005)

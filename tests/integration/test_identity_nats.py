@@ -19,6 +19,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.api import KeyValueConfig
 from tests.integration.identity_listener import Seat
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.identity import nats_access
 from ollama_distributed.adapters.identity.files import IdentityFiles
@@ -113,7 +114,7 @@ class Bus:
             self.url,
             error_cb=on_error,
             allow_reconnect=False,
-            connect_timeout=3,
+            connect_timeout=SOON_S,
             **nats_access.client_options(login, node),
         )
         try:
@@ -149,7 +150,7 @@ class Bus:
             self.keys.nats, time.time() + 1, revoked={user: time.time() + REVOKED_FOR_S}
         )
         async with self.system() as system:
-            answer = await system.request(nats_access.CLAIMS_UPDATE, account.encode(), timeout=3)
+            answer = await system.request(nats_access.CLAIMS_UPDATE, account.encode(), timeout=SOON_S)
         reply: dict[str, Any] = msgspec.json.decode(answer.data)
         return reply
 
@@ -157,12 +158,12 @@ class Bus:
         """`act` made the server complain."""
         before = len(self.errors)
         await act()
-        await client.flush(timeout=3)
+        await client.flush(timeout=SOON_S)
         await until(lambda: len(self.errors) > before)
         assert "permissions violation" in self.errors[-1].lower()
 
 
-async def until(condition: Callable[[], bool], deadline_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], deadline_s: float = SOON_S) -> None:
     async with asyncio.timeout(deadline_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -180,16 +181,18 @@ async def nothing(_message: object) -> None:
 async def test_a_node_does_what_its_role_may_under_its_own_name_only(bus: Bus) -> None:
     async with bus.running(), bus.client("n0", *bus.user("n0", "server")) as server:
         await jetstream_ready(server)
-        state = await server.jetstream(timeout=5).create_key_value(KeyValueConfig(bucket="cfg", direct=False))
+        state = await server.jetstream(timeout=SOON_S).create_key_value(
+            KeyValueConfig(bucket="cfg", direct=False)
+        )
         await state.put("models.x", b"1")
         async with bus.client("n1", *bus.user("n1", "node")) as node:
-            mine = await node.jetstream(timeout=5).key_value("cfg")
+            mine = await node.jetstream(timeout=SOON_S).key_value("cfg")
             assert (await mine.get("models.x")).value == b"1"
             await mine.put("nodes.n1.advert", b"up")
             await node.publish("hb.n1", b"")
             await node.subscribe("cmd.n1.>", cb=nothing)
             await node.subscribe("bcast.>", cb=nothing)
-            await node.flush(timeout=3)
+            await node.flush(timeout=SOON_S)
             assert bus.errors == []
             for subject in (
                 "hb.n2",
@@ -221,19 +224,17 @@ async def test_nodes_ask_each_other(bus: Bus) -> None:
             await message.respond(b"pong")
 
         await two.subscribe("cmd.n2.msg.ping", cb=pong)
-        await two.flush(timeout=3)
-        assert (await one.request("cmd.n2.msg.ping", b"", timeout=3)).data == b"pong"
+        await two.flush(timeout=SOON_S)
+        assert (await one.request("cmd.n2.msg.ping", b"", timeout=SOON_S)).data == b"pong"
 
 
 async def test_a_removed_node_is_cut_off_at_once_and_stays_out_after_a_restart(bus: Bus) -> None:
     key, jwt = bus.user("n1", "node")
     async with bus.running():
         async with bus.client("n1", key, jwt) as node, bus.client("n2", *bus.user("n2", "node")) as other:
-            started = time.monotonic()
             reply = await bus.revoke(key.public)
             assert reply["data"]["code"] == 200
-            await until(lambda: not node.is_connected, 5.0)
-            assert time.monotonic() - started < 5.0
+            await until(lambda: not node.is_connected)
             assert other.is_connected
         with pytest.raises((NatsError, OSError, TimeoutError)):
             await one_connection(bus, "n1", key, jwt)
@@ -249,7 +250,7 @@ async def test_a_removed_node_is_cut_off_at_once_and_stays_out_after_a_restart(b
 
 
 async def jetstream_ready(client: Client) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SOON_S):
         while True:
             try:
                 await client.jetstream(timeout=1).account_info()
@@ -260,7 +261,7 @@ async def jetstream_ready(client: Client) -> None:
 
 async def one_connection(bus: Bus, node: str, key: nkeys.NatsKey, jwt: str) -> None:
     async with bus.client(node, key, jwt) as connection:
-        await connection.flush(timeout=3)
+        await connection.flush(timeout=SOON_S)
 
 
 async def test_strangers_are_refused(bus: Bus) -> None:

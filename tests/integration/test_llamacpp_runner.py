@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.integration.llamacpp_programs import PROGRAMS, program_named
+from tests.limits import SOON_S
 from tests.models import EMOJI, SMOLLM2, Models, model_spec
 
 from ollama_distributed.adapters.engines.llamacpp import discover
@@ -55,7 +56,7 @@ def say(prompt: str | tuple[str | tuple[int, ...], ...] = "go\n") -> CompletionR
 
 
 async def gone(pid: int) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + SOON_S
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, f"process {pid} lives on"
         await asyncio.sleep(0.01)
@@ -70,23 +71,20 @@ def left_in(folder: Path) -> list[str]:
 
 async def test_a_death_is_seen_at_once_by_every_call(load: Loader, models: Models) -> None:
     runner = await load(models.endless())
-    told: list[tuple[float, OllamaDistributedError | None]] = []
-    runner.on_exit(lambda error: told.append((time.monotonic(), error)))
+    told: list[OllamaDistributedError | None] = []
+    runner.on_exit(told.append)
     calls = [Recording() for _ in range(2)]
     for recording in calls:
         runner.generate(say(), recording)
     for recording in calls:
         await recording.pieces(2)
-    killed_at = time.monotonic()
     os.kill(runner.process.pid, signal.SIGKILL)
     for recording in calls:
         error = (await recording.failed()).error
         assert isinstance(error, RunnerDied)
         assert "SIGKILL" in error.message
-    (told_at, reason), *more = told
-    assert not more
+    (reason,) = told
     assert isinstance(reason, RunnerDied)
-    assert told_at - killed_at < 0.5  # 50 ms on an idle machine
     late = Recording()
     runner.generate(say(), late)
     assert isinstance((await late.failed()).error, RunnerDied)
@@ -122,9 +120,7 @@ async def test_no_zombie_and_no_file_is_left(load: Loader, models: Models) -> No
 async def test_a_runner_that_ignores_sigterm_is_killed(load: Loader, models: Models) -> None:
     runner = await load(models.scripted("fine"))
     os.kill(runner.process.pid, signal.SIGSTOP)
-    started = time.monotonic()
-    await runner.unload(grace_s=0.2)
-    assert time.monotonic() - started < 3
+    await runner.unload(grace_s=0.2)  # stopped, it would never end by itself
     assert not psutil.pid_exists(runner.process.pid)
 
 
@@ -177,7 +173,7 @@ async def test_a_runner_dies_with_its_parent(tmp_path: Path, models: Models, nam
     code = PARENT.format(root=root, name=name, run=str(tmp_path / "r"), model=str(models.scripted("fine")))
     parent = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE)
     assert parent.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(SOON_S):
         pid = int(await parent.stdout.readline())
     assert psutil.pid_exists(pid)
     parent.kill()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.integration.llamacpp_programs import PROGRAMS, program_named
+from tests.limits import SOON_S
 from tests.models import SMOLLM2, Models, model_spec
 
 from ollama_distributed.adapters.engines.http import fetch
@@ -73,12 +75,18 @@ async def test_trap_1_a_runner_uses_the_threads_of_its_plan(load: Loader, models
     generation = runner.generate(say("go"), recording)
     await recording.pieces(1)
     process = psutil.Process(runner.process.pid)
-    before, started = process.cpu_times(), time.monotonic()
-    await asyncio.sleep(1.0)
-    after, wall_s = process.cpu_times(), time.monotonic() - started
+    before = {thread.id: thread.user_time for thread in process.threads()}
+    async with asyncio.timeout(SOON_S):
+        while max(spent := _spent(process, before)) < 0.5:
+            await asyncio.sleep(0.05)
     generation.cancel()
     # One thread computes; the one that writes the stream adds a little.
-    assert after.user - before.user < 1.5 * wall_s
+    assert sum(spent) < 1.5 * max(spent)
+
+
+def _spent(process: psutil.Process, before: dict[int, float]) -> list[float]:
+    """CPU seconds of each thread since then."""
+    return [thread.user_time - before.get(thread.id, 0.0) for thread in process.threads()]
 
 
 @needs_smollm2
@@ -86,13 +94,12 @@ async def test_trap_2_a_cancel_is_seen_while_the_prompt_is_read(load: Loader) ->
     runner = await load(smollm2(), context_tokens=4096)
     reading = Recording()
     reader = runner.generate(say(LONG_PROMPT), reading)
-    times = [await progress(reading, steps) for steps in (1, 2, 3)]
-    step_s = max(times[1] - times[0], times[2] - times[1])
+    first, third = await progress(reading, 1), await progress(reading, 3)
     reader.cancel()
     cancelled_at = time.monotonic()
     await answer(runner, say("Hi", num_predict=1))
-    # A cancel that is not seen costs the rest of the prompt: twenty steps more.
-    assert time.monotonic() - cancelled_at < 1.0 + 3 * step_s
+    # A cancel that is not seen costs the rest of the prompt: twenty steps more, not two.
+    assert time.monotonic() - cancelled_at < 5 * (third - first)
 
 
 @needs_smollm2
@@ -102,22 +109,26 @@ async def test_trap_3_a_long_prompt_does_not_stall_the_other_streams(load: Loade
     running = runner.generate(say("Count: one, two,", num_predict=2000), other)
     await other.pieces(3)
     reader = runner.generate(say(LONG_PROMPT), reading)
-    seen = []
-    for steps in (1, 2, 3):
-        await progress(reading, steps)
-        seen.append(len(other.events))
+    await progress(reading, 1)
+    said = pieces(other)
+    await other.pieces(said + 5)
+    # It spoke while the prompt was read: a token of it comes between any two steps.
+    assert not pieces(reading)
     reader.cancel()
     running.cancel()
-    assert seen[0] < seen[1] < seen[2]  # a token of the other between any two steps
     read = [e.processed for e in reading.events if isinstance(e, Progress)]
     assert max(later - earlier for earlier, later in itertools.pairwise(read)) <= MAX_CPU_BATCH
 
 
+def pieces(recording: Recording) -> int:
+    return sum(isinstance(event, Tokens) for event in recording.events)
+
+
 async def progress(recording: Recording, steps: int) -> float:
     """When so many steps of the prompt were read."""
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(SOON_S):
         while len([e for e in recording.events if isinstance(e, Progress) and e.processed]) < steps:
-            assert not any(isinstance(e, Tokens) for e in recording.events), "read too fast to test"
+            assert not pieces(recording), "read too fast to test"
             await asyncio.sleep(0.005)
     return time.monotonic()
 
@@ -142,7 +153,6 @@ async def test_trap_4_no_request_fails_200_in_a_row_and_16_at_once(load: Loader,
 
 
 async def test_trap_5_an_aborting_load_is_an_error_with_its_reason(load: Loader, models: Models) -> None:
-    started = time.monotonic()
     with pytest.raises(LoadFailed) as aborted:
         await load(models.corrupt("absurd-layers"))
     assert "GGML_ASSERT" in aborted.value.message
@@ -151,7 +161,8 @@ async def test_trap_5_an_aborting_load_is_an_error_with_its_reason(load: Loader,
         await load(models.corrupt("not-gguf"))
     with pytest.raises(LoadFailed, match="not within the file bounds"):
         await load(models.corrupt("data-cut"))
-    assert time.monotonic() - started < 15  # no debugger was started on the corpse
+    # No debugger was started on the corpse: it would be a child of ours that lives on.
+    assert not [child.name() for child in psutil.Process().children(recursive=True)]
     assert (await answer(await load(models.scripted("fine")), say("go\n"))).text == "fine"
 
 
@@ -207,18 +218,19 @@ async def test_trap_7_the_dangerous_defaults_are_off(load: Loader, models: Model
     address = runner.process.address
     headers = {"origin": "http://evil.example"}
     for path, body in (("/completion", b'{"prompt":"x"}'), ("/tokenize", b'{"content":"x"}')):
-        refused = await fetch(address, "POST", path, headers=headers, body=body, deadline_s=5)
+        refused = await fetch(address, "POST", path, headers=headers, body=body, deadline_s=SOON_S)
         assert refused.status == 401, path
         assert refused.headers.get("access-control-allow-origin", "") not in ("*", "http://evil.example")
     key = {"authorization": f"Bearer {runner._params.api_key}"}
-    assert (await fetch(address, "GET", "/", headers=key, deadline_s=5)).status == 404
-    assert (await fetch(address, "GET", "/slots", headers=key, deadline_s=5)).status == 501
+    assert (await fetch(address, "GET", "/", headers=key, deadline_s=SOON_S)).status == 404
+    assert (await fetch(address, "GET", "/slots", headers=key, deadline_s=SOON_S)).status == 501
     saved = b'{"filename":"x"}'
     for method, path, body in (
         ("POST", "/slots/0?action=save", saved),
         ("POST", "/props", b'{"x":1}'),
     ):
-        assert (await fetch(address, method, path, headers=key, body=body, deadline_s=5)).status >= 400, path
+        refused = await fetch(address, method, path, headers=key, body=body, deadline_s=SOON_S)
+        assert refused.status >= 400, path
     assert runner._params.cache_ram_mib <= 512
 
 
@@ -228,10 +240,9 @@ async def test_trap_7_health_does_not_wait_behind_the_batch(load: Loader) -> Non
     recording = Recording()
     generation = runner.generate(say(LONG_PROMPT), recording)
     await progress(recording, 1)
-    started = time.monotonic()
     assert await runner.healthy()
     metrics = await runner.metrics()
-    assert time.monotonic() - started < 2.0  # a step takes about one second, the prompt twenty
+    assert not pieces(recording)  # the prompt is still read
     assert metrics.slots_busy == 1
     generation.cancel()
 
@@ -288,10 +299,16 @@ async def test_trap_8_no_tools_are_offered_when_none_is_chosen(load: Loader, mod
 
 @needs_smollm2
 def test_trap_9_reading_a_real_vocabulary_is_quick() -> None:
-    """`gguf.GGUFReader` takes 2.6-10 s on a real file."""
+    """`gguf.GGUFReader` takes 2.6-10 s on a real file: hundreds of times a plain loop over the
+    50,000 tokens. Coverage slows the reader down, and not the loop."""
     started = time.process_time()
     read_fragments(str(SMOLLM2))
-    assert time.process_time() - started < 1.5
+    reading_s = time.process_time() - started
+    file = bytes(50_000)
+    started = time.process_time()
+    for at in range(50_000 - 8):
+        struct.unpack_from("<Q", file, at)
+    assert reading_s < 100 * (time.process_time() - started)
 
 
 async def test_trap_10_what_waits_behind_the_slots_is_seen(load: Loader, models: Models) -> None:
@@ -302,7 +319,7 @@ async def test_trap_10_what_waits_behind_the_slots_is_seen(load: Loader, models:
     for recording in recordings[:2]:
         await recording.pieces(1)
     generations.append(runner.generate(say("go"), recordings[2]))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(SOON_S):
         while (metrics := await runner.metrics()).queued != 1:
             await asyncio.sleep(0.01)
     assert metrics.slots_busy == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
+from tests.limits import SOON_S
 from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -29,7 +30,6 @@ from ollama_distributed.state.records import Advert
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 CLOCK = SystemClock()
-SOON_S = 15.0
 
 
 class Node(msgspec.Struct):

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 import pytest
 from cryptography import x509
+from tests.limits import SOON_S
 from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -25,8 +26,6 @@ from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 from ollama_distributed.cluster.ports import ABSENT, Message
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
-
-SOON_S = 10.0
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ async def test_the_revoked_stay_out_after_a_reload_and_a_restart(trust: Trust) -
             now = time.time()
             account = nats_jwt.account_jwt(trust.keys.nats, now, revoked={user: now + REVOKED_FOR_S})
             assert await server.push_account(account) == 1
-            with anyio.fail_after(5):
+            with anyio.fail_after(SOON_S):
                 while two.connected:
                     await anyio.sleep(0.01)
             assert one.connected

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.limits import SOON_S
 from tests.voters import Voters, voters
 from tests.writers import writing
 
@@ -36,7 +37,7 @@ async def three(tmp_path: Path) -> AsyncIterator[Voters]:
 
 async def _settled(three: Voters) -> None:
     """All three vote and hold the state: the next fault finds them whole."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(SOON_S):
         while True:
             try:
                 meta = await three.system.meta()
@@ -61,7 +62,7 @@ async def test_kills_of_the_leading_server_under_writes(three: Voters) -> None:
             writers.forget_gap()
             restarts = three.server(leader := await three.leader()).restarts
             three.kill(leader)
-            with anyio.fail_after(30):
+            with anyio.fail_after(SOON_S):
                 while three.server(leader).restarts == restarts:
                     await anyio.sleep(0.01)
             await writers.more(50)
@@ -120,7 +121,7 @@ async def test_a_minority_refuses_writes_and_mirrors_answer(three: Voters) -> No
     address = three.address("one")
     async with three.client("one") as one:
         one.update_servers([three.server(survivor).url])
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON_S):
             while not one.connected:
                 await anyio.sleep(0.01)
         revision = await one.create("k", b"1")
@@ -140,7 +141,7 @@ async def test_a_minority_refuses_writes_and_mirrors_answer(three: Voters) -> No
         for name in NAMES:
             if name != survivor:
                 await three[name].start()
-        with anyio.fail_after(20):
+        with anyio.fail_after(SOON_S):
             while not one.writable:
                 await anyio.sleep(0.01)
     assert address.urls == three.urls
@@ -157,7 +158,7 @@ async def test_only_servers_may_be_routes(three: Voters) -> None:
             b'CONNECT {"verbose":false,"pedantic":false,"tls_required":true,"name":"evil",'
             b'"cluster":"c1","user":"route","pass":"guess","headers":true,"lnoc":true}\r\nPING\r\n'
         )
-        with anyio.fail_after(10):
+        with anyio.fail_after(SOON_S):
             answer = await reader.read()
         assert b"Authorization Violation" in answer
         assert b"PONG" not in answer
@@ -171,7 +172,7 @@ async def test_a_server_of_another_cluster_does_not_get_in(three: Voters, tmp_pa
     stranger = Voters(tmp_path / "stranger")
     server = NatsServer(tmp_path / "s", stranger.trust.access("n9"), name="n9", cluster=block)
     async with server:
-        with anyio.fail_after(20):
+        with anyio.fail_after(SOON_S):
             while "TLS" not in (text := (tmp_path / "s" / "nats-server.log").read_text()):
                 await anyio.sleep(0.05)
         assert "Route connection created" not in text or "handshake error" in text
@@ -190,7 +191,7 @@ async def test_a_damaged_replica_is_found_and_filled_anew(three: Voters) -> None
     _lose_a_block(victim.server.store)
     await victim.start()
     await _settled(three)
-    with anyio.fail_after(20):
+    with anyio.fail_after(SOON_S):
         while (found := await damaged(three.system, three.formation, "KV_cfg")) == ():
             await anyio.sleep(0.1)
     assert found == (victim.node,)

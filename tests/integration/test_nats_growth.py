@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.limits import SOON_S
 from tests.voters import Voters, voters
 from tests.writers import writing
 
@@ -86,7 +87,7 @@ async def test_every_replica_holds_the_state_after_growth(tmp_path: Path) -> Non
         await grown.agree(["n1", "n2", "n3"])
         async with grown.client("two") as two:
             async with two.watch() as events:
-                with anyio.fail_after(20):
+                with anyio.fail_after(SOON_S):
                     first = await anext(events)
             assert isinstance(first, Resync)
             assert (len(first.entries), first.revision) == (1001, last)
@@ -133,7 +134,7 @@ async def test_a_change_that_failed_is_asked_for_again(tmp_path: Path) -> None:
             await three.growth.to_five(old, [three["n4"], Broken(three["n5"])])
         assert len(three.formation.places) == 3
         # One of the two candidates is in the group already; it dies, and others are chosen.
-        with anyio.fail_after(20):
+        with anyio.fail_after(SOON_S):
             while "n4" not in await three.voting():
                 await anyio.sleep(0.05)
         await three.lose("n4")
@@ -210,6 +211,6 @@ async def test_the_revoked_are_refused_by_new_voters_and_by_those_that_were_away
     await alone["n3"].stop()
     await revoke("evil", "late")
     await alone["n3"].start()
-    with anyio.fail_after(15):
+    with anyio.fail_after(SOON_S):
         while await lets_in("n3", "late"):
             await anyio.sleep(0.1)

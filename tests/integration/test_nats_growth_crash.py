@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 from tests.integration import growth_crash
+from tests.limits import SOON_S
 from tests.voters import Voters
 
 from ollama_distributed.adapters.coordination.nats.journal import COPY_NAME, JOURNAL_NAME, SET_ASIDE
@@ -48,7 +49,7 @@ async def _crash(folder: Path, point: str) -> int:
 
 async def _servers_gone(folder: Path) -> None:
     """They are told by their parent's death (SIGTERM) and close their files."""
-    with anyio.fail_after(20):
+    with anyio.fail_after(SOON_S):
         for pid in _pids(folder):
             while _alive(pid):
                 await anyio.sleep(0.02)
@@ -80,7 +81,7 @@ async def test_a_crash_in_the_middle_of_growth(tmp_path: Path, point: str) -> No
                 await back[name].start()
         else:
             assert back.growth.formation is None
-        with anyio.fail_after(30):
+        with anyio.fail_after(SOON_S):
             while not back.growth.settled:
                 await anyio.sleep(0.02)
         folder = back.server("n1").folder
@@ -101,7 +102,7 @@ async def test_a_crash_in_the_middle_of_growth(tmp_path: Path, point: str) -> No
 
 
 async def _eventually(call: Callable[..., Awaitable[Any]], *arguments: str) -> Any:
-    with anyio.fail_after(20):
+    with anyio.fail_after(SOON_S):
         while True:
             try:
                 return await call(*arguments)
@@ -123,13 +124,13 @@ async def test_a_crash_on_the_way_back_to_one(tmp_path: Path, point: str) -> Non
         if not alone:
             for host in others:
                 await host.start()
-        with anyio.fail_after(30):
+        with anyio.fail_after(SOON_S):
             while not back.growth.settled:
                 await anyio.sleep(0.02)
         async with back.client("one") as one:
             entry = await _eventually(one.get, "held")
             assert entry == Entry("held", b"1", held)
-            with anyio.fail_after(20):
+            with anyio.fail_after(SOON_S):
                 while not one.connected:
                     await anyio.sleep(0.01)
             revision = await one.put("held", b"2", revision=held)

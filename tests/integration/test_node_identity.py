@@ -11,6 +11,7 @@ import anyio
 import msgspec
 import pytest
 from tests.integration.identity_listener import Seat as Founder
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.discovery.mdns import Found, announced
 from ollama_distributed.adapters.identity.files import IdentityFiles
@@ -83,7 +84,7 @@ async def test_a_certificate_is_renewed_at_half_life(tmp_path: Path) -> None:
             renewed=on_renewed,
         )
     )
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await renewed.wait()
     await end([keeping])
     assert identity.peer.renew_at > before.expires_at - 60
@@ -105,7 +106,7 @@ async def test_a_node_is_renewed_by_a_server_until_it_is_removed(tmp_path: Path)
         async def never() -> None:
             raise AssertionError("renewed")
 
-        with anyio.fail_after(5):  # ends by itself: it was removed
+        with anyio.fail_after(SOON_S):  # ends by itself: it was removed
             await identities.keep_valid(
                 identity,
                 facts=lambda: ClusterFacts(cluster=identity.cluster, servers=token.addresses),

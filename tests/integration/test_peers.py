@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.hop_nodes import HopNode, cluster, text_request, until
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters import sockets
 from ollama_distributed.adapters.peers import outlet, pool, wire
@@ -69,7 +70,8 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 NAME = "registry.ollama.ai/library/m:latest"
 LONG = {"hash_tokens": 2_000_000}
-SLOW = {"tokens_per_s": 20.0, "hash_tokens": 1_000}
+SLOW = {"tokens_per_s": 20.0, "hash_tokens": 20_000}
+"""Not over by itself while a test waits."""
 
 
 class Heard:
@@ -242,8 +244,8 @@ async def test_a_defect_over_there_is_internal_and_says_where_to_look(tmp_path: 
 # ── cancel, backpressure, bounds ────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("echo", [{"load_s": 30.0}, SLOW], ids=["while it loads", "while it speaks"])
-async def test_cancel_frees_the_slot_within_a_second(tmp_path: Path, echo: dict[str, Any]) -> None:
+@pytest.mark.parametrize("echo", [{"load_s": 600.0}, SLOW], ids=["while it loads", "while it speaks"])
+async def test_cancel_frees_the_slot(tmp_path: Path, echo: dict[str, Any]) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=echo)
         heard = Heard(a, text_request("m"))
@@ -251,7 +253,7 @@ async def test_cancel_frees_the_slot_within_a_second(tmp_path: Path, echo: dict[
         if "load_s" not in echo:
             await until(lambda: heard.text, "a word")
         heard.generation.cancel()
-        await until(lambda: not b.serving._jobs, "the end of the job", within_s=1.0)
+        await until(lambda: not b.serving._jobs, "the end of the job")
         assert busy(b) == 0
         assert not heard.ended
 
@@ -273,17 +275,17 @@ async def test_a_caller_that_is_gone_when_its_request_is_read(tmp_path: Path) ->
             for _ in range(delay):
                 await asyncio.sleep(0)
             generation.cancel()
-            await until(lambda: not (b.door._outlets or b.serving._jobs), "nothing runs", within_s=1.0)
+            await until(lambda: not (b.door._outlets or b.serving._jobs), "nothing runs")
         assert started
 
 
 async def test_a_cancelled_question_ends_over_there(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
-        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo={"load_s": 30.0})
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo={"load_s": 600.0})
         task = asyncio.create_task(a.router.embed(embed("m", "x")))
         await until(lambda: b.serving.waiting, "the question over there")
         task.cancel()
-        await until(lambda: not b.serving.waiting, "its end", within_s=1.0)
+        await until(lambda: not b.serving.waiting, "its end")
         assert task.cancelled()
 
 
@@ -298,13 +300,13 @@ async def test_a_paused_reader_stops_the_engine_and_nothing_is_lost(tmp_path: Pa
         await until(lambda: len(heard.events) > 10, "words")
         heard.generation.pause()
         (job,) = b.serving._jobs
-        await until(lambda: job._paused, "the pause over there", within_s=20.0)
+        await until(lambda: job._paused, "the pause over there")
         before = len(heard.events)
         for _ in range(50):
             await asyncio.sleep(0)
         assert len(heard.events) == before
         heard.generation.resume()
-        await until(lambda: heard.ended, "the end", within_s=60.0)
+        await until(lambda: heard.ended, "the end")
         end = heard.events[-1]
         assert isinstance(end, Finished), end
         assert end.usage.completion_tokens == tokens
@@ -329,7 +331,7 @@ async def test_a_peer_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch
             most = max(most, len(running._events))
             return not b.serving._jobs
 
-        await until(given_up, "its end", within_s=10.0)
+        await until(given_up, "its end")
         assert most <= 4 * outlet.MOST_WAITING
         await until(lambda: not b.door._outlets, "the end of the call")
         writer.transport.abort()
@@ -470,7 +472,7 @@ async def test_a_node_that_stops_lets_answers_end_and_takes_no_new_ones(tmp_path
         await until(lambda: b.door._closed, "the beginning of the end")
         assert "shutting down" in (await Heard(a, text_request("m")).error()).message
         assert isinstance(await heard.end(), Finished)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(SOON_S):
             await closing
 
 
@@ -521,7 +523,7 @@ async def test_the_only_node_that_dies_in_the_middle_fails_the_answer(tmp_path: 
         error = await heard.error()
         assert isinstance(error, Unavailable)
         assert "node b" in error.message
-        await until(lambda: not b.serving._jobs, "the end over there", within_s=1.0)
+        await until(lambda: not b.serving._jobs, "the end over there")
 
 
 async def test_a_node_that_falls_silent_before_a_word_is_replaced(
@@ -670,7 +672,7 @@ async def test_routes_can_be_added_and_kept_for_servers(tmp_path: Path) -> None:
 
 
 async def raw(node: HopNode, context: ssl.SSLContext, request: bytes) -> bytes:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SOON_S):
         reader, writer = await asyncio.open_connection("127.0.0.1", node.address.port, ssl=context)
         try:
             writer.write(request)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.limits import SOON_S
 from tests.registries import Answer, Asked, RegistryDouble, ranged
 
 from ollama_distributed.adapters.blobs import partial as partials
@@ -38,7 +39,7 @@ from ollama_distributed.models.scripted import scripted_model
 
 pytestmark = pytest.mark.integration
 
-DEADLINE_S = 30.0
+DEADLINE_S = SOON_S
 PART = 1 << 20
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.models.scripted import (
     THINKING_TEMPLATE,
@@ -58,7 +59,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[bytes], Post]]:
         host = child.stdout.readline().strip().removeprefix("http://")
 
         def post(route: str, body: dict[str, Any]) -> dict[str, Any]:
-            connection = http.client.HTTPConnection(host, timeout=30)
+            connection = http.client.HTTPConnection(host, timeout=SOON_S)
             try:
                 connection.request("POST", route, json.dumps(body), {"Connection": "close"})
                 response = connection.getresponse()
@@ -72,7 +73,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[bytes], Post]]:
 
     yield start
     for child in children:
-        child.communicate(timeout=10)
+        child.communicate(timeout=SOON_S)
 
 
 def test_the_text_is_exact_whatever_the_prompt_and_the_sampling(serve: Callable[[bytes], Post]) -> None:

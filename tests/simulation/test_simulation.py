@@ -13,6 +13,8 @@ import pytest
 from ollama_distributed.testing.simulation import Failed, Plan, Report
 from ollama_distributed.testing.simulation.many import run_many
 
+SEEDS = 200
+"""A second of CPU each. So many, and two of 1,000 nodes, are what issue 3 asks of CI: not fewer."""
 JOBS = 2
 
 
@@ -27,10 +29,10 @@ def _pass(reports: list[Report]) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_two_hundred_seeds_of_5_to_30_nodes() -> None:
-    """Under two minutes on two quiet cores."""
-    reports = list(run_many([Plan(seed=seed) for seed in range(200)], JOBS))
+@pytest.mark.untraced
+@pytest.mark.timeout(600)
+def test_many_seeds_of_5_to_30_nodes() -> None:
+    reports = list(run_many([Plan(seed=seed) for seed in range(SEEDS)], JOBS))
     seen = _pass(reports)
     assert {report.nodes for report in reports} == set(range(5, 31))
     for event in (
@@ -38,11 +40,12 @@ def test_two_hundred_seeds_of_5_to_30_nodes() -> None:
         "crash", "crash_of_leader", "message", "fence_refused", "resync", "term", "damped",
         "member_joining", "member_online", "member_suspect", "member_offline",
     ):  # fmt: skip
-        assert seen[event] > 20, f"{event} hardly came up: {seen[event]}"
+        assert seen[event] > SEEDS // 10, f"{event} hardly came up: {seen[event]}"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.untraced
+@pytest.mark.timeout(600)
 def test_two_seeds_of_a_thousand_nodes() -> None:
     plans = [Plan(seed=seed, nodes=1000, faults_s=20.0, formed=True) for seed in (1, 2)]
     seen = _pass(list(run_many(plans, JOBS)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.base.errors import Internal
@@ -21,7 +22,7 @@ async def test_a_defect_while_a_call_is_prepared_ends_it() -> None:
         raise KeyError("prompt")
 
     call.prepare(steps)
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await over.wait()
     (event,) = events
     assert isinstance(event, EngineFailed)

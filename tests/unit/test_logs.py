@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from tests.limits import SOON_S
 
 from ollama_distributed.node import logs
 from ollama_distributed.node.logs import FIELD_BOUND, LineWriter, ascii_json, configure
@@ -45,7 +46,7 @@ class Stalled(io.StringIO):
 
     def write(self, text: str) -> int:
         self.reached.set()
-        self.go.wait(10)
+        self.go.wait(SOON_S)
         return super().write(text)
 
 
@@ -54,7 +55,7 @@ def test_a_stalled_reader_costs_lines_not_time(monkeypatch: pytest.MonkeyPatch) 
     out = Stalled()
     writer = LineWriter(out)
     writer.write("first")
-    assert out.reached.wait(10)
+    assert out.reached.wait(SOON_S)
     for i in range(25):
         writer.write(f"line {i}")
     out.go.set()

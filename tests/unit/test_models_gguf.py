@@ -275,7 +275,9 @@ def test_noise_behind_the_magic_is_refused(noise: bytes) -> None:
     pytest.fail("noise was taken for a model")
 
 
-def test_a_vocabulary_of_150k_tokens_takes_milliseconds() -> None:
+def test_a_vocabulary_of_150k_tokens_is_read_as_fast_as_a_plain_loop() -> None:
+    """Less than ten times as slow; a ratio, since machines differ and coverage slows Python down.
+    `gguf.GGUFReader` takes a hundred times as long."""
     file = gguf(
         [
             *LLAMA,
@@ -283,12 +285,16 @@ def test_a_vocabulary_of_150k_tokens_takes_milliseconds() -> None:
             strings("tokenizer.ggml.merges", [f"a{i} b" for i in range(150_000)]),
         ]
     )
-    best = float("inf")
+    reading, looping = [], []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         read_header(file)
-        best = min(best, time.perf_counter() - began)
-    assert best < 0.5, f"{best * 1000:.0f} ms"
+        reading.append(time.thread_time() - began)
+        began = time.thread_time()
+        for at in range(300_000):
+            struct.unpack_from("<Q", file, at)
+        looping.append(time.thread_time() - began)
+    assert min(reading) < 10 * min(looping)
 
 
 # ── facts ──────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.coordination.memory import MemoryCoordination, MemoryEngine
 from ollama_distributed.base.clock import SystemClock
@@ -42,7 +43,7 @@ NOW = 1_000_000.0
 
 async def _until(met: Callable[[], bool], what: str) -> None:
     try:
-        with anyio.fail_after(5):
+        with anyio.fail_after(SOON_S):
             while not met():
                 await anyio.sleep(0.005)
     except TimeoutError:

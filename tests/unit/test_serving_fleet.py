@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.limits import SOON_S
 
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
@@ -66,12 +67,12 @@ async def running(
 
 
 async def within(fleet: Fleet, condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         await fleet.wait_until(condition)
 
 
 async def soon(work: Awaitable[Lease]) -> Lease:
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         return await work
 
 
@@ -462,7 +463,7 @@ async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
             await asyncio.sleep(0)
             look()
         # Whoever is left gets a turn, as long as those who have one give it back.
-        with anyio.fail_after(5):
+        with anyio.fail_after(SOON_S):
             while tasks or leases:
                 for lease in leases:
                     lease.release()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.access.keys import KeyRecord, make_admin_key
 from ollama_distributed.access.service import Authenticator, Caller
@@ -66,7 +67,7 @@ async def world(tmp_path: Path) -> World:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(SOON_S):
         while not true():
             await anyio.sleep(0.005)
 

@@ -379,18 +379,24 @@ def test_the_order_of_the_nodes_never_matters() -> None:
     assert forwards == backwards[::-1]
 
 
-def test_a_thousand_beats_and_a_judgement_in_five_milliseconds() -> None:
+def test_a_thousand_beats_and_a_judgement_cost_a_few_times_their_decoding() -> None:
+    """Ten times; a ratio, since machines differ and coverage slows Python down."""
     nodes = [NodeId(f"n{i:04}") for i in range(1000)]
     leader = Leader(*nodes)
     leader.run(10.0, beats=True)
     wire = [(node, encode_beat(Beat(boot="one", seq=10_000 + i))) for i, node in enumerate(nodes)]
     costs: list[float] = []
-    for attempt in range(15):
+    decodings: list[float] = []
+    for attempt in range(7):
         now = leader.now + attempt / 100
         again = [
             (node, encode_beat(msgspec.structs.replace(decode_beat(data), seq=10_000 * (attempt + 2))))
             for node, data in wire
         ]
+        began = thread_time()
+        for _, data in again:
+            decode_beat(data)
+        decodings.append(thread_time() - began)
         began = thread_time()
         for node, data in again:
             leader.ears.hear(node, decode_beat(data), now)
@@ -398,4 +404,4 @@ def test_a_thousand_beats_and_a_judgement_in_five_milliseconds() -> None:
         costs.append(thread_time() - began)
         assert transitions == []
     print(f"1,000 beats heard and judged: {min(costs) * 1000:.2f} ms")
-    assert min(costs) < 0.005
+    assert min(costs) < 40 * min(decodings)
