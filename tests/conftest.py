@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 
 import coverage
@@ -11,9 +12,18 @@ from hypothesis import HealthCheck, settings
 
 from tests.models import Models
 
-# A busy machine is slow at times: no property is about time.
-settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ours")
+# A busy machine is slow at times: no property is about time. The same examples each time, or CI
+# would fail now and then where nothing changed; `make accept-properties` looks for new ones.
+settings.register_profile(
+    "ours", deadline=None, derandomize=True, max_examples=50, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("many", settings.get_profile("ours"), derandomize=False, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ours"))
+
+# A shell ignores it for what it starts in the background, and children inherit that: Ctrl-C would
+# do nothing to the programs under test.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _TRACED_CHILDREN = "COVERAGE_PROCESS_CONFIG"
 """By this variable coverage reaches the processes that a test starts."""
