@@ -147,6 +147,8 @@ def environment(folder: Path, env: dict[str, str] | None = None) -> dict[str, st
     return clean | {
         "XDG_CACHE_HOME": str(folder / "cache"),
         "OLLAMA_DISTRIBUTED_ENGINE": "wheel",
+        # Models stay where a test puts them, unless it is about placement.
+        "OLLAMA_DISTRIBUTED_PLACEMENT_COPIES": "1",
         **(env or {}),
     }
 

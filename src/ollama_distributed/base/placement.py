@@ -50,7 +50,8 @@ class ReplicasAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """`POST /api/v1/models/{name}/replicas`: a number, or limits for what demand asks for."""
 
     replicas: int | None = None
-    min: int | UnsetType = UNSET
+    min: int | UnsetType | None = UNSET
+    """null: as many as models have by default."""
     max: int | UnsetType | None = UNSET
 
 

@@ -18,6 +18,7 @@ from ollama_distributed._version import __version__
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.adapters.peers.pieces import PieceExchange
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
@@ -38,6 +39,7 @@ from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
+from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
@@ -141,7 +143,9 @@ async def _built(
             stop.drain_within(_drain_s(live))
             transfers.limit(live)
             uplink.use(live)
+            placing.use(live)
 
+        placing = Placing(settings)
         transfers = await closing.enter_async_context(
             registry_transfers(settings, node, store, catalog, clock)
         )
@@ -156,6 +160,7 @@ async def _built(
                 api=urls,
                 apply=apply,
                 keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share),
+                placing=placing,
             )
         )
         models_changed = here.keeper.changed
@@ -180,6 +185,19 @@ async def _built(
                 rate=uplink.rate,
                 clock=clock,
             )
+        )
+        placing.mover = NodeMover(
+            me=node,
+            models=catalog,
+            runs=serving,
+            copies=moves.manager.moves,
+            others=PieceExchange(here.keeper.parts.pool),
+            remove=remove,
+            room=store.room_bytes,
+            state=lambda: here.keeper.state,
+            hardware=here.keeper.parts.hardware,
+            speeds=serving.speeds.rows,
+            has_gpu=any(engine.info.devices for engine in engines.all),
         )
         answers = Answers(here.source, clock)
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])

@@ -249,6 +249,23 @@ class Settings(BaseSettings):
         json_schema_extra=LIVE,
     )
 
+    placement_copies: int = Field(
+        default=3,
+        ge=0,
+        le=10_000,
+        description="Nodes that are to have a model that nobody gave an order for (`model replicas`), where "
+        "disks and memory have room: 3, so that it outlives a node and answers where it is asked. 0 or 1: it "
+        "stays where it was put.",
+        json_schema_extra=LIVE,
+    )
+    placement_grace: Duration = Field(
+        default=300.0,
+        ge=0,
+        description="A node that is offline is waited for so long before its models are copied elsewhere, "
+        "seconds: a reboot takes minutes, and so does a copy.",
+        json_schema_extra=LIVE,
+    )
+
     require_key: bool = Field(
         default=False,
         description="Ask for a key even from this machine (else loopback has the role `local`).",

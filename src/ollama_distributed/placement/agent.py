@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import assert_never
 
@@ -22,11 +24,12 @@ from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.cluster.tasks import end
-from ollama_distributed.placement.ports import Mover
+from ollama_distributed.placement.ports import Inventory, Mover
+from ollama_distributed.placement.seen import files
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.codec import encode
-from ollama_distributed.state.records import FailedTask, Placed, Task
+from ollama_distributed.state.records import FailedTask, MeasuredSpeed, Placed, Task
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -39,8 +42,15 @@ AGAIN_S = (5.0, 300.0)
 """First and longest pause after a task that failed."""
 FORGET_S = 60.0
 """A failure is forgotten so long after the task could have run again and nobody asked for it."""
+REDO_S = 10.0
+"""A task that is done, and still asked for, is done again after so long: by then the leader has
+seen what came of it, unless that was undone."""
 DISK_STEP = 1 << 30
-"""A disk's free room is said in steps: each byte would be a write for the whole cluster."""
+MEMORY_STEP = 256 << 20
+"""A figure is said again when it is wrong by so much: each byte would be a write for the whole
+cluster."""
+SPEED_STEP = 0.2
+"""Of a measured speed, likewise."""
 _MAX_REASON = 500
 
 _Key = tuple[str, str]
@@ -58,7 +68,9 @@ class PlacementAgent:
         node: NodeId,
         clock: Clock,
         chance: random.Random,
+        counts: Counter[tuple[str, str]] | None = None,
     ) -> None:
+        """`counts`: of tasks that ended, by kind and outcome (`done`, `failed`)."""
         self._coordination = coordination
         self._mirror = mirror
         self._mover = mover
@@ -66,11 +78,14 @@ class PlacementAgent:
         self._clock = clock
         self._chance = chance
         self._running: dict[_Key, tuple[Task, asyncio.Task[None]]] = {}
+        self._done: dict[_Key, tuple[Task, float]] = {}
+        """What was done and when, as long as it is asked for."""
         self._failed: dict[_Key, tuple[FailedTask, float, float]] = {}
         """The failure, when it may run again, and the pause that this was."""
         self._epoch = 0
         self._news = anyio.Event()
         self._loop: asyncio.Task[None] | None = None
+        self._counts: Counter[tuple[str, str]] = Counter() if counts is None else counts
 
     async def __aenter__(self) -> PlacementAgent:
         self._forget = self._mirror.on_change(self._changed)
@@ -102,14 +117,18 @@ class PlacementAgent:
         if assigned is None or assigned.epoch < self._epoch:
             return
         self._epoch = assigned.epoch
-        wanted = {(task.kind, task.model): task for task in assigned.tasks}
+        wanted: dict[_Key, Task] = {(task.kind, task.model): task for task in assigned.tasks}
         now = self._clock.monotonic()
         # A task that runs is asked for no more, so its failure outlives the asking.
         for key in [key for key, failure in self._failed.items() if now > failure[1] + FORGET_S]:
             del self._failed[key]
+        self._done = {key: known for key, known in self._done.items() if wanted.get(key) == known[0]}
         for key, task in wanted.items():
-            failure = self._failed.get(key)
-            if key not in self._running and (failure is None or now >= failure[1]):
+            failure, done = self._failed.get(key), self._done.get(key)
+            rests = (failure is not None and now < failure[1]) or (
+                done is not None and now < done[1] + REDO_S
+            )
+            if key not in self._running and not rests:
                 running = asyncio.create_task(self._run(key, task), name=f"{task.kind} {task.model}")
                 self._running[key] = (task, running)
 
@@ -124,6 +143,8 @@ class PlacementAgent:
             self._fail(key, task, f"{type(exc).__name__}: {exc}")
         else:
             self._failed.pop(key, None)
+            self._counts[task.kind, "done"] += 1
+            self._done[key] = task, self._clock.monotonic()
             took_s = round(self._clock.monotonic() - began, 3)
             log.info(DONE, kind=task.kind, model=task.model, reason=task.reason, took_s=took_s)
         finally:
@@ -134,8 +155,13 @@ class PlacementAgent:
         before = self._failed.get(key)
         pause_s = min(2 * before[2], AGAIN_S[1]) if before else AGAIN_S[0]
         failure = FailedTask(
-            kind=task.kind, model=task.model, reason=reason[:_MAX_REASON], at=self._clock.time()
+            kind=task.kind,
+            model=task.model,
+            reason=reason[:_MAX_REASON],
+            at=self._clock.time(),
+            tries=before[0].tries + 1 if before else 1,
         )
+        self._counts[task.kind, "failed"] += 1
         self._failed[key] = (failure, self._clock.monotonic() + pause_s, pause_s)
         log.warning(FAILED, kind=task.kind, model=task.model, error=reason, again_in_s=pause_s)
 
@@ -158,7 +184,7 @@ class PlacementAgent:
         own = self._mirror.state.nodes.get(self._node)
         if own is None or own.advert is None:
             return  # not of the cluster yet, or no more
-        placed = self._placed()
+        placed = self._placed(await self._mover.inventory(), own.placed)
         if placed == own.placed:
             return
         key = keys.placed(self._node)
@@ -169,17 +195,39 @@ class PlacementAgent:
             with anyio.move_on_after(LOOK_S):
                 await self._mirror.reach(revision)
 
-    def _placed(self) -> Placed:
-        inventory = self._mover.inventory()
+    def _placed(self, inventory: Inventory, before: Placed | None) -> Placed:
         tasks = [task for task, _ in self._running.values()]
+        said = before or Placed(node=self._node)
         return Placed(
             node=self._node,
-            memory_bytes=inventory.memory_bytes,
+            memory_bytes=_steady(said.memory_bytes, inventory.memory_bytes, MEMORY_STEP),
             gpu_bytes=inventory.gpu_bytes,
-            disk_free_bytes=inventory.disk_free_bytes // DISK_STEP * DISK_STEP,
-            speeds=inventory.speeds,
+            seats=inventory.seats,
+            disk_free_bytes=_steady(said.disk_free_bytes, inventory.disk_free_bytes, DISK_STEP),
+            speeds=_speeds(said.speeds, inventory.speeds),
             loaded=tuple(sorted(inventory.loaded, key=lambda one: one.model)),
-            fetching=tuple(sorted({task.digest for task in tasks if task.kind == "fetch"})),
+            fetching=tuple(sorted({files(t.model, t.digest) for t in tasks if t.kind == "fetch"})),
             loading=tuple(sorted(task.model for task in tasks if task.kind == "load")),
             failed=tuple(self._failed[key][0] for key in sorted(self._failed)),
         )
+
+
+def _steady(said: int, now: int, step: int) -> int:
+    """What was said stays as long as so much is there, and not a step more; what falls is said
+    with some room below."""
+    if now < said:
+        return max(0, now - step // 2)
+    return said if said and now < said + step else now
+
+
+def _speeds(said: Iterable[MeasuredSpeed], now: Iterable[MeasuredSpeed]) -> tuple[MeasuredSpeed, ...]:
+    """What was said stays as long as it is nearly right."""
+    before = {(one.device, one.weights_bytes): one for one in said}
+    rows = []
+    for one in sorted(now, key=lambda one: (one.device, one.weights_bytes)):
+        known = before.get((one.device, one.weights_bytes))
+        near = (
+            known is not None and abs(known.tokens_per_s - one.tokens_per_s) < SPEED_STEP * known.tokens_per_s
+        )
+        rows.append(known if known is not None and near else one)
+    return tuple(rows)

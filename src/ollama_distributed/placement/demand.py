@@ -1,7 +1,8 @@
 """How many replicas a model is to have, and how many of them loaded: from orders and demand.
 
 Pure. More are loaded when those that are loaded are nearly full, fewer when one less would be half
-empty: between the two nothing changes, so a steady load moves nothing.
+empty: between the two nothing changes, so a steady load moves nothing. The first replica is loaded
+by the request that needs it; the last goes by keep-alive.
 """
 
 from __future__ import annotations
@@ -27,20 +28,19 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     """Of one replica."""
     loaded: int = 0
     """Replicas that are loaded now."""
-    idle_s: float | None = None
-    """Since the last request; None: there was none that anybody remembers."""
+    idle_s: float = 0.0
+    """Since the last request that anybody remembers."""
 
 
 def wanted(desired: Desired, demand: Demand, *, keep_alive_s: float, nodes: int) -> tuple[int, int]:
     """Copies and loaded replicas. `keep_alive_s`: of the nodes, below 0 for ever; `nodes`: how many
     there are."""
     fixed = desired.replicas is not None
-    least = desired.replicas if desired.replicas is not None else desired.min
+    least = desired.replicas if desired.replicas is not None else desired.min or 0
     most = least if fixed else min(nodes, nodes if desired.max is None else desired.max)
-    warm = min(_busy(demand), max(most, 0))
     keep_s = keep_alive_s if desired.keep_alive_s is None else desired.keep_alive_s
-    if not demand.work and (demand.idle_s is None or 0 <= keep_s <= demand.idle_s):
-        warm = 0
+    over = 0 <= keep_s <= demand.idle_s
+    warm = min(_busy(demand), max(most, 0)) if demand.loaded and not over else 0
     if desired.preload:
         warm = max(warm, least)
     return max(least, warm), warm

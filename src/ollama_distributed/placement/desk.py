@@ -31,7 +31,6 @@ from ollama_distributed.placement.facts import Rules
 from ollama_distributed.placement.fit import Question, fit, what_if
 from ollama_distributed.placement.plan import Planner
 from ollama_distributed.placement.seen import (
-    Loading,
     content,
     machine_of,
     placed_of,
@@ -39,6 +38,7 @@ from ollama_distributed.placement.seen import (
     site_of,
     wish_of,
 )
+from ollama_distributed.placement.wishes import Policy, around, desired_of
 from ollama_distributed.state.changes import Change
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.wanting import Pin, SetReplicas, Unpin, Unplace
@@ -77,8 +77,7 @@ class Desk:
         reports: Reports,
         propose: Proposing,
         clock: Clock,
-        loading: Loading,
-        keep_alive_s: float = 300.0,
+        policy: Callable[[], Policy],
         rules: Rules | None = None,
     ) -> None:
         self._catalogue = catalogue
@@ -86,8 +85,7 @@ class Desk:
         self._reports = reports
         self._propose = propose
         self._clock = clock
-        self._loading = loading
-        self._keep_alive_s = keep_alive_s
+        self._policy = policy
         self._rules = rules or Rules()
 
     # ── fit ─────────────────────────────────────────────────────────────────────────
@@ -135,8 +133,9 @@ class Desk:
         )
 
     def _question(self, spec: ModelSpec, context_tokens: int | None, slots: int | None) -> Question:
-        context = self._loading.context_tokens if context_tokens is None else context_tokens
-        count = self._loading.slots if slots is None else slots
+        loading = self._policy().loading
+        context = loading.context_tokens if context_tokens is None else context_tokens
+        count = loading.slots if slots is None else slots
         if not 1 <= context <= MAX_CONTEXT_TOKENS or not 1 <= count <= MAX_SLOTS:
             raise Invalid(f"context is 1 to {MAX_CONTEXT_TOKENS} tokens, slots are 1 to {MAX_SLOTS}")
         if trained := spec.architecture.context_tokens:
@@ -147,8 +146,8 @@ class Desk:
             size_bytes=spec.size_bytes,
             context_tokens=context,
             slots=count,
-            kv_type=self._loading.kv_type,
-            batch=self._loading.batch,
+            kv_type=loading.kv_type,
+            batch=loading.batch,
         )
 
     async def _loads(self, state: ClusterState) -> Mapping[NodeId, Load]:
@@ -165,7 +164,7 @@ class Desk:
 
     def places(self, name: str) -> PlacesAnswer:
         model, state = self._model(name), self._state()
-        desired = state.desired.get(model)
+        desired = desired_of(state, model, around(state, self._policy()))
         nodes = tuple(sorted(_names(state, state.models.get(model, ()))))
         if desired is None:
             return PlacesAnswer(model=_display(state, model), wanted=False, nodes=nodes)
@@ -173,7 +172,7 @@ class Desk:
             model=_display(state, model),
             wanted=True,
             replicas=desired.replicas,
-            min=desired.min,
+            min=desired.min or 0,
             max=desired.max,
             labels=desired.labels,
             pins=tuple(_names(state, desired.pins)),
@@ -255,13 +254,14 @@ class Desk:
 
     def _planner(self, state: ClusterState, loads: Mapping[NodeId, Load]) -> Planner:
         """As the leader's, as far as this node knows."""
-        planner = Planner(self._rules)
-        now = self._clock.time()
-        for desired in state.desired.values():
-            held = content(state, desired)
-            if held is not None:
-                counts = wanted(desired, Demand(), keep_alive_s=self._keep_alive_s, nodes=len(state.nodes))
-                planner.put_wish(wish_of(desired, held, counts, self._loading))
+        planner, policy = Planner(self._rules), self._policy()
+        now, what = self._clock.time(), around(state, policy)
+        for model in {*state.models, *state.desired}:
+            desired = desired_of(state, model, what)
+            held = content(state, desired) if desired is not None else None
+            if desired is not None and held is not None:
+                counts = wanted(desired, Demand(), keep_alive_s=policy.keep_alive_s, nodes=what.takers)
+                planner.put_wish(wish_of(desired, held, counts, policy.loading))
         for node in state.nodes.values():
             placed = placed_of(node, loads.get(node.id))
             if placed is not None:

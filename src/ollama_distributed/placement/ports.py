@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.placement.demand import Demand
+from ollama_distributed.cluster.load import Load
 from ollama_distributed.placement.facts import Device
 from ollama_distributed.state.records import LoadedPlace, MeasuredSpeed
 
@@ -19,6 +19,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     """Main memory for models, those that run included."""
     gpu_bytes: int = 0
+    seats: int = 0
+    """Models that may be loaded at once; 0: any number."""
     disk_free_bytes: int = 0
     speeds: tuple[MeasuredSpeed, ...] = ()
     loaded: tuple[LoadedPlace, ...] = ()
@@ -28,14 +30,14 @@ class Mover(Protocol):
     """Each is done when it returns, does nothing where it is done already, may be cancelled and
     then asked for again. What cannot be done is an `OllamaDistributedError`."""
 
-    def inventory(self) -> Inventory: ...
+    async def inventory(self) -> Inventory: ...
 
     async def fetch(self, model: str, digest: str, holders: Sequence[NodeId]) -> None:
         """Bring a model, whose manifest has this digest, from nodes that hold it."""
         ...
 
     async def load(self, model: str, device: Device) -> None:
-        """Load it, and keep it loaded until `unload`."""
+        """Load it where there is room, and keep it loaded until `unload`."""
         ...
 
     async def unload(self, model: str) -> None:
@@ -43,11 +45,17 @@ class Mover(Protocol):
         ...
 
     async def delete(self, model: str) -> None:
-        """Remove the name and the blobs that no other name needs."""
+        """Remove the name and the blobs that no other name needs; never the last copy."""
         ...
 
 
-class Demands(Protocol):
-    def __call__(self, model: str) -> Demand:
-        """What is asked of a model in the whole cluster, as far as the leader knows."""
+class Reports(Protocol):
+    """How loaded nodes are (`cluster.load.LoadReports`)."""
+
+    def interest(self, nodes: Iterable[NodeId]) -> None:
+        """Keep the reports of these coming."""
+        ...
+
+    def report(self, node: NodeId) -> Load | None:
+        """The latest of a node, with its age; None: none came yet."""
         ...

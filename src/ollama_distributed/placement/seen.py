@@ -1,7 +1,8 @@
 """The replicated state as the planner and `fit` see it.
 
-Pure. Nodes tell their holdings by model, so a model is one blob here: its manifest's digest, as
-large as all its files.
+Pure. Nodes tell their holdings by model, so a model is one blob here, as large as all its files:
+its manifest's digest and its name, since a node that has the same files under another name does
+not answer to this one.
 """
 
 from __future__ import annotations
@@ -39,6 +40,15 @@ def presence_of(node: NodeState, now: float, grace_s: float = GRACE_S) -> Presen
     return presence(status, offline_for_s=away_s, draining=node.draining, grace_s=grace_s)
 
 
+def files(model: str, digest: str) -> str:
+    """The planner's blob for a version of a model. `model`: canonical full name."""
+    return f"{digest} {model}"
+
+
+def digest_of(blob: str) -> str:
+    return blob.partition(" ")[0]
+
+
 def site_of(node: NodeState, placed: Placed, here: Presence) -> Site:
     return Site(
         node=node.id,
@@ -49,7 +59,9 @@ def site_of(node: NodeState, placed: Placed, here: Presence) -> Site:
         gpu_bytes=placed.gpu_bytes,
         disk_free_bytes=placed.disk_free_bytes,
         speed=_speed_class(placed),
-        blobs=frozenset(held.digest for held in node.holdings.models) if node.holdings else frozenset(),
+        blobs=frozenset(files(held.name, held.digest) for held in node.holdings.models if not held.remote)
+        if node.holdings
+        else frozenset(),
         arriving=frozenset(placed.fetching),
         loaded={one.model: Loaded(one.device, one.memory_bytes) for one in placed.loaded},
         loading=frozenset(placed.loading),
@@ -144,10 +156,13 @@ def need_of(architecture: Architecture, size_bytes: int, loading: Loading) -> Ne
 
 
 def content(state: ClusterState, desired: Desired) -> HeldModel | None:
-    """What is to be placed: the digest that is wanted, or the newest that any node holds."""
+    """What is to be placed: the version that is wanted, or the one that counts. None: there is
+    nothing that could be copied."""
     held: Mapping[NodeId, HeldModel] = state.models.get(desired.model, {})
-    fitting = [one for one in held.values() if desired.digest in ("", one.digest)]
-    return max(fitting, key=lambda one: (one.modified_at, one.digest), default=None)
+    if desired.digest:
+        return next((one for one in held.values() if one.digest == desired.digest and not one.remote), None)
+    current = state.current(desired.model)
+    return current if current is not None and not current.remote else None
 
 
 def wish_of(desired: Desired, held: HeldModel, counts: tuple[int, int], loading: Loading) -> Wish:
@@ -155,7 +170,7 @@ def wish_of(desired: Desired, held: HeldModel, counts: tuple[int, int], loading:
     return Wish(
         model=desired.model,
         display=held.display,
-        blobs=(Blob(held.digest, held.size_bytes),),
+        blobs=(Blob(files(held.name, held.digest), held.size_bytes),),
         need=need_of(spec_of(held).architecture, held.size_bytes, loading),
         copies=counts[0],
         warm=counts[1],

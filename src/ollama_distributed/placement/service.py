@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol, assert_never
 
 import anyio
+import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
@@ -21,16 +22,18 @@ from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.ports import Fence, Write
 from ollama_distributed.cluster.tasks import end
-from ollama_distributed.placement.demand import Demand, wanted
-from ollama_distributed.placement.facts import GRACE_S, Replica, Rules
+from ollama_distributed.placement.demand import wanted
+from ollama_distributed.placement.facts import Replica, Rules
+from ollama_distributed.placement.gauge import Gauge
 from ollama_distributed.placement.outcome import Delete, Fetch, Load, Move, Plan, Unload
 from ollama_distributed.placement.plan import Planner
-from ollama_distributed.placement.ports import Demands
-from ollama_distributed.placement.seen import Loading, content, presence_of, site_of, wish_of
+from ollama_distributed.placement.ports import Reports
+from ollama_distributed.placement.seen import content, digest_of, presence_of, site_of, wish_of
+from ollama_distributed.placement.wishes import Around, Policy, around, desired_of
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, NodeState
 from ollama_distributed.state.codec import encode
-from ollama_distributed.state.records import Assigned, AssignedModel, Task
+from ollama_distributed.state.records import Assigned, AssignedModel, Desired, HeldModel, Task
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -58,10 +61,6 @@ class Leading(Protocol):
     async def write(self, writes: Sequence[Write]) -> tuple[int, ...]: ...
 
 
-def no_demand(model: str) -> Demand:  # noqa: ARG001  # nobody measures: nothing is asked of any
-    return Demand()
-
-
 async def at_once(plan: Callable[[], Plan]) -> Plan:
     return plan()
 
@@ -69,10 +68,14 @@ async def at_once(plan: Callable[[], Plan]) -> Plan:
 class _Term:
     """One time of leading; nothing of it outlives it."""
 
-    def __init__(self, fence: Fence, rules: Rules) -> None:
+    def __init__(self, fence: Fence, rules: Rules, gauge: Gauge) -> None:
         self.fence = fence
         self.planner = Planner(rules)
+        self.gauge = gauge
         self.seen = ClusterState()
+        self.around = Around(policy=Policy())
+        self.wanted: dict[str, tuple[Desired, HeldModel]] = {}
+        """What is wanted of each model, and what it is, without an eye to demand."""
         self.busy: set[NodeId] = set()
         """Nodes whose record has tasks."""
         self.refused: frozenset[str] = frozenset()
@@ -88,22 +91,18 @@ class PlacementService:
         *,
         clock: Clock,
         chance: random.Random,
-        loading: Loading,
-        keep_alive_s: float = 300.0,
-        grace_s: float = GRACE_S,
+        policy: Callable[[], Policy],
+        reports: Reports,
         rules: Rules | None = None,
-        demand: Demands = no_demand,
         offload: Offload = at_once,
     ) -> None:
         self._consensus = consensus
         self._mirror = mirror
         self._clock = clock
         self._chance = chance
-        self._loading = loading
-        self._keep_alive_s = keep_alive_s
-        self._grace_s = grace_s
+        self._policy = policy
+        self._reports = reports
         self._rules = rules or Rules()
-        self._demand = demand
         self._offload = offload
         self._term: _Term | None = None
         self._news = anyio.Event()
@@ -123,7 +122,11 @@ class PlacementService:
         await end([self._loop])
 
     def _changed(self, before: ClusterState, after: ClusterState) -> None:
-        if before.nodes is not after.nodes or before.desired is not after.desired:
+        if (
+            before.nodes is not after.nodes
+            or before.desired is not after.desired
+            or before.models is not after.models
+        ):
             self._news.set()
 
     async def _step(self) -> None:
@@ -138,7 +141,7 @@ class PlacementService:
         if self._term is None or self._term.fence != fence:
             # What leaders before this one assigned must be in what is planned on.
             await self._mirror.reach(fence.revision)
-            self._term = _Term(fence, self._rules)
+            self._term = _Term(fence, self._rules, Gauge(self._reports, self._clock))
         term = self._term
         try:
             await self._lead(term)
@@ -149,14 +152,16 @@ class PlacementService:
 
     async def _lead(self, term: _Term) -> None:
         state = self._mirror.state
-        now = self._clock.time()
-        for node in state.nodes.differences(term.seen.nodes):
-            self._take_node(term, node, state.nodes.get(node), now)
+        now, policy = self._clock.time(), self._policy()
+        changed = state.nodes.differences(term.seen.nodes)
+        for node in changed:
+            self._take_node(term, node, state.nodes.get(node), now, policy.grace_s)
         # Only for these does time alone change anything: grace runs out.
         away = [site.node for site in term.planner.sites.values() if site.presence == "away"]
         for node in away:
-            self._take_node(term, node, state.nodes.get(node), now)
-        self._take_wishes(term, state)
+            self._take_node(term, node, state.nodes.get(node), now, policy.grace_s)
+        term.gauge.look()
+        self._take_wishes(term, state, policy, changed)
         term.seen = state
         plan = await self._offload(term.planner.plan)
         self._report(term, plan)
@@ -165,13 +170,17 @@ class PlacementService:
 
     # ── what the state says ─────────────────────────────────────────────────────────
 
-    def _take_node(self, term: _Term, node: NodeId, known: NodeState | None, now: float) -> None:
+    def _take_node(
+        self, term: _Term, node: NodeId, known: NodeState | None, now: float, grace_s: float
+    ) -> None:
         """A node that says nothing of itself for placing gets nothing."""
         if known is not None and known.placed is not None:
-            here = presence_of(known, now, self._grace_s)
+            here = presence_of(known, now, grace_s)
             term.planner.put_site(site_of(known, known.placed, here))
+            term.gauge.put(node, [one.model for one in known.placed.loaded] if known.alive else ())
         else:
             term.planner.drop_site(node)
+            term.gauge.put(node, ())
         assigned = known.assigned if known is not None else None
         models = assigned.models if assigned is not None else ()
         standing = {one.model: Replica(node, one.warm, one.device) for one in models}
@@ -181,23 +190,39 @@ class PlacementService:
         else:
             term.busy.discard(node)
 
-    def _take_wishes(self, term: _Term, state: ClusterState) -> None:
-        planner = term.planner
-        wishes = {}
-        for desired in state.desired.values():
-            held = content(state, desired)
-            if held is not None:
+    def _take_wishes(self, term: _Term, state: ClusterState, policy: Policy, nodes: Iterable[NodeId]) -> None:
+        """Of models about which anything may be another: `nodes` are."""
+        what = around(state, policy) if state.nodes is not term.seen.nodes else term.around
+        what = msgspec.structs.replace(what, policy=policy)
+        if what != term.around:
+            models = {*state.models, *state.desired, *term.planner.wants}
+        else:
+            models = {
+                *state.models.differences(term.seen.models),
+                *state.desired.differences(term.seen.desired),
+            }
+            for node in nodes:  # the version that counts is one that a living node has
+                models.update(_shaken(term.seen.nodes.get(node), state.nodes.get(node)))
+        term.around = what
+        for model in models:
+            desired = desired_of(state, model, what)
+            held = content(state, desired) if desired is not None else None
+            if desired is not None and held is not None:
+                term.wanted[model] = desired, held
+            else:
+                term.wanted.pop(model, None)
+                term.planner.drop_wish(model)
+        busy = {
+            *term.gauge.models(),
+            *(want.wish.model for want in term.planner.wants.values() if want.wish.warm),
+        }
+        for model in models | busy:
+            if model in term.wanted:
+                desired, held = term.wanted[model]
                 counts = wanted(
-                    desired,
-                    self._demand(desired.model),
-                    keep_alive_s=self._keep_alive_s,
-                    nodes=len(state.nodes),
+                    desired, term.gauge.demand(model), keep_alive_s=policy.keep_alive_s, nodes=what.takers
                 )
-                wishes[desired.model] = wish_of(desired, held, counts, self._loading)
-        for model in [model for model in planner.wants if model not in state.desired]:
-            planner.drop_wish(model)
-        for wish in wishes.values():
-            planner.put_wish(wish)
+                term.planner.put_wish(wish_of(desired, held, counts, policy.loading))
 
     # ── what the plan says ──────────────────────────────────────────────────────────
 
@@ -234,7 +259,7 @@ class PlacementService:
 
     def _report(self, term: _Term, plan: Plan) -> None:
         for refusal in plan.refusals:
-            if refusal.model not in term.refused:
+            if refusal.model in term.seen.desired and refusal.model not in term.refused:
                 log.warning(
                     REFUSED,
                     model=refusal.model,
@@ -243,6 +268,14 @@ class PlacementService:
                     reasons=refusal.reasons,
                 )
         term.refused = frozenset(refusal.model for refusal in plan.refusals)
+
+
+def _shaken(before: NodeState | None, after: NodeState | None) -> Iterable[str]:
+    """Models of a node that died or came back."""
+    if (before is not None and before.alive) == (after is not None and after.alive):
+        return ()
+    parts = [known.holdings.models for known in (before, after) if known is not None and known.holdings]
+    return {held.name for part in parts for held in part}
 
 
 def _record(
@@ -266,7 +299,7 @@ def _task(move: Move) -> Task:
             return Task(
                 kind="fetch",
                 model=move.model,
-                digest=move.digest,
+                digest=digest_of(move.digest),
                 size_bytes=move.size_bytes,
                 holders=move.holders,
                 reason=move.reason,

@@ -138,7 +138,7 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Where an operator wants a model to be. Without it the model stays where it was put."""
+    """Where an operator wants a model to be."""
 
     model: str
     """Canonical full name."""
@@ -146,7 +146,8 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of the manifest; empty: the newest that any node holds."""
     replicas: int | None = None
     """Nodes that hold it; None: as many as demand asks for, from `min` to `max`."""
-    min: int = 1
+    min: int | None = None
+    """None: as many as models have that nobody gave an order for."""
     max: int | None = None
     """None: as many as there are nodes."""
     labels: Mapping[str, str] = {}
@@ -211,14 +212,16 @@ class Assigned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tasks: tuple[Task, ...] = ()
 
 
-class LoadedPlace(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class LoadedPlace(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     model: str
     device: Literal["gpu", "cpu"] = "cpu"
     memory_bytes: int = 0
+    held: bool = False
+    """Because it was assigned; else requests loaded it, and keep-alive ends it."""
 
 
 class MeasuredSpeed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a node's bench measured with some model: one stream."""
+    """What a node measured with some model: one answer alone."""
 
     device: Literal["gpu", "cpu"] = "cpu"
     weights_bytes: int
@@ -230,6 +233,8 @@ class FailedTask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str
     reason: str
     at: float = 0.0
+    tries: int = 1
+    """So often in a row."""
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -239,11 +244,13 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     memory_bytes: int = 0
     """Main memory for models, those that run included."""
     gpu_bytes: int = 0
+    seats: int = 0
+    """Models that may be loaded at once; 0: any number."""
     disk_free_bytes: int = 0
     speeds: tuple[MeasuredSpeed, ...] = ()
     loaded: tuple[LoadedPlace, ...] = ()
     fetching: tuple[str, ...] = ()
-    """Digests on their way to it."""
+    """On their way to it, as `placement.seen.files` names them."""
     loading: tuple[str, ...] = ()
     failed: tuple[FailedTask, ...] = ()
     """The latest failure of each model."""

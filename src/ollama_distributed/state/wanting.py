@@ -30,7 +30,7 @@ class SetReplicas(msgspec.Struct, frozen=True, kw_only=True, tag="set_replicas")
     model: str
     replicas: int | UnsetType | None = UNSET
     """None: as demand asks for."""
-    min: int | UnsetType = UNSET
+    min: int | UnsetType | None = UNSET
     max: int | UnsetType | None = UNSET
     digest: str | UnsetType = UNSET
     labels: Mapping[str, str] | UnsetType = UNSET
@@ -123,7 +123,7 @@ def _numbers(known: Desired, change: SetReplicas) -> Desired:
     for number, name in ((after.replicas, "replicas"), (after.min, "min"), (after.max, "max")):
         if number is not None and not 0 <= number <= MAX_REPLICAS:
             raise Invalid(f"{name} is a number from 0 to {MAX_REPLICAS}, not {number}")
-    if after.max is not None and after.max < after.min:
+    if after.max is not None and after.min is not None and after.max < after.min:
         raise Invalid(f"max ({after.max}) is below min ({after.min})")
     if after.keep_alive_s is not None and not 0 <= after.keep_alive_s < float("inf"):
         raise Invalid("keep_alive_s is a number of seconds, 0 or more")

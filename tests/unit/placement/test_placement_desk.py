@@ -20,7 +20,7 @@ from ollama_distributed.models.held import held_model, spec_of
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import Architecture, ModelSpec
 from ollama_distributed.placement.desk import Desk
-from ollama_distributed.placement.seen import Loading
+from ollama_distributed.placement.wishes import Policy
 from ollama_distributed.state import keys
 from ollama_distributed.state.changes import Change, Proposal, plan_change
 from ollama_distributed.state.cluster import ClusterState, apply
@@ -120,7 +120,7 @@ class Site:
             reports=self,
             propose=self.propose,
             clock=self,
-            loading=Loading(),
+            policy=lambda: Policy(copies=0),
         )
         keeper = Authenticator([RECORD], require_key=False, wall=lambda: WALL)
         app = gateway(ScriptedInference([]), places=desk, authenticator=keeper)

@@ -199,24 +199,25 @@ def counts(desired: Desired, **said: object) -> tuple[int, int]:
 def test_replicas_follow_demand_inside_their_limits() -> None:
     free = Desired(model="m", min=1, max=3)
     assert counts(free) == (1, 0)
-    assert counts(free, work=1, idle_s=0.0) == (1, 1)
+    assert counts(free, work=1, idle_s=0.0) == (1, 0), "the request loads it"
+    assert counts(free, work=1, loaded=1, idle_s=0.0) == (1, 1)
     assert counts(free, work=5, loaded=1, idle_s=0.0) == (2, 2)
     assert counts(free, work=50, loaded=2, idle_s=0.0) == (3, 3)
     assert counts(free, work=5, loaded=3, idle_s=0.0) == (3, 3)
     assert counts(free, work=4, loaded=3, idle_s=0.0) == (2, 2)
-    assert counts(Desired(model="m", replicas=2), work=50, idle_s=0.0) == (2, 2)
-    assert counts(Desired(model="m", replicas=0), work=5, idle_s=0.0) == (0, 0)
+    assert counts(Desired(model="m", replicas=2), work=50, loaded=1, idle_s=0.0) == (2, 2)
+    assert counts(Desired(model="m", replicas=0), work=5, loaded=1, idle_s=0.0) == (0, 0)
 
 
 def test_nobody_asks_nothing_is_loaded() -> None:
     free = Desired(model="m", min=2)
     assert counts(free, loaded=2, idle_s=299.0) == (2, 1)
     assert counts(free, loaded=2, idle_s=300.0) == (2, 0)
-    assert counts(Desired(model="m", keep_alive_s=10.0), loaded=1, idle_s=11.0) == (1, 0)
+    assert counts(Desired(model="m", min=1, keep_alive_s=10.0), loaded=1, idle_s=11.0) == (1, 0)
     assert counts(Desired(model="m", min=2, preload=True), idle_s=1e9) == (2, 2)
 
 
-@given(st.floats(0, 200), st.integers(0, 12), st.integers(1, 8))
+@given(st.floats(0, 200), st.integers(1, 12), st.integers(1, 8))
 def test_a_steady_load_changes_the_number_once(work: float, loaded: int, slots: int) -> None:
     desired = Desired(model="m")
     first = wanted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -13,11 +13,12 @@ from tests.consensus_nodes import Cluster, Node, cluster, until
 
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.load import Load
 from ollama_distributed.placement.agent import AGAIN_S, PlacementAgent
 from ollama_distributed.placement.facts import Device, Rules
 from ollama_distributed.placement.ports import Inventory
-from ollama_distributed.placement.seen import Loading
 from ollama_distributed.placement.service import PlacementService
+from ollama_distributed.placement.wishes import Policy
 from ollama_distributed.state import keys
 from ollama_distributed.state.changes import SetDrain
 from ollama_distributed.state.codec import encode
@@ -45,16 +46,18 @@ class FakeMover:
         self.node = node
         self.held: set[str] = set()
         self.loaded: dict[str, Device] = {}
+        self.kept: set[str] = set()
         self.done: list[tuple[str, str]] = []
         self.broken: dict[str, str] = {}
         self.took_s = 2.0
 
-    def inventory(self) -> Inventory:
+    async def inventory(self) -> Inventory:
         return Inventory(
             memory_bytes=8 * GIB,
             disk_free_bytes=100 * GIB,
             loaded=tuple(
-                LoadedPlace(model=m, device=d, memory_bytes=2 * GIB) for m, d in self.loaded.items()
+                LoadedPlace(model=m, device=d, memory_bytes=2 * GIB, held=m in self.kept)
+                for m, d in self.loaded.items()
             ),
         )
 
@@ -75,10 +78,12 @@ class FakeMover:
         assert model in self.held
         await self._work("load", model)
         self.loaded[model] = device
+        self.kept.add(model)
 
     async def unload(self, model: str) -> None:
         await self._work("unload", model)
         self.loaded.pop(model, None)
+        self.kept.discard(model)
 
     async def delete(self, model: str) -> None:
         assert model not in self.loaded
@@ -89,10 +94,18 @@ class FakeMover:
 
 
 class World:
-    def __init__(self, there: Cluster) -> None:
+    def __init__(self, there: Cluster, policy: Policy) -> None:
         self.cluster = there
+        self.policy = policy
+        self.loads: dict[NodeId, Load] = {}
         self.movers: dict[NodeId, FakeMover] = {}
         self.services: dict[NodeId, PlacementService] = {}
+
+    def interest(self, nodes: Iterable[NodeId]) -> None:
+        """As `cluster.load.LoadReports`."""
+
+    def report(self, node: NodeId) -> Load | None:
+        return self.loads.get(node)
 
     async def publish(self, node: NodeId) -> None:
         models = (HELD,) if MODEL in self.movers[node].held else ()
@@ -120,10 +133,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(*names: str, seed: int = 1, grace_s: float = 60.0) -> AsyncIterator[World]:
+async def world(*names: str, seed: int = 1, grace_s: float = 60.0, copies: int = 0) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         there = await stack.enter_async_context(cluster(*names, seed=seed))
-        made = World(there)
+        made = World(there, Policy(copies=copies, grace_s=grace_s))
         await there.advertise()
         for node in there.nodes.values():
             made.movers[node.id] = FakeMover(made, node.id)
@@ -134,8 +147,8 @@ async def world(*names: str, seed: int = 1, grace_s: float = 60.0) -> AsyncItera
                 node.mirror,
                 clock=node.clock,
                 chance=random.Random(f"{seed} {node.id} placement"),
-                loading=Loading(),
-                grace_s=grace_s,
+                policy=lambda: made.policy,
+                reports=made,
                 rules=Rules(disk_low_bytes=GIB),
             )
             made.services[node.id] = await stack.enter_async_context(service)

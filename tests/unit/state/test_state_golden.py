@@ -145,17 +145,18 @@ RECORDS: list[tuple[msgspec.Struct, bytes]] = [
             node=N1,
             memory_bytes=64,
             gpu_bytes=32,
+            seats=3,
             disk_free_bytes=99,
             speeds=(MeasuredSpeed(device="gpu", weights_bytes=5, tokens_per_s=70.5),),
-            loaded=(LoadedPlace(model="m", device="gpu", memory_bytes=7),),
+            loaded=(LoadedPlace(model="m", device="gpu", memory_bytes=7, held=True),),
             fetching=("00",),
             loading=("n",),
-            failed=(FailedTask(kind="load", model="o", reason="why", at=5.0),),
+            failed=(FailedTask(kind="load", model="o", reason="why", at=5.0, tries=2),),
         ),
-        b'{"node":"n1","memory_bytes":64,"gpu_bytes":32,"disk_free_bytes":99,'
+        b'{"node":"n1","memory_bytes":64,"gpu_bytes":32,"seats":3,"disk_free_bytes":99,'
         b'"speeds":[{"device":"gpu","weights_bytes":5,"tokens_per_s":70.5}],'
-        b'"loaded":[{"model":"m","device":"gpu","memory_bytes":7}],"fetching":["00"],"loading":["n"],'
-        b'"failed":[{"kind":"load","model":"o","reason":"why","at":5.0}]}',
+        b'"loaded":[{"model":"m","device":"gpu","memory_bytes":7,"held":true}],"fetching":["00"],"loading":["n"],'
+        b'"failed":[{"kind":"load","model":"o","reason":"why","at":5.0,"tries":2}]}',
     ),
     (
         Member(node=N1, status="suspect", since=3.0, reason="no beat for 3 s", boot="b00t"),

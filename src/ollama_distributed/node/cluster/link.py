@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
+import anyio
 import msgspec
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -30,6 +31,8 @@ from ollama_distributed.node.cluster.live import check_config
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.publish import Publisher
 from ollama_distributed.node.cluster.roster import Roster
+from ollama_distributed.placement.agent import PlacementAgent
+from ollama_distributed.placement.service import PlacementService
 from ollama_distributed.state.records import Advert, Holdings
 
 BUCKET = "cfg"
@@ -46,6 +49,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkManager
     config: ConfigManager
     publisher: Publisher
+    placement: PlacementService | None
+    """On servers."""
 
 
 @asynccontextmanager
@@ -113,6 +118,31 @@ async def linked(
         )
         stack.callback(mirror.on_change(publisher.look))
         await _run(stack, "publish", publisher.step, chance)
+        if parts.placing.mover is not None:
+            await stack.enter_async_context(
+                PlacementAgent(
+                    coordination,
+                    mirror,
+                    parts.placing.mover,
+                    node=node,
+                    clock=clock,
+                    chance=chance,
+                    counts=parts.placing.counts,
+                )
+            )
+        placement = None
+        if role == "server":
+            placement = await stack.enter_async_context(
+                PlacementService(
+                    consensus,
+                    mirror,
+                    clock=clock,
+                    chance=chance,
+                    policy=lambda: parts.placing.policy,
+                    reports=loads,
+                    offload=anyio.to_thread.run_sync,
+                )
+            )
         yield Link(
             coordination=coordination,
             mirror=mirror,
@@ -122,6 +152,7 @@ async def linked(
             network=network,
             config=ConfigManager(consensus, mirror, validate=check_config),
             publisher=publisher,
+            placement=placement,
         )
 
 

@@ -34,9 +34,9 @@ from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
 from ollama_distributed.node.cluster.view import View
+from ollama_distributed.node.placing import Placing
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.placement.desk import Desk
-from ollama_distributed.placement.seen import Loading
 from ollama_distributed.routing.service import Router
 from ollama_distributed.serving.cluster import ClusterResidents, load_of
 from ollama_distributed.serving.machine import LocalMachine
@@ -123,6 +123,7 @@ async def in_cluster(
     api: Sequence[str],
     apply: Callable[[Settings], None],
     keys: SharedKeys,
+    placing: Placing,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
@@ -167,6 +168,7 @@ async def in_cluster(
                 pool=pool,
                 door=door,
                 keys=keys,
+                placing=placing,
                 clean=Cleaner(catalog, serving.unload).clean,
                 apply_config=LiveConfig(settings, apply),
             )
@@ -194,12 +196,7 @@ async def in_cluster(
                 reports=view,
                 propose=propose,
                 clock=clock,
-                loading=Loading(
-                    context_tokens=settings.context_length or Loading().context_tokens,
-                    slots=settings.num_parallel,
-                    kv_type=settings.kv_cache_type,
-                ),
-                keep_alive_s=settings.keep_alive,
+                policy=lambda: placing.policy,
             ),
             keeper=keeper,
         )

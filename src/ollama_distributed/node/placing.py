@@ -1,0 +1,231 @@
+"""Placement on this node: what it has for models, and how it brings, runs and removes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from ollama_distributed.base.errors import Conflict, ModelNotFound, OllamaDistributedError, Unavailable
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.distribution.downloads import Transfer
+from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk
+from ollama_distributed.models.names import name_key
+from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.node.settings import Settings
+from ollama_distributed.placement.facts import Device
+from ollama_distributed.placement.ports import Inventory, Mover
+from ollama_distributed.placement.seen import Loading
+from ollama_distributed.placement.wishes import Policy
+from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.speeds import Speed
+from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.records import Hardware, LoadedPlace, MeasuredSpeed
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+NOT_SEEN = "placement.copy_not_seen"
+
+ASKED = 3
+"""Holders that are asked before a copy goes; one that has it is enough."""
+MEMORY_STEP = 64 << 20
+"""Memory of loaded models is said in steps, rounded up."""
+
+
+class Placing:
+    """What a life in a cluster needs to take part in placement. `mover` comes once all else of the
+    node is built, and before its first life."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.mover: Mover | None = None
+        self.counts: Counter[tuple[str, str]] = Counter()
+        """Tasks that ended since the start, by kind and outcome (`done`, `failed`)."""
+        self.use(settings)
+
+    def use(self, settings: Settings) -> None:
+        """Settings that hold from now on."""
+        self.policy = Policy(
+            copies=settings.placement_copies,
+            keep_alive_s=settings.keep_alive,
+            grace_s=settings.placement_grace,
+            loading=Loading(
+                context_tokens=settings.context_length or Loading().context_tokens,
+                slots=settings.num_parallel,
+                kv_type=settings.kv_cache_type,
+            ),
+        )
+
+
+class Models(Protocol):
+    """The catalogue of this node (`catalog.service.Catalog`)."""
+
+    def knows(self, name: str) -> bool: ...
+
+    async def resolve(self, name: str) -> ModelSpec: ...
+
+
+class Runs(Protocol):
+    """What runs models here (`serving.service.Serving`)."""
+
+    @property
+    def budget_bytes(self) -> int: ...
+
+    @property
+    def seats(self) -> int: ...
+
+    def loaded(self) -> list[LoadedModel]: ...
+
+    async def hold(self, name: str) -> None: ...
+
+    def release(self, name: str) -> None: ...
+
+    async def let_go(self, name: str) -> None: ...
+
+
+class Copies(Protocol):
+    """What comes to this node from others (`distribution.service.ModelTransfer`)."""
+
+    async def copy_here(self, ask: CopyAsk) -> Transfer: ...
+
+    async def ended(self, transfer_id: str) -> Transfer:
+        """Wait until it is over."""
+        ...
+
+
+class Others(Protocol):
+    """Asks other nodes (`distribution.exchange.Exchange`)."""
+
+    async def manifest(self, node: NodeId, name: str) -> bytes: ...
+
+
+class NodeMover:
+    """Implements `placement.ports.Mover`. `room`: bytes that may still come to the disk; `remove`:
+    unloads and deletes a model of this node."""
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        models: Models,
+        runs: Runs,
+        copies: Copies,
+        others: Others,
+        remove: Callable[[str], Awaitable[None]],
+        room: Callable[[], Awaitable[int]],
+        state: Callable[[], ClusterState],
+        hardware: Callable[[], Hardware],
+        speeds: Callable[[], Sequence[Speed]],
+        has_gpu: bool,
+    ) -> None:
+        self._me = me
+        self._models = models
+        self._runs = runs
+        self._copies = copies
+        self._others = others
+        self._remove = remove
+        self._room = room
+        self._state = state
+        self._hardware = hardware
+        self._speeds = speeds
+        self._has_gpu = has_gpu
+
+    # ── what is here ────────────────────────────────────────────────────────────────
+
+    async def inventory(self) -> Inventory:
+        loaded: dict[str, LoadedPlace] = {}
+        for row in self._runs.loaded():
+            for name in (name_key(row.spec.name), *row.held):
+                if await self._is_now(name, row.spec):
+                    loaded.setdefault(name, _place(name, row, first=name not in row.held[1:]))
+                elif name in row.held:
+                    self._runs.release(name)  # another version has the name now
+        return Inventory(
+            memory_bytes=self._runs.budget_bytes,
+            gpu_bytes=sum(gpu.memory_bytes for gpu in self._hardware().gpus) if self._has_gpu else 0,
+            seats=self._runs.seats,
+            disk_free_bytes=await self._room(),
+            speeds=tuple(
+                MeasuredSpeed(
+                    device=one.device,
+                    weights_bytes=one.weights_bytes,
+                    tokens_per_s=round(one.tokens_per_s, 1),
+                )
+                for one in self._speeds()
+            ),
+            loaded=tuple(loaded[name] for name in sorted(loaded)),
+        )
+
+    async def _is_now(self, name: str, spec: ModelSpec) -> bool:
+        """Whether the name's files here are those that are loaded."""
+        if not self._models.knows(name):
+            return False
+        try:
+            known = await self._models.resolve(name)
+        except OllamaDistributedError:
+            return False
+        return (known.weights, known.remote) == (spec.weights, spec.remote)
+
+    # ── `Mover` ─────────────────────────────────────────────────────────────────────
+
+    async def fetch(self, model: str, digest: str, holders: Sequence[NodeId]) -> None:
+        if await self._digest(model) == digest:
+            return
+        name = self._spelled(model, holders)
+        ask = CopyAsk(name=name, sources=tuple(holders)[:MAX_PEERS], digest=digest)
+        ended = await self._copies.ended((await self._copies.copy_here(ask)).id)
+        if ended.state == "failed":
+            raise Unavailable(ended.error)
+        if await self._digest(model) != digest:
+            raise Unavailable(f"the copy ended as {ended.state}, and another version of it is here")
+
+    async def load(self, model: str, device: Device) -> None:  # noqa: ARG002  # the engine finds it alike
+        await self._runs.hold(model)
+
+    async def unload(self, model: str) -> None:
+        await self._runs.let_go(model)
+
+    async def delete(self, model: str) -> None:
+        if not await self._digest(model):
+            return
+        current = self._state().current(model)
+        holders = [node for node in self._state().holders(model) if node != self._me]
+        for node in holders[:ASKED]:
+            if current is not None and await self._has(node, model, current.digest):
+                await self._remove(model)
+                return
+        raise Conflict("no other node says that it has it: it stays")
+
+    async def _has(self, node: NodeId, model: str, digest: str) -> bool:
+        """Whether another node has this version now: what the state says may be old."""
+        try:
+            data = await self._others.manifest(node, model)
+        except OllamaDistributedError as exc:
+            log.info(NOT_SEEN, node=node, model=model, error=exc.message)
+            return False
+        return hashlib.sha256(data).hexdigest() == digest
+
+    async def _digest(self, model: str) -> str:
+        """Of what is here; empty: nothing."""
+        try:
+            return (await self._models.resolve(model)).digest
+        except ModelNotFound:
+            return ""
+
+    def _spelled(self, model: str, holders: Sequence[NodeId]) -> str:
+        """As its holders write it: names keep their capitals on their way."""
+        held = self._state().models.get(model)
+        return next((held[node].display for node in holders if held and node in held), model)
+
+
+def _place(name: str, row: LoadedModel, *, first: bool) -> LoadedPlace:
+    """Names that share a runner share its memory: the first has it."""
+    taken = -(-row.reserved_bytes // MEMORY_STEP) * MEMORY_STEP
+    return LoadedPlace(
+        model=name,
+        device="gpu" if row.vram_bytes else "cpu",
+        memory_bytes=taken if first else 0,
+        held=name in row.held,
+    )
