@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import InvalidModel
+from ollama_distributed.base.errors import BlobNotFound, InvalidModel, OllamaDistributedError
 from ollama_distributed.catalog.ports import ManifestStamp, Store, StoredManifest
 from ollama_distributed.models import manifest as media
 from ollama_distributed.models import parameters
@@ -23,9 +23,26 @@ from ollama_distributed.models.gguf import (
 from ollama_distributed.models.manifest import Manifest, ModelConfig, parse_config, parse_manifest
 from ollama_distributed.models.names import ModelName
 from ollama_distributed.models.spec import Architecture, ModelSpec, StoredMessage
+from ollama_distributed.models.stored import StoredModel, sizes_of
 from ollama_distributed.models.templates import RAW, refusal, twin
 
 log = structlog.get_logger()
+
+_READ = frozenset(
+    {
+        media.MODEL,
+        media.ADAPTER,
+        media.PROJECTOR,
+        media.TEMPLATE,
+        media.PROMPT,
+        media.SYSTEM,
+        media.PARAMS,
+        media.MESSAGES,
+        media.LICENSE,
+        media.EMBED,
+    }
+)
+"""Layers that are looked into, or ignored; of the others it is enough that they are there."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +53,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
     config: ModelConfig
     spec: ModelSpec
+    stored: StoredModel
     stored_parameters: dict[str, Any] = {}
     """As they are on disk; options of other versions survive a `create` from this model."""
 
@@ -70,6 +88,9 @@ async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> E
     header = await store.read_header(models[0].blob)
     projectors = manifest.of_type(media.PROJECTOR)
     heard = tuple([await store.read_header(layer.blob) for layer in projectors])
+    for layer in (*models[1:], *(layer for layer in manifest.layers if layer.media_type not in _READ)):
+        if await store.blob_size(layer.blob) is None:
+            raise BlobNotFound(f'blob "{layer.blob}" not found')
     if texts.template and chat_template_of(header) and twin(texts.template) is None:
         # `show` has both: the TEMPLATE in the Modelfile, the one in use as `template`.
         log.warning("catalog.template_not_used", model=name.display, used="the model file's own")
@@ -85,8 +106,32 @@ async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> E
         manifest=manifest,
         config=config,
         spec=msgspec.structs.replace(spec, parameters=typed),
+        stored=StoredModel(
+            name=name, digest=spec.digest, blobs=sizes_of(manifest), modified_at=stored.stamp.modified_at
+        ),
         stored_parameters=texts.parameters,
     )
+
+
+def stored_model(
+    name: ModelName, stored: StoredManifest, error: OllamaDistributedError
+) -> StoredModel | None:
+    """What lies on the disk of a model that cannot be served. None: nobody knows."""
+    try:
+        manifest = parse_manifest(stored.data)
+    except InvalidModel:
+        return None
+    return StoredModel(
+        name=name,
+        digest=_digest(stored),
+        blobs=sizes_of(manifest),
+        modified_at=stored.stamp.modified_at,
+        lacking=error.message if isinstance(error, BlobNotFound) else "",
+    )
+
+
+def _digest(stored: StoredManifest) -> str:
+    return hashlib.sha256(stored.data).hexdigest()
 
 
 def _spec(
@@ -107,7 +152,7 @@ def _spec(
     return ModelSpec(
         name=str(name),
         display=name.display,
-        digest=hashlib.sha256(stored.data).hexdigest(),
+        digest=_digest(stored),
         size_bytes=manifest.size_bytes,
         modified_at=stored.stamp.modified_at,
         architecture=architecture,

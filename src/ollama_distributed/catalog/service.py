@@ -25,7 +25,7 @@ from ollama_distributed.base.errors import (
     Unsupported,
 )
 from ollama_distributed.catalog.creation import Creation
-from ollama_distributed.catalog.entries import Entry, read_entry
+from ollama_distributed.catalog.entries import Entry, read_entry, stored_model
 from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store, StoredManifest
 from ollama_distributed.catalog.showing import show_entry, show_remote
 from ollama_distributed.catalog.versions import History, history_of_nothing, next_time
@@ -33,6 +33,7 @@ from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownMo
 from ollama_distributed.models.manifest import named_blobs, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName, name_key
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.models.stored import StoredModel
 
 log = structlog.get_logger()
 
@@ -48,9 +49,10 @@ _NO_STAMP = ManifestStamp(0.0, 0, 0)
 class _Broken:
     """A manifest that cannot be served, remembered so that it is not read at each scan."""
 
-    def __init__(self, stamp: ManifestStamp, error: OllamaDistributedError) -> None:
-        self.stamp = stamp
+    def __init__(self, name: ModelName, stored: StoredManifest, error: OllamaDistributedError) -> None:
+        self.stamp = stored.stamp
         self.error = error
+        self.stored = stored_model(name, stored, error)
 
 
 class Catalog:
@@ -303,6 +305,25 @@ class Catalog:
         if removed:
             log.info("catalog.blobs_removed", blobs=len(removed))
 
+    # ── for whoever looks after the disk (`distribution.disk_ports.Models`) ─────────────
+
+    def stored(self) -> Sequence[StoredModel]:
+        found = [entry.stored for entry in self._entries.values()]
+        return found + [broken.stored for broken in self._broken.values() if broken.stored is not None]
+
+    def in_use(self) -> Collection[BlobId]:
+        return self._pinned.keys()
+
+    async def recheck(self, blobs: Collection[BlobId]) -> Sequence[StoredModel]:
+        """These were lost, or are here again: look at the models that need them. Returns them."""
+        touched = [one for one in self.stored() if not one.blobs.keys().isdisjoint(blobs)]
+        async with self._writing:
+            for one in touched:
+                await self._reread(one.name)
+        if touched:
+            self._on_change()
+        return touched
+
     # ── inside ──────────────────────────────────────────────────────────────────────
 
     async def _write(self, name: ModelName, data: bytes, made_at: float | None = None) -> None:
@@ -404,7 +425,7 @@ class Catalog:
             entry = await read_entry(self._store, name, stored)
         except OllamaDistributedError as exc:
             self._entries.pop(name.key, None)
-            self._broken[name.key] = _Broken(stored.stamp, exc)
+            self._broken[name.key] = _Broken(name, stored, exc)
             log.warning("catalog.model_unusable", model=name.display, error=exc.message)
             return
         self._broken.pop(name.key, None)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
+from ollama_distributed.base.disk import DiskAnswer, ScrubRow
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.models.names import BlobId
 from ollama_distributed.models.stored import StoredModel
+
+Leftover: TypeAlias = Literal["partial", "damaged"]
 
 
 class StoredFile(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +48,7 @@ class Disk(Protocol):
 
     async def survey(self) -> Survey: ...
 
-    async def drop_leftover(self, kind: Literal["partial", "damaged"], blob: BlobId) -> bool:
+    async def drop_leftover(self, kind: Leftover, blob: BlobId) -> bool:
         """Remove what is half-fetched or was taken away. False: it is in use, or not there."""
         ...
 
@@ -96,12 +99,27 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
     kept: bool
 
 
-class Holders(Protocol):
-    """The way to other nodes (`adapters.peers.disks.DiskExchange`)."""
+class NothingAsked(msgspec.Struct, frozen=True):
+    """A question that says all by its name."""
 
-    async def keep(self, node: NodeId, ask: KeepAsk) -> bool:
-        """
-        Raises:
-            Unavailable, DeadlineExceeded: it cannot be asked.
-        """
-        ...
+
+class EvictHere(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    last_copy: bool = False
+
+
+class Freed(msgspec.Struct, frozen=True, kw_only=True):
+    bytes: int
+
+
+class Disks(Protocol):
+    """The way to other nodes' disks (`adapters.peers.disks.DiskExchange`). Every method may raise
+    `Unavailable` and `DeadlineExceeded`, and what the other node refuses with."""
+
+    async def keep(self, node: NodeId, ask: KeepAsk) -> bool: ...
+
+    async def disk(self, node: NodeId) -> DiskAnswer: ...
+
+    async def evict(self, node: NodeId, ask: EvictHere) -> int: ...
+
+    async def scrub(self, node: NodeId) -> ScrubRow: ...

@@ -16,15 +16,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import Literal, TypeAlias
 
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
-
-Kept: TypeAlias = Literal["", "loaded", "recent", "moving", "pinned", "placed", "last"]
-"""Why a model stays: in memory; used a moment ago; on its way from or to a node; pinned to this
-node; wanted on it by a plan; too few other nodes hold it. Empty: it may go."""
 
 
 def weight(digest: str, node: NodeId) -> tuple[int, NodeId]:
@@ -47,6 +42,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Mapping[str, int]
     """Bytes of each, by digest; models may share them."""
     last_used: float
+    planned: bool = False
+    """The cluster's plan has it here, though nobody ordered that: it goes after the others."""
 
 
 def choose(candidates: Iterable[Candidate], kept: Collection[str], need_bytes: int) -> tuple[str, ...]:
@@ -55,7 +52,7 @@ def choose(candidates: Iterable[Candidate], kept: Collection[str], need_bytes: i
     them together would not do."""
     if need_bytes <= 0:
         return ()
-    order = sorted(candidates, key=lambda one: (one.last_used, one.model))
+    order = sorted(candidates, key=lambda one: (one.planned, one.last_used, one.model))
     users = Counter(digest for one in order for digest in one.blobs if digest not in kept)
     freed, going = 0, list[Candidate]()
     for one in order:
@@ -78,7 +75,7 @@ def choose(candidates: Iterable[Candidate], kept: Collection[str], need_bytes: i
     return tuple(one.model for one in going)
 
 
-def alone_bytes(candidates: Iterable[Candidate], kept: Collection[str]) -> int:
+def freed_bytes(candidates: Iterable[Candidate], kept: Collection[str]) -> int:
     """What becomes free when all of them go."""
     blobs: dict[str, int] = {}
     for one in candidates:

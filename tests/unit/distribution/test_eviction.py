@@ -12,8 +12,8 @@ from ollama_distributed.distribution.eviction import (
     Attempt,
     Candidate,
     Leaving,
-    alone_bytes,
     choose,
+    freed_bytes,
     spare,
     weight,
 )
@@ -160,7 +160,7 @@ def test_what_goes_frees_enough_and_nothing_goes_in_vain(
 
     def freed(names: set[str]) -> int:
         stays = kept.union(*(one.blobs for one in models if one.model not in names))
-        return alone_bytes([one for one in models if one.model in names], stays)
+        return freed_bytes([one for one in models if one.model in names], stays)
 
     if not going:
         assert need <= 0 or freed({one.model for one in models}) < need

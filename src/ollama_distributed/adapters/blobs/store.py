@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import structlog
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -31,7 +31,7 @@ from ollama_distributed.adapters.blobs.folders import (
 from ollama_distributed.adapters.blobs.partial import PartialFile
 from ollama_distributed.base.errors import BlobNotFound, DigestMismatch, InvalidModel, InvalidName
 from ollama_distributed.catalog.ports import ManifestStamp, StoredManifest
-from ollama_distributed.distribution.disk_ports import Survey
+from ollama_distributed.distribution.disk_ports import Leftover, Survey
 from ollama_distributed.distribution.room import Boundless, Room
 from ollama_distributed.models.gguf import Header, NeedMore, read_header
 from ollama_distributed.models.manifest import MAX_MANIFEST_BYTES, named_blobs
@@ -229,7 +229,7 @@ class BlobStore:
     async def survey(self) -> Survey:
         return await self._in_thread(lambda: upkeep.survey(self._folders))
 
-    async def drop_leftover(self, kind: Literal["partial", "damaged"], blob: BlobId) -> bool:
+    async def drop_leftover(self, kind: Leftover, blob: BlobId) -> bool:
         drop = upkeep.drop_partial if kind == "partial" else upkeep.drop_damaged
         return await self._in_thread(lambda: drop(self._folders, blob))
 
