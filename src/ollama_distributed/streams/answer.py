@@ -104,6 +104,7 @@ class Answer:
         "_signs",
         "_sink",
         "_stalls",
+        "_speaks",
         "_started_s",
         "_timer",
         "_told",
@@ -155,6 +156,8 @@ class Answer:
         """Signs and tokens at the watch's last look."""
         self._quiet = 0
         """Its looks since the last of them."""
+        self._speaks = False
+        """At its last look tokens had begun to come: it has less time than one that reads."""
 
     def begin(self) -> None:
         self._ask(None)
@@ -336,7 +339,7 @@ class Answer:
         if self._replica is not None:
             self._left = (*(Left(one.replica) for one in self._left), Left(self._replica, stalled))
             self._replica = None
-        self._quiet = 0
+        self._quiet, self._speaks = 0, False
         self._tries += 1
         resume = self.journal.resume(self._left, self._deaths)
         self._continued = len(resume.ids)
@@ -382,10 +385,11 @@ class Answer:
         if self._over or self._paused or self._generation is None or not (told or self._continued):
             self._quiet = 0
             return
-        gaps = speaking if self._first_s and not self._tries else reading
+        gaps = speaking if self._speaks else reading
         if passed > 0:
             gaps.passed(passed, self._quiet)
             self._quiet = 0
+            self._speaks = self._first_s > 0.0 and not self._tries
             return
         self._quiet += 1
         late = self._quiet - gaps.limit

@@ -200,11 +200,14 @@ class EchoAnswer:
 
 
 def token_events(answer: bytes, top_logprobs: int | None) -> Iterator[Tokens]:
-    pending = b""
+    """Bytes where a token is not whole characters: whoever goes on after it cannot know its start."""
     for chunk in echo_text.chunks(answer):
-        text, pending = _whole_text(pending + chunk)
         logprobs = () if top_logprobs is None else (_logprob(chunk, top_logprobs),)
-        yield Tokens((echo_text.token_id(chunk),), text, logprobs)
+        ids = (echo_text.token_id(chunk),)
+        try:
+            yield Tokens(ids, chunk.decode(), logprobs)
+        except UnicodeDecodeError:
+            yield Tokens(ids, "", logprobs, chunk)
 
 
 def _whole_text(data: bytes) -> tuple[str, bytes]:

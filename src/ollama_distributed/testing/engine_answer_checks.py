@@ -49,12 +49,12 @@ async def check_ids(subject: Subject) -> None:
     recording = await answer(runner, completion(subject.prompt))
     assert await runner.detokenize(recording.ids) == subject.answer
     ids: list[int] = []
-    text = ""
+    said = b""
     for event in recording.events:
         if isinstance(event, Tokens):
             ids += event.ids
-            text += event.text or event.raw.decode(errors="ignore")
-            assert (await runner.detokenize(ids)).startswith(text)
+            said += event.text.encode() + event.raw
+            assert (await runner.detokenize(ids)).startswith(said.decode(errors="ignore"))
 
 
 async def check_continuation(subject: Subject) -> None:

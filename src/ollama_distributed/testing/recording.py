@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ollama_distributed.base.inference import ToolCall
 from ollama_distributed.serving.ports import ChatDelta, Done, EngineEvent, EngineFailed, Progress, Tokens
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 """For one answer of a tiny model on a busy machine."""
 
 
@@ -91,9 +91,9 @@ class Recording:
     @property
     def text(self) -> str:
         """All text; where the engine gave bytes, those decoded."""
-        raw = b"".join(e.raw for e in self.events if isinstance(e, Tokens))
-        texts = "".join(e.text for e in self.events if isinstance(e, Tokens | ChatDelta))
-        return texts + raw.decode()
+        said = (e for e in self.events if isinstance(e, Tokens | ChatDelta))
+        data = b"".join(e.text.encode() + (e.raw if isinstance(e, Tokens) else b"") for e in said)
+        return data.decode(errors="replace")
 
     @property
     def thinking(self) -> str:
