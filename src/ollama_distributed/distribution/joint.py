@@ -9,10 +9,11 @@ import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import anyio
 
+from ollama_distributed.base.errors import NotFound
 from ollama_distributed.cluster.tasks import end
 
 T = TypeVar("T")
@@ -71,6 +72,19 @@ class Joints(Generic[T]):
                 with anyio.CancelScope(shield=True):  # what it leaves is in order before anyone looks
                     await asyncio.wait({joint.task})
 
+    @asynccontextmanager
+    async def taken_part(self, key: Hashable) -> AsyncIterator[Joint[T]]:
+        """As `joined`, in a work that runs.
+
+        Raises:
+            NotFound: none does.
+        """
+        known = self._known.get(key)
+        if known is None or known.ended:
+            raise NotFound("that is not under way here")
+        async with self.joined(key, _never, _never) as joint:
+            yield joint
+
     def _ended(self, key: Hashable, joint: Joint[T], task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if self._known.get(key) is joint:
@@ -80,3 +94,7 @@ class Joints(Generic[T]):
 
     async def close(self) -> None:
         await end(list(self._tasks))
+
+
+def _never(*_told: object) -> NoReturn:
+    raise AssertionError("it runs already")

@@ -7,7 +7,7 @@ blob before `finish` has checked it as a whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Protocol
 
@@ -175,6 +175,37 @@ class Registry(Protocol):
         ...
 
     async def send_manifest(self, name: ModelName, data: bytes, /) -> None: ...
+
+
+class Origin(Protocol):
+    """Where what is pulled comes from: a registry, perhaps by way of other nodes
+    (`distribution.together.Together`). Raises what `Registry` raises."""
+
+    def manifest(self, name: ModelName) -> AbstractAsyncContextManager[bytes]:
+        """To be held while the model is pulled: others who pull it meanwhile get the same."""
+        ...
+
+    async def fetch(
+        self, name: ModelName, blob: BlobId, into: Partial, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Bring what is missing of a blob, and finish it.
+
+        Raises:
+            DigestMismatch: as `finish`.
+        """
+        ...
+
+    def ahead(self, blob: BlobId) -> int:
+        """Bytes that another node has, for whose fetch of the blob `fetch` waits."""
+        ...
+
+    def disproved(self, name: ModelName, blob: BlobId) -> bool:
+        """As `Registry.disproved`."""
+        ...
+
+    def made_at(self, name: ModelName) -> float | None:
+        """When the version was made that the manifest is a copy of; None: it is a new one."""
+        ...
 
 
 class Library(Protocol):

@@ -9,8 +9,8 @@ Source: Ollama `server/images.go` (PullModel, PushModel).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ from ollama_distributed.base.errors import (
     RegistryError,
 )
 from ollama_distributed.distribution.joint import Joint, Joints
-from ollama_distributed.distribution.ports import Blobs, Library, Partial, Registry, Status
+from ollama_distributed.distribution.ports import Blobs, Library, Origin, Partial, Registry, Status
 from ollama_distributed.distribution.progress import Progress
 from ollama_distributed.models.manifest import Layer, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName
@@ -42,10 +42,13 @@ TICK_S = 0.06
 class Fetch:
     """A blob on its way: what those who wait for it see."""
 
-    def __init__(self, blob: BlobId, size: int, name: ModelName) -> None:
+    def __init__(
+        self, blob: BlobId, size: int, name: ModelName, ahead: Callable[[BlobId], int] = lambda _: 0
+    ) -> None:
         self.blob = blob
         self.size = size
         self.name = name
+        self._ahead = ahead
         """For whom the fetch began: it comes from this name's registry."""
         self.partial: Partial | None = None
         self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -55,7 +58,33 @@ class Fetch:
     def here(self) -> int:
         if self.arrived.done():
             return self.size
-        return self.partial.here if self.partial is not None else 0
+        return (self.partial.here if self.partial is not None else 0) or self._ahead(self.blob)
+
+
+class Alone:
+    """Implements `Origin`: straight from a registry."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    @asynccontextmanager
+    async def manifest(self, name: ModelName) -> AsyncIterator[bytes]:
+        yield await self._registry.manifest(name)
+
+    async def fetch(
+        self, name: ModelName, blob: BlobId, into: Partial, finish: Callable[[], Awaitable[None]]
+    ) -> None:
+        await self._registry.fetch(name, blob, into)
+        await finish()
+
+    def ahead(self, blob: BlobId) -> int:  # noqa: ARG002
+        return 0
+
+    def disproved(self, name: ModelName, blob: BlobId) -> bool:
+        return self._registry.disproved(name, blob)
+
+    def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002
+        return None
 
 
 class Pulls:
@@ -69,9 +98,12 @@ class Pulls:
         *,
         tick_s: float = TICK_S,
         fetches: Joints[Fetch] | None = None,
+        origin: Origin | None = None,
     ) -> None:
-        """`fetches`: shared with others that fetch into the same store."""
+        """`fetches`: shared with others that fetch into the same store. `origin`: how to reach the
+        registry for what is pulled, if not straight."""
         self._registry = registry
+        self._origin = Alone(registry) if origin is None else origin
         self._blobs = blobs
         self._library = library
         self._tick_s = tick_s
@@ -110,7 +142,11 @@ class Pulls:
 
     async def _pull(self, name: ModelName, progress: Progress) -> None:
         progress.tell(Status(status="pulling manifest"))
-        data = await self._registry.manifest(name)
+        async with self._origin.manifest(name) as data:
+            await self._adopt(name, data, progress)
+        progress.tell(Status(status="success"))
+
+    async def _adopt(self, name: ModelName, data: bytes, progress: Progress) -> None:
         try:
             manifest = parse_manifest(data)
         except InvalidModel as exc:
@@ -121,7 +157,7 @@ class Pulls:
                 async with self._blobs.room(sizes_of(manifest)):
                     await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
                 progress.tell(Status(status="writing manifest"))
-                unused = await self._library.adopt(name, data)
+                unused = await self._library.adopt(name, data, self._origin.made_at(name))
         except (DiskFull, InvalidModel, RegistryError):
             # Nothing stays of what cannot be used. (What only broke off is taken up next time.)
             await self._library.forget(fetched)
@@ -130,7 +166,6 @@ class Pulls:
             progress.tell(Status(status="removing unused layers"))
             await self._library.forget(unused)
         log.info("distribution.pulled", model=name.display, fetched_blobs=len(fetched))
-        progress.tell(Status(status="success"))
 
     async def _bring(
         self, name: ModelName, layers: Iterable[Layer], progress: Progress, fetched: list[BlobId]
@@ -156,7 +191,7 @@ class Pulls:
         """A fetch whose bytes are all here. It goes on, to check them, as long as `stack` holds it."""
         while True:
             joint = await stack.enter_async_context(
-                self.fetches.joined(layer.blob, lambda: Fetch(layer.blob, layer.size, name), self._run_fetch)
+                self.fetches.joined(layer.blob, partial(self._fetch, layer, name), self._run_fetch)
             )
             fetch = joint.told
             while not (fetch.arrived.done() or joint.task.done()):
@@ -173,22 +208,22 @@ class Pulls:
                 # What failed there, at another name's registry, may work here.
                 log.info("distribution.fetch_again", model=name.display, error=exc.message)
 
+    def _fetch(self, layer: Layer, name: ModelName) -> Fetch:
+        return Fetch(layer.blob, layer.size, name, self._origin.ahead)
+
     async def _run_fetch(self, fetch: Fetch) -> None:
         while True:
             async with self._blobs.partial(fetch.blob, fetch.size) as coming:
                 fetch.partial = coming
                 try:
-                    await self._registry.fetch(fetch.name, fetch.blob, coming)
-                    if not fetch.arrived.done():
-                        fetch.arrived.set_result(None)
-                    await coming.finish()
+                    await self._origin.fetch(fetch.name, fetch.blob, coming, partial(_finish, fetch, coming))
                     return
                 except DiskFull:
                     await coming.discard()
                     raise
                 except DigestMismatch as exc:
                     # What an earlier fetch left may be what is wrong; then once more, from nothing.
-                    elsewhere = self._registry.disproved(fetch.name, fetch.blob)
+                    elsewhere = self._origin.disproved(fetch.name, fetch.blob)
                     if not (coming.resumed or elsewhere):
                         raise RegistryError(exc.message) from exc
                     log.warning("distribution.wrong_bytes", blob=fetch.blob.digest)
@@ -250,6 +285,13 @@ class Pulls:
         asked = ModelName.parse(text)
         self._registry.check(asked)
         return msgspec.structs.replace(self._library.settled(asked), scheme=asked.scheme)
+
+
+async def _finish(fetch: Fetch, coming: Partial) -> None:
+    """All bytes are here; are they right?"""
+    if not fetch.arrived.done():
+        fetch.arrived.set_result(None)
+    await coming.finish()
 
 
 def _line(verb: str, layer: Layer, completed: int) -> Status:
