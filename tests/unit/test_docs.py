@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -26,6 +27,13 @@ PAGES = {
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 API = PAGES["docs/api.md"]
+EVERYTHING: dict[str, Any] = {
+    "cluster": FakeCluster(),
+    "moves": object(),
+    "places": object(),
+    "bundles": object(),
+}
+"""What has routes of its own."""
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
 _HEADING = re.compile(r"^#+ (?P<text>.+)$", re.MULTILINE)
 _WAY_THERE = {"connection_failed", "connection_lost", "timed_out", "bad_answer"}
@@ -57,7 +65,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_every_route_is_in_the_api_page() -> None:
-    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object(), places=object())
+    app = gateway(ScriptedInference([]), **EVERYTHING)
     hot = [(route.method, route.path) for route in app.hot.routes()]
     cold = [(route.method, route.path) for route in app.cold_routes if not route.hidden]
     assert len(hot) > 10
@@ -68,7 +76,7 @@ def test_every_route_is_in_the_api_page() -> None:
 
 
 def test_no_route_is_invented() -> None:
-    app = gateway(ScriptedInference([]), cluster=FakeCluster(), moves=object(), places=object())
+    app = gateway(ScriptedInference([]), **EVERYTHING)
     routes = {(route.method, route.path) for route in app.hot.routes()}
     routes |= {(route.method, route.path.replace(":path", "")) for route in app.cold_routes}
     written = re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`\s]*)`", API)

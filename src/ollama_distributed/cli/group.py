@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,9 +51,9 @@ class Command(TyperCommand):
         *own, help_option = super().get_params(ctx)
         known = {option for param in own for option in param.opts}
         shared = [
-            _late(param)
+            _late(param, known)
             for param in ctx.find_root().command.params
-            if getattr(param, "rich_help_panel", None) == GLOBAL_PANEL and not known.intersection(param.opts)
+            if getattr(param, "rich_help_panel", None) == GLOBAL_PANEL and not known.issuperset(param.opts)
         ]
         return [_light(param) for param in (*own, *shared, help_option)]
 
@@ -127,8 +127,10 @@ def _light(param: Any) -> Any:
     return param
 
 
-def _late(param: Any) -> Any:
+def _late(param: Any, known: Collection[str]) -> Any:
+    """`known`: options that mean something else after this command."""
     late = copy.copy(param)
+    late.opts = [option for option in param.opts if option not in known]
     late.expose_value = False
     late.envvar = None  # the root has read it; it must not overrule the root's flag
     late.default = None

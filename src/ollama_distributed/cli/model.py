@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import humanize, live, output, places, tables
+from ollama_distributed.cli import bundles, humanize, live, output, places, tables
 from ollama_distributed.cli.bars import bars
 from ollama_distributed.cli.cluster import make_group
 from ollama_distributed.cli.completion import model_names, node_names
@@ -38,6 +38,7 @@ _STYLES: Mapping[str, str] = {
 def register(app: typer.Typer) -> None:
     group = make_group("Where models are in the cluster.")
     group.command("distribute", cls=Command)(distribute)
+    bundles.register(group)
     places.register(group)
     app.add_typer(group, name="model", rich_help_panel=PANEL)
     app.command("transfers", cls=Command, rich_help_panel=PANEL)(transfers)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -15,11 +15,19 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ollama_distributed.client import calls, wire
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
-from ollama_distributed.client.blobs import OnProgress, Upload
-from ollama_distributed.client.cluster import Cluster, Config, ModelPlaces, Nodes
+from ollama_distributed.client.blobs import Upload
+from ollama_distributed.client.bundles import BundleUpload, Target
+from ollama_distributed.client.cluster import Cluster, Config, Nodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
-from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
+from ollama_distributed.client.models import Models
+from ollama_distributed.client.transport import (
+    BLOB_CHUNK_BYTES,
+    ERROR_BODY_BYTES,
+    TIMEOUT_S,
+    Settings,
+    failure_of,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -112,7 +120,7 @@ class Client:
 
     # ── how a call runs ─────────────────────────────────────────────────────────────
 
-    async def _run(self, call: calls.Call[T], upload: Upload | None = None) -> T:
+    async def _run(self, call: calls.Call[T], upload: Upload | BundleUpload | None = None) -> T:
         async def attempt(url: str) -> Outcome:
             return await self._ask(url, call, upload)
 
@@ -137,7 +145,7 @@ class Client:
                 outcome = None
 
     async def _open(
-        self, url: str, call: calls.Call[Any], upload: Upload | None = None
+        self, url: str, call: calls.Call[Any], upload: Upload | BundleUpload | None = None
     ) -> httpx.Response | Outcome:
         """Send a call; its response with the body not read yet, or why there is none."""
         import httpx
@@ -172,7 +180,7 @@ class Client:
             await response.aclose()
         return error_of(response.status_code, response.headers, body, now=time.time())
 
-    async def _ask(self, url: str, call: calls.Call[T], upload: Upload | None) -> Outcome:
+    async def _ask(self, url: str, call: calls.Call[T], upload: Upload | BundleUpload | None) -> Outcome:
         import httpx
 
         opened = await self._open(url, call, upload)
@@ -216,6 +224,38 @@ class Client:
         for item in reader.finish():
             yield item
 
+    async def _save(self, call: calls.Call[bytes], target: Target) -> int:
+        """Write an answer's body as it comes, in threads; returns its bytes."""
+        import asyncio
+
+        import httpx
+
+        response: httpx.Response
+        chunks: AsyncIterator[bytes]
+
+        async def attempt(url: str) -> Outcome:
+            return await self._first_chunk(url, call)
+
+        try:
+            response, first, chunks = await self._tried(call, attempt)
+            try:
+                target.begin(int(response.headers.get("content-length", "0")))
+                pending = bytearray(first)
+                async for chunk in chunks:
+                    pending += chunk
+                    if len(pending) >= BLOB_CHUNK_BYTES:
+                        data, pending = bytes(pending), bytearray()
+                        await asyncio.to_thread(target.write, data)
+                await asyncio.to_thread(target.write, bytes(pending))
+            except httpx.HTTPError as exc:
+                raise failure_of(exc, answer_began=True).error(str(response.url)) from exc
+            finally:
+                await response.aclose()
+            return await asyncio.to_thread(target.finish)
+        except BaseException:
+            target.discard()
+            raise
+
     async def _first_chunk(self, url: str, call: calls.Call[Any]) -> Outcome:
         """Until the first byte of the answer is here, another server may be asked."""
         import httpx
@@ -236,119 +276,19 @@ class Client:
 
 
 def _body(
-    call: calls.Call[Any], upload: Upload | None
+    call: calls.Call[Any], upload: Upload | BundleUpload | None
 ) -> tuple[bytes | AsyncIterator[bytes] | None, dict[str, str]]:
     if upload is None:
         return call.body, {"content-type": "application/json"} if call.body is not None else {}
-    headers = {"content-type": "application/octet-stream", "content-length": str(upload.size_bytes)}
+    headers = {"content-type": "application/octet-stream"}
+    if upload.size_bytes is not None:
+        headers["content-length"] = str(upload.size_bytes)
     return _in_threads(upload), headers
 
 
-async def _in_threads(upload: Upload) -> AsyncIterator[bytes]:
+async def _in_threads(upload: Upload | BundleUpload) -> AsyncIterator[bytes]:
     import asyncio
 
     chunks = upload.chunks()
     while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
         yield chunk
-
-
-class Models(ModelPlaces):
-    """The models of the server: `client.models`."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._run = client._run
-
-    async def list(self) -> Sequence[wire.ModelInfo]:
-        return named((await self._run(calls.list_models())).models)
-
-    async def get(self, name: str) -> wire.ModelInfo:
-        return await self._run(calls.get_model(name))
-
-    async def show(
-        self,
-        name: str,
-        *,
-        verbose: bool = False,
-        system: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> wire.ShowResponse:
-        """All about a model: template, parameters, licence, the GGUF's metadata."""
-        return await self._run(calls.show_model(name, verbose=verbose, system=system, options=options))
-
-    def create(self, request: wire.CreateRequest) -> AsyncGenerator[wire.Progress]:
-        """Make a model; the lines tell what the server does. Run the loop to its end."""
-        return self._client._stream(calls.create_model(request))
-
-    async def copy(self, source: str, destination: str) -> None:
-        await self._run(calls.copy_model(source, destination))
-
-    async def delete(self, name: str) -> None:
-        await self._run(calls.delete_model(name))
-
-    def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[wire.Progress]:
-        """Have the server fetch a model from its registry; the lines tell how far it is.
-
-        Leaving the loop early ends the fetch, unless others wait for it too; what came is kept
-        for the next time.
-        """
-        return self._client._stream(calls.pull_model(name, insecure=insecure))
-
-    def push(self, name: str, *, insecure: bool = False) -> AsyncGenerator[wire.Progress]:
-        """Have the server send a model to its registry. Run the loop to its end."""
-        return self._client._stream(calls.push_model(name, insecure=insecure))
-
-    async def download(self, name: str) -> None:
-        """Have the server fetch a model from its registry, and wait until it is there."""
-        async for _ in self.pull(name):
-            pass
-
-    async def start_download(self, name: str) -> wire.Transfer:
-        """Have the server fetch a model, without waiting for it."""
-        return await self._run(calls.start_download(name))
-
-    async def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[wire.Transfer]:
-        """Have these nodes (ids or names) fetch a model from those that have it; none named: every
-        living node that lacks it. One transfer for each; what could not begin is `failed`."""
-        return (await self._run(calls.distribute_model(name, nodes))).transfers
-
-    async def transfers(self) -> Sequence[wire.Transfer]:
-        """Models on their way to any node, and those that arrived lately; newest first."""
-        return (await self._run(calls.list_transfers())).transfers
-
-    async def transfer(self, transfer_id: str) -> wire.Transfer:
-        return await self._run(calls.get_transfer(transfer_id))
-
-    async def cancel_transfer(self, transfer_id: str) -> wire.Transfer:
-        """End it; what came is kept for the next time."""
-        return await self._run(calls.cancel_transfer(transfer_id))
-
-    async def has_blob(self, digest: str) -> bool:
-        return await self._run(calls.has_blob(digest))
-
-    async def create_blob(
-        self, source: bytes | str | Path, *, digest: str | None = None, on_progress: OnProgress | None = None
-    ) -> str:
-        """Send a file (or bytes) that the server does not have yet; its digest, for `create`."""
-        import asyncio
-
-        upload = Upload(source, on_progress)
-        if digest is None:
-            digest = await asyncio.to_thread(upload.digest)
-        if not await self.has_blob(digest):
-            await self._run(calls.put_blob(digest), upload)
-        return digest
-
-    async def loaded(self) -> Sequence[wire.LoadedModel]:
-        """The models in memory now."""
-        return (await self._run(calls.loaded_models())).models
-
-    async def unload(self, name: str) -> None:
-        await self._run(calls.unload_model(name))
-
-
-def named(models: Mapping[str, wire.ModelInfo]) -> list[wire.ModelInfo]:
-    """The rows of `{"models": {name: info}}`, each with its name."""
-    for name, info in models.items():
-        info.name = info.name or name
-    return [*models.values()]

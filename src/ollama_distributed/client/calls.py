@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -50,6 +50,7 @@ _decode_show = decoder_of(wire.ShowResponse)
 _decode_progress = decoder_of(wire.Progress)
 _decode_transfer = decoder_of(wire.Transfer)
 _decode_transfers = decoder_of(wire.TransferList)
+_decode_imported = decoder_of(wire.ImportResult)
 _decode_version = decoder_of(wire.Version)
 _decode_health = decoder_of(wire.Health)
 _encode = msgspec.json.Encoder().encode
@@ -213,6 +214,22 @@ def has_blob(digest: str) -> Call[bool]:
 def put_blob(digest: str) -> Call[None]:
     """The body is streamed by the client that runs it."""
     return Call(method="POST", path=_blob_path(digest), decode=_nothing)
+
+
+def export_models(names: Sequence[str]) -> Call[bytes]:
+    """The answer is a file; the client that runs it writes it as it comes."""
+    if len(names) == 1:
+        path = model_path(names[0]) + "/bundle"
+    else:
+        path = "/api/v1/bundles?" + urlencode([("model", name) for name in names])
+    return Call(method="GET", path=path, decode=bytes, repeat="always")
+
+
+def import_bundle(name: str | None, *, replace: bool) -> Call[wire.ImportResult]:
+    """The body is streamed by the client that runs it."""
+    asked = {key: value for key, value in (("name", name), ("replace", "true" if replace else None)) if value}
+    path = "/api/v1/bundles" + (f"?{urlencode(asked)}" if asked else "")
+    return Call(method="POST", path=path, decode=_decode_imported)
 
 
 def version() -> Call[wire.Version]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ollama_distributed.client import calls, wire
-from ollama_distributed.client.aio import named
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
-from ollama_distributed.client.blobs import OnProgress, Upload
-from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncModelPlaces, SyncNodes
+from ollama_distributed.client.blobs import Upload
+from ollama_distributed.client.bundles import BundleUpload, Target
+from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
+from ollama_distributed.client.sync_models import SyncModels
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class SyncClient:
 
     # ── how a call runs ─────────────────────────────────────────────────────────────
 
-    def _run(self, call: calls.Call[T], upload: Upload | None = None) -> T:
+    def _run(self, call: calls.Call[T], upload: Upload | BundleUpload | None = None) -> T:
         result: T = self._tried(call, lambda url: self._ask(url, call, upload))
         return result
 
@@ -117,7 +118,7 @@ class SyncClient:
                 outcome = None
 
     def _open(
-        self, url: str, call: calls.Call[Any], upload: Upload | None = None
+        self, url: str, call: calls.Call[Any], upload: Upload | BundleUpload | None = None
     ) -> httpx.Response | Outcome:
         """Send a call; its response with the body not read yet, or why there is none."""
         import httpx
@@ -152,7 +153,7 @@ class SyncClient:
             response.close()
         return error_of(response.status_code, response.headers, body, now=time.time())
 
-    def _ask(self, url: str, call: calls.Call[T], upload: Upload | None) -> Outcome:
+    def _ask(self, url: str, call: calls.Call[T], upload: Upload | BundleUpload | None) -> Outcome:
         import httpx
 
         opened = self._open(url, call, upload)
@@ -190,6 +191,28 @@ class SyncClient:
             response.close()
         yield from reader.finish()
 
+    def _save(self, call: calls.Call[bytes], target: Target) -> int:
+        """Write an answer's body as it comes; returns its bytes."""
+        import httpx
+
+        response: httpx.Response
+        chunks: Iterator[bytes]
+        try:
+            response, data, chunks = self._tried(call, lambda url: self._first_chunk(url, call))
+            try:
+                target.begin(int(response.headers.get("content-length", "0")))
+                target.write(data)
+                for chunk in chunks:
+                    target.write(chunk)
+            except httpx.HTTPError as exc:
+                raise failure_of(exc, answer_began=True).error(str(response.url)) from exc
+            finally:
+                response.close()
+            return target.finish()
+        except BaseException:
+            target.discard()
+            raise
+
     def _first_chunk(self, url: str, call: calls.Call[Any]) -> Outcome:
         """Until the first byte of the answer is here, another server may be asked."""
         import httpx
@@ -210,102 +233,11 @@ class SyncClient:
 
 
 def _body(
-    call: calls.Call[Any], upload: Upload | None
+    call: calls.Call[Any], upload: Upload | BundleUpload | None
 ) -> tuple[bytes | Iterator[bytes] | None, dict[str, str]]:
     if upload is None:
         return call.body, {"content-type": "application/json"} if call.body is not None else {}
-    headers = {"content-type": "application/octet-stream", "content-length": str(upload.size_bytes)}
+    headers = {"content-type": "application/octet-stream"}
+    if upload.size_bytes is not None:
+        headers["content-length"] = str(upload.size_bytes)
     return upload.chunks(), headers
-
-
-class SyncModels(SyncModelPlaces):
-    """The models of the server: `client.models`."""
-
-    def __init__(self, client: SyncClient) -> None:
-        self._client = client
-        self._run = client._run
-
-    def list(self) -> Sequence[wire.ModelInfo]:
-        return named(self._run(calls.list_models()).models)
-
-    def get(self, name: str) -> wire.ModelInfo:
-        return self._run(calls.get_model(name))
-
-    def show(
-        self,
-        name: str,
-        *,
-        verbose: bool = False,
-        system: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> wire.ShowResponse:
-        """All about a model: template, parameters, licence, the GGUF's metadata."""
-        return self._run(calls.show_model(name, verbose=verbose, system=system, options=options))
-
-    def create(self, request: wire.CreateRequest) -> Generator[wire.Progress, None, None]:
-        """Make a model; the lines tell what the server does. Run the loop to its end."""
-        return self._client._stream(calls.create_model(request))
-
-    def copy(self, source: str, destination: str) -> None:
-        self._run(calls.copy_model(source, destination))
-
-    def delete(self, name: str) -> None:
-        self._run(calls.delete_model(name))
-
-    def pull(self, name: str, *, insecure: bool = False) -> Generator[wire.Progress, None, None]:
-        """Have the server fetch a model from its registry; the lines tell how far it is.
-
-        Leaving the loop early ends the fetch, unless others wait for it too; what came is kept
-        for the next time.
-        """
-        return self._client._stream(calls.pull_model(name, insecure=insecure))
-
-    def push(self, name: str, *, insecure: bool = False) -> Generator[wire.Progress, None, None]:
-        """Have the server send a model to its registry. Run the loop to its end."""
-        return self._client._stream(calls.push_model(name, insecure=insecure))
-
-    def download(self, name: str) -> None:
-        """Have the server fetch a model from its registry, and wait until it is there."""
-        for _ in self.pull(name):
-            pass
-
-    def start_download(self, name: str) -> wire.Transfer:
-        """Have the server fetch a model, without waiting for it."""
-        return self._run(calls.start_download(name))
-
-    def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[wire.Transfer]:
-        """Have these nodes (ids or names) fetch a model from those that have it; none named: every
-        living node that lacks it. One transfer for each; what could not begin is `failed`."""
-        return (self._run(calls.distribute_model(name, nodes))).transfers
-
-    def transfers(self) -> Sequence[wire.Transfer]:
-        """Models on their way to any node, and those that arrived lately; newest first."""
-        return (self._run(calls.list_transfers())).transfers
-
-    def transfer(self, transfer_id: str) -> wire.Transfer:
-        return self._run(calls.get_transfer(transfer_id))
-
-    def cancel_transfer(self, transfer_id: str) -> wire.Transfer:
-        """End it; what came is kept for the next time."""
-        return self._run(calls.cancel_transfer(transfer_id))
-
-    def has_blob(self, digest: str) -> bool:
-        return self._run(calls.has_blob(digest))
-
-    def create_blob(
-        self, source: bytes | str | Path, *, digest: str | None = None, on_progress: OnProgress | None = None
-    ) -> str:
-        """Send a file (or bytes) that the server does not have yet; its digest, for `create`."""
-        upload = Upload(source, on_progress)
-        if digest is None:
-            digest = upload.digest()
-        if not self.has_blob(digest):
-            self._run(calls.put_blob(digest), upload)
-        return digest
-
-    def loaded(self) -> Sequence[wire.LoadedModel]:
-        """The models in memory now."""
-        return self._run(calls.loaded_models()).models
-
-    def unload(self, name: str) -> None:
-        self._run(calls.unload_model(name))

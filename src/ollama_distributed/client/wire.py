@@ -313,6 +313,20 @@ class TransferList(msgspec.Struct, kw_only=True):
     transfers: Sequence[Transfer] = ()
 
 
+class ImportedModel(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A model of a bundle that was taken."""
+
+    name: str = ""
+    digest: str = ""
+    size: int = 0
+    state: str = ""
+    """`imported`, `replaced` or `unchanged`."""
+
+
+class ImportResult(msgspec.Struct, kw_only=True):
+    models: Sequence[ImportedModel] = ()
+
+
 # ── the server ──────────────────────────────────────────────────────────────────────
 
 

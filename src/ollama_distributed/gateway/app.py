@@ -24,7 +24,8 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.placement_port import Places
-from ollama_distributed.gateway.ports import Catalog, Moves, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.ports import Bundles, Catalog, Moves, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.node import node_routes
@@ -102,11 +103,12 @@ def create_app(
     transfers: Transfers | None = None,
     moves: Moves | None = None,
     places: Places | None = None,
+    bundles: Bundles | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
-    are wanted."""
+    are wanted; `bundles`: models in one file."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
@@ -142,6 +144,7 @@ def create_app(
     routes = [
         *node_routes(node, document),
         *(transfer_routes(moves) if moves is not None else ()),
+        *(bundle_routes(bundles) if bundles is not None else ()),
         *(places_routes(places) if places is not None else ()),
         *seed_routes(node),
         *ollama_routes(node),

@@ -18,6 +18,7 @@ from ollama_distributed.gateway.dialects.rerank import RerankIn
 from ollama_distributed.gateway.dialects.responses_request import ResponsesIn
 from ollama_distributed.gateway.errors import OllamaErrorBody, SeedErrorBody
 from ollama_distributed.gateway.routes.table import ColdRoute
+from ollama_distributed.models.bundle import MEDIA_TYPE as TAR
 
 _TAGS = (
     ("/api/v1/", "REST"),
@@ -43,6 +44,7 @@ HOT_BODIES: Mapping[str, tuple[type[Any], str]] = {
     "/v1/messages/count_tokens": (MessagesIn, "Count the tokens of a chat"),
 }
 """Path of a hot route -> the struct of its body and one line about it."""
+_BINARY = {"type": "string", "format": "binary"}
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
@@ -61,9 +63,13 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
     for one in cold:
         schema = reference[one.body] if one.body is not None else None
         operation = _add(paths, one.path, one.method, one.tag, one.summary, schema)
-        if one.query:
-            operation.setdefault("parameters", []).extend(map(_flag, one.query))
-        if one.answer is not None:
+        if one.query or one.words:
+            operation.setdefault("parameters", []).extend((*map(_word, one.words), *map(_flag, one.query)))
+        if one.upload:
+            operation["requestBody"] = _file(one.upload)
+        if one.media == TAR:
+            operation["responses"] = {"200": {"description": "Done.", "content": {TAR: {"schema": _BINARY}}}}
+        elif one.answer is not None:
             operation["responses"] = _answered(one, reference[one.answer])
         elif one.status != 200:
             operation["responses"] = {str(one.status): {"description": "Done."}}
@@ -113,12 +119,17 @@ def _add(
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     elif plain.startswith("/api/blobs/") and method == "POST":
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-        }
+        operation["requestBody"] = _file("application/octet-stream")
     paths.setdefault(plain, {})[method.lower()] = operation
     return operation
+
+
+def _file(media: str) -> dict[str, Any]:
+    return {"required": True, "content": {media: {"schema": _BINARY}}}
+
+
+def _word(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": {"type": "string"}}
 
 
 def _flag(name: str) -> dict[str, Any]:

@@ -9,7 +9,9 @@ import msgspec
 
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.distribution.downloads import Transfer
+from ollama_distributed.distribution.packing import Bundle
 from ollama_distributed.distribution.ports import Status
+from ollama_distributed.distribution.unpacking import Imported
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import LoadedModel
@@ -72,6 +74,18 @@ class Moves(Protocol):
 
     async def cancel(self, transfer_id: str) -> Transfer:
         """What was fetched stays for the next time."""
+        ...
+
+
+class Bundles(Protocol):
+    """Models in one file (`distribution.bundles.Bundles`)."""
+
+    async def pack(self, names: Sequence[str]) -> Bundle: ...
+
+    async def unpack(
+        self, chunks: AsyncIterator[bytes], *, name: str = "", replace: bool = False
+    ) -> Sequence[Imported]:
+        """All models of the file, or none. `name`: of the one model; `replace`: others of its name."""
         ...
 
 

@@ -36,6 +36,10 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     """For the documentation: how `answer` comes."""
     query: tuple[str, ...] = ()
     """Names of yes-or-no parameters, for the documentation."""
+    words: tuple[str, ...] = ()
+    """Names of parameters with text, for the documentation."""
+    upload: str = ""
+    """For the documentation: the media type of a body that is a file."""
     hidden: bool = False
     """Not documented (HEAD beside a GET)."""
 

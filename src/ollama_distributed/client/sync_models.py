@@ -1,0 +1,142 @@
+"""`client.models` of `SyncClient`: as `models.py`, blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ollama_distributed.client import calls, wire
+from ollama_distributed.client.blobs import OnProgress, Upload
+from ollama_distributed.client.bundles import BundleUpload, Target
+from ollama_distributed.client.cluster import SyncModelPlaces
+from ollama_distributed.client.models import named
+
+if TYPE_CHECKING:
+    from ollama_distributed.client.sync import SyncClient
+
+
+class SyncModels(SyncModelPlaces):
+    """The models of the server: `client.models`."""
+
+    def __init__(self, client: SyncClient) -> None:
+        self._client = client
+        self._run = client._run
+
+    def list(self) -> Sequence[wire.ModelInfo]:
+        return named(self._run(calls.list_models()).models)
+
+    def get(self, name: str) -> wire.ModelInfo:
+        return self._run(calls.get_model(name))
+
+    def show(
+        self,
+        name: str,
+        *,
+        verbose: bool = False,
+        system: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> wire.ShowResponse:
+        """All about a model: template, parameters, licence, the GGUF's metadata."""
+        return self._run(calls.show_model(name, verbose=verbose, system=system, options=options))
+
+    def create(self, request: wire.CreateRequest) -> Generator[wire.Progress, None, None]:
+        """Make a model; the lines tell what the server does. Run the loop to its end."""
+        return self._client._stream(calls.create_model(request))
+
+    def copy(self, source: str, destination: str) -> None:
+        self._run(calls.copy_model(source, destination))
+
+    def delete(self, name: str) -> None:
+        self._run(calls.delete_model(name))
+
+    def pull(self, name: str, *, insecure: bool = False) -> Generator[wire.Progress, None, None]:
+        """Have the server fetch a model from its registry; the lines tell how far it is.
+
+        Leaving the loop early ends the fetch, unless others wait for it too; what came is kept
+        for the next time.
+        """
+        return self._client._stream(calls.pull_model(name, insecure=insecure))
+
+    def push(self, name: str, *, insecure: bool = False) -> Generator[wire.Progress, None, None]:
+        """Have the server send a model to its registry. Run the loop to its end."""
+        return self._client._stream(calls.push_model(name, insecure=insecure))
+
+    def download(self, name: str) -> None:
+        """Have the server fetch a model from its registry, and wait until it is there."""
+        for _ in self.pull(name):
+            pass
+
+    def start_download(self, name: str) -> wire.Transfer:
+        """Have the server fetch a model, without waiting for it."""
+        return self._run(calls.start_download(name))
+
+    def distribute(self, name: str, nodes: Sequence[str] = ()) -> Sequence[wire.Transfer]:
+        """Have these nodes (ids or names) fetch a model from those that have it; none named: every
+        living node that lacks it. One transfer for each; what could not begin is `failed`."""
+        return (self._run(calls.distribute_model(name, nodes))).transfers
+
+    def transfers(self) -> Sequence[wire.Transfer]:
+        """Models on their way to any node, and those that arrived lately; newest first."""
+        return (self._run(calls.list_transfers())).transfers
+
+    def transfer(self, transfer_id: str) -> wire.Transfer:
+        return self._run(calls.get_transfer(transfer_id))
+
+    def cancel_transfer(self, transfer_id: str) -> wire.Transfer:
+        """End it; what came is kept for the next time."""
+        return self._run(calls.cancel_transfer(transfer_id))
+
+    def has_blob(self, digest: str) -> bool:
+        return self._run(calls.has_blob(digest))
+
+    def create_blob(
+        self, source: bytes | str | Path, *, digest: str | None = None, on_progress: OnProgress | None = None
+    ) -> str:
+        """Send a file (or bytes) that the server does not have yet; its digest, for `create`."""
+        upload = Upload(source, on_progress)
+        if digest is None:
+            digest = upload.digest()
+        if not self.has_blob(digest):
+            self._run(calls.put_blob(digest), upload)
+        return digest
+
+    def export_bundle(
+        self,
+        names: str | Sequence[str],
+        to: str | Path | BinaryIO,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> int:
+        """Write models into one file, for a cluster that reaches no registry. Returns its bytes.
+
+        What the models share is in it once. A file of this name is replaced when all is there.
+        """
+        call = calls.export_models([names] if isinstance(names, str) else names)
+        return self._client._save(call, Target(to, on_progress))
+
+    def import_bundle(
+        self,
+        source: str | Path | BinaryIO,
+        *,
+        name: str | None = None,
+        replace: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Sequence[wire.ImportedModel]:
+        """Bring the models of such a file to the server: all of them or none. Files that it has
+        already are not sent.
+
+        Args:
+            name: what the bundle's one model is to be called.
+            replace: other models of the same names.
+        """
+        upload = BundleUpload(source, on_progress)
+        upload.skip([digest for digest in upload.large() if self.has_blob(digest)])
+        return (self._run(calls.import_bundle(name, replace=replace), upload)).models
+
+    def loaded(self) -> Sequence[wire.LoadedModel]:
+        """The models in memory now."""
+        return self._run(calls.loaded_models()).models
+
+    def unload(self, name: str) -> None:
+        self._run(calls.unload_model(name))
