@@ -60,3 +60,42 @@ class Gaps:
             if above > 0.01 * self._total:
                 return looks
         return 0
+
+
+ASK_AGAIN_LOOKS = 4
+"""An answer that stalled and has nowhere to go looks for a place once a second."""
+
+
+class Quiet:
+    """How long one answer has said nothing."""
+
+    __slots__ = ("_looks", "_speaks", "_told", "gaps")
+
+    def __init__(self) -> None:
+        self._told = 0
+        self._looks = 0
+        self._speaks = False
+        self.gaps: Gaps | None = None
+        """Those that the answer is measured by now."""
+
+    def reset(self) -> None:
+        """It waits for nobody, or for another one."""
+        self._looks, self._speaks = 0, False
+
+    def look(self, told: int, speaking: Gaps, reading: Gaps, *, speaks: bool) -> bool:
+        """Whether to leave. `told`: signs of life so far; `speaks`: tokens come, so that it has
+        less time than one that reads its prompt."""
+        passed, self._told = told - self._told, told
+        gaps = self.gaps = speaking if self._speaks else reading
+        if passed > 0:
+            gaps.passed(passed, self._looks)
+            self._looks, self._speaks = 0, speaks
+            return False
+        self._looks += 1
+        late = self._looks - gaps.limit
+        return late >= 0 and late % ASK_AGAIN_LOOKS == 0
+
+    def left(self) -> None:
+        """The silence was a gap of the model, too."""
+        if self.gaps is not None:
+            self.gaps.passed(1, self._looks)

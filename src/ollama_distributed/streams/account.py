@@ -1,0 +1,58 @@
+"""What an answer took and how much it was: the engine's figures where it says them, else what was
+seen from here. With several sources one after the other they are of all of them together."""
+
+from __future__ import annotations
+
+from ollama_distributed.base.inference import Usage
+from ollama_distributed.base.tokens import Done
+from ollama_distributed.streams.decoder import Decoder
+
+
+class Account:
+    """Times are a monotonic clock's, in seconds."""
+
+    __slots__ = (
+        "before",
+        "cached_tokens",
+        "first_s",
+        "load_s",
+        "prepared_s",
+        "prompt_tokens",
+        "started_s",
+    )
+
+    def __init__(self, now: float) -> None:
+        self.started_s = now
+        self.load_s = 0.0
+        self.prepared_s = 0.0
+        self.first_s = 0.0
+        """When the first token came; 0: not yet."""
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.before = 0
+        """Tokens that came from sources before the one at work."""
+
+    def usage(self, now: float, seen: Decoder, done: Done | None) -> Usage:
+        first = self.first_s or now
+        prompt_tokens, cached_tokens = self.prompt_tokens, self.cached_tokens
+        completion_tokens = seen.completion_tokens
+        prompt_s, completion_s = first - (self.prepared_s or self.started_s), now - first
+        if done is not None and self.before:
+            # To this source a part of the answer was prompt.
+            prompt_tokens = prompt_tokens or max(done.prompt_tokens - self.before, 0)
+            completion_tokens = self.before + done.completion_tokens
+        elif done is not None:
+            prompt_tokens = done.prompt_tokens or prompt_tokens
+            cached_tokens = done.cached_tokens or cached_tokens
+            completion_tokens = done.completion_tokens or completion_tokens
+            prompt_s, completion_s = done.prompt_s or prompt_s, done.completion_s or completion_s
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            cached_tokens=cached_tokens,
+            completion_tokens=completion_tokens,
+            reasoning_tokens=seen.reasoning_tokens,
+            total_s=now - self.started_s,
+            load_s=self.load_s,
+            prompt_s=prompt_s,
+            completion_s=completion_s,
+        )
