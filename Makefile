@@ -116,6 +116,7 @@ accept-simulation: .venv/.dev ## A cluster under faults in virtual time, SEEDS=1
 accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 1.3 x one; kills of both sides (root)
 	$(BIN)/python -m bench.swarm loopback
 	$(BIN)/python -m bench.swarm links --receivers 8 --mib 256 --most 1.3
+	FAULT_KILLS=25 $(PYTEST) tests/integration/test_kills.py -s
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet

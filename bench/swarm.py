@@ -25,22 +25,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import uvloop
 from tests import lab
 
-from bench.members import certify, opened, tls_of
+from bench.members import certify, exchanging
 from ollama_distributed.adapters.blobs.store import BlobStore
-from ollama_distributed.adapters.identity.handshake_server import ClusterListener
-from ollama_distributed.adapters.identity.tls import peer_of
-from ollama_distributed.adapters.peers.door import PeerDoor
-from ollama_distributed.adapters.peers.pieces import PieceExchange, open_door
-from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.pieces import make_table
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.swarm import Swarm
-from ollama_distributed.gateway.errors import status_of
 from ollama_distributed.models.names import BlobId
 
 MIB = 1 << 20
@@ -69,48 +64,39 @@ async def node(folder: Path, me: str) -> None:
     """Reads `go` from stdin, fetches, prints what it took, and serves until stdin ends."""
     plan = json.loads((folder / "plan.json").read_text())
     blob, size, naive, addresses = BlobId(plan["blob"]), plan["size"], plan["naive"], plan["addresses"]
-    tls = tls_of(folder, me)
     store = BlobStore(folder / me / "models")
-    nothing: Any = None
-    door = PeerDoor(NodeId(me), nothing, nothing, nothing, draining=lambda: False, status_of=status_of)
-    pool = PeerPool(
-        lambda other: (addresses[other],), tls, lambda connection, other: peer_of(connection, expected=other)
-    )
     given = Shelves(store, SystemClock())
-    open_door(door, given, nothing)
     if naive and me == "n0":  # the rule that it sends no piece twice is not for those who ask only it
         table = await make_table(size, lambda at, length: store.read_range(blob, at, length), given._threads)
-        shelf = given.lay(blob, table, nothing)
+        shelf = given.lay(blob, table, lambda at, length: store.read_range(blob, at, length))
         for piece in range(table.pieces):
             shelf.add(piece)
     own = Shelves(store, SystemClock()) if naive else given
-    swarm = Swarm(NodeId(me), PieceExchange(pool), own, SystemClock(), random.randrange)
-    host, _, port = addresses[me].rpartition(":")
-    app = ClusterListener(door, nothing, check_peer=lambda _: None, status_of=status_of)
-    listener = await opened(app, tls, host, int(port))
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    print("ready", flush=True)
-    origins = Origins()
-    while (line := (await lines.readline()).strip()) != b"":
-        before, began = time.process_time(), time.monotonic()
-        if line == b"go":
-            sources = [NodeId("n0")] if naive else [NodeId(other) for other in addresses if other != me]
-            async with store.partial(blob, size) as coming:
-                await swarm.fetch(blob, coming, sources, origins)
-                fetched_s = time.monotonic() - began
-                await coming.finish()
-            done = {
-                "fetched_s": fetched_s,
-                "took_s": time.monotonic() - began,
-                "cpu_s": time.process_time() - before,
-                "bytes": origins.bytes,
-            }
-            print(json.dumps(done), flush=True)
-        else:
-            print(json.dumps({"cpu_s": time.process_time(), "sent": given.sent_bytes}), flush=True)
-    await listener.close(0.0)
-    await pool.close()
+    async with exchanging(folder, me, addresses, given) as exchange:
+        swarm = Swarm(NodeId(me), exchange, own, SystemClock(), random.randrange)
+        lines = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+        )
+        print("ready", flush=True)
+        origins = Origins()
+        while (line := (await lines.readline()).strip()) != b"":
+            before, began = time.process_time(), time.monotonic()
+            if line == b"go":
+                sources = [NodeId("n0")] if naive else [NodeId(other) for other in addresses if other != me]
+                async with store.partial(blob, size) as coming:
+                    await swarm.fetch(blob, coming, sources, origins)
+                    fetched_s = time.monotonic() - began
+                    await coming.finish()
+                done = {
+                    "fetched_s": fetched_s,
+                    "took_s": time.monotonic() - began,
+                    "cpu_s": time.process_time() - before,
+                    "bytes": origins.bytes,
+                }
+                print(json.dumps(done), flush=True)
+            else:
+                print(json.dumps({"cpu_s": time.process_time(), "sent": given.sent_bytes}), flush=True)
     os._exit(0)  # nothing that is left matters
 
 
@@ -283,6 +269,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.node:
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
         uvloop.run(node(args.folder, args.node))
         return
     what = [args.what] if args.what else ["loopback", "links"]
