@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -83,6 +83,7 @@ class Evictions:
         *,
         loaded: Callable[[], Collection[str]],
         moving: Callable[[], Collection[BlobId]],
+        unload: Callable[[str], Awaitable[None]],
     ) -> None:
         self._me = me
         self._models = models
@@ -91,6 +92,7 @@ class Evictions:
         self._state = state
         self._loaded = loaded
         self._moving = moving
+        self._unload = unload
         self._leaving = Leaving(me)
         self.evictions = 0
         self.evicted_bytes = 0
@@ -143,7 +145,7 @@ class Evictions:
                 unasked = [key for key in chosen if key not in held]
                 if not unasked:
                     break
-                asked = await asyncio.gather(*(self._promised(may[key]) for key in unasked))
+                asked = await asyncio.gather(*(self._asked(may[key]) for key in unasked))
                 for key, attempt in zip(unasked, asked, strict=True):
                     if attempt is None:
                         refused.add(key)
@@ -154,13 +156,30 @@ class Evictions:
             for attempt in held.values():
                 self._leaving.end(attempt)
 
-    async def drop(self, name: str) -> None:
-        """Let this model go, because the plan wants it no more here.
+    async def drop(self, name: str, digest: str) -> None:
+        """Let this model go, in whatever version, because the plan wants it here no more. `digest`: of
+        the version that somebody else must keep.
 
         Raises:
-            Conflict: it would be the last copy, or is in use.
+            Conflict: nobody promises that, or it is in use.
         """
-        await self._evict(name, last_copy=False, planned=True)
+        one = self._find(name)
+        if one is not None and one.kept == "loaded":
+            await self._unload(name)
+            one = self._find(name)
+        if one is None:
+            return
+        display = one.stored.name.display
+        if one.kept in ("loaded", "moving"):
+            raise Conflict(f"{display} stays: {_REFUSALS[one.kept].format(model=display)}")
+        there = msgspec.structs.replace(one.stored, digest=digest)
+        attempt = await self._promised(there, self.holders(there), 1)
+        if attempt is None:
+            raise Conflict(f"{display} stays: no other node that is online promised to keep it")
+        try:
+            await self._drop(attempt, one)
+        finally:
+            self._leaving.end(attempt)
 
     async def evict(self, name: str, *, last_copy: bool = False) -> int:
         """Let this model go now. `last_copy`: even if nobody else holds it. Returns what became free.
@@ -169,7 +188,30 @@ class Evictions:
             ModelNotFound: it is not here.
             Conflict: it must stay; says why, and what to do.
         """
-        return await self._evict(name, last_copy=last_copy, planned=last_copy)
+        one = self._find(name)
+        if one is None:
+            raise ModelNotFound(f"model '{name}' is not on this node's disk")
+        display = one.stored.name.display
+        if one.stored.lacking:
+            raise Conflict(f"{display} is damaged: delete it (rm), or fetch it again (pull)")
+        if one.kept in _REFUSALS:
+            raise Conflict(f"{display} stays: {_REFUSALS[one.kept].format(model=display)}")
+        if one.planned and not last_copy:
+            raise Conflict(
+                f"{display} stays: the cluster keeps copies on nodes with room, and would bring it back; "
+                f"say how many are wanted (ollama-distributed model replicas {display} 1)"
+            )
+        if one.kept == "last" and not last_copy:
+            raise Conflict(f"{display} stays: {self._lack(one)}")
+        attempt = await self._promised(one.stored, one.others, 0 if last_copy else one.wanted)
+        if attempt is None:
+            raise Conflict(f"{display} stays: no node that holds it could promise to keep it; try again")
+        try:
+            if not last_copy and self._again(one):
+                raise Conflict(f"{display} stays: it came into use just now")
+            return await self._drop(attempt, one)
+        finally:
+            self._leaving.end(attempt)
 
     def holders(self, stored: StoredModel) -> Sequence[NodeId]:
         """Other nodes that are online and hold this version; of many, some."""
@@ -183,6 +225,10 @@ class Evictions:
         return self._leaving.promise(by, ask.model, ask.digest, holds=holds)
 
     # ── inside ──────────────────────────────────────────────────────────────────────
+
+    def _find(self, name: str) -> Standing | None:
+        key = name_key(name)
+        return next((one for one in self.standings() if one.stored.key == key), None)
 
     def _standing(
         self, state: ClusterState, stored: StoredModel, loaded: set[str], moving: frozenset[BlobId]
@@ -240,33 +286,6 @@ class Evictions:
             or any(task.model == key and task.kind in ("fetch", "load") for task in assigned.tasks)
         )
 
-    async def _evict(self, name: str, *, last_copy: bool, planned: bool) -> int:
-        key = name_key(name)
-        one = next((one for one in self.standings() if one.stored.key == key), None)
-        if one is None:
-            raise ModelNotFound(f"model '{name}' is not on this node's disk")
-        display = one.stored.name.display
-        if one.stored.lacking:
-            raise Conflict(f"{display} is damaged: delete it (rm), or fetch it again (pull)")
-        if one.kept in _REFUSALS:
-            raise Conflict(f"{display} stays: {_REFUSALS[one.kept].format(model=display)}")
-        if one.planned and not planned:
-            raise Conflict(
-                f"{display} stays: the cluster keeps copies on nodes with room, and would bring it back; "
-                f"say how many are wanted (ollama-distributed model replicas {display} 1)"
-            )
-        if one.kept == "last" and not last_copy:
-            raise Conflict(f"{display} stays: {self._lack(one)}")
-        attempt = await self._promised(one, copies=0 if last_copy else one.wanted)
-        if attempt is None:
-            raise Conflict(f"{display} stays: no node that holds it could promise to keep it; try again")
-        try:
-            if not last_copy and self._again(one):
-                raise Conflict(f"{display} stays: it came into use just now")
-            return await self._drop(attempt, one)
-        finally:
-            self._leaving.end(attempt)
-
     def _lack(self, one: Standing) -> str:
         command = "copy it first (model distribute), or give --last-copy if it may be lost"
         if not one.others:
@@ -275,19 +294,23 @@ class Evictions:
 
     def _again(self, one: Standing) -> bool:
         """It came into use since it was looked at."""
-        now = next((now for now in self.standings() if now.stored.key == one.stored.key), None)
-        return now is None or now.stored.digest != one.stored.digest or now.kept in _REFUSALS
+        now = self._find(one.stored.key)
+        if now is None or now.stored.digest != one.stored.digest:
+            return True
+        return now.kept in _REFUSALS or (now.kept == "recent" and one.kept != "recent")
 
-    async def _promised(self, one: Standing, copies: int | None = None) -> Attempt | None:
+    async def _asked(self, one: Standing) -> Attempt | None:
+        return await self._promised(one.stored, one.others, one.wanted)
+
+    async def _promised(self, stored: StoredModel, others: Sequence[NodeId], copies: int) -> Attempt | None:
         """To be ended by the caller. None: it cannot go."""
-        stored = one.stored
-        attempt = self._leaving.begin(stored.key, stored.digest, one.wanted if copies is None else copies)
+        attempt = self._leaving.begin(stored.key, stored.digest, copies)
         if attempt is None:
             return None
         try:
             ask = KeepAsk(model=stored.key, digest=stored.digest)
-            for node in one.others[: attempt.copies + SPARE_ASKS]:
-                if len(attempt.promised) >= attempt.copies or attempt.given_up:
+            for node in others[: copies + SPARE_ASKS]:
+                if len(attempt.promised) >= copies or attempt.given_up:
                     break
                 try:
                     if await self._others.keep(node, ask):
@@ -297,7 +320,7 @@ class Evictions:
         except BaseException:
             self._leaving.end(attempt)
             raise
-        if attempt.given_up or len(attempt.promised) < attempt.copies:
+        if attempt.given_up or len(attempt.promised) < copies:
             self._leaving.end(attempt)
             return None
         return attempt

@@ -60,7 +60,7 @@ class Shelf:
         self.peers: dict[NodeId, None] = {}
         self._only_holder = only_holder
         self._gifts = self._new_gifts()
-        self._asked_at = 0.0
+        self._asked_at = float("-inf")
         self._news = asyncio.Event()
 
     @property
@@ -72,6 +72,9 @@ class Shelf:
         self.version += 1
         self._news.set()
         self._news = asyncio.Event()
+
+    def asked_within(self, now: float, length_s: float) -> bool:
+        return now - self._asked_at <= length_s
 
     def gifts(self, now: float) -> Gifts:
         if now - self._asked_at > FORGET_S:
@@ -127,6 +130,11 @@ class Shelves:
         shelf = Shelf(blob, table, read, 0, only_holder=False)
         self._keep(shelf)
         return shelf
+
+    def giving(self) -> set[BlobId]:
+        """Blobs that others fetch from here now."""
+        now = self._clock.monotonic()
+        return {blob for blob, shelf in self._shelves.items() if shelf.asked_within(now, FORGET_S)}
 
     def clear(self, blob: BlobId) -> None:
         """What is here of it is not to be given any more."""

@@ -11,6 +11,7 @@ import msgspec
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.models.names import BlobId, name_key
+from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.models.stored import StoredModel
 
 
@@ -35,12 +36,14 @@ class Uses:
         self.changed = False
         """Since `record`."""
 
-    def hit(self, name: str) -> None:
-        """A request for a model that is here."""
-        self.hits += 1
-        self.used(name)
+    def served(self, spec: ModelSpec) -> None:
+        """A request that is answered here."""
+        if spec.remote is None:
+            self.hits += 1
+            self.used(spec.name)
 
     def miss(self) -> None:
+        """A request for a model that is not here."""
         self.misses += 1
 
     def used(self, name: str) -> None:

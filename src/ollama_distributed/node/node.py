@@ -18,7 +18,6 @@ from ollama_distributed._version import __version__
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
-from ollama_distributed.adapters.peers.pieces import PieceExchange
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
@@ -36,6 +35,7 @@ from ollama_distributed.node.cluster.keeper import Keeper, join_first
 from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.cluster.wiring import in_cluster
+from ollama_distributed.node.disk import disk_care, read_uses
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
@@ -131,7 +131,10 @@ async def _built(
         await catalog.start()
         refreshing = asyncio.create_task(catalog.run(), name="catalog refresh")
         closing.push_async_callback(end, [refreshing])
-        serving = Serving(catalog, engines.all, LocalMachine(), clock, serving_settings(settings))
+        uses = read_uses(settings.data_dir, clock)
+        serving = Serving(
+            catalog, engines.all, LocalMachine(), clock, serving_settings(settings), used=uses.served
+        )
         # The HTTP server has let answers end by then: what still runs has had its time.
         closing.push_async_callback(serving.close, 0.0)
 
@@ -144,6 +147,7 @@ async def _built(
             transfers.limit(live)
             uplink.use(live)
             placing.use(live)
+            disk.use(live)
 
         placing = Placing(settings)
         transfers = await closing.enter_async_context(
@@ -161,6 +165,7 @@ async def _built(
                 apply=apply,
                 keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share),
                 placing=placing,
+                missed=uses.miss,
             )
         )
         models_changed = here.keeper.changed
@@ -184,16 +189,31 @@ async def _built(
                 remove=remove,
                 rate=uplink.rate,
                 clock=clock,
+                served=uses.used,
+            )
+        )
+        disk = await closing.enter_async_context(
+            disk_care(
+                settings,
+                node,
+                store=store,
+                catalog=catalog,
+                serving=serving,
+                uses=uses,
+                shelves=moves.shelves,
+                copies=moves.manager.moves,
+                pool=here.keeper.parts.pool,
+                door=here.keeper.parts.door,
+                state=lambda: here.keeper.state,
+                clock=clock,
             )
         )
         placing.mover = NodeMover(
-            me=node,
             models=catalog,
             runs=serving,
             copies=moves.manager.moves,
-            others=PieceExchange(here.keeper.parts.pool),
-            remove=remove,
-            room=store.room_bytes,
+            drop=disk.own.evictions.drop,
+            room=disk.own.room_bytes,
             state=lambda: here.keeper.state,
             hardware=here.keeper.parts.hardware,
             speeds=serving.speeds.rows,

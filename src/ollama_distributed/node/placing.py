@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
-
-import structlog
 
 from ollama_distributed.base.errors import Conflict, ModelNotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
@@ -25,12 +22,6 @@ from ollama_distributed.serving.speeds import Speed
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Hardware, LoadedPlace, MeasuredSpeed
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
-
-NOT_SEEN = "placement.copy_not_seen"
-
-ASKED = 3
-"""Holders that are asked before a copy goes; one that has it is enough."""
 MEMORY_STEP = 64 << 20
 """Memory of loaded models is said in steps, rounded up."""
 
@@ -95,37 +86,27 @@ class Copies(Protocol):
         ...
 
 
-class Others(Protocol):
-    """Asks other nodes (`distribution.exchange.Exchange`)."""
-
-    async def manifest(self, node: NodeId, name: str) -> bytes: ...
-
-
 class NodeMover:
-    """Implements `placement.ports.Mover`. `room`: bytes that may still come to the disk; `remove`:
-    unloads and deletes a model of this node."""
+    """Implements `placement.ports.Mover`. `room`: bytes that may still come to the disk; `drop`:
+    unloads and removes a model of this node, if others keep the version of the given digest."""
 
     def __init__(
         self,
         *,
-        me: NodeId,
         models: Models,
         runs: Runs,
         copies: Copies,
-        others: Others,
-        remove: Callable[[str], Awaitable[None]],
+        drop: Callable[[str, str], Awaitable[None]],
         room: Callable[[], Awaitable[int]],
         state: Callable[[], ClusterState],
         hardware: Callable[[], Hardware],
         speeds: Callable[[], Sequence[Speed]],
         has_gpu: bool,
     ) -> None:
-        self._me = me
         self._models = models
         self._runs = runs
         self._copies = copies
-        self._others = others
-        self._remove = remove
+        self._drop = drop
         self._room = room
         self._state = state
         self._hardware = hardware
@@ -191,21 +172,9 @@ class NodeMover:
         if not await self._digest(model):
             return
         current = self._state().current(model)
-        holders = [node for node in self._state().holders(model) if node != self._me]
-        for node in holders[:ASKED]:
-            if current is not None and await self._has(node, model, current.digest):
-                await self._remove(model)
-                return
-        raise Conflict("no other node says that it has it: it stays")
-
-    async def _has(self, node: NodeId, model: str, digest: str) -> bool:
-        """Whether another node has this version now: what the state says may be old."""
-        try:
-            data = await self._others.manifest(node, model)
-        except OllamaDistributedError as exc:
-            log.info(NOT_SEEN, node=node, model=model, error=exc.message)
-            return False
-        return hashlib.sha256(data).hexdigest() == digest
+        if current is None:
+            raise Conflict("nobody says which version counts: it stays")
+        await self._drop(model, current.digest)
 
     async def _digest(self, model: str) -> str:
         """Of what is here; empty: nothing."""

@@ -34,6 +34,7 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.labels import check_node_label
+from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.registry_settings import RegistrySettings
@@ -235,6 +236,11 @@ class Settings(BaseSettings):
         description="Most that all pulls of a node together fetch, MiB/s; 0: no limit.",
         json_schema_extra=LIVE,
     )
+
+    disk_quota: DiskQuota = ""
+    disk_low_water: DiskLowWater = ""
+    scrub_every: ScrubEvery = 30 * 86_400.0
+    scrub_rate_mib: ScrubRate = 8.0
 
     share_rate_mib: float = Field(
         default=0.0,

@@ -75,10 +75,11 @@ async def model_moves(
     rate: Callable[[], float],
     clock: Clock,
     resolve: Resolve | None = None,
+    served: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ModelMoves]:
     """`fetches`, `downloads`: of registries, into the same store. `rate`: bytes per second that
     may leave now for other nodes (0: no limit). `resolve`: the version of a name that counts in the
-    cluster; None: this node's own."""
+    cluster; None: this node's own. `served`: hears which model another node begins to fetch."""
 
     def holders(key: str) -> Iterable[NodeId]:
         now = state()
@@ -102,7 +103,7 @@ async def model_moves(
             ) as copies,
         ):
             transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
-            open_door(door, shelves, transfers)
+            open_door(door, shelves, transfers, served)
             bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
             manager = ModelManager(me, transfers, exchange, state, download, clock.time)
             yield ModelMoves(manager, shelves, swarm, bundles)

@@ -51,10 +51,20 @@ STALE_S = 15.0
 
 
 class Router:
-    """Implements `streams.ports.Source`. `dice`: `random.Random(seed).randrange`."""
+    """Implements `streams.ports.Source`. `dice`: `random.Random(seed).randrange`. `missed`: hears
+    of each request for a model that is not on this node's disk."""
 
-    def __init__(self, local: Local, shelf: Shelf, peers: Peers, view: ClusterView, dice: Dice) -> None:
+    def __init__(
+        self,
+        local: Local,
+        shelf: Shelf,
+        peers: Peers,
+        view: ClusterView,
+        dice: Dice,
+        missed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._local = local
+        self._missed = missed
         self._shelf = shelf
         self._peers = peers
         self._view = view
@@ -147,6 +157,8 @@ class Router:
         holders, me = self._holders(model), self._view.me
         if len(holders) == 1 and holders[0].node == me:
             return Plan(order=(me,))
+        if all(holder.node != me for holder in holders):
+            self._missed()
         if not holders:
             return Plan()
         return plan(holders, me, self._loads(model, holders), self._dice)

@@ -87,9 +87,12 @@ class Serving:
         settings: ServingSettings | None = None,
         *,
         estimate: Estimate = estimate_bytes,
+        used: Callable[[ModelSpec], None] = lambda _: None,
     ) -> None:
-        """`engines` in order of preference: the first that can load a model gets it."""
+        """`engines` in order of preference: the first that can load a model gets it. `used`: hears
+        of each request which model it is for."""
         self.clock = clock
+        self._used = used
         self._settings = settings or ServingSettings()
         self._catalogue = catalogue
         self._fleet = Fleet(engines, machine, clock, estimate, self._settings)
@@ -207,6 +210,11 @@ class Serving:
         """Longest remaining time first, as Ollama lists them."""
         models = [self._row(r) for r in self._fleet.residents if r.state == "ready"]
         return sorted(models, key=lambda m: (-(m.expires_at or float("inf")), m.name))
+
+    @property
+    def resident(self) -> set[str]:
+        """Full names of models in memory, or on their way there or out of it."""
+        return {resident.spec.name for resident in self._fleet.residents}
 
     def _row(self, resident: Resident) -> LoadedModel:
         assert resident.runner is not None
@@ -351,6 +359,7 @@ class Serving:
     async def acquire(
         self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
     ) -> Lease:
+        self._used(spec)
         return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot)
 
     def measured(self, lease: Lease, tokens: int, took_s: float) -> None:

@@ -222,8 +222,11 @@ class Here(Protocol):
     def asked(self, ask: TransferAsk) -> tuple[Transfer, ...]: ...
 
 
-def open_door(door: PeerDoor, shelves: Shelves, here: Here) -> None:
-    """Answer other nodes' questions about pieces and models."""
+def open_door(
+    door: PeerDoor, shelves: Shelves, here: Here, served: Callable[[str], None] = lambda _: None
+) -> None:
+    """Answer other nodes' questions about pieces and models. `served`: hears which model another
+    node begins to fetch."""
 
     async def have(peer: Peer, ask: HaveAsk) -> HaveAnswer:
         return await shelves.have(peer.node, ask)
@@ -249,6 +252,7 @@ def open_door(door: PeerDoor, shelves: Shelves, here: Here) -> None:
         data = await here.manifest_here(ask.name)
         if data is None:
             raise ModelNotFound(f"model '{ask.name}' not found")
+        served(ask.name)
         return _Manifest(data)
 
     async def copy(_peer: Peer, ask: CopyAsk) -> Transfer:

@@ -124,8 +124,10 @@ async def in_cluster(
     apply: Callable[[Settings], None],
     keys: SharedKeys,
     placing: Placing,
+    missed: Callable[[], None],
 ) -> AsyncIterator[InCluster]:
-    """What the node is in its cluster. Nothing of it waits for the cluster."""
+    """What the node is in its cluster. Nothing of it waits for the cluster. `missed`: hears of each
+    request for a model that is not on this node's disk."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
     async with AsyncExitStack() as stack:
         sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
@@ -186,7 +188,7 @@ async def in_cluster(
         open_names(door, catalog)
         everywhere = ClusterCatalog(catalog, NameExchange(pool), node, state, _Consensus(node, keeper.linked))
         yield InCluster(
-            source=Router(serving, catalog, pool, view, chance.randrange),
+            source=Router(serving, catalog, pool, view, chance.randrange, missed),
             catalog=everywhere,
             residents=ClusterResidents(serving, view, node, state),
             service=service,
