@@ -162,7 +162,7 @@ class FakeNode:
         self.together = Together(
             registry, self.matchmaker, self, self, fetches, lambda key: self.world.others(self, key)
         )
-        self.pulls = Pulls(registry, self, self, fetches=fetches, origin=self.together)
+        self.pulls = Pulls(registry, self, self, fetches=fetches, origin=self.together, tick_s=0.3)
 
     async def die(self) -> None:
         """At once, without a word; its half-fetched blobs stay on the disk."""

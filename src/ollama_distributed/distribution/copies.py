@@ -32,7 +32,10 @@ MAX_SOURCES = 16
 """Holders that are asked; more are met through them."""
 
 Holders = Callable[[str], Iterable[NodeId]]
-"""Of a model, by `name_key`: living nodes that have it, as the replicated state says."""
+"""Of a model, by `name_key`: living nodes that have the version that counts, as the replicated
+state says."""
+MadeAt = Callable[[str, str], float | None]
+"""Of a model, by `name_key`, and its manifest's sha256 in hex: when that version was made."""
 
 
 class _Copy:
@@ -42,6 +45,7 @@ class _Copy:
         self.ask = ask
         self.bytes: dict[str, int] = {}
         self.dropped: dict[str, None] = {}
+        self.made_at: float | None = None
 
     # ── `swarm.Told` ────────────────────────────────────────────────────────────────
 
@@ -55,10 +59,17 @@ class _Copy:
 class ClusterSource:
     """Implements `ports.Registry` as far as fetching goes."""
 
-    def __init__(self, swarm: Swarm, exchange: Exchange, holders: Holders) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        exchange: Exchange,
+        holders: Holders,
+        made_at: MadeAt = lambda _key, _digest: None,
+    ) -> None:
         self._swarm = swarm
         self._exchange = exchange
         self._holders = holders
+        self._made_at = made_at
         self._copies: dict[str, _Copy] = {}
 
     def expect(self, ask: CopyAsk) -> None:
@@ -72,6 +83,11 @@ class ClusterSource:
     def origins(self, name: str) -> Origins:
         copy = self._copies.get(name_key(name))
         return Origins() if copy is None else Origins(dict(copy.bytes), tuple(copy.dropped))
+
+    def made_at(self, name: ModelName) -> float | None:
+        """Of the version whose manifest came last."""
+        copy = self._copies.get(name.key)
+        return copy.made_at if copy is not None else None
 
     # ── `ports.Registry` ────────────────────────────────────────────────────────────
 
@@ -95,6 +111,9 @@ class ClusterSource:
                 failure = exc
                 continue
             if len(data) <= MAX_MANIFEST_BYTES and wanted in ("", hashlib.sha256(data).hexdigest()):
+                # Noted now: until the copy is there the version may be deleted everywhere.
+                copy = self._copies.setdefault(name.key, _Copy(CopyAsk(name=str(name))))
+                copy.made_at = self._made_at(name.key, hashlib.sha256(data).hexdigest())
                 return data
             if len(data) <= MAX_MANIFEST_BYTES:
                 failure = Unavailable(f"node {node} has another version of '{name.display}' by now")

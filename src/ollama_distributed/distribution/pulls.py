@@ -26,6 +26,7 @@ from ollama_distributed.base.errors import (
     OllamaDistributedError,
     RegistryError,
 )
+from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.joint import Joint, Joints
 from ollama_distributed.distribution.ports import Blobs, Library, Origin, Partial, Registry, Status
 from ollama_distributed.distribution.progress import Progress
@@ -87,6 +88,17 @@ class Alone:
         return None
 
 
+class Copied(Alone):
+    """From nodes that hold it (`distribution.copies.ClusterSource`)."""
+
+    def __init__(self, source: ClusterSource) -> None:
+        super().__init__(source)
+        self._source = source
+
+    def made_at(self, name: ModelName) -> float | None:
+        return self._source.made_at(name)
+
+
 class Pulls:
     """Use as a context: at its end running work is cancelled, and what was fetched stays."""
 
@@ -102,7 +114,7 @@ class Pulls:
     ) -> None:
         """`fetches`: shared with others that fetch into the same store. `origin`: how to reach the
         registry for what is pulled, if not straight."""
-        self._registry = registry
+        self.registry = registry
         self._origin = Alone(registry) if origin is None else origin
         self._blobs = blobs
         self._library = library
@@ -118,6 +130,10 @@ class Pulls:
     ) -> None:
         await self._work.close()
         await self.fetches.close()
+
+    def go_by(self, origin: Origin) -> None:
+        """What is pulled from now on comes that way."""
+        self._origin = origin
 
     # ── pull ────────────────────────────────────────────────────────────────────────
 
@@ -253,7 +269,7 @@ class Pulls:
             for layer in {layer.digest: layer for layer in (*manifest.layers, manifest.config)}.values():
                 await self._send(name, layer, progress)
             progress.tell(Status(status="pushing manifest"))
-            await self._registry.send_manifest(name, data)
+            await self.registry.send_manifest(name, data)
         log.info("distribution.pushed", model=name.display)
         progress.tell(Status(status="success"))
 
@@ -266,7 +282,7 @@ class Pulls:
             progress.tell(_line("pushing", layer, sent))
 
         told(0)
-        await self._registry.send(name, layer, self._blobs, told)
+        await self.registry.send(name, layer, self._blobs, told)
         progress.tell(_line("pushing", layer, layer.size))
 
     async def _shared(
@@ -283,7 +299,7 @@ class Pulls:
     def _named(self, text: str) -> ModelName:
         """The name in the spelling that is on disk, if its registry may be asked."""
         asked = ModelName.parse(text)
-        self._registry.check(asked)
+        self.registry.check(asked)
         return msgspec.structs.replace(self._library.settled(asked), scheme=asked.scheme)
 
 

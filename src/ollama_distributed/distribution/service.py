@@ -121,13 +121,12 @@ class ModelTransfer:
         return sorted((one for some in found for one in some), key=lambda one: (-one.started_at, one.id))
 
     async def holders(self, model: str) -> Sequence[NodeId]:
-        """Living nodes that have it, this one first."""
+        """Living nodes that have the version that counts, this one first."""
         key = name_key(model)
         state = self._state()
-        found = [
-            node for node in state.models.get(key, ()) if node in state.nodes and state.nodes[node].alive
-        ]
-        if await self.manifest_here(model) is not None:
+        found = [node for node in state.holders(key) if state.nodes[node].alive]
+        mine_counts = self._me in found or self._me not in state.models.get(key, ())
+        if mine_counts and await self.manifest_here(model) is not None:
             return [self._me, *(node for node in found if node != self._me)]
         return [node for node in found if node != self._me]
 

@@ -43,6 +43,7 @@ from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
+from ollama_distributed.node.together import pull_together
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.service import Serving
@@ -191,6 +192,16 @@ async def _built(
                 clock=clock,
                 served=uses.used,
             )
+        )
+        pull_together(
+            transfers.pulls,
+            node,
+            store=store,
+            pool=here.keeper.parts.pool,
+            door=here.keeper.parts.door,
+            swarm=moves.swarm,
+            state=lambda: here.keeper.state,
+            clock=clock,
         )
         disk = await closing.enter_async_context(
             disk_care(

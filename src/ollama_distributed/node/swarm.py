@@ -20,7 +20,7 @@ from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.packing import Resolve
-from ollama_distributed.distribution.pulls import Fetch, Pulls
+from ollama_distributed.distribution.pulls import Copied, Fetch, Pulls
 from ollama_distributed.distribution.relay import Relay
 from ollama_distributed.distribution.service import ModelManager, ModelTransfer
 from ollama_distributed.distribution.shelves import Shelves
@@ -57,6 +57,8 @@ class ModelMoves(msgspec.Struct, frozen=True):
     """What it fetches from them."""
     bundles: Bundles
     """Models in one file."""
+    copying: Pulls
+    """Models from other nodes."""
 
 
 @asynccontextmanager
@@ -83,15 +85,20 @@ async def model_moves(
 
     def holders(key: str) -> Iterable[NodeId]:
         now = state()
-        return [node for node in now.models.get(key, ()) if node in now.nodes and now.nodes[node].alive]
+        return [node for node in now.holders(key) if now.nodes[node].alive]
+
+    def made_at(key: str, digest: str) -> float | None:
+        now = state()
+        known = (*now.models.get(key, {}).values(), *now.leftovers.get(key, {}).values())
+        return max((held.modified_at for held in known if held.digest == digest), default=None)
 
     shelves = Shelves(store, clock, rate=rate)
     exchange = PieceExchange(pool)
     swarm = Swarm(me, exchange, shelves, clock, random.randrange)
-    source = ClusterSource(swarm, exchange, holders)
+    source = ClusterSource(swarm, exchange, holders, made_at)
     try:
         async with (
-            Pulls(source, store, catalog, fetches=fetches) as copying,
+            Pulls(source, store, catalog, fetches=fetches, origin=Copied(source)) as copying,
             Downloads(
                 copying.pull,
                 copying.check,
@@ -106,6 +113,6 @@ async def model_moves(
             open_door(door, shelves, transfers, served)
             bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
             manager = ModelManager(me, transfers, exchange, state, download, clock.time)
-            yield ModelMoves(manager, shelves, swarm, bundles)
+            yield ModelMoves(manager, shelves, swarm, bundles, copying)
     finally:
         await shelves.close()
