@@ -60,7 +60,7 @@ class Own(Protocol):
 
     async def has_blob(self, digest: str) -> bool: ...
 
-    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool: ...
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], size: int = 0) -> bool: ...
 
 
 class Peers(Protocol):
@@ -155,8 +155,8 @@ class ClusterCatalog:
     def create(self, request: CreateRequest) -> AsyncIterator[CreateStatus]:
         return self._own.create(request)
 
-    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool:
-        return await self._own.put_blob(digest, chunks)
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
+        return await self._own.put_blob(digest, chunks, size)
 
     async def copy(self, source: str, destination: str) -> None:
         """Give the model a second name, where it lies.

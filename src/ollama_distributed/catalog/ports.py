@@ -75,8 +75,9 @@ class Store(Protocol):
         """
         ...
 
-    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
-        """Store what has this digest. True: newly made, False: it was there.
+    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
+        """Store what has this digest. True: newly made, False: it was there. `size`: how much will
+        come, where that is said: too much of it is refused at once.
 
         Raises:
             DigestMismatch: the content has another digest.

@@ -221,14 +221,15 @@ class Catalog:
         """Raises InvalidName: `invalid digest format`."""
         return await self._store.blob_size(BlobId.parse(digest)) is not None
 
-    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool:
-        """True: newly made; False: it was there (the chunks are then not read).
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
+        """True: newly made; False: it was there (the chunks are then not read). `size`: how much will
+        come, where that is said.
 
         Raises:
             DigestMismatch: `digest mismatch, expected "...", got "..."`.
             DiskFull: nothing was left behind.
         """
-        return await self._store.put_blob(BlobId.parse(digest), chunks)
+        return await self._store.put_blob(BlobId.parse(digest), chunks, size)
 
     # ── for models that come from elsewhere (`distribution.ports.Library`) ──────────────
 

@@ -223,12 +223,10 @@ class NodeDisk:
         ]
 
     def _why(self) -> str:
-        """What stays, and why: `; 2 models stay (1 the last copy, 1 loaded)`."""
+        """Which models stay: `; of the models here stay: 2 the last copy, 1 loaded`."""
         counts = Counter(one.kept for one in self.evictions.standings() if one.kept)
-        if not counts:
-            return ""
         kinds = ", ".join(f"{count} {_WHY[kept]}" for kept, count in counts.most_common())
-        return f"; {counts.total()} models stay ({kinds})"
+        return f"; of the models here stay: {kinds}" if kinds else ""
 
 
 def _row(one: Standing, frees_bytes: int, state: ClusterState) -> ModelOnDisk:

@@ -122,9 +122,9 @@ class Blobs(Protocol):
 class Store(Blobs, Protocol):
     """The same, for blobs that come in one go."""
 
-    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
+    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
         """Store what has this digest; checked before it is visible. False: it was there, and
-        nothing was read.
+        nothing was read. `size`: how much will come, where that is said.
 
         Raises:
             DigestMismatch: the content has another digest; nothing stays.

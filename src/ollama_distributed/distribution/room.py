@@ -74,7 +74,10 @@ class Room(Protocol):
         """
         ...
 
-    def growing(self) -> AbstractAsyncContextManager[Growing]: ...
+    def growing(self, size: int = 0) -> AbstractAsyncContextManager[Growing]:
+        """Of something that is written while its size is not known for sure. `size`: what it is said
+        to be; there is room for that at once. Raises as `room`."""
+        ...
 
 
 class Boundless:
@@ -85,7 +88,7 @@ class Boundless:
         yield
 
     @asynccontextmanager
-    async def growing(self) -> AsyncIterator[Growing]:
+    async def growing(self, _size: int = 0) -> AsyncIterator[Growing]:
         yield self
 
     async def take(self, _count: int) -> None:
@@ -139,10 +142,14 @@ class Rooms:
                     del self._claims[blob]
 
     @asynccontextmanager
-    async def growing(self) -> AsyncIterator[Growing]:
+    async def growing(self, size: int = 0) -> AsyncIterator[Growing]:
         growing = _Growing(self)
         self._growing.add(growing)
         try:
+            if size:
+                async with self._asking:
+                    await self._have(lambda _: size)
+                    growing.left = size
             yield growing
         finally:
             self._growing.discard(growing)

@@ -34,7 +34,9 @@ class Catalog(Protocol):
 
     async def has_blob(self, digest: str) -> bool: ...
 
-    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes]) -> bool: ...
+    async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
+        """`size`: how much will come, where that is said."""
+        ...
 
 
 class Residents(Protocol):

@@ -145,6 +145,19 @@ async def test_an_upload_of_unknown_size_asks_as_it_grows() -> None:
     assert disk.rooms.refused == 1
 
 
+async def test_an_upload_that_says_its_size_is_refused_at_once() -> None:
+    disk = FakeDisk(quota=120)
+    with pytest.raises(DiskFull, match="no space left for 121 B"):
+        async with disk.rooms.growing(121):
+            raise AssertionError("there was no room")
+    async with disk.rooms.growing(100) as growing:
+        with pytest.raises(DiskFull):
+            async with disk.rooms.room({blob(2): 30}):
+                raise AssertionError("it is taken")
+        await growing.take(100)
+    assert disk.rooms.taken(await disk.survey()) == 0
+
+
 async def test_an_upload_does_not_ask_for_each_byte() -> None:
     disk = FakeDisk()
     looks = 0

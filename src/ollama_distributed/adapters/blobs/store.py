@@ -144,10 +144,10 @@ class BlobStore:
 
         return await self._in_thread(read)
 
-    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes]) -> bool:
+    async def put_blob(self, blob: BlobId, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
         if await self.blob_size(blob) is not None:
             return False
-        async with self._room.growing() as growing, self._staged() as staged:
+        async with self._room.growing(size) as growing, self._staged() as staged:
             hasher = hashlib.sha256()
 
             def take(data: bytes) -> None:

@@ -50,6 +50,9 @@ class TransferBody(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool | None = None
 
 
+_SIZE_DIGITS = 16
+"""Of a Content-Length that can be meant."""
+
 _SHOW = msgspec.json.Decoder(ShowBody)
 _NAME = msgspec.json.Decoder(NameBody)
 _COPY = msgspec.json.Decoder(CopyBody)
@@ -221,7 +224,9 @@ class _Handlers:
         return Response()
 
     async def put_blob(self, cold: ColdRequest, request: Request) -> Response:
-        made = await self._node.catalog.put_blob(request.path_params["digest"], cold.upload(request))
+        said = request.headers.get("content-length", "")
+        size = int(said) if said.isdecimal() and len(said) < _SIZE_DIGITS else 0
+        made = await self._node.catalog.put_blob(request.path_params["digest"], cold.upload(request), size)
         return Response(status_code=201 if made else 200)
 
 
