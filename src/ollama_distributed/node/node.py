@@ -184,6 +184,7 @@ async def _built(
                 pool=here.keeper.parts.pool,
                 door=here.keeper.parts.door,
                 state=lambda: here.keeper.state,
+                resolve=here.catalog.resolve,
                 fetches=transfers.pulls.fetches,
                 downloads=transfers.downloads,
                 download=transfers.download,
@@ -246,6 +247,7 @@ async def _built(
             transfers=transfers,
             moves=moves.manager,
             places=here.desk,
+            bundles=moves.bundles,
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)
