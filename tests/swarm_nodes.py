@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.distribution.bundles import Bundles
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.ports import Status
@@ -38,9 +39,11 @@ from ollama_distributed.models.scripted import scripted_model
 from ollama_distributed.node.swarm import model_moves
 from ollama_distributed.state import keys as state_keys
 from ollama_distributed.state.records import Holdings
+from tests.catalogues import Catalogues
 from tests.hop_nodes import HopNode, HopNodes, cluster
+from tests.limits import SOON_S
 
-DEADLINE_S = 30.0
+DEADLINE_S = SOON_S
 
 
 async def chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -57,11 +60,14 @@ class SwarmNode:
         self.hop = hop
         self.id = hop.id
         self.folder = hop.nodes.folder / hop.id / "models"
+        self.names = Catalogues(hop.nodes).add(hop)
+        """The models of all."""
         self.rate = 0.0
         """Bytes per second that leave; 0: no limit."""
         self.manager: ModelManager
         self.shelves: Shelves
         self.swarm: Swarm
+        self.bundles: Bundles
         self._life = AsyncExitStack()
 
     async def begin(self) -> None:
@@ -74,6 +80,7 @@ class SwarmNode:
                 pool=self.hop.pool,
                 door=self.hop.door,
                 state=self.hop.state,
+                resolve=self.names.resolve,
                 fetches=Joints[Fetch](),
                 downloads=downloads,
                 download=downloads.start,
@@ -83,6 +90,7 @@ class SwarmNode:
             )
         )
         self.manager, self.shelves, self.swarm = moves.manager, moves.shelves, moves.swarm
+        self.bundles = moves.bundles
 
     async def end(self) -> None:
         await self._life.aclose()

@@ -9,7 +9,7 @@ The small files may come first (as ours do) or last (as other programs write the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing
 from typing import Literal
 
@@ -220,19 +220,9 @@ class _Import:
         self._pins.enter_context(self._library.pinned((blob,)))
         if await self._store.blob_size(blob) is not None:
             return
-        await self._have_room({blob: size})
         async with aclosing(members.data()) as parts:
-            if await self._store.put_blob(blob, parts):
+            if await self._store.put_blob(blob, parts, size):
                 self.made.add(blob)
-
-    async def _have_room(self, sizes: Mapping[BlobId, int]) -> None:
-        """Before the first byte of them; as they are written they ask for themselves.
-
-        Raises:
-            DiskFull: there is none.
-        """
-        async with self._store.room(sizes):
-            return
 
     async def _look_ahead(self) -> None:
         """Refuse what can be refused before the large files come."""
@@ -245,7 +235,8 @@ class _Import:
         for model in self._models:
             await self._plan(model)
         self._sizes = {layer.blob: layer.size for model in self._models for layer in model.layers}
-        await self._have_room(self._sizes)
+        async with self._store.room(self._sizes):
+            pass  # there is some; each blob asks for its own again when it comes
 
     async def _model(self, listed: Listed) -> _Model:
         name = self._name or listed.name
