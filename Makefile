@@ -96,7 +96,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm build clean
+.PHONY: bench accept-bench accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
@@ -118,6 +118,8 @@ accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 
 	$(BIN)/python -m bench.swarm links --receivers 8 --mib 256 --most 1.3
 	FAULT_KILLS=25 $(PYTEST) tests/integration/test_kills.py -s
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
+accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that answers, twenty under a real model (20 minutes)
+	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py -s
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)
