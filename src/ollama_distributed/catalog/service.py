@@ -51,8 +51,13 @@ class _Broken:
 
     def __init__(self, name: ModelName, stored: StoredManifest, error: OllamaDistributedError) -> None:
         self.stamp = stored.stamp
-        self.error = error
         self.stored = stored_model(name, stored, error)
+        self.error = error
+        if isinstance(error, BlobNotFound):
+            self.error = BlobNotFound(
+                f"model '{name.display}' is damaged ({error.message}); fetch it again: "
+                f"ollama-distributed pull {name.display}"
+            )
 
 
 class Catalog:

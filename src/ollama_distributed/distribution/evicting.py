@@ -241,7 +241,7 @@ class Evictions:
         planned, kept = self._planned(state, stored.key), _NOTHING
         if stored.key in loaded:
             kept = "loaded"
-        elif not moving.isdisjoint(stored.blobs):
+        elif stored.largest in moving:  # small ones (licenses, templates) are of many models
             kept = "moving"
         elif desired is not None and self._me in desired.pins:
             kept = "pinned"

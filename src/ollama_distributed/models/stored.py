@@ -27,6 +27,10 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
         return self.name.key
 
     @property
+    def largest(self) -> BlobId:
+        return max(self.blobs, key=lambda blob: (self.blobs[blob], blob))
+
+    @property
     def size_bytes(self) -> int:
         return sum(self.blobs.values())
 
