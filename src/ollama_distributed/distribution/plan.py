@@ -80,6 +80,11 @@ def set_of(pieces: Iterable[int]) -> int:
     return found
 
 
+def span_of(pieces: range) -> int:
+    """Pieces that follow each other."""
+    return ((1 << len(pieces)) - 1) << pieces.start
+
+
 def _some(pieces: int, most: int, start: int) -> int:
     """At most so many of a set, from `start` on and around its end."""
     chosen = 0
@@ -137,18 +142,23 @@ class Wants:
         return self.have == self._all
 
     @property
+    def full(self) -> bool:
+        """As much is on its way as may be."""
+        return self._asked >= self._flight
+
+    @property
     def holders(self) -> tuple[NodeId, ...]:
         return tuple(self._holders)
 
     def heard(self, node: NodeId, has: int, *, whole: bool = False) -> None:
         """What a node has by now; it never has less."""
         holder = self._holders.setdefault(node, _Holder())
+        if holder.whole:
+            return
+        self._count(holder, 0 if whole else has & self._all)
         if whole:
-            self._count(holder, 0)
             holder.whole = True
             holder.has = self._all
-        elif not holder.whole:
-            self._count(holder, has & self._all)
 
     def drop(self, node: NodeId) -> None:
         """It is gone, or lied. Its offers must be ended as `failed`."""
@@ -158,7 +168,7 @@ class Wants:
 
     def next_offer(self, now: float) -> Offer | None:
         """Whom to ask now; None: nobody, or enough is on its way."""
-        if self._asked >= self._flight:
+        if self.full:
             return None
         wanted = self._all & ~self.have & ~self._taken
         if not wanted:
@@ -242,21 +252,17 @@ class Wants:
         return chosen
 
     def _count(self, holder: _Holder, has: int) -> None:
-        for piece in bits(holder.has & ~has):
-            self._move(piece, -1)
-        for piece in bits(has & ~holder.has):
-            self._move(piece, 1)
+        """All at once, not one by one: of a blob of a terabyte they are 65,536."""
+        gone, new = holder.has & ~has, has & ~holder.has
         holder.has = has
-
-    def _move(self, piece: int, by: int) -> None:
-        bit = 1 << piece
-        for level, there in enumerate(self._levels):
-            if there & bit:
-                self._levels[level] ^= bit
-                if level + by == len(self._levels):
-                    self._levels.append(0)
-                self._levels[level + by] |= bit
-                return
+        stay = self._all & ~(gone | new)
+        old = [0, *self._levels, 0, 0]
+        self._levels = [
+            (same & stay) | (fewer & new) | (more & gone)
+            for fewer, same, more in zip(old, old[1:], old[2:], strict=False)
+        ]
+        while len(self._levels) > 1 and not self._levels[-1]:
+            self._levels.pop()
 
 
 class Gifts:

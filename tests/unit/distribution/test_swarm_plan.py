@@ -100,6 +100,30 @@ def test_the_rarest_come_first() -> None:
     assert not of_holder.pieces & common, "the one that has it all is asked for what only it has"
 
 
+@given(st.integers(0, 1 << 32))
+def test_none_is_offered_before_a_rarer_one(seed: int) -> None:
+    """Whatever is told, also twice: who has it all says so every few seconds."""
+    chance, pieces = random.Random(seed), 3 * OFFER
+    wants, partial = Wants(pieces, 0, chance.randrange, flight=1), {}
+    for _ in range(12):
+        node = NodeId(f"n{chance.randrange(5)}")
+        match chance.randrange(4):
+            case 0:
+                wants.heard(A, 0, whole=True)
+            case 1:
+                wants.drop(node)
+                partial.pop(node, None)
+            case _:
+                partial[node] = chance.getrandbits(pieces) & chance.getrandbits(pieces)
+                wants.heard(node, partial[node])
+    offer = wants.next_offer(0.0)
+    if offer is not None:
+        has = partial.get(offer.node, everything(pieces))
+        count = [sum(some >> piece & 1 for some in partial.values()) for piece in range(pieces)]
+        others = [count[piece] for piece in bits(has & ~offer.pieces)]
+        assert max(count[piece] for piece in bits(offer.pieces)) <= min(others, default=pieces)
+
+
 @given(st.integers(1, 40), st.integers(0, 1 << 32))
 def test_the_only_holder_sends_all_before_any_twice(pieces: int, seed: int) -> None:
     chance = random.Random(seed)
