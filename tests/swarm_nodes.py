@@ -56,11 +56,11 @@ async def _no_registry(_name: str) -> AsyncGenerator[Status]:
 
 
 class SwarmNode:
-    def __init__(self, hop: HopNode) -> None:
+    def __init__(self, hop: HopNode, catalogues: Catalogues) -> None:
         self.hop = hop
         self.id = hop.id
         self.folder = hop.nodes.folder / hop.id / "models"
-        self.names = Catalogues(hop.nodes).add(hop)
+        self.names = catalogues.add(hop)
         """The models of all."""
         self.rate = 0.0
         """Bytes per second that leave; 0: no limit."""
@@ -130,10 +130,11 @@ class SwarmNode:
 class SwarmNodes:
     def __init__(self, hops: HopNodes) -> None:
         self.hops = hops
+        self.catalogues = Catalogues(hops)
         self.all: list[SwarmNode] = []
 
     async def add(self, name: str) -> SwarmNode:
-        node = SwarmNode(await self.hops.add(name))
+        node = SwarmNode(await self.hops.add(name), self.catalogues)
         await node.begin()
         self.all.append(node)
         return node

@@ -42,9 +42,7 @@ class Seen:
 async def three(folder: Path) -> AsyncIterator[Seen]:
     async with swarm(folder) as nodes:
         all_nodes = [await nodes.add(name) for name in "abc"]
-        catalogues = Catalogues(nodes.hops)
-        shown = [catalogues.add(node.hop) for node in all_nodes]
-        yield Seen(all_nodes, catalogues, shown)
+        yield Seen(all_nodes, nodes.catalogues, [node.names for node in all_nodes])
 
 
 async def test_a_name_is_deleted_everywhere_from_a_node_that_lacks_it(tmp_path: Path) -> None:

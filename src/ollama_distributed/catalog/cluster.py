@@ -9,7 +9,8 @@ made where the model lies.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -73,6 +74,41 @@ class Peers(Protocol):
         ...
 
 
+class Bringing(Protocol):
+    """Brings here what other nodes hold (`distribution.bringing.Bringing`)."""
+
+    def model(self, name: str) -> AsyncGenerator[Line]:
+        """A model as it counts in the cluster."""
+        ...
+
+    async def has(self, digest: str) -> bool:
+        """Whether another node has the blob."""
+        ...
+
+    async def blob(self, digest: str) -> None:
+        """
+        Raises:
+            BlobNotFound: no node that can be reached has it.
+        """
+        ...
+
+
+class Line(Protocol):
+    """What a copy tells (`distribution.ports.Status`)."""
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def completed(self) -> int: ...
+
+
 class Consensus(Protocol):
     """The door to it; this node may be between two clusters, or cut off."""
 
@@ -115,6 +151,11 @@ class ClusterCatalog:
         self._consensus = consensus
         self._made_from: tuple[object, object] = (None, None)
         self._others: Mapping[str, _Held] = {}
+        self._bringing: Bringing | None = None
+
+    def bring_by(self, bringing: Bringing) -> None:
+        """From now on a create finds what it needs on other nodes too."""
+        self._bringing = bringing
 
     # ── questions ───────────────────────────────────────────────────────────────────
 
@@ -148,12 +189,32 @@ class ClusterCatalog:
         return msgspec.structs.replace(shown, modified_at=spec.modified_at)
 
     async def has_blob(self, digest: str) -> bool:
-        return await self._own.has_blob(digest)
+        """Whether a create here would find it."""
+        if await self._own.has_blob(digest):
+            return True
+        return self._bringing is not None and await self._bringing.has(digest)
 
     # ── changes ─────────────────────────────────────────────────────────────────────
 
-    def create(self, request: CreateRequest) -> AsyncIterator[CreateStatus]:
-        return self._own.create(request)
+    async def create(self, request: CreateRequest) -> AsyncIterator[CreateStatus]:
+        """Make a model on this node. What it is made from, and other nodes hold, comes here first."""
+        if self._bringing is not None:
+            for given in (request.files, request.adapters):
+                for digest in (given or {}).values():
+                    if not await self._own.has_blob(digest):
+                        await self._bringing.blob(digest)
+            if request.from_ and await self._lies_elsewhere(request.from_):
+                async with aclosing(self._bringing.model(request.from_)) as lines:
+                    async for line in lines:
+                        if line.digest:
+                            yield CreateStatus(
+                                status=line.status,
+                                digest=line.digest,
+                                total=line.total,
+                                completed=line.completed,
+                            )
+        async for status in self._own.create(request):
+            yield status
 
     async def put_blob(self, digest: str, chunks: AsyncIterator[bytes], size: int = 0) -> bool:
         return await self._own.put_blob(digest, chunks, size)
@@ -243,6 +304,15 @@ class ClusterCatalog:
         if self._deleted(spec):
             raise ModelNotFound(f"model '{name}' not found")
         return spec
+
+    async def _lies_elsewhere(self, name: str) -> bool:
+        """The version that counts is one that can come from other nodes."""
+        other = self._elsewhere().get(name_key(name))
+        return (
+            other is not None
+            and not other.model.remote
+            and not await self._is_here(name, (await self.resolve(name)).digest)
+        )
 
     async def _is_here(self, name: str, digest: str) -> bool:
         try:

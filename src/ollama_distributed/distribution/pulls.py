@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import anyio
 import msgspec
 import structlog
 
@@ -30,7 +31,7 @@ from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.joint import Joint, Joints
 from ollama_distributed.distribution.ports import Blobs, Library, Origin, Partial, Registry, Status
 from ollama_distributed.distribution.progress import Progress
-from ollama_distributed.models.manifest import Layer, parse_manifest
+from ollama_distributed.models.manifest import Layer, Manifest, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName
 from ollama_distributed.models.stored import sizes_of
 
@@ -44,13 +45,13 @@ class Fetch:
     """A blob on its way: what those who wait for it see."""
 
     def __init__(
-        self, blob: BlobId, size: int, name: ModelName, ahead: Callable[[BlobId], int] = lambda _: 0
+        self, blob: BlobId, size: int, name: ModelName | None, ahead: Callable[[BlobId], int] = lambda _: 0
     ) -> None:
         self.blob = blob
         self.size = size
         self.name = name
         self._ahead = ahead
-        """For whom the fetch began: it comes from this name's registry."""
+        """For whom the fetch began: it comes from this name's registry. None: from other nodes."""
         self.partial: Partial | None = None
         self.arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """All bytes are here; what remains is to check them."""
@@ -60,6 +61,13 @@ class Fetch:
         if self.arrived.done():
             return self.size
         return (self.partial.here if self.partial is not None else 0) or self._ahead(self.blob)
+
+    async def finish(self) -> None:
+        """All bytes are here; are they right? Raises as `Partial.finish`."""
+        assert self.partial is not None
+        if not self.arrived.done():
+            self.arrived.set_result(None)
+        await self.partial.finish()
 
 
 class Alone:
@@ -86,6 +94,26 @@ class Alone:
 
     def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002
         return None
+
+
+class Lender(Protocol):
+    """Has what is to be pushed."""
+
+    def version(self, name: ModelName, progress: Progress) -> AbstractAsyncContextManager[bytes | None]:
+        """The manifest of the version that counts; its blobs are here as long as the context lasts.
+        None: there is no such model."""
+        ...
+
+
+class Owner:
+    """Implements `Lender`: what is here anyway."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    @asynccontextmanager
+    async def version(self, name: ModelName, progress: Progress) -> AsyncIterator[bytes | None]:  # noqa: ARG002
+        yield await self._library.manifest(name)
 
 
 class Copied(Alone):
@@ -118,6 +146,7 @@ class Pulls:
         self._origin = Alone(registry) if origin is None else origin
         self._blobs = blobs
         self._library = library
+        self._lender: Lender = Owner(library)
         self._tick_s = tick_s
         self._work: Joints[Progress] = Joints()
         self.fetches: Joints[Fetch] = Joints() if fetches is None else fetches
@@ -131,9 +160,9 @@ class Pulls:
         await self._work.close()
         await self.fetches.close()
 
-    def go_by(self, origin: Origin) -> None:
-        """What is pulled from now on comes that way."""
-        self._origin = origin
+    def go_by(self, origin: Origin, lender: Lender) -> None:
+        """What is pulled from now on comes that way, and what is pushed may lie on other nodes."""
+        self._origin, self._lender = origin, lender
 
     # ── pull ────────────────────────────────────────────────────────────────────────
 
@@ -163,10 +192,7 @@ class Pulls:
         progress.tell(Status(status="success"))
 
     async def _adopt(self, name: ModelName, data: bytes, progress: Progress) -> None:
-        try:
-            manifest = parse_manifest(data)
-        except InvalidModel as exc:
-            raise RegistryError(f"{name.host} sends no manifest of a model: {exc.message}") from exc
+        manifest = _parsed(name, data)
         fetched: list[BlobId] = []
         try:
             with self._library.pinned(manifest.blobs()):
@@ -182,6 +208,22 @@ class Pulls:
             progress.tell(Status(status="removing unused layers"))
             await self._library.forget(unused)
         log.info("distribution.pulled", model=name.display, fetched_blobs=len(fetched))
+
+    @asynccontextmanager
+    async def borrowed(self, name: ModelName, progress: Progress) -> AsyncIterator[bytes]:
+        """The manifest of a model whose blobs are all here as long as the context lasts; what came for
+        it goes again, unless it has got a name meanwhile."""
+        fetched: list[BlobId] = []
+        async with self._origin.manifest(name) as data:
+            manifest = _parsed(name, data)
+            try:
+                with self._library.pinned(manifest.blobs()):
+                    async with self._blobs.room(sizes_of(manifest)):
+                        await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
+                    yield data
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._library.forget(fetched)
 
     async def _bring(
         self, name: ModelName, layers: Iterable[Layer], progress: Progress, fetched: list[BlobId]
@@ -219,7 +261,7 @@ class Pulls:
             try:
                 await joint.result()
             except OllamaDistributedError as exc:
-                if fetch.name.key == name.key or isinstance(exc, DiskFull):
+                if (fetch.name is not None and fetch.name.key == name.key) or isinstance(exc, DiskFull):
                     raise
                 # What failed there, at another name's registry, may work here.
                 log.info("distribution.fetch_again", model=name.display, error=exc.message)
@@ -228,11 +270,12 @@ class Pulls:
         return Fetch(layer.blob, layer.size, name, self._origin.ahead)
 
     async def _run_fetch(self, fetch: Fetch) -> None:
+        assert fetch.name is not None
         while True:
             async with self._blobs.partial(fetch.blob, fetch.size) as coming:
                 fetch.partial = coming
                 try:
-                    await self._origin.fetch(fetch.name, fetch.blob, coming, partial(_finish, fetch, coming))
+                    await self._origin.fetch(fetch.name, fetch.blob, coming, fetch.finish)
                     return
                 except DiskFull:
                     await coming.discard()
@@ -260,18 +303,21 @@ class Pulls:
 
     async def _push(self, name: ModelName, progress: Progress) -> None:
         progress.tell(Status(status="retrieving manifest"))
-        data = await self._library.manifest(name)
-        if data is None:
-            progress.tell(Status(status="couldn't retrieve manifest"))
-            raise ModelNotFound(f"model '{name.display}' not found")
+        async with self._lender.version(name, progress) as data:
+            if data is None:
+                progress.tell(Status(status="couldn't retrieve manifest"))
+                raise ModelNotFound(f"model '{name.display}' not found")
+            await self._send_model(name, data, progress)
+        log.info("distribution.pushed", model=name.display)
+        progress.tell(Status(status="success"))
+
+    async def _send_model(self, name: ModelName, data: bytes, progress: Progress) -> None:
         manifest = parse_manifest(data)
         with self._library.pinned(manifest.blobs()):
             for layer in {layer.digest: layer for layer in (*manifest.layers, manifest.config)}.values():
                 await self._send(name, layer, progress)
             progress.tell(Status(status="pushing manifest"))
             await self.registry.send_manifest(name, data)
-        log.info("distribution.pushed", model=name.display)
-        progress.tell(Status(status="success"))
 
     async def _send(self, name: ModelName, layer: Layer, progress: Progress) -> None:
         sent = 0
@@ -303,11 +349,11 @@ class Pulls:
         return msgspec.structs.replace(self._library.settled(asked), scheme=asked.scheme)
 
 
-async def _finish(fetch: Fetch, coming: Partial) -> None:
-    """All bytes are here; are they right?"""
-    if not fetch.arrived.done():
-        fetch.arrived.set_result(None)
-    await coming.finish()
+def _parsed(name: ModelName, data: bytes) -> Manifest:
+    try:
+        return parse_manifest(data)
+    except InvalidModel as exc:
+        raise RegistryError(f"{name.host} sends no manifest of a model: {exc.message}") from exc
 
 
 def _line(verb: str, layer: Layer, completed: int) -> Status:

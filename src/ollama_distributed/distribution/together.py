@@ -26,7 +26,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.tasks import end
+from ollama_distributed.distribution.finding import holding
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.matchmaker import Matchmaker
 from ollama_distributed.distribution.neighbours import Neighbours
@@ -36,10 +36,6 @@ from ollama_distributed.models.names import BlobId, ModelName
 
 log = structlog.get_logger()
 
-MOST_ASKED = 32
-"""Nodes that are asked whether they have a blob: those with the model's name first."""
-MORE_S = 0.1
-"""After the first that has it, for others that may have it too: more of them give faster."""
 PAUSE_S = 0.2
 IDLE_LOOKS = 5
 """So often a node whose turn it is may say that it does nothing; then it is another's."""
@@ -125,7 +121,9 @@ class Together:
         tries = _Tries()
         while others := self._others(name.key):
             async with self._turn(blob, tries) as node:
-                givers = await self._givers(blob, into.size, others, tries.failed)
+                asked = [node for node in others if node not in tries.failed]
+                found = await holding(self._neighbours, blob, asked)
+                givers = [node for node, size in found.items() if size == into.size]
                 if node == self._matchmaker.me and not givers:
                     await self._from_outside(name, blob, into, finish)
                     return
@@ -268,28 +266,3 @@ class Together:
                 raise Unavailable(exc.message) from exc
         finally:
             self._ahead.pop(blob, None)
-
-    async def _givers(
-        self, blob: BlobId, size: int, others: Sequence[NodeId], without: Collection[NodeId]
-    ) -> list[NodeId]:
-        """Nodes that have the whole blob."""
-        found: list[NodeId] = []
-
-        async def look(node: NodeId) -> None:
-            try:
-                if await self._neighbours.size(node, blob.digest) == size:
-                    found.append(node)
-            except OllamaDistributedError as exc:
-                log.info("distribution.not_asked", node=node, error=exc.message)
-
-        asked = [node for node in others if node not in without][:MOST_ASKED]
-        looking = {asyncio.create_task(look(node), name=f"blob at {node}") for node in asked}
-        try:
-            waiting = looking
-            while waiting and not found:
-                _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if waiting:
-                await asyncio.wait(waiting, timeout=MORE_S)
-        finally:
-            await end(list(looking))
-        return found

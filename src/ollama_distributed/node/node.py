@@ -43,7 +43,7 @@ from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
-from ollama_distributed.node.together import pull_together
+from ollama_distributed.node.together import work_together
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.service import Serving
@@ -167,6 +167,7 @@ async def _built(
                 keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share),
                 placing=placing,
                 missed=uses.miss,
+                outside=transfers.looking,
             )
         )
         models_changed = here.keeper.changed
@@ -194,13 +195,15 @@ async def _built(
                 served=uses.used,
             )
         )
-        pull_together(
+        work_together(
             transfers.pulls,
+            moves,
+            here.catalog,
             node,
             store=store,
+            library=catalog,
             pool=here.keeper.parts.pool,
             door=here.keeper.parts.door,
-            swarm=moves.swarm,
             state=lambda: here.keeper.state,
             clock=clock,
         )
@@ -248,6 +251,7 @@ async def _built(
             moves=moves.manager,
             places=here.desk,
             bundles=moves.bundles,
+            disks=disk.everywhere,
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)
