@@ -218,7 +218,14 @@ class Replicas:
             self._hold(replica, (self.model,) if replica.held else ())
             self._write(state_keys.member(replica.id), Member(node=replica.id, status="online", since=1.0))
         self.routers = {
-            name: Router(replica.serving, Shelf(replica), self, View(self, replica.id), self.random.randrange)
+            name: Router(
+                replica.serving,
+                Shelf(replica),
+                self,
+                View(self, replica.id),
+                self.random.randrange,
+                clock=clock,
+            )
             for name, replica in self.all.items()
         }
         self.answers = {
@@ -296,8 +303,8 @@ class Shelf:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
 
-    def knows(self, name: str) -> bool:
-        return self._replica.held and name == "m"
+    def version(self, name: str) -> str:
+        return "d" if self._replica.held and name == "m" else ""
 
 
 class View:

@@ -47,6 +47,7 @@ async def replicas(
     given = {"answer": ANSWER, "tokens_per_s": TOKENS_PER_S, **settings}
     made = Replicas(count, EchoSettings(**given), VirtualClock(), seed=seed, thinks=thinks, slots=slots)
     watching = [asyncio.create_task(answers.watch()) for answers in made.answers.values()]
+    watching += [asyncio.create_task(router.probe()) for router in made.routers.values()]
     try:
         yield made
     finally:
@@ -225,6 +226,55 @@ async def test_a_node_that_hangs_while_it_reads_the_prompt_is_left_too() -> None
         assert isinstance(end, Finished)
         assert (heard.text, end.moves) == ("after a while", 1)
         assert asyncio.get_running_loop().time() - began > READING_LOOKS * LOOK_S
+
+
+# ── who failed is left alone, and comes back ────────────────────────────────────────
+
+
+async def served(made: Replicas, asked: int) -> dict[str, int]:
+    """Who answered how many."""
+    by = dict.fromkeys("abc", 0)
+    for _ in range(asked):
+        heard = made.ask()
+        assert isinstance(await heard.end(), Finished)
+        opened = heard.events[0]
+        assert isinstance(opened, Opened)
+        by[opened.node.lower()] += 1
+    return by
+
+
+async def test_a_replica_that_was_lost_is_shunned_probed_and_comes_back_slowly() -> None:
+    async with replicas(answer="short") as made:
+        heard = made.ask(on_word=once(1, lambda: lost.append(made.speaking()) or lost[0].kill()))
+        lost: list[Replica] = []
+        assert isinstance(await heard.end(), Finished)
+        name = lost[0].id
+        assert (await served(made, 40))[name] == 0
+        await asyncio.sleep(20.0)
+        assert 3 <= len(lost[0].wires) <= 6, "probes come more and more rarely"
+        lost[0].dead = False
+        await asyncio.sleep(31.0)  # the next probe passes
+        early = (await served(made, 60))[name]
+        await asyncio.sleep(10.0)
+        late = (await served(made, 60))[name]
+        assert early < late
+        assert 8 <= late <= 32
+
+
+async def test_a_replica_that_stalled_is_probed_by_a_word_of_its_model() -> None:
+    async with replicas(answer="a short answer") as made:
+        hung: list[Replica] = []
+
+        def hang() -> None:
+            hung.append(made.speaking())
+            hung[0].hang()
+
+        heard = made.ask(on_word=once(1, hang))
+        assert isinstance(await heard.end(), Finished)
+        assert (await served(made, 30))[hung[0].id] == 0
+        hung[0].wake()
+        await asyncio.sleep(90.0)
+        assert (await served(made, 60))[hung[0].id] > 8
 
 
 # ── what cannot be continued ────────────────────────────────────────────────────────

@@ -29,6 +29,12 @@ from ollama_distributed.routing.plan import ELSEWHERE, most_telling
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 Begin = Callable[[NodeId, SourceSink], Generation]
+Noted = Callable[[NodeId, OllamaDistributedError | None], None]
+"""A node answers (None), or how it failed; `health.py` is told."""
+
+
+def _nobody(_node: NodeId, _error: OllamaDistributedError | None) -> None:
+    """Where only one node can be asked."""
 
 
 class Attempts:
@@ -41,6 +47,7 @@ class Attempts:
         "_left",
         "_name_of",
         "_node",
+        "_noted",
         "_over",
         "_paused",
         "_request_id",
@@ -56,11 +63,13 @@ class Attempts:
         sink: SourceSink,
         request_id: RequestId,
         name_of: Callable[[NodeId], str] = str,
+        noted: Noted = _nobody,
     ) -> None:
         self._begin = begin
         self._sink = sink
         self._request_id = request_id
         self._name_of = name_of
+        self._noted = noted
         self._left = list(order)
         self._errors: list[OllamaDistributedError] = []
         self._generation: Generation | None = None
@@ -118,7 +127,9 @@ class Attempts:
     def _hear(self, event: SourceEvent) -> None:
         kind = type(event)
         if kind is Tokens:
-            self._spoke = True
+            if not self._spoke:
+                self._spoke = True
+                self._noted(self._node, None)
         elif kind is EngineFailed:
             assert isinstance(event, EngineFailed)
             self._refused(event.error)
@@ -134,6 +145,7 @@ class Attempts:
 
     def _refused(self, error: OllamaDistributedError) -> None:
         self._generation = None
+        self._noted(self._node, error)
         if self._spoke or not isinstance(error, ELSEWHERE):
             self._end(error)
             return

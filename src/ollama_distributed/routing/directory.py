@@ -14,11 +14,16 @@ from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.plan import Dice, Standing
 from ollama_distributed.routing.ports import ClusterView
 from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.maps import SortedMap
+from ollama_distributed.state.records import HeldModel
 
 MOST_HOLDERS = 8
 """For three tries, each the better of two; each costs a look at its load."""
 _REMEMBERED = 1024
 """Models whose standings are kept; all are forgotten when so many came together."""
+
+
+_NOBODY: SortedMap[NodeId, HeldModel] = SortedMap()
 
 
 class Directory:
@@ -29,13 +34,13 @@ class Directory:
         self._standings: dict[str, tuple[Standing, ...]] = {}
         self._online: dict[str, int] = {}
         """How many of them are online."""
+        self._superseded: dict[str, str] = {}
+        """This node's versions that do not count; empty: it does, or there is none."""
 
     def others(self, model: str) -> tuple[Standing, ...]:
-        """Every other node that holds it, or a draw of them."""
+        """Every other node that holds the version that counts, or a draw of them."""
+        self._look()
         state = self._view.state()
-        if self._made_from[0] is not state.nodes or self._made_from[1] is not state.models:
-            self._made_from = (state.nodes, state.models)
-            self._forget()
         key = name_key(model)
         found = self._standings.get(key)
         if found is None:
@@ -53,17 +58,40 @@ class Directory:
             drawn[at] = found[at]
         return tuple(drawn.values())
 
+    def superseded(self, model: str, digest: str) -> bool:
+        """Whether another version counts in the cluster than the one that this node holds and has
+        told of. What it has not told of yet is newer than all that the others know."""
+        self._look()
+        key = name_key(model)
+        found = self._superseded.get(key)
+        if found is None:
+            state = self._view.state()
+            own = state.models.get(key, _NOBODY).get(self._view.me)
+            counts = state.current(key) if own is not None else None
+            old = own is not None and counts is not None and not own.remote and own.digest != counts.digest
+            found = self._superseded[key] = own.digest if own is not None and old else ""
+        return found == digest
+
     def draining(self, node: NodeId) -> bool:
         known = self._view.state().nodes.get(node)
         return known is not None and known.draining
 
+    def _look(self) -> None:
+        state = self._view.state()
+        if self._made_from[0] is not state.nodes or self._made_from[1] is not state.models:
+            self._made_from = (state.nodes, state.models)
+            self._forget()
+
     def _forget(self) -> None:
         self._standings.clear()
+        self._superseded.clear()
         self._online.clear()
 
     def _stand(self, state: ClusterState, key: str) -> tuple[Standing, ...]:
         """Those that are online come first."""
-        holders: Sequence[NodeId] = tuple(state.models.get(key, ()))
+        held = state.models.get(key, _NOBODY)
+        versions = {model.digest for model in held.values()}
+        holders: Sequence[NodeId] = tuple(held) if len(versions) < 2 else state.holders(key)
         found = [
             Standing(
                 node=node,

@@ -63,6 +63,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """`draining` for a living node that is to get no more work."""
     reachable: bool = True
     """It has told an address for forwarded requests."""
+    shunned: bool = False
+    """Its replica failed lately (`health.py`): others come first."""
 
 
 class LeftOut(msgspec.Struct, frozen=True):
@@ -76,14 +78,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     left_out: tuple[LeftOut, ...] = ()
 
 
-_ALIVE = 0
 _LAST_RESORT: Mapping[NodeStatus, int] = {
-    "online": _ALIVE,
+    "online": 0,
     "joining": 1,
     "suspect": 2,
-    "draining": 3,
-    "offline": 4,
+    "draining": 4,
+    "offline": 5,
 }
+_SHUNNED = 3
 """Lower is asked earlier. Offline nodes last, but asked: the state may be old, for it is
 frozen while consensus is away, and only a try tells."""
 
@@ -94,16 +96,21 @@ def plan(holders: Sequence[Standing], me: NodeId, loads: Mapping[NodeId, Load], 
     mine: list[NodeId] = []
     tiers: dict[int, list[NodeId]] = {}
     for standing in holders:
-        if standing.node == me and standing.status != "draining":
+        tier = max(_LAST_RESORT[standing.status], _SHUNNED if standing.shunned else 0)
+        if standing.node == me and not standing.shunned and standing.status != "draining":
             mine.append(me)
         elif standing.node != me and not standing.reachable:
             left_out.append(LeftOut(standing.node, "it has no address for forwarded requests"))
         else:
-            tiers.setdefault(_LAST_RESORT[standing.status], []).append(standing.node)
+            tiers.setdefault(tier, []).append(standing.node)
     order = mine
     for tier in sorted(tiers):
         order += _drawn(tiers[tier], MAX_TRIES - len(order), loads, dice)
-    left_out += [LeftOut(s.node, "others come first") for s in holders if _unused(s, order, left_out)]
+    left_out += [
+        LeftOut(s.node, "it failed lately" if s.shunned else "others come first")
+        for s in holders
+        if _unused(s, order, left_out)
+    ]
     return Plan(order=tuple(order), left_out=tuple(left_out))
 
 

@@ -36,8 +36,9 @@ class Local(Protocol):
 class Shelf(Protocol):
     """The models on this node's disk (`catalog.service.Catalog`)."""
 
-    def knows(self, name: str) -> bool:
-        """From memory, without a look at the disk."""
+    def version(self, name: str) -> str:
+        """The digest of the model's manifest, from memory, without a look at the disk; empty: it is
+        not here."""
         ...
 
 

@@ -9,13 +9,16 @@ state calls offline is still tried when no other holds the model.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import msgspec
 import structlog
 
+from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import (
     EmbedRequest,
@@ -24,12 +27,15 @@ from ollama_distributed.base.inference import (
     InferenceRequest,
     RerankRequest,
     RerankResult,
+    Sampling,
+    TextPrompt,
 )
-from ollama_distributed.base.tokens import EngineFailed, Resume, SourceEvent, SourceSink
+from ollama_distributed.base.tokens import Done, EngineFailed, Resume, SourceEvent, SourceSink, Tokens
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
 from ollama_distributed.routing.directory import Directory
+from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.plan import (
     ELSEWHERE,
     MAX_TRIES,
@@ -46,6 +52,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
+PROBE_ID = RequestId("probe")
 STALE_S = 15.0
 """A load report that is older says nothing: an unchanged load is said every 5 s."""
 
@@ -62,7 +69,9 @@ class Router:
         view: ClusterView,
         dice: Dice,
         missed: Callable[[], None] = lambda: None,
+        clock: Clock | None = None,
     ) -> None:
+        self._ejections = Ejections(clock or SystemClock(), dice)
         self._local = local
         self._missed = missed
         self._shelf = shelf
@@ -84,7 +93,14 @@ class Router:
                 return self._local.start(request, hear, resume)
             return self._peers.start(node, request, hear, resume)
 
-        return Attempts(order, begin, sink, request.request_id, self._name_of)
+        key = name_key(request.model)
+        if resume is not None and resume.left and resume.left[-1].stalled:
+            self._ejections.stalled(NodeId(resume.left[-1].replica) or self._view.me, key)
+
+        def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
+            self._ejections.note(node, key, error)
+
+        return Attempts(order, begin, sink, request.request_id, self._name_of, noted)
 
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
@@ -121,8 +137,8 @@ class Router:
             if other or left.get(standing.node):
                 continue
             (old if standing.node in left else fresh).append(standing)
-        loads = self._loads(model, (*fresh, *old))
-        first, last = (plan(some, me, loads, self._dice).order for some in (fresh, old))
+        loads, judged, key = self._loads(model, (*fresh, *old)), self._ejections.judged, name_key(model)
+        first, last = (plan(judged(some, key), me, loads, self._dice).order for some in (fresh, old))
         return (*first, *last)[:MAX_TRIES]
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -161,12 +177,49 @@ class Router:
             self._missed()
         if not holders:
             return Plan()
-        return plan(holders, me, self._loads(model, holders), self._dice)
+        judged = self._ejections.judged(holders, name_key(model))
+        return plan(judged, me, self._loads(model, holders), self._dice)
+
+    async def probe(self) -> None:
+        """Until it is cancelled: see whether replicas that failed are well again."""
+        await self._ejections.probe(self._probe, self._known)
+
+    def _known(self, replica: tuple[NodeId, str]) -> bool:
+        node, key = replica
+        return node == self._view.me or node in self._view.state().models.get(key, ())
+
+    async def _probe(self, node: NodeId, key: str) -> None:
+        held = self._view.state().models.get(key)
+        known = held.get(node) if held is not None else None
+        if known is not None and "completion" not in known.capabilities:
+            asked = EmbedRequest(request_id=PROBE_ID, identity=Identity("local"), model=key, inputs=("1",))
+            await (self._local.embed(asked) if node == self._view.me else self._peers.embed(node, asked))
+            return
+        ended: asyncio.Future[OllamaDistributedError | None] = asyncio.get_running_loop().create_future()
+
+        def hear(event: SourceEvent) -> None:
+            if isinstance(event, EngineFailed | Done | Tokens) and not ended.done():
+                ended.set_result(event.error if isinstance(event, EngineFailed) else None)
+
+        one = InferenceRequest(
+            request_id=PROBE_ID,
+            identity=Identity("local"),
+            model=key,
+            prompt=TextPrompt(text="1", raw=True),
+            sampling=Sampling(num_predict=1),
+        )
+        there = self._local.start(one, hear) if node == self._view.me else self._peers.start(node, one, hear)
+        try:
+            if (error := await ended) is not None:
+                raise error
+        finally:
+            there.cancel()
 
     def _holders(self, model: str) -> tuple[Standing, ...]:
-        """This node first, if it is one."""
+        """This node first, if it is one: not with a version that another one has superseded."""
         others, me = self._directory.others(model), self._view.me
-        if not self._shelf.knows(model):
+        here = self._shelf.version(model)
+        if not here or self._directory.superseded(model, here):
             return others
         draining = bool(others) and self._directory.draining(me)
         return (Standing(node=me, status="draining" if draining else "online"), *others)
@@ -191,14 +244,16 @@ class Router:
         there: Callable[[NodeId], Awaitable[T]],
     ) -> tuple[str, T]:
         """The answer and the name of the node that gave it; empty: this one."""
-        order = self.plan(model).order or (self._view.me,)
+        order, key = self.plan(model).order or (self._view.me,), name_key(model)
         errors: list[OllamaDistributedError] = []
         for node in order:
             try:
                 answer = await (here() if node == self._view.me else there(node))
+                self._ejections.note(node, key, None)
                 return self._name_of(node), answer
             except ELSEWHERE as error:
                 errors.append(error)
+                self._ejections.note(node, key, error)
                 if len(order) > 1:
                     log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
         raise most_telling(errors)

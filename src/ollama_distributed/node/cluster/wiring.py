@@ -37,6 +37,7 @@ from ollama_distributed.node.cluster.view import View
 from ollama_distributed.node.placing import Placing
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.placement.desk import Desk
+from ollama_distributed.placement.ports import Outside
 from ollama_distributed.routing.service import Router
 from ollama_distributed.serving.cluster import ClusterResidents, load_of
 from ollama_distributed.serving.machine import LocalMachine
@@ -125,9 +126,10 @@ async def in_cluster(
     keys: SharedKeys,
     placing: Placing,
     missed: Callable[[], None],
+    outside: Outside | None = None,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster. `missed`: hears of each
-    request for a model that is not on this node's disk."""
+    request for a model that is not on this node's disk. `outside`: models that no node has."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
     async with AsyncExitStack() as stack:
         sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
@@ -187,8 +189,11 @@ async def in_cluster(
 
         open_names(door, catalog)
         everywhere = ClusterCatalog(catalog, NameExchange(pool), node, state, _Consensus(node, keeper.linked))
+        router = Router(serving, catalog, pool, view, chance.randrange, missed, clock)
+        probing = asyncio.create_task(router.probe(), name="probes of replicas")
+        stack.push_async_callback(end, [probing])
         yield InCluster(
-            source=Router(serving, catalog, pool, view, chance.randrange, missed),
+            source=router,
             catalog=everywhere,
             residents=ClusterResidents(serving, view, node, state),
             service=service,
@@ -199,6 +204,7 @@ async def in_cluster(
                 propose=propose,
                 clock=clock,
                 policy=lambda: placing.policy,
+                outside=outside,
             ),
             keeper=keeper,
         )
