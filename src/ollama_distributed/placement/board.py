@@ -15,6 +15,8 @@ from ollama_distributed.placement.shelves import Place, Shelf, Shelves
 from ollama_distributed.placement.spread import Domain, domain_of
 
 _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
+MANY = 1 << 30
+"""Seats of a node that has no limit of them."""
 
 
 class Spot:
@@ -25,6 +27,7 @@ class Spot:
         self.domain = domain
         self.gpu_free = site.gpu_bytes
         self.memory_free = site.memory_bytes
+        self.seats_free = site.seats or MANY
         self.disk_free = site.disk_free_bytes - disk_low_bytes
         """Beside what its replicas lack."""
         self.taken = Taken()
@@ -43,7 +46,7 @@ class Spot:
     def runs(self, wish: Wish, device: Device) -> bool:
         """Whether one more loaded replica fits into what is left."""
         gpu, memory = wish.need.of(device)
-        if device == "gpu" and not gpu:
+        if (device == "gpu" and not gpu) or self.seats_free <= 0 or wish.model in self.site.no_load:
             return False
         return gpu <= self.gpu_free and memory <= self.memory_free
 
@@ -64,6 +67,7 @@ class Spot:
         """What is taken of it beside its replicas is another by now."""
         self.gpu_free += self.taken.gpu_bytes - taken.gpu_bytes
         self.memory_free += self.taken.memory_bytes - taken.memory_bytes
+        self.seats_free += self.taken.models - taken.models
         self.taken = taken
         self._strays = sum(size for digest, size in taken.arriving.items() if digest not in self.coming)
 
@@ -80,6 +84,7 @@ class Spot:
             gpu, memory = wish.need.of(replica.device)
             self.gpu_free -= by * gpu
             self.memory_free -= by * memory
+            self.seats_free -= by
         here, coming = self.site.blobs, self.coming
         for blob in wish.blobs:
             if blob.digest in here:

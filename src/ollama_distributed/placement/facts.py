@@ -80,6 +80,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that are to hold the files."""
     warm: int = 0
     """Of these, nodes that are to have it loaded."""
+    hold: bool = False
+    """Where it is to be loaded it stays so, whatever keep-alive says."""
     labels: Mapping[str, str] = {}
     """Only nodes with all of these, apart from pins."""
     pins: tuple[NodeId, ...] = ()
@@ -100,6 +102,8 @@ class Loaded(msgspec.Struct, frozen=True, gc=False):
     device: Device
     memory_bytes: int
     """Of that device."""
+    held: bool = True
+    """Because it was placed; else requests loaded it, and keep-alive ends it."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,18 +117,25 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """Main memory for models, those that run included."""
     gpu_bytes: int = 0
     """Memory of all GPUs for models."""
+    seats: int = 0
+    """Models that may be loaded at once; 0: any number."""
     disk_free_bytes: int = 0
     """For blobs that are not here yet; what is on its way is not taken off."""
     speed: int = 0
     """Class of its measured speed: higher is preferred; 0 is not measured."""
     blobs: frozenset[str] = frozenset()
     """Digests that are complete on its disk."""
+    named: frozenset[str] = frozenset()
+    """Models of which it has some version, not always the one that is wanted."""
     arriving: frozenset[str] = frozenset()
     """Digests on their way to it."""
     loaded: Mapping[str, Loaded] = {}
     """By model; those that nobody placed among them."""
     loading: frozenset[str] = frozenset()
     """Models that it loads now."""
+    no_fetch: frozenset[str] = frozenset()
+    no_load: frozenset[str] = frozenset()
+    """Models that it could not fetch or load, several times in a row and lately."""
 
     @property
     def shown(self) -> str:
@@ -138,6 +149,8 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     """By loaded models that nobody placed."""
     memory_bytes: int = 0
     """Main memory, likewise."""
+    models: int = 0
+    """How many these are."""
     arriving: Mapping[str, int] = {}
     """Bytes of each blob that is on its way to it, of those that are wanted anywhere."""
 

@@ -165,8 +165,8 @@ class Filling:
         return self._crowding(spot) if fits_alone(spot.site, self._wish) else None
 
     def _crowding(self, spot: Spot) -> Crowding | None:
-        """None where it has the model already, or no disk for it."""
-        if spot.site.node in self.replicas:
+        """None where it has the model already, no disk for it, or could not fetch it."""
+        if spot.site.node in self.replicas or self._wish.model in spot.site.no_fetch:
             return None
         need, room = spot.disk(self._wish)
         return self._spread.crowding(spot.domain)[1:] if need <= room else None

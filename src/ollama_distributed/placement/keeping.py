@@ -47,6 +47,8 @@ class Offer(msgspec.Struct, gc=False):
     arriving: bool
     """Some are on their way."""
     loaded: bool
+    stale: bool
+    """Another version is on its disk, and answers to its name."""
     usable: bool
     """It counts as a copy."""
     device: Device | None = None
@@ -74,8 +76,8 @@ def offers(
     for want, row in rows:
         placed = row.standing
         if placed is not None and row.usable and row.complete and row.loaded == placed.warm:
-            row.settled = not placed.warm or row.device == placed.device
-        if row.usable or row.complete or row.loaded or placed is not None:
+            row.settled = not placed.warm or (row.device == placed.device and not unheld(site, want.wish))
+        if row.usable or row.complete or row.stale or row.loaded or placed is not None:
             made[want.wish.model] = row
     return made
 
@@ -89,20 +91,30 @@ def _seen(site: Site, domain: Domain, want: Want, standing: Replica | None) -> O
     arriving = not complete and bool(site.arriving) and not digests.isdisjoint(site.arriving)
     pinned = site.node in want.pins
     here = site.presence == "here"
-    stays = standing is not None or complete or (arriving and digests <= site.blobs | site.arriving)
+    stale = not complete and wish.model in site.named
+    stays = standing is not None or complete or stale or (arriving and digests <= site.blobs | site.arriving)
     usable = (
         (here or site.presence in ("wavering", "away"))
         and (stays or (pinned and here))
+        and (complete or pinned or wish.model not in site.no_fetch)
         and (pinned or not wish.labels or _labelled(site, wish))
         and fits_alone(site, wish)
     )
     was_warm = standing is not None and standing.warm
     loaded = wish.model in site.loaded
-    return Offer(site.node, domain, here, standing, was_warm, pinned, complete, arriving, loaded, usable)
+    return Offer(
+        site.node, domain, here, standing, was_warm, pinned, complete, arriving, loaded, stale, usable
+    )
 
 
 def _labelled(site: Site, wish: Wish) -> bool:
     return all(site.labels.get(name) == value for name, value in wish.labels.items())
+
+
+def unheld(site: Site, wish: Wish) -> bool:
+    """Whether it is loaded there as it is to be, but would go by keep-alive."""
+    loaded = site.loaded.get(wish.model)
+    return wish.hold and loaded is not None and not loaded.held
 
 
 def fits_alone(site: Site, wish: Wish) -> bool:
@@ -114,9 +126,10 @@ def fits_alone(site: Site, wish: Wish) -> bool:
 
 def taken_of(site: Site, wishes: Mapping[str, Want], wanting: Mapping[str, Iterable[str]]) -> Taken:
     """`wishes`: by model; `wanting`: models by blob."""
-    gpu = memory = 0
+    gpu = memory = models = 0
     for model, loaded in site.loaded.items():
         if model not in wishes:
+            models += 1
             if loaded.device == "gpu":
                 gpu += loaded.memory_bytes
             else:
@@ -131,7 +144,7 @@ def taken_of(site: Site, wishes: Mapping[str, Want], wanting: Mapping[str, Itera
         ]
         if sizes:
             arriving[digest] = max(sizes)
-    return Taken(gpu_bytes=gpu, memory_bytes=memory, arriving=arriving)
+    return Taken(gpu_bytes=gpu, memory_bytes=memory, models=models, arriving=arriving)
 
 
 def _check_disk(site: Site, rows: list[_Row], rules: Rules, taken: Taken) -> None:
@@ -161,6 +174,7 @@ def _give_memory(site: Site, rows: list[_Row], taken: Taken) -> None:
     one is to be loaded anywhere is asked only of what is pinned: when thousands of replicas are to
     run, or to run no more, that alone asks no node anew."""
     gpu_free, memory_free = site.gpu_bytes - taken.gpu_bytes, site.memory_bytes - taken.memory_bytes
+    seats = site.seats - taken.models if site.seats else len(rows)
     asking = [
         row
         for row in rows
@@ -169,10 +183,14 @@ def _give_memory(site: Site, rows: list[_Row], taken: Taken) -> None:
     if len(asking) > 1:
         asking.sort(key=_memory_order)
     for want, row in asking:
+        if seats <= 0:
+            break
+        if not (row.loaded or row.pinned) and want.wish.model in site.no_load:
+            continue
         for device in _devices(site, want.wish.model, row.standing):
             gpu, memory = want.wish.need.of(device)
             if (gpu or device == "cpu") and gpu <= gpu_free and memory <= memory_free:
-                gpu_free, memory_free = gpu_free - gpu, memory_free - memory
+                gpu_free, memory_free, seats = gpu_free - gpu, memory_free - memory, seats - 1
                 row.device = device
                 break
 
@@ -252,7 +270,7 @@ def _warm_grade(offer: Offer) -> tuple[bool, ...]:
 
 
 def _cold_grade(offer: Offer) -> tuple[bool, ...]:
-    return (offer.standing is None, not offer.complete, not offer.arriving)
+    return (offer.standing is None, not offer.complete, not offer.arriving, not offer.stale)
 
 
 def _choose(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.facts import Blob, Device, Replica, Rules, Site
-from ollama_distributed.placement.keeping import Offer, Want
+from ollama_distributed.placement.keeping import Offer, Want, unheld
 from ollama_distributed.placement.outcome import Delete, Fetch, Load, Move, Unload
 
 MAX_HOLDERS = 8
@@ -19,11 +19,14 @@ MAX_HOLDERS = 8
 
 _WORKING = ("here", "wavering")
 
+FreeNow = Callable[[NodeId], tuple[int, int, int]]
+"""GPU and main memory that no model has at this moment, and how many more may be loaded."""
+
 
 class Gap:
     """All that separates one model from where it belongs; what is under way is not in it."""
 
-    __slots__ = ("copies", "covered", "deletes", "fetches", "loads", "unloads", "want")
+    __slots__ = ("copies", "covered", "deletes", "fetches", "loads", "stale", "unloads", "want")
 
     def __init__(self, want: Want) -> None:
         self.want = want
@@ -36,9 +39,12 @@ class Gap:
         self.loads: list[tuple[NodeId, Device]] = []
         self.unloads: list[NodeId] = []
         self.deletes: list[NodeId] = []
+        """Copies beyond those that are wanted."""
+        self.stale: list[NodeId] = []
+        """Other versions where none is wanted: they would answer to the name."""
 
     def __bool__(self) -> bool:
-        return bool(self.fetches or self.loads or self.unloads or self.deletes)
+        return bool(self.fetches or self.loads or self.unloads or self.deletes or self.stale)
 
     @property
     def order(self) -> tuple[int, tuple[int, int, str]]:
@@ -66,20 +72,25 @@ def gap(
             continue
         found.copies += 1
         if replica.warm:
+            running += offer.loaded
             if offer.loaded:
-                running += 1
+                if unheld(site, wish) and model not in site.loading:
+                    found.loads.append((node, site.loaded[model].device))
             elif model not in site.loading:
                 found.loads.append((node, replica.device))
     found.covered = running >= wish.warm
     safe = found.copies >= max(1, wish.copies)
     for node, offer in offered.items():
         placed = assigned.get(node)
-        if offer.loaded:
+        surplus = placed is None and safe and sites[node].presence in _WORKING
+        if surplus and offer.stale:
+            found.stale.append(node)
+        elif offer.loaded:
             if (placed is None or not placed.warm) and sites[node].presence not in ("away", "lost"):
                 found.unloads.append(node)
-        elif placed is None and safe and offer.complete and sites[node].presence in _WORKING:
+        elif surplus and offer.complete:
             found.deletes.append(node)
-    for row in (found.fetches, found.unloads, found.deletes):
+    for row in (found.fetches, found.unloads, found.deletes, found.stale):
         row.sort()
     found.loads.sort()
     return found
@@ -89,29 +100,28 @@ def begin(
     gaps: Iterable[Gap],
     rules: Rules,
     sites: Mapping[NodeId, Site],
-    free_now: Callable[[NodeId], tuple[int, int]],
+    free_now: FreeNow,
     holders: Callable[[str], list[NodeId]],
     fetching: int,
 ) -> tuple[tuple[Move, ...], int]:
-    """Which moves begin now, and how many replicas have to wait for theirs. `free_now`: GPU and
-    main memory that no model has at this moment; `holders`: live nodes that have a blob, sorted;
-    `fetching`: blobs on their way now."""
+    """Which moves begin now, and how many replicas have to wait for theirs. `holders`: live nodes
+    that have a blob, sorted; `fetching`: blobs on their way now."""
     ordered = sorted(gaps, key=lambda one: one.order)
     loads, pressed = _loads(ordered, rules, sites, free_now)
     unloads: list[Move] = [
         Unload(node=node, model=one.want.wish.model, reason=_why_unload(one, sites[node]))
         for one in ordered
         for node in one.unloads
-        if one.covered or node in pressed
+        if node in pressed or (one.covered and _may_go(one, sites[node]))
     ]
     going = [
         (one, node)
         for one in ordered
-        for node in one.deletes
-        if not one.want.wish.keep or sites[node].disk_free_bytes < rules.disk_low_bytes
+        for node in (*one.stale, *one.deletes)
+        if node in one.stale or not one.want.wish.keep or sites[node].disk_free_bytes < rules.disk_low_bytes
     ][: rules.deletes]
     deletes: list[Move] = [
-        Delete(node=node, model=one.want.wish.model, reason=_why_delete(one)) for one, node in going
+        Delete(node=node, model=one.want.wish.model, reason=_why_delete(one, node)) for one, node in going
     ]
     gone = {(node, digest) for one, node in going for digest in one.want.digests}
 
@@ -125,25 +135,30 @@ def begin(
     return (*unloads, *loads, *fetches, *deletes), waiting
 
 
+def _may_go(one: Gap, site: Site) -> bool:
+    """What requests loaded is left to keep-alive, but for a node that is to be empty."""
+    return site.loaded[one.want.wish.model].held or site.presence == "leaving"
+
+
 def _loads(
-    gaps: list[Gap],
-    rules: Rules,
-    sites: Mapping[NodeId, Site],
-    free_now: Callable[[NodeId], tuple[int, int]],
+    gaps: list[Gap], rules: Rules, sites: Mapping[NodeId, Site], free_now: FreeNow
 ) -> tuple[list[Move], set[NodeId]]:
     """The loads that begin, and the nodes where one waits for memory."""
     begun: list[Move] = []
     pressed: set[NodeId] = set()
-    busy: dict[NodeId, tuple[int, int, int]] = {}
+    busy: dict[NodeId, tuple[int, int, int, int]] = {}
     for one in gaps:
         wish = one.want.wish
         for node, device in one.loads:
-            running, gpu_free, memory_free = busy.get(node) or (len(sites[node].loading), *free_now(node))
-            gpu, memory = wish.need.of(device)
-            if gpu > gpu_free or memory > memory_free:
+            there = len(sites[node].loading)
+            running, gpu_free, memory_free, seats = busy.get(node) or (there, *free_now(node))
+            gpu, memory, seat = (*wish.need.of(device), 1)
+            if wish.model in sites[node].loaded:
+                gpu, memory, seat = 0, 0, 0  # it only has to be held
+            if gpu > gpu_free or memory > memory_free or seat > seats:
                 pressed.add(node)
             elif running < rules.loads_per_node:
-                busy[node] = (running + 1, gpu_free - gpu, memory_free - memory)
+                busy[node] = (running + 1, gpu_free - gpu, memory_free - memory, seats - seat)
                 begun.append(Load(node=node, model=wish.model, device=device, reason=_why_load(one)))
     return begun, pressed
 
@@ -227,8 +242,10 @@ def _why_fetch(one: Gap, site: Site) -> str:
     return f"{wish.name} is to be on {_count(wish.copies, 'node')} and is on {one.copies}"
 
 
-def _why_delete(one: Gap) -> str:
+def _why_delete(one: Gap, node: NodeId) -> str:
     wish = one.want.wish
+    if node in one.stale:
+        return f"an older version of {wish.name}; the new one has its places elsewhere"
     return f"{wish.name} has its {_count(wish.copies, 'copy', 'copies')} elsewhere"
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.placement.board import Board
+from ollama_distributed.placement.board import MANY, Board
 from ollama_distributed.placement.facts import Replica, Rules, Site, Wish
 from ollama_distributed.placement.filling import Filling
 from ollama_distributed.placement.keeping import Offer, Want, keep, offers, taken_of
@@ -65,8 +65,9 @@ class Planner:
         self._at: dict[NodeId, dict[str, Offer]] = {}
         """`offered`, by node."""
         self._fetching = 0
-        self._used: dict[NodeId, tuple[int, int]] = {}
-        """GPU and main memory that models have now, those that are being loaded among them."""
+        self._used: dict[NodeId, tuple[int, int, int]] = {}
+        """GPU and main memory that models have now, those that are being loaded among them, and how
+        many they are."""
         self._adopted: SortedMap[str, tuple[Replica, ...]] = SortedMap()
         """`_standing`, by model."""
         self._kept: dict[str, dict[NodeId, Replica]] = {}
@@ -245,13 +246,14 @@ class Planner:
 
     def _concerned(self, site: Site, standing: Mapping[str, Replica]) -> set[str]:
         """Models that have anything to do with a node."""
-        names = {model for model in (*standing, *site.loaded, *site.loading) if model in self.wants}
+        there = (*standing, *site.loaded, *site.loading, *site.named)
+        names = {model for model in there if model in self.wants}
         names.update(self._pinned.get(site.node, ()))
         for digest in (*site.blobs, *site.arriving):
             names.update(self._wanted_blobs.get(digest, ()))
         return names
 
-    def _in_use(self, site: Site, standing: Mapping[str, Replica]) -> tuple[int, int]:
+    def _in_use(self, site: Site, standing: Mapping[str, Replica]) -> tuple[int, int, int]:
         gpu = sum(loaded.memory_bytes for loaded in site.loaded.values() if loaded.device == "gpu")
         memory = sum(loaded.memory_bytes for loaded in site.loaded.values() if loaded.device == "cpu")
         for model in site.loading:
@@ -259,7 +261,7 @@ class Planner:
                 device = standing[model].device if model in standing else "cpu"
                 more = self.wants[model].wish.need.of(device)
                 gpu, memory = gpu + more[0], memory + more[1]
-        return gpu, memory
+        return gpu, memory, len(site.loading | site.loaded.keys())
 
     def _keep(self, model: str) -> None:
         """Decide anew what of a model may stay."""
@@ -324,9 +326,10 @@ class Planner:
         else:
             self._gaps.pop(model, None)
 
-    def _free_now(self, node: NodeId) -> tuple[int, int]:
+    def _free_now(self, node: NodeId) -> tuple[int, int, int]:
         site, used = self.sites[node], self._used[node]
-        return site.gpu_bytes - used[0], site.memory_bytes - used[1]
+        seats = site.seats - used[2] if site.seats else MANY
+        return site.gpu_bytes - used[0], site.memory_bytes - used[1], seats
 
     # ── indexes ─────────────────────────────────────────────────────────────────────
 
@@ -349,6 +352,7 @@ class Planner:
                 or not want.digests.isdisjoint(site.arriving)
                 or model in site.loaded
                 or model in site.loading
+                or model in site.named
             ):
                 self._same_sites.add(node)
         self._same_sites.update(node for node, standing in self._standing.items() if model in standing)

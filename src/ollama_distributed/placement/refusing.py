@@ -82,9 +82,15 @@ def obstacle(want: Want, spot: Spot, replica: Replica | None) -> str:
     need = wish.need.memory_bytes
     if not fits_alone(site, wish):
         return f"does not fit: needs {size(need)}, node has {size(site.memory_bytes)}"
+    if wish.model in site.no_fetch:
+        return "it could not fetch it lately"
     lacks, room = spot.disk(wish)
     if lacks > room:
         return f"no room on its disk: needs {size(lacks)}, {size(room)} may be filled"
+    if wish.warm and wish.model in site.no_load:
+        return "it could not load it lately"
+    if wish.warm and spot.seats_free <= 0:
+        return f"as many models as may be are to be loaded on it: {site.seats}"
     if wish.warm and not (spot.runs(wish, "gpu") or spot.runs(wish, "cpu")):
         return f"does not fit: needs {size(need)}, node has {size(max(spot.memory_free, 0))} free"
     return "others come first"

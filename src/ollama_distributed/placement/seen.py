@@ -22,6 +22,9 @@ from ollama_distributed.placement.fit import Machine, Running, Speed
 from ollama_distributed.state.cluster import ClusterState, NodeState
 from ollama_distributed.state.records import Desired, HeldModel, Placed
 
+GIVEN_UP = 3
+"""After so many failures in a row a model is tried on other nodes; the failures are forgotten soon."""
+
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True):
     """How the nodes load models when nobody says otherwise (`serving.options.Rules`)."""
@@ -50,6 +53,8 @@ def digest_of(blob: str) -> str:
 
 
 def site_of(node: NodeState, placed: Placed, here: Presence) -> Site:
+    held = [one for one in node.holdings.models if not one.remote] if node.holdings else []
+    failed = [one for one in placed.failed if one.tries >= GIVEN_UP]
     return Site(
         node=node.id,
         name=node.name,
@@ -57,14 +62,16 @@ def site_of(node: NodeState, placed: Placed, here: Presence) -> Site:
         labels=node.labels,
         memory_bytes=placed.memory_bytes,
         gpu_bytes=placed.gpu_bytes,
+        seats=placed.seats,
         disk_free_bytes=placed.disk_free_bytes,
         speed=_speed_class(placed),
-        blobs=frozenset(files(held.name, held.digest) for held in node.holdings.models if not held.remote)
-        if node.holdings
-        else frozenset(),
+        blobs=frozenset(files(one.name, one.digest) for one in held),
+        named=frozenset(one.name for one in held),
         arriving=frozenset(placed.fetching),
-        loaded={one.model: Loaded(one.device, one.memory_bytes) for one in placed.loaded},
+        loaded={one.model: Loaded(one.device, one.memory_bytes, one.held) for one in placed.loaded},
         loading=frozenset(placed.loading),
+        no_fetch=frozenset(one.model for one in failed if one.kind == "fetch"),
+        no_load=frozenset(one.model for one in failed if one.kind == "load"),
     )
 
 
@@ -174,6 +181,7 @@ def wish_of(desired: Desired, held: HeldModel, counts: tuple[int, int], loading:
         need=need_of(spec_of(held).architecture, held.size_bytes, loading),
         copies=counts[0],
         warm=counts[1],
+        hold=desired.preload,
         labels=desired.labels,
         pins=desired.pins,
         keep=desired.keep,

@@ -41,6 +41,11 @@ def check_move(world: World, move: object) -> None:
     match move:
         case Load(model=model, device=device):
             gpu, memory = world.wishes[model].need.of(device)
+            if model in there.loaded:
+                assert world.wishes[model].hold
+                assert not there.loaded[model].held
+                return
+            assert not there.seats or len(there.loaded) < there.seats
             used_gpu = sum(one.memory_bytes for one in there.loaded.values() if one.device == "gpu")
             used = sum(one.memory_bytes for one in there.loaded.values() if one.device == "cpu")
             assert used + memory <= there.memory_bytes
@@ -56,7 +61,7 @@ def check_move(world: World, move: object) -> None:
             digests = {blob.digest for blob in world.wishes[model].blobs}
             others = [n for n, s in world.sites.items() if digests <= s.blobs and n != there.node]
             assert others, "the last copy"
-            assert model not in there.loaded
+            assert model not in there.loaded or not digests <= there.blobs
 
 
 @given(worlds(), st.integers(0, 2**32))
@@ -65,6 +70,7 @@ def test_never_over_memory_or_disk_and_never_the_last_copy(world: World, seed: i
         for node, there in world.sites.items():
             memory, gpu = there.memory_bytes, there.gpu_bytes
             lacks: dict[str, int] = {}
+            strangers, warm = sum(model not in world.wishes for model in there.loaded), 0
             for model, replicas in plan.assignments.items():
                 for replica in replicas:
                     if replica.node != node:
@@ -72,10 +78,11 @@ def test_never_over_memory_or_disk_and_never_the_last_copy(world: World, seed: i
                     one = world.wishes[model]
                     if replica.warm:
                         needed = one.need.of(replica.device)
-                        gpu, memory = gpu - needed[0], memory - needed[1]
+                        gpu, memory, warm = gpu - needed[0], memory - needed[1], warm + 1
                     lacks |= {b.digest: b.size_bytes for b in one.blobs if b.digest not in there.blobs}
             assert memory >= 0
             assert gpu >= 0
+            assert not there.seats or warm <= max(0, there.seats - strangers)
             if there.presence != "away":
                 assert sum(lacks.values()) <= max(there.disk_free_bytes - RULES.disk_low_bytes, 0)
 
@@ -180,7 +187,15 @@ def test_what_is_not_refused_is_there(world: World) -> None:
             there = world.sites[replica.node]
             if there.presence in ("here", "wavering"):
                 assert {blob.digest for blob in one.blobs} <= there.blobs
-                assert (model in there.loaded) == replica.warm
+                loaded = there.loaded.get(model)
+                assert loaded is not None if replica.warm else loaded is None or not loaded.held
+                assert not replica.warm or not one.hold or (loaded is not None and loaded.held)
+        if len(replicas) >= max(one.copies, 1) and all(
+            world.sites[replica.node].presence in ("here", "wavering") for replica in replicas
+        ):
+            for node, there in world.sites.items():
+                if there.presence in ("here", "wavering") and model in there.named:
+                    assert {blob.digest for blob in one.blobs} <= there.blobs, f"{node} has another version"
 
 
 @given(st.data())

@@ -45,6 +45,7 @@ def wishes(draw: st.DrawFn, model: str) -> Wish:
         need=Need(memory_bytes=size + 2, gpu_bytes=gpu, host_bytes=1 if gpu else 0),
         copies=copies,
         warm=draw(st.integers(0, max(copies, 1))),
+        hold=draw(st.booleans()),
         labels=draw(st.sampled_from([{}, {}, {"kind": "a"}, {"zone": "x"}])),
         pins=tuple(sorted(draw(st.sets(st.sampled_from(NODES), max_size=1)))),
         keep=draw(st.booleans()),
@@ -69,9 +70,12 @@ def sites(draw: st.DrawFn, node: NodeId, wanted: Mapping[str, Wish]) -> Site:
         need = wanted[model].need.memory_bytes
         if need <= free:
             free -= need
-            loaded[model] = Loaded("cpu", need)
+            loaded[model] = Loaded("cpu", need, held=draw(st.booleans()))
     if draw(st.integers(0, 5)) == 0 and free >= 3:
         loaded["stranger"] = Loaded("cpu", 3)
+    seats = draw(st.sampled_from([0, 0, 0, 1, 2]))
+    if seats and len(loaded) > seats:
+        loaded = dict(list(loaded.items())[-seats:])
     others = [digest for digest in have if digest not in blobs]
     return Site(
         node=node,
@@ -86,6 +90,10 @@ def sites(draw: st.DrawFn, node: NodeId, wanted: Mapping[str, Wish]) -> Site:
         blobs=blobs,
         arriving=draw(st.frozensets(st.sampled_from(others), max_size=1)) if others else frozenset(),
         loaded=loaded,
+        seats=seats,
+        named=frozenset(complete) | draw(st.frozensets(st.sampled_from(MODELS), max_size=1)),
+        no_load=draw(st.sampled_from([frozenset(), frozenset(), frozenset(MODELS[:2])])),
+        no_fetch=draw(st.sampled_from([frozenset(), frozenset(), frozenset(MODELS[:2])])),
     )
 
 
@@ -128,8 +136,10 @@ class World:
         for node, there in self.sites.items():
             if there.arriving and there.presence in ("here", "wavering", "leaving"):
                 free = there.disk_free_bytes - sum(self.size_of(d) for d in there.arriving)
+                blobs = there.blobs | there.arriving
+                come = {m for m, one in self.wishes.items() if {b.digest for b in one.blobs} <= blobs}
                 self.sites[node] = msgspec.structs.replace(
-                    there, blobs=there.blobs | there.arriving, arriving=frozenset(), disk_free_bytes=free
+                    there, blobs=blobs, named=there.named | come, arriving=frozenset(), disk_free_bytes=free
                 )
 
     def run(self, move: Move) -> None:
@@ -140,6 +150,8 @@ class World:
             case Load(model=model, device=device):
                 gpu, memory = self.wishes[model].need.of(device)
                 loaded = Loaded(device, gpu if device == "gpu" else memory)
+                if model in there.loaded:
+                    loaded = msgspec.structs.replace(there.loaded[model], held=True)
                 there = msgspec.structs.replace(there, loaded={**there.loaded, model: loaded})
             case Unload(model=model):
                 left = {name: one for name, one in there.loaded.items() if name != model}
@@ -167,6 +179,8 @@ class World:
         return msgspec.structs.replace(
             there,
             blobs=there.blobs - gone.keys(),
+            named=there.named - {model},
+            loaded={name: one for name, one in there.loaded.items() if name != model},
             disk_free_bytes=there.disk_free_bytes + sum(gone.values()),
         )
 
