@@ -65,8 +65,8 @@ class Shelf:
     def __init__(self, *names: str) -> None:
         self.names = names
 
-    def knows(self, name: str) -> bool:
-        return name in self.names
+    def version(self, name: str) -> str:
+        return "d" if name in self.names else ""
 
 
 def directory(view: View) -> Directory:
@@ -149,6 +149,22 @@ def test_what_is_here_needs_no_word_of_the_cluster() -> None:
     assert router(view, "m").plan("m").order == ("me", "n1")
     view.write(keys.intent("me"), Intent(node=NodeId("me"), drain=True))
     assert router(view, "m").plan("m").order == ("n1", "me")
+
+
+def test_of_two_versions_the_one_that_counts_is_asked_for() -> None:
+    view = View()
+    old, new = held(), HeldModel(name=NAME, display="m", digest="new", size_bytes=1, modified_at=2.0)
+    view.node("me", "online", old)
+    view.node("n1", "online", old)
+    view.node("n2", "online", new)
+    assert [one.node for one in directory(view).others("m")] == ["n2"]
+    assert router(view, "m").plan("m").order == ("n2",), "not what this node itself holds"
+    # It has got another one, and the news is still under way: nothing can be newer.
+    view.write(keys.holdings("me"), Holdings(node=NodeId("me")))
+    assert router(view, "m").plan("m").order == ("me", "n2")
+    view.write(keys.holdings("me"), Holdings(node=NodeId("me"), models=(old,)))
+    view.write(keys.member("n2"), Member(node=NodeId("n2"), status="offline", since=1.0))
+    assert router(view, "m").plan("m").order == ("me", "n1"), "rather an old one than none"
 
 
 def test_what_the_state_says_of_this_node_is_not_believed() -> None:

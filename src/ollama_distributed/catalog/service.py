@@ -137,6 +137,11 @@ class Catalog:
         """Whether there is a model of this name, as far as memory says."""
         return self._known(name_key(name)) is not None
 
+    def version(self, name: str) -> str:
+        """The digest of its manifest, as far as memory says; empty: there is no such model."""
+        spec = self._known(name_key(name))
+        return spec.digest if spec is not None else ""
+
     def list(self) -> list[ModelSpec]:
         """All models, newest first; remote ones among them."""
         local = [entry.spec for entry in self._entries.values()]
