@@ -30,6 +30,8 @@ class FitRow(msgspec.Struct, frozen=True, kw_only=True):
     unload: tuple[str, ...] = ()
     tokens_per_s: float | None = None
     """Expected of one stream; None: nothing was measured on that node yet."""
+    speed_from: Literal["measured", "estimated"] | None = None
+    """estimated: from a model of another size on the same device."""
     fetch_bytes: int = 0
     reason: str = ""
 
@@ -44,6 +46,10 @@ class FitAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """As asked for."""
     nodes: tuple[FitRow, ...]
     """The best place first."""
+    registry: str = ""
+    """Where the model was looked at, since no node has it; empty: a node has it."""
+    bytes_read: int = 0
+    """Of that look."""
 
 
 class ReplicasAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

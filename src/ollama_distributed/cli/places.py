@@ -35,9 +35,12 @@ def fit(
 ) -> None:
     """Say where a model would fit, with which context, how fast, and what would have to go.
 
+    A model that no node has is looked at in its registry: a few KB of it are read.
+
     \b
     Examples:
       ollama-distributed model fit mymodel
+      ollama-distributed model fit hf.co/bartowski/Llama-3.2-1B-Instruct-GGUF:Q4_K_M
       ollama-distributed model fit mymodel --context 32768 --slots 2
     """
     session: Session = ctx.obj

@@ -29,6 +29,10 @@ def fit_text(answer: FitAnswer, look: Look) -> str:
         f"{answer.model}: {humanize.size(answer.size_bytes)}, asked for {answer.slots} x "
         f"{answer.context_tokens} tokens\n"
     )
+    if answer.registry:
+        head += (
+            f"no node has it: looked at in {answer.registry}, {humanize.size(answer.bytes_read)} were read\n"
+        )
     if not rows:
         return head + "no node is known yet\n"
     return head + tables.table(
@@ -52,7 +56,9 @@ def fit_text(answer: FitAnswer, look: Look) -> str:
 def _speed(row: FitRow) -> str:
     if row.device is None:
         return "-"
-    return "not measured" if row.tokens_per_s is None else f"{row.tokens_per_s:.1f}"
+    if row.tokens_per_s is None:
+        return "unknown"
+    return f"{row.tokens_per_s:.1f} {row.speed_from or ''}".rstrip()
 
 
 def _note(row: FitRow) -> str:

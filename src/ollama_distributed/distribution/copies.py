@@ -135,8 +135,8 @@ class ClusterSource:
             copy.lied(giver)
         return any(self._swarm.trusted(blob, node) for node in self._sources(name))
 
-    async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
-        raise NotOffered(f"the first {length} bytes of {blob} of {name.display} are not asked of nodes")
+    async def read_part(self, name: ModelName, _layer: Layer, _begin: int, _end: int) -> bytes:
+        raise NotOffered(f"{name.display}: what nodes hold of it is in the state")
 
     async def send(self, name: ModelName, _layer: Layer, _source: Blobs, _told: Told) -> None:
         raise NotOffered(f"{name.display}: nodes fetch what they need; nothing is pushed to them")

@@ -165,8 +165,8 @@ class Registry(Protocol):
         """What `fetch` brought is not this blob. True: it may come from elsewhere next time."""
         ...
 
-    async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
-        """The first bytes of a blob, to look into it before it is fetched; fewer at its end."""
+    async def read_part(self, name: ModelName, layer: Layer, begin: int, end: int, /) -> bytes:
+        """The bytes [begin, end) of a blob, to look into it before it is fetched; fewer at its end."""
         ...
 
     async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told, /) -> None:

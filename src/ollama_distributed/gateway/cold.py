@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ollama_distributed.access.roles import Verb, demand
+from ollama_distributed.access.roles import MAY, Verb, demand
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -68,6 +68,10 @@ class ColdRequest:
     def of(request: Request) -> ColdRequest:
         found: ColdRequest = request.scope[_KEY]
         return found
+
+    def may(self, verb: Verb) -> bool:
+        """Whether who asks could also do this."""
+        return self.identity is not None and verb in MAY[self.identity.role]
 
     async def body(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         """The JSON body, decoded; raises as `raw_body`, and `Invalid`."""

@@ -12,8 +12,11 @@ class Places(Protocol):
     """Names of models as people write them, nodes by id or by a name that only one has. Orders go
     to the leader and may raise `Unavailable`, `Conflict`, `NotFound` and `Invalid`."""
 
-    async def fit(self, name: str, *, context_tokens: int | None, slots: int | None) -> FitAnswer:
-        """None: as nodes load it when nobody says otherwise."""
+    async def fit(
+        self, name: str, *, context_tokens: int | None, slots: int | None, look: bool = True
+    ) -> FitAnswer:
+        """None: as nodes load it when nobody says otherwise. `look`: at a model that no node has, in
+        its registry."""
         ...
 
     def places(self, name: str) -> PlacesAnswer: ...

@@ -15,6 +15,7 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.distribution.downloads import Downloads, Transfer
+from ollama_distributed.distribution.looking import Looking
 from ollama_distributed.distribution.pace import Pace
 from ollama_distributed.distribution.ports import Status
 from ollama_distributed.distribution.pulls import Pulls
@@ -28,8 +29,9 @@ KEY_FILE = "registry_key"
 class RegistryTransfers:
     """Implements `gateway.ports.Transfers`."""
 
-    def __init__(self, pulls: Pulls, downloads: Downloads, pace: Pace) -> None:
+    def __init__(self, pulls: Pulls, downloads: Downloads, looking: Looking, pace: Pace) -> None:
         self.pulls = pulls
+        self.looking = looking
         self.downloads = downloads
         self._pace = pace
 
@@ -66,7 +68,7 @@ async def registry_transfers(
                 pulls.pull, pulls.check, clock, make_id=lambda: f"{node}.{random_id()}", node=node
             ) as downloads,
         ):
-            yield RegistryTransfers(pulls, downloads, pace)
+            yield RegistryTransfers(pulls, downloads, Looking(registries), pace)
 
 
 def _site(registry: RegistrySettings) -> RegistrySite:

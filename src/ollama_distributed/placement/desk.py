@@ -11,7 +11,13 @@ from typing import Protocol
 import anyio
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import Invalid, ModelNotFound, Unsupported
+from ollama_distributed.base.errors import (
+    Invalid,
+    InvalidName,
+    ModelNotFound,
+    OllamaDistributedError,
+    Unsupported,
+)
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.placement import (
     FitAnswer,
@@ -24,12 +30,13 @@ from ollama_distributed.base.placement import (
     WhatIfAnswer,
 )
 from ollama_distributed.cluster.load import Load
-from ollama_distributed.models.names import name_key
+from ollama_distributed.models.names import ModelName, name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.placement.demand import Demand, wanted
 from ollama_distributed.placement.facts import Rules
 from ollama_distributed.placement.fit import Question, fit, what_if
 from ollama_distributed.placement.plan import Planner
+from ollama_distributed.placement.ports import Outside
 from ollama_distributed.placement.seen import (
     content,
     machine_of,
@@ -79,6 +86,7 @@ class Desk:
         clock: Clock,
         policy: Callable[[], Policy],
         rules: Rules | None = None,
+        outside: Outside | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._state = state
@@ -87,11 +95,21 @@ class Desk:
         self._clock = clock
         self._policy = policy
         self._rules = rules or Rules()
+        self._outside = outside
 
     # ── fit ─────────────────────────────────────────────────────────────────────────
 
-    async def fit(self, name: str, *, context_tokens: int | None, slots: int | None) -> FitAnswer:
-        spec = await self._catalogue.resolve(name)
+    async def fit(
+        self, name: str, *, context_tokens: int | None, slots: int | None, look: bool = True
+    ) -> FitAnswer:
+        registry, count = "", 0
+        try:
+            spec = await self._catalogue.resolve(name)
+        except ModelNotFound as missing:
+            if self._outside is None or not look:
+                raise
+            spec, count = await self._looked(name, self._outside, missing)
+            registry = ModelName.parse(spec.name).host
         if spec.remote is not None:
             raise Unsupported(f"{spec.display} is served by another engine, which has its own memory")
         if not spec.architecture.layers:
@@ -119,6 +137,7 @@ class Desk:
                 memory_bytes=row.memory_bytes,
                 unload=tuple(_display(state, model) for model in row.unload),
                 tokens_per_s=row.tokens_per_s,
+                speed_from=row.speed_from,
                 fetch_bytes=row.fetch_bytes,
                 reason=row.reason,
             )
@@ -130,7 +149,25 @@ class Desk:
             context_tokens=question.context_tokens,
             slots=question.slots,
             nodes=rows,
+            registry=registry,
+            bytes_read=count,
         )
+
+    async def _looked(self, name: str, outside: Outside, missing: ModelNotFound) -> tuple[ModelSpec, int]:
+        """
+        Raises:
+            OllamaDistributedError: it cannot be looked at where its name says; says that no node
+                has it either.
+        """
+        try:
+            return await outside.look(name)
+        except InvalidName:
+            raise missing from None
+        except ModelNotFound as exc:
+            host = ModelName.parse(name).host
+            raise ModelNotFound(f"no node has model '{name}', and neither has {host}") from exc
+        except OllamaDistributedError as exc:
+            raise type(exc)(f"no node has model '{name}', and it cannot be looked at: {exc.message}") from exc
 
     def _question(self, spec: ModelSpec, context_tokens: int | None, slots: int | None) -> Question:
         loading = self._policy().loading

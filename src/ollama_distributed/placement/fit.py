@@ -22,6 +22,11 @@ from ollama_distributed.placement.plan import Planner
 Verdict: TypeAlias = Literal["fits", "unload", "smaller", "no"]
 """`unload`: once other models are gone; `smaller`: with less context or fewer slots."""
 
+SpeedFrom: TypeAlias = Literal["measured", "estimated"]
+"""With this model, or with one of another size."""
+SAME_SIZE = 1.01
+"""Weights of a size so near to another's are taken for the same: templates and licences count too."""
+
 _DEVICES: tuple[Device, ...] = ("gpu", "cpu")
 _BEST: Mapping[Verdict, int] = {"fits": 0, "unload": 1, "smaller": 2, "no": 3}
 
@@ -89,6 +94,7 @@ class Fitting(msgspec.Struct, frozen=True, kw_only=True):
     """Models that have to go first."""
     tokens_per_s: float | None = None
     """Of one stream; None: nothing was measured there yet."""
+    speed_from: SpeedFrom | None = None
     fetch_bytes: int = 0
     reason: str = ""
 
@@ -185,6 +191,7 @@ def _row(
     unload: tuple[str, ...] = (),
     reason: str = "",
 ) -> Fitting:
+    speed = expected_speed(machine.speeds, device, question.weights_bytes) if device else None
     return Fitting(
         node=machine.node,
         name=machine.name or machine.node,
@@ -194,16 +201,17 @@ def _row(
         slots=found.slots if found else 0,
         memory_bytes=found.need.total_bytes if found else 0,
         unload=unload,
-        tokens_per_s=expected_tokens_per_s(machine.speeds, device, question.weights_bytes)
-        if device
-        else None,
+        tokens_per_s=speed[0] if speed else None,
+        speed_from=speed[1] if speed else None,
         fetch_bytes=_fetch(question, machine),
         reason=reason,
     )
 
 
-def expected_tokens_per_s(speeds: Iterable[Speed], device: Device, weights_bytes: int) -> float | None:
-    """Of one stream, from the measurement with the weights nearest in size."""
+def expected_speed(
+    speeds: Iterable[Speed], device: Device, weights_bytes: int
+) -> tuple[float, SpeedFrom] | None:
+    """Tokens a second of one stream, from the measurement with the weights nearest in size."""
     known = [s for s in speeds if s.device == device and s.weights_bytes > 0 and s.tokens_per_s > 0]
     if not known or weights_bytes <= 0:
         return None
@@ -213,7 +221,8 @@ def expected_tokens_per_s(speeds: Iterable[Speed], device: Device, weights_bytes
         return (max(ratio, 1 / ratio), -speed.tokens_per_s)
 
     nearest = min(known, key=apart)
-    return nearest.tokens_per_s * nearest.weights_bytes / weights_bytes
+    found = nearest.tokens_per_s * nearest.weights_bytes / weights_bytes
+    return found, "measured" if apart(nearest)[0] <= SAME_SIZE else "estimated"
 
 
 # ── what if ─────────────────────────────────────────────────────────────────────────

@@ -9,6 +9,7 @@ import msgspec
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load
+from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.placement.facts import Device
 from ollama_distributed.state.records import LoadedPlace, MeasuredSpeed
 
@@ -58,4 +59,13 @@ class Reports(Protocol):
 
     def report(self, node: NodeId) -> Load | None:
         """The latest of a node, with its age; None: none came yet."""
+        ...
+
+
+class Outside(Protocol):
+    """Models that no node has (`distribution.looking.Looking`)."""
+
+    async def look(self, name: str) -> tuple[ModelSpec, int]:
+        """A model in its registry, and how many bytes were read to know it. Raises what the
+        registry refuses with, `ModelNotFound` where it has none."""
         ...

@@ -11,8 +11,10 @@ from tests.gateway_bench import WALL, gateway
 
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.service import Authenticator
-from ollama_distributed.base.errors import ModelNotFound
+from ollama_distributed.base.errors import Forbidden, ModelNotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cli.places_view import fit_text
+from ollama_distributed.cli.tables import Look
 from ollama_distributed.client import places_calls as calls
 from ollama_distributed.client.calls import Call
 from ollama_distributed.cluster.load import Load, ModelLoad
@@ -60,6 +62,8 @@ class Site:
     def __init__(self) -> None:
         self.state = ClusterState()
         self.by: list[str] = []
+        self.registry: dict[str, OllamaDistributedError] = {}
+        """What it refuses by name."""
         for node, memory, gpus in (("a", 64, ()), ("b", 64, (24,)), ("c", 4, ())):
             hardware = Hardware(
                 memory_bytes=memory * GIB,
@@ -101,6 +105,13 @@ class Site:
             raise ModelNotFound(f"model '{name}' not found")
         return spec_of(next(iter(held.values())))
 
+    async def look(self, name: str) -> tuple[ModelSpec, int]:
+        if name != "new":
+            raise self.registry.get(name) or ModelNotFound("file does not exist")
+        return msgspec.structs.replace(
+            SPEC, name=f"registry.ollama.ai/library/{name}:latest", digest="x"
+        ), 5000
+
     def interest(self, nodes: Any) -> None:
         self.asked = tuple(nodes)
 
@@ -121,6 +132,7 @@ class Site:
             propose=self.propose,
             clock=self,
             policy=lambda: Policy(copies=0),
+            outside=self,
         )
         keeper = Authenticator([RECORD], require_key=False, wall=lambda: WALL)
         app = gateway(ScriptedInference([]), places=desk, authenticator=keeper)
@@ -145,6 +157,29 @@ async def test_fit_is_of_a_model_that_only_another_node_holds() -> None:
     assert (rows["node-b"].device, rows["node-b"].fetch_bytes) == ("cpu", 5 * GIB)
     assert rows["node-c"].verdict == "no"
     assert rows["node-c"].reason.endswith("node has 4.0 GiB")
+
+
+async def test_fit_of_a_model_that_is_in_its_registry_only() -> None:
+    site = Site()
+    answer = await site.ask(calls.fit("new"))
+    assert (answer.registry, answer.bytes_read, answer.size_bytes) == ("registry.ollama.ai", 5000, 5 * GIB)
+    rows = {row.name: row for row in answer.nodes}
+    assert not any(row.holds for row in answer.nodes)
+    assert rows["node-a"].fetch_bytes == 5 * GIB
+    text = fit_text(answer, Look(colour=False, width=200))
+    assert "looked at in registry.ollama.ai, 5 KB were read" in text
+    assert "unknown" in text
+    site.registry = {
+        "far": Unavailable("evil.example cannot be reached"),
+        "evil.example/a/b": Forbidden("the registry evil.example may not be asked"),
+    }
+    for name, says in (
+        ("none", "404 .*no node has model 'none', and neither has registry.ollama.ai"),
+        ("far", "503 .*no node has model 'far', and it cannot be looked at: evil.example cannot be reached"),
+        ("evil.example/a/b", "403 .*may not be asked"),
+    ):
+        with pytest.raises(AssertionError, match=says):
+            await site.ask(calls.fit(name))
 
 
 async def test_orders_are_changes_of_the_state() -> None:

@@ -17,7 +17,7 @@ from ollama_distributed.placement.fit import (
     Question,
     Running,
     Speed,
-    expected_tokens_per_s,
+    expected_speed,
     fit,
     what_if,
 )
@@ -108,9 +108,13 @@ def test_speed_falls_as_weights_grow_and_is_unknown_without_a_measurement() -> N
         Speed(device="cpu", weights_bytes=100, tokens_per_s=9000.0),
         Speed(device="gpu", weights_bytes=GIB, tokens_per_s=100.0),
     ]
-    assert expected_tokens_per_s(speeds, "cpu", 2 * GIB) == 10.0
-    assert expected_tokens_per_s(speeds, "gpu", 2 * GIB) == 50.0
-    assert expected_tokens_per_s(speeds[:2], "gpu", 2 * GIB) is None
+    assert expected_speed(speeds, "cpu", 2 * GIB) == (10.0, "estimated")
+    assert expected_speed(speeds, "gpu", 2 * GIB) == (50.0, "estimated")
+    assert expected_speed(speeds[:2], "gpu", 2 * GIB) is None
+    assert expected_speed(speeds, "gpu", speeds[2].weights_bytes + 1000) == (
+        pytest.approx(speeds[2].tokens_per_s),
+        "measured",
+    )
     assert fit(ASKED, [machine("n", 64 * GIB)])[0].tokens_per_s is None
     assert fit(ASKED, [machine("n", 64 * GIB, speeds=tuple(speeds))])[0].tokens_per_s == 4.0
 

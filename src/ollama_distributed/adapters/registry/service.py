@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 from ollama_distributed.adapters.egress.client import EgressClient
-from ollama_distributed.adapters.egress.urls import Url
 from ollama_distributed.adapters.registry.download import Download
-from ollama_distributed.adapters.registry.parts import range_header
+from ollama_distributed.adapters.registry.parts import is_answer_to, range_header
 from ollama_distributed.adapters.registry.session import Session
 from ollama_distributed.adapters.registry.signing import RequestSigner
 from ollama_distributed.adapters.registry.sites import Sites
@@ -88,16 +88,26 @@ class Registries:
     def disproved(self, _name: ModelName, _blob: BlobId) -> bool:
         return False  # the registry has no other bytes
 
-    async def read_start(self, name: ModelName, blob: BlobId, length: int) -> bytes:
+    async def read_part(self, name: ModelName, layer: Layer, begin: int, end: int) -> bytes:
         session = self._session(name)
-        url: Url = session.url("blobs", blob.digest)
-        found = bytearray()
-        async with session.send("GET", url, headers=[("range", range_header(0, length))]) as response:
-            async for chunk in response.chunks():
-                found += chunk
-                if len(found) >= length:
-                    break
-        return bytes(found[:length])
+        end = min(end, layer.size)
+        if begin >= end:
+            return b""
+        found, url = bytearray(), session.url("blobs", layer.digest)
+        async with session.send("GET", url, headers=[("range", range_header(begin, end))]) as response:
+            told = response.headers.get("content-range", "")
+            if response.status == 206 and not is_answer_to(begin, end, layer.size, told):
+                raise RegistryError(
+                    f"{response.url.site} sends other bytes than the ones that were asked for"
+                )
+            skip = begin if response.status == 200 else 0  # it has no ranges, and sends all
+            async with aclosing(response.chunks()) as chunks:
+                async for chunk in chunks:
+                    found += chunk[skip:]
+                    skip = max(0, skip - len(chunk))
+                    if len(found) >= end - begin:
+                        break
+        return bytes(found[: end - begin])
 
     async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told) -> None:
         session = self._session(name)

@@ -42,7 +42,8 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="read",
             run=handlers.fit,
             tag=TAG,
-            summary="Where a model would fit (?context=TOKENS, ?slots=NUMBER)",
+            summary="Where a model would fit, also one that is in its registry only",
+            words=("context", "slots"),
             answer=FitAnswer,
         ),
         ColdRoute(
@@ -111,9 +112,12 @@ class _Handlers:
     def __init__(self, places: Places) -> None:
         self._places = places
 
-    async def fit(self, _cold: ColdRequest, request: Request) -> Response:
+    async def fit(self, cold: ColdRequest, request: Request) -> Response:
         answer = await self._places.fit(
-            _name(request), context_tokens=_number(request, "context"), slots=_number(request, "slots")
+            _name(request),
+            context_tokens=_number(request, "context"),
+            slots=_number(request, "slots"),
+            look=cold.may("models"),  # a registry is asked for those only who may pull from it
         )
         return json_response(answer)
 

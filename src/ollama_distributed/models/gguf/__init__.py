@@ -6,7 +6,9 @@ from ollama_distributed.models.gguf.facts import (
     capabilities_of,
     chat_template_of,
     kind_of,
+    numbers_of,
     pooling_of,
+    tells_numbers,
     thinking_tags_of,
 )
 from ollama_distributed.models.gguf.header import Array, Header, NeedMore, Tensor, Value, read_header
@@ -25,8 +27,10 @@ __all__ = [
     "human_number",
     "kind_of",
     "model_info",
+    "numbers_of",
     "pooling_of",
     "read_header",
+    "tells_numbers",
     "tensor_list",
     "thinking_tags_of",
 ]

@@ -7,6 +7,7 @@ Ollama: CVE-2024-8063, CVE-2025-0317). Capabilities follow Ollama's `server/imag
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Literal
 
 from ollama_distributed.base.errors import InvalidModel
@@ -69,12 +70,18 @@ def architecture_of(header: Header) -> Architecture:
     Raises:
         InvalidModel: a number that the runner needs is missing, of the wrong type or absurd.
     """
+    found = numbers_of(header)
+    if not header.tensors:
+        raise InvalidModel("GGUF file holds no tensors")
+    return found
+
+
+def numbers_of(header: Header) -> Architecture:
+    """As `architecture_of`, of a header whose tensors were not read."""
     name = architecture_name(header)
     layers = _number(header, f"{name}.block_count")
     if not 0 < layers <= _MAX_LAYERS:
         raise InvalidModel(f"GGUF metadata gives {layers} blocks ({name}.block_count)")
-    if not header.tensors:
-        raise InvalidModel("GGUF file holds no tensors")
     split = header.metadata.get("split.count")
     if isinstance(split, int) and split > 1:
         raise InvalidModel(
@@ -97,6 +104,14 @@ def architecture_of(header: Header) -> Architecture:
         file_type=file_type_name(_number(header, "general.file_type", default=-1)),
         vocabulary=_vocabulary(header, name),
     )
+
+
+def tells_numbers(metadata: Mapping[str, Value]) -> bool:
+    """Whether `numbers_of` would find all in this beginning of the metadata. Converters write a
+    model's own numbers before its vocabulary, the first array that is long."""
+    name = metadata.get("general.architecture")
+    needed = ("block_count", "embedding_length", "attention.head_count", "context_length")
+    return "tokenizer.ggml.tokens" in metadata and all(f"{name}.{key}" in metadata for key in needed)
 
 
 def parameter_count(header: Header) -> int:

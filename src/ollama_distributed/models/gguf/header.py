@@ -9,6 +9,7 @@ Sources: ggml `docs/gguf.md`, `gguf.cpp`; flaws it must stop: security table, ro
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
@@ -76,10 +77,18 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     file_size: int
 
 
-def read_header(data: bytes | memoryview, file_size: int | None = None, *, verbose: bool = False) -> Header:
+def read_header(
+    data: bytes | memoryview,
+    file_size: int | None = None,
+    *,
+    verbose: bool = False,
+    enough: Callable[[Mapping[str, Value]], bool] | None = None,
+) -> Header:
     """Read the header at the start of `data`, the first bytes of a file of `file_size` bytes.
 
-    `verbose` keeps arrays of any length.
+    `verbose` keeps arrays of any length. `enough`: asked before each array (of which it sees the
+    length) whether what came before it will do; then nothing more is read, and the header has no
+    tensors.
 
     Raises:
         NeedMore: `data` is shorter than the file and ends inside the header.
@@ -88,7 +97,7 @@ def read_header(data: bytes | memoryview, file_size: int | None = None, *, verbo
     size = len(data) if file_size is None else file_size
     cursor = _Cursor(memoryview(data), size)
     try:
-        return _read(cursor, size, verbose=verbose)
+        return _read(cursor, size, verbose=verbose, enough=enough)
     except (struct.error, IndexError):
         # Only reads behind the end of `data` come here; every other bound is checked before use.
         raise cursor.at_end() from None
@@ -137,7 +146,13 @@ class _Cursor:
         return self.take(length, what)
 
 
-def _read(cursor: _Cursor, file_size: int, *, verbose: bool) -> Header:
+def _read(
+    cursor: _Cursor,
+    file_size: int,
+    *,
+    verbose: bool,
+    enough: Callable[[Mapping[str, Value]], bool] | None,
+) -> Header:
     if file_size < 4 or bytes(cursor.view[:4]) != MAGIC:
         raise InvalidModel("supplied file was not in GGUF format")
     if file_size < 24:
@@ -160,6 +175,17 @@ def _read(cursor: _Cursor, file_size: int, *, verbose: bool) -> Header:
         key = _name(cursor.string("metadata key", MAX_KEY_BYTES), "metadata key")
         if key in metadata:
             raise InvalidModel(f"GGUF metadata has the key {key!r} twice")
+        if enough is not None:
+            coming = _coming(cursor)
+            if coming is not None and enough({**metadata, key: coming}):
+                return Header(
+                    version=version,
+                    metadata={**metadata, key: coming},
+                    tensors=(),
+                    alignment=DEFAULT_ALIGNMENT,
+                    data_offset=0,
+                    file_size=file_size,
+                )
         metadata[key] = _value(cursor, key, verbose=verbose)
     alignment = _alignment(metadata)
     tensors = tuple(_tensor(cursor, alignment) for _ in range(tensor_count))
@@ -174,6 +200,18 @@ def _read(cursor: _Cursor, file_size: int, *, verbose: bool) -> Header:
         data_offset=data_offset,
         file_size=file_size,
     )
+
+
+def _coming(cursor: _Cursor) -> Array | None:
+    """The array that comes next, without its values; None: it is no array."""
+    start = cursor.position
+    try:
+        if cursor.u32() != ARRAY:
+            return None
+        cursor.u32()
+        return Array(cursor.u64(), None)
+    finally:
+        cursor.position = start
 
 
 def _value(cursor: _Cursor, key: str, *, verbose: bool) -> Value:
