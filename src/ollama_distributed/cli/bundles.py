@@ -37,8 +37,8 @@ def export(
 ) -> None:
     """Write models into one file: for a cluster that reaches no registry, or another node.
 
-    The file is an OCI image layout in a tar: skopeo and oras read it too. What models share is in
-    it once. A model that only another node holds is fetched through the one that is asked.
+    The file is an OCI image layout in a tar, which oras reads too. What models share is in it
+    once. A model that only another node holds is fetched through the one that is asked.
 
     \b
     Examples:

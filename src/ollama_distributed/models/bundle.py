@@ -4,8 +4,7 @@
     index.json                 one descriptor for each name, with the name in its annotations
     blobs/sha256/<hex>         manifests, configs, layers; each once, however many names need it
 
-What a registry holds of a model is in it byte for byte, so skopeo, oras and containerd read it too.
-The small files come first: who reads it as a stream knows what is to come before it comes. Pure.
+What a registry holds of a model is in it byte for byte, so oras copies it to one and back. The small files come first: who reads it as a stream knows what is to come before it comes. Pure.
 Source: OCI image specification, "Image Layout" and "Image Index".
 """
 
@@ -30,7 +29,7 @@ BLOBS = "blobs/sha256/"
 FULL_NAME = "io.containerd.image.name"
 """Annotation with the whole name, as containerd and Docker write it."""
 REF_NAME = "org.opencontainers.image.ref.name"
-"""By this skopeo and oras name an image of a layout: the tag, as long as only one model has it."""
+"""By this oras names an image of a layout: the tag, as long as only one model has it."""
 
 MAX_SMALL_BYTES = 1 << 20
 """Of oci-layout and index.json; a descriptor takes about 400."""
