@@ -4,7 +4,8 @@
     index.json                 one descriptor for each name, with the name in its annotations
     blobs/sha256/<hex>         manifests, configs, layers; each once, however many names need it
 
-What a registry holds of a model is in it byte for byte, so oras copies it to one and back. The small files come first: who reads it as a stream knows what is to come before it comes. Pure.
+What a registry holds of a model is in it byte for byte, so oras copies it to one and back.
+The small files come first: who reads it as a stream knows what is to come. Pure.
 Source: OCI image specification, "Image Layout" and "Image Index".
 """
 
