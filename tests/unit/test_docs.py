@@ -32,6 +32,7 @@ EVERYTHING: dict[str, Any] = {
     "moves": object(),
     "places": object(),
     "bundles": object(),
+    "disks": object(),
 }
 """What has routes of its own."""
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import cluster_view, live, output
+from ollama_distributed.cli import cluster_view, disk, live, output
 from ollama_distributed.cli.cluster import PANEL, make_group
 from ollama_distributed.cli.completion import node_names
 from ollama_distributed.cli.confirm import Yes, confirm
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     group.command("undrain", cls=Command)(undrain)
     group.command("label", cls=Command)(label)
     group.command("remove", cls=Command)(remove)
+    disk.register_nodes(group)
     app.add_typer(group, name="node", rich_help_panel=PANEL)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ollama_distributed.client import cluster_calls as calls
-from ollama_distributed.client import places_calls
+from ollama_distributed.client import disk_calls, places_calls
 from ollama_distributed.client.calls import Call
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ class Nodes(_Group):
     undrain = _run(calls.undrain)
     label = _run(calls.label)
     remove = _run(calls.remove)
+    disk = _run(disk_calls.disk)
+    scrub = _run(disk_calls.scrub)
 
 
 class Config(_Group):
@@ -119,6 +121,7 @@ class ModelPlaces(_Group):
     place = _run(places_calls.place)
     pin = _run(places_calls.pin)
     unpin = _run(places_calls.unpin)
+    evict = _run(disk_calls.evict)
 
 
 class SyncCluster(_SyncGroup):
@@ -144,6 +147,8 @@ class SyncNodes(_SyncGroup):
     undrain = _run_sync(calls.undrain)
     label = _run_sync(calls.label)
     remove = _run_sync(calls.remove)
+    disk = _run_sync(disk_calls.disk)
+    scrub = _run_sync(disk_calls.scrub)
 
 
 class SyncConfig(_SyncGroup):
@@ -165,3 +170,4 @@ class SyncModelPlaces(_SyncGroup):
     place = _run_sync(places_calls.place)
     pin = _run_sync(places_calls.pin)
     unpin = _run_sync(places_calls.unpin)
+    evict = _run_sync(disk_calls.evict)

@@ -110,28 +110,28 @@ def list_nodes() -> Call[list[wire.NodeRow]]:
 
 def get_node(node: str) -> Call[wire.NodeRow]:
     """One node, by its id or its name."""
-    return Call(method="GET", path=_node(node), decode=_decode_node, repeat="always")
+    return Call(method="GET", path=node_path(node), decode=_decode_node, repeat="always")
 
 
 def drain(node: str) -> Call[wire.NodeRow]:
     """Give the node no new work; what runs there ends."""
-    return Call(method="POST", path=_node(node) + "/drain", decode=_decode_node, repeat="always")
+    return Call(method="POST", path=node_path(node) + "/drain", decode=_decode_node, repeat="always")
 
 
 def undrain(node: str) -> Call[wire.NodeRow]:
     """Give the node work again."""
-    return Call(method="POST", path=_node(node) + "/undrain", decode=_decode_node, repeat="always")
+    return Call(method="POST", path=node_path(node) + "/undrain", decode=_decode_node, repeat="always")
 
 
 def label(node: str, labels: Mapping[str, str | None]) -> Call[wire.NodeRow]:
     """Set labels; None takes one away."""
     ask = wire.LabelAsk(labels=labels)
-    return Call(method="PATCH", path=_node(node), body=_encode(ask), decode=_decode_node, repeat="always")
+    return Call(method="PATCH", path=node_path(node), body=_encode(ask), decode=_decode_node, repeat="always")
 
 
 def remove(node: str, *, force: bool = False) -> Call[None]:
     """Revoke the node's identity everywhere. One that is online: only with `force`."""
-    path = _node(node) + ("?force=true" if force else "")
+    path = node_path(node) + ("?force=true" if force else "")
     return Call(method="DELETE", path=path, decode=_nothing)
 
 
@@ -186,7 +186,7 @@ def watch_config() -> Call[wire.ConfigAnswer]:
     )
 
 
-def _node(node: str) -> str:
+def node_path(node: str) -> str:
     return _named("/api/v1/nodes/", node, "a node's id or name")
 
 

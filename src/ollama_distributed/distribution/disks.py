@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ollama_distributed.base.disk import DiskAnswer, EvictAnswer, ScrubRow
+from ollama_distributed.base.disk import DiskAnswer, DiskFigures, EvictAnswer, ScrubRow
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.disk import NodeDisk
 from ollama_distributed.distribution.disk_ports import Disks, EvictHere
@@ -20,6 +20,10 @@ class ClusterDisks:
         self._own = own
         self._others = others
         self._state = state
+
+    def figures(self) -> DiskFigures:
+        """Of this node, from memory."""
+        return self._own.figures()
 
     async def disk(self, node: str) -> DiskAnswer:
         known = self._known(node)

@@ -18,6 +18,7 @@ from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
 from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
+from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.gate import Gate
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
@@ -28,6 +29,7 @@ from ollama_distributed.gateway.ports import Bundles, Catalog, Moves, Residents,
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
+from ollama_distributed.gateway.routes.disk import disk_routes
 from ollama_distributed.gateway.routes.node import node_routes
 from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
@@ -104,11 +106,12 @@ def create_app(
     moves: Moves | None = None,
     places: Places | None = None,
     bundles: Bundles | None = None,
+    disks: Disks | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
-    are wanted; `bundles`: models in one file."""
+    are wanted; `bundles`: models in one file; `disks`: what they are on."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
@@ -135,6 +138,7 @@ def create_app(
         ready=ready,
         cluster_status=(lambda: cluster.status().status) if cluster is not None else None,
         transfers=transfers,
+        disks=disks,
     )
 
     @functools.cache
@@ -146,6 +150,7 @@ def create_app(
         *(transfer_routes(moves) if moves is not None else ()),
         *(bundle_routes(bundles) if bundles is not None else ()),
         *(places_routes(places) if places is not None else ()),
+        *(disk_routes(disks, cluster) if disks is not None else ()),
         *seed_routes(node),
         *ollama_routes(node),
         *openai_routes(node),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable
 
+from ollama_distributed.base.disk import DiskFigures
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.serving.service import LoadedModel
 
@@ -22,6 +23,26 @@ _GAUGES = {
     "vram_bytes": "Of that, on GPUs.",
 }
 """Field of `LoadedModel` -> what it means."""
+_DISK_GAUGES = {
+    "total_bytes": "Of the file system that the models are on.",
+    "free_bytes": "Of that, free.",
+    "used_bytes": "Files of the model store.",
+    "quota_bytes": "What they may take; no value where there is no quota.",
+    "coming_bytes": "On their way to the disk.",
+    "evictable_bytes": "What models that may go would free.",
+}
+_DISK_COUNTERS = {
+    "hits": "Requests for a model that was on this disk.",
+    "misses": "Requests for a model that was not.",
+    "evictions": "Models that went to make room.",
+    "evicted_bytes": "What that freed.",
+    "refused": "Times that there was no room.",
+    "scrubbed_bytes": "Bytes of files that were read again.",
+    "corrupt": "Files found damaged.",
+    "repaired": "Models made whole again from other nodes.",
+}
+"""Fields of `DiskFigures` -> what they mean."""
+_NO_DISK = DiskFigures()
 
 
 class _Histogram:
@@ -68,7 +89,7 @@ class GatewayMetrics:
             self._tokens["cached"] += summary.usage.cached_tokens
             self._tokens["completion"] += summary.usage.completion_tokens
 
-    def render(self, loaded: Iterable[LoadedModel]) -> str:
+    def render(self, loaded: Iterable[LoadedModel], disk: DiskFigures | None = _NO_DISK) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
         for (route, outcome, status), count in sorted(self._requests.items()):
@@ -88,6 +109,7 @@ class GatewayMetrics:
         lines += _head(f"{prefix}_failovers_total", "counter", "Answers that went on at another node.")
         lines.append(f"{prefix}_failovers_total {self._moves}")
         lines += _residents(prefix, [one for one in loaded if not one.node])
+        lines += _disk(prefix, disk) if disk is not None else []
         return "\n".join(lines) + "\n"
 
 
@@ -99,6 +121,18 @@ def _residents(prefix: str, loaded: list[LoadedModel]) -> list[str]:
         lines += [
             f'{prefix}_model_{name}{{model="{_label(one.name)}"}} {getattr(one, name)}' for one in loaded
         ]
+    return lines
+
+
+def _disk(prefix: str, disk: DiskFigures) -> list[str]:
+    lines: list[str] = []
+    for name, text in _DISK_GAUGES.items():
+        lines += _head(f"{prefix}_disk_{name}", "gauge", text)
+        if (amount := getattr(disk, name)) is not None:
+            lines.append(f"{prefix}_disk_{name} {amount}")
+    for name, text in _DISK_COUNTERS.items():
+        lines += _head(f"{prefix}_disk_{name}_total", "counter", text)
+        lines.append(f"{prefix}_disk_{name}_total {getattr(disk, name)}")
     return lines
 
 

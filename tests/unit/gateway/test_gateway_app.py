@@ -106,7 +106,7 @@ class FakeCatalog:
     async def has_blob(self, digest):
         return digest in self.blobs
 
-    async def put_blob(self, digest, chunks):
+    async def put_blob(self, digest, chunks, size=0):
         data = b"".join([chunk async for chunk in chunks])
         if data == b"wrong":
             raise e.DigestMismatch(f'digest mismatch, expected "{digest}"')

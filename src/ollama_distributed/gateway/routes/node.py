@@ -36,7 +36,8 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
         return json_response(answer, 200 if ready else 503)
 
     async def scrape(_cold: ColdRequest, _request: Request) -> Response:
-        text = node.metrics.render(node.residents.loaded())
+        disk = node.disks.figures() if node.disks is not None else None
+        text = node.metrics.render(node.residents.loaded(), disk)
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def openapi(_cold: ColdRequest, _request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from ollama_distributed.access.roles import Verb
 from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
+from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.ports import Catalog, Residents, Transfers, VersionInfo
 
@@ -57,6 +58,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """In one word, for probes; None: there is no cluster."""
     transfers: Transfers | None = None
     """None: this gateway moves no models."""
+    disks: Disks | None = None
+    """None: this gateway has no disk."""
 
     def need_transfers(self) -> Transfers:
         if self.transfers is None:
