@@ -24,7 +24,6 @@ from ollama_distributed.adapters.engines.llamacpp.guidance import closed
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams, runner_params, scrubbed
 from ollama_distributed.adapters.engines.llamacpp.program import binary_version, instruction_set
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
-    CompletionStream,
     completion_body,
     error_of_body,
     metric,
@@ -32,6 +31,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
 )
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.stderr import Tail, reason
+from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, ends_incomplete, fragments_of
 from ollama_distributed.base.errors import (
     ContextExceeded,
@@ -229,6 +229,40 @@ def test_a_silent_token_that_is_not_the_end_is_given_out() -> None:
     assert tokens == Tokens((7,), "")
     assert isinstance(done, Done)
     assert done.reason == "length"
+
+
+def test_the_short_way_reads_a_token_as_the_long_one_does() -> None:
+    plain: list[dict[str, Any]] = [
+        {"index": 0, "content": "a", "tokens": [7], "stop": False, "tokens_predicted": 1},
+        {"index": 0, "content": "é\n", "tokens": [9], "stop": False, "tokens_predicted": 2},
+    ]
+    short, long = CompletionStream(), CompletionStream()
+    for fields in plain:
+        assert [short.token(b"data: " + chunk(**fields) + b"\n\n")] == long.feed(chunk(**fields))
+    last = plain[-1] | {"tokens_predicted": 3}
+    changes: tuple[dict[str, Any], ...] = (
+        {"content": ""},
+        {"tokens": []},
+        {"tokens": [1, 2]},
+        {"tokens_predicted": 4},  # a token was kept back
+        {"stop": True},
+        {"completion_probabilities": [{"token": "a"}]},
+        {"prompt_progress": {"total": 1, "processed": 1}, "content": ""},
+    )
+    for other in (
+        b"data: " + chunk(**last) + b"\n",  # not complete
+        b"data: " + chunk(**last) + b"\n\ndata: " + chunk(**last) + b"\n\n",
+        b"data: [DONE]\n\n",
+        b": comment\n\n",
+        *(b"data: " + chunk(**(last | changed)) + b"\n\n" for changed in changes),
+        b"data: " + chunk(error={"message": "boom"}) + b"\n\n",
+    ):
+        assert short.token(other) is None
+    assert short.token(b"data: " + chunk(**last) + b"\n\n") == Tokens((9,), "é\n")
+    assert CompletionStream(stop_at_tokens=9).token(b"data: " + chunk(**plain[0]) + b"\n\n") is None
+    held = CompletionStream()
+    held.feed(chunk(content="", tokens=[5], tokens_predicted=1))
+    assert held.token(b"data: " + chunk(content="x", tokens=[6], tokens_predicted=2) + b"\n\n") is None
 
 
 def test_a_context_that_must_not_slide_ends_the_answer() -> None:

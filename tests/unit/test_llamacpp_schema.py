@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from ollama_distributed.adapters.engines.llamacpp.guidance import bounded, closed, guided
 from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
-from ollama_distributed.adapters.engines.llamacpp.protocol import CompletionStream, FormatStream
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.base.errors import EngineError, Invalid
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed
 

@@ -84,31 +84,34 @@ class HotCycle:
 
     def write(self, data: bytes) -> None:
         """What comes in one turn of the loop leaves in one write."""
-        if not self._pieces:
+        pieces = self._pieces
+        if not pieces:
             self._protocol.loop.call_soon(self._flush)
-        self._pieces.append(data)
+        pieces.append(data)
         self._pieces_bytes += len(data)
         if self._pieces_bytes > _MOST_WAITING_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._pieces and not self.disconnected:
-            self._protocol.transport.write(self._take())
+            self._send(b"")
 
-    def _take(self) -> bytes:
-        """What waits, as the wire has it."""
-        data = b"".join(self._pieces)
-        self._pieces.clear()
+    def _send(self, last: bytes) -> None:
+        """What waits, as the wire has it, then `last`."""
+        pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         self._pieces_bytes = 0
         if self._chunked and data:
-            data = b"%x\r\n%b\r\n" % (len(data), data)
-        head, self._head = self._head, b""
-        return head + data
+            data = b"%b%x\r\n%b\r\n%b" % (self._head, len(data), data, last)
+        else:
+            data = self._head + data + last
+        self._head = b""
+        if data:
+            self._protocol.transport.write(data)
 
     def end(self) -> None:
-        last = self._take() + (b"0\r\n\r\n" if self._chunked else b"")
-        if last:
-            self._protocol.transport.write(last)
+        self._send(b"0\r\n\r\n" if self._chunked else b"")
         self._complete()
 
     def _make_head(self, status: int, headers: RawHeaders) -> bytes:

@@ -282,6 +282,10 @@ class Job:
         if self._lease is not None:
             self._lease.heard()
         kind = type(event)
+        if kind is Tokens and self._reasoning is None:
+            self._spoke = True
+            self._sink(event)
+            return
         if kind is EngineFailed:
             assert isinstance(event, EngineFailed)
             self._failed(event.error)

@@ -173,23 +173,21 @@ class Answer:
             return
         try:
             # Tokens first: nearly all events are.
-            if type(event) is Tokens:
-                self._tokens(event)
-            else:
+            if type(event) is not Tokens:
                 self._other(event)
+                return
+            if self._new:
+                self._first_word()
+            self.journal.emitted(event.ids, event.text)
+            decoder = self._decoder
+            delta = decoder.feed(event)
+            if delta is not None and not self._over:
+                self._sink(delta)
+            if decoder.stopped is not None and not self._over:
+                self._stop_source()
+                self._finish("stop", None)
         except Exception as exc:
             self._defect(exc)
-
-    def _tokens(self, event: Tokens) -> None:
-        if self._new:
-            self._first_word()
-        self.journal.emitted(event.ids, event.text)
-        delta = self._decoder.feed(event)
-        if delta is not None and not self._over:
-            self._sink(delta)
-        if self._decoder.stopped is not None and not self._over:
-            self._stop_source()
-            self._finish("stop", None)
 
     def _other(self, event: SourceEvent) -> None:
         match event:
@@ -209,7 +207,7 @@ class Answer:
             case EngineFailed(error):
                 self._lost(error)
             case Tokens():
-                self._tokens(event)
+                self.hear(event)
 
     def _prepare(self, event: Prepared) -> None:
         """Comes from each source, and again from one while no token came."""

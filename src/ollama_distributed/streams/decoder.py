@@ -113,21 +113,21 @@ class Decoder:
         """The text that these tokens let out, if any."""
         if self.stopped is not None:
             return None
-        text = tokens.text
+        text, logprobs = tokens.text, tokens.logprobs
         # An engine without ids sends an event a token; logprobs, where asked for, count exactly.
-        count = len(tokens.ids) or len(tokens.logprobs) or (1 if text or tokens.raw else 0)
+        count = len(tokens.ids) or len(logprobs) or (1 if text or tokens.raw else 0)
         self.completion_tokens += count
         if (
             self._phase == "answer"
             and not (self._maybe_stop or self._raw or tokens.raw)
-            and self._cannot_stop(text)
+            and not (self._stops and self._may_stop(text))
         ):
             # The common path of a long answer: nothing is withheld, nothing may begin.
             self._fed += len(text)
-            return Delta(text=text, logprobs=tokens.logprobs) if text or tokens.logprobs else None
+            return Delta(text=text, logprobs=logprobs) if text or logprobs else None
         if tokens.raw or self._raw:
             text += self._characters(tokens.raw)
-        delta = self._advance(text, tokens.logprobs, last=False)
+        delta = self._advance(text, logprobs, last=False)
         if self._phase != "answer":
             # The token that begins the answer belongs to it, the tags to the reasoning.
             self.reasoning_tokens += count
@@ -161,16 +161,16 @@ class Decoder:
             return Delta(text=answer, thinking=thinking, logprobs=released)
         return None
 
-    def _cannot_stop(self, text: str) -> bool:
+    def _may_stop(self, text: str) -> bool:
         for start in self._stop_starts:  # noqa: SIM110 - a third of the time of any(), for each token
             if start in text:
-                return False
-        return True
+                return True
+        return False
 
     def _until_stop(self, text: str, *, last: bool) -> str:
         """The part of `text` that no stop sequence can claim; the rest is withheld or dropped."""
         self._maybe_stop = ""
-        if not self._stops or self._cannot_stop(text):
+        if not (self._stops and self._may_stop(text)):
             return text
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:

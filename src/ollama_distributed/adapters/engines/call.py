@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 import structlog
@@ -25,6 +25,9 @@ ErrorReader = Callable[[int, bytes], OllamaDistributedError]
 class Framing(Protocol):
     """Cuts a body into records: lines, or server-sent events."""
 
+    held_bytes: int
+    """Of the record that is not complete."""
+
     def feed(self, data: bytes, /) -> list[bytes]: ...
 
 
@@ -32,6 +35,16 @@ class EventParser(Protocol):
     """Turns a record into engine events."""
 
     def feed(self, data: bytes, /) -> list[EngineEvent]: ...
+
+
+@runtime_checkable
+class TokenParser(EventParser, Protocol):
+    """One that has a shorter way for what nearly all of an answer is."""
+
+    def token(self, data: bytes, /) -> Tokens | None:
+        """Of a piece of the body, not cut yet, that is one event with one token; None: it is
+        something else, and for `feed`."""
+        ...
 
 
 class Call:
@@ -57,6 +70,7 @@ class Call:
         self._exchange: Exchange | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._parser: EventParser | None = None
+        self._token: Callable[[bytes], Tokens | None] | None = None
         self._status = 200
         self._error_body = bytearray()
         self._paused = False
@@ -100,6 +114,7 @@ class Call:
         if self._over:
             return
         self._parser = parser
+        self._token = parser.token if isinstance(parser, TokenParser) else None
         self._exchange = request(
             address,
             "POST",
@@ -133,6 +148,10 @@ class Call:
         self._status = status
 
     def _body(self, data: bytes) -> None:
+        read = self._token
+        if read is not None and not self._framing.held_bytes and (token := read(data)) is not None:
+            self._sink(token)
+            return
         if self._status >= 400:
             self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
             return

@@ -51,6 +51,8 @@ class ServerSentEvents:
         self._max_bytes = max_bytes
         self._data: list[bytes] = []
         self._size = 0
+        self.held_bytes = 0
+        """Of the event that is not complete."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The data of the events that are complete now.
@@ -62,7 +64,7 @@ class ServerSentEvents:
             data.startswith(b"data: {")
             and data.endswith(b"}\n\n")
             and data.find(b"\n") == len(data) - 2
-            and not (self._data or self._lines.held_bytes)
+            and not self.held_bytes
             and len(data) <= self._max_bytes
         ):
             return [data[6:-2]]  # how llama-server sends nearly all tokens: one whole event
@@ -78,4 +80,5 @@ class ServerSentEvents:
                 if self._size > self._max_bytes:
                     raise EngineError(f"the engine sent an event over {self._max_bytes} B")
                 self._data.append(value)
+        self.held_bytes = self._size + len(self._data) + self._lines.held_bytes
         return events

@@ -100,6 +100,11 @@ class Exchange(asyncio.Protocol):
         self._headers: dict[str, str] = {}
         self._head_bytes = 0
         self._in_head = True
+        self._chunked = False
+        self._chunk_over = False
+        """The parser has read the last byte of a chunk, or of the head."""
+        self._between_chunks = False
+        """And nothing beyond it: what comes next begins a chunk."""
         self._informational = False
         self._ended_by_close = False
         self._paused = False
@@ -174,10 +179,21 @@ class Exchange(asyncio.Protocol):
             return
         if self._idle_timer is not None:
             self._last_byte_at = self._loop.time()
+        if self._between_chunks:
+            # A server that streams sends each token as a chunk of its own. Such a chunk goes past the
+            # parser, which waits for the size of a chunk before and after it.
+            size, _, chunk = data.partition(b"\r\n")
+            if chunk.endswith(b"\r\n") and _size(size) == len(chunk) - 2 > 0:
+                try:
+                    self._on_body(chunk[:-2])
+                except Exception as exc:
+                    self._fail(Internal("a callback failed on an engine's answer"), exc)
+                return
         if self._in_head:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            self._between_chunks = self._chunk_over and self._chunked and data.endswith(b"\r\n")
         except httptools.HttpParserCallbackError as exc:
             self._fail(Internal("a callback failed on an engine's answer"), exc.__context__ or exc)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
@@ -209,15 +225,20 @@ class Exchange(asyncio.Protocol):
             self._headers = {}
             return
         self._in_head = False
-        self._ended_by_close = "content-length" not in self._headers and "chunked" not in self._headers.get(
-            "transfer-encoding", ""
-        )
+        self._chunked = self._chunk_over = "chunked" in self._headers.get("transfer-encoding", "")
+        self._ended_by_close = "content-length" not in self._headers and not self._chunked
         if self._on_head is not None and not self._done:
             self._on_head(status, self._headers)
 
     def on_body(self, data: bytes) -> None:
         if not self._done:
             self._on_body(data)
+
+    def on_chunk_header(self) -> None:
+        self._chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_over = True
 
     def on_message_complete(self) -> None:
         if self._informational:
@@ -247,6 +268,14 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
         elif self._connecting is not asyncio.current_task(self._loop):
             self._connecting.cancel()
+
+
+def _size(field: bytes) -> int:
+    """Of a chunk, in its first line; -1 for what is no plain number (RFC 9112 7.1)."""
+    try:
+        return int(field, 16)
+    except ValueError:
+        return -1
 
 
 def request(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from ollama_distributed.adapters.engines.llamacpp.chat import ChatStream, parse_calls
-from ollama_distributed.adapters.engines.llamacpp.protocol import CompletionStream
+from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, Tokens

@@ -20,14 +20,13 @@ from ollama_distributed.adapters.engines.llamacpp.guidance import guided
 from ollama_distributed.adapters.engines.llamacpp.launch import RunnerParams
 from ollama_distributed.adapters.engines.llamacpp.process import RunnerProcess
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
-    CompletionStream,
-    FormatStream,
     completion_body,
     completion_path,
     error_of_body,
     metric,
 )
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     DeadlineExceeded,

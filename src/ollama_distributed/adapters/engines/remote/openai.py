@@ -19,6 +19,7 @@ from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat as llama_chat
 from ollama_distributed.adapters.engines.llamacpp import protocol as llama
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
+from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.adapters.engines.remote import openai_wire as wire
 from ollama_distributed.adapters.engines.remote.runner import (
     HEALTH_S,
@@ -177,7 +178,7 @@ class _WithoutIds:
     ids with holes, which an answer would be continued from wrongly."""
 
     def __init__(self, stop_at_tokens: int | None, top_logprobs: int) -> None:
-        self._stream = llama.CompletionStream(stop_at_tokens=stop_at_tokens, top_logprobs=top_logprobs)
+        self._stream = CompletionStream(stop_at_tokens=stop_at_tokens, top_logprobs=top_logprobs)
 
     def feed(self, data: bytes) -> list[EngineEvent]:
         return [
@@ -204,9 +205,7 @@ class OpenAIRunner(RemoteRunner):
                 path = llama.completion_path(request)
                 body = llama.completion_body(request, context_tokens=self._plan.context_tokens)
                 stop_at = None if request.shift else self._plan.context_tokens
-                parser = llama.CompletionStream(
-                    stop_at_tokens=stop_at, top_logprobs=request.top_logprobs or 0
-                )
+                parser = CompletionStream(stop_at_tokens=stop_at, top_logprobs=request.top_logprobs or 0)
             else:
                 path, parser = "/v1/completions", wire.OpenAIStream()
                 body = wire.completion_body(self.model, request, self._kind)
