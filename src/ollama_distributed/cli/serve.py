@@ -29,6 +29,7 @@ def serve(
             "is in a cluster with others already.",
         ),
     ] = None,
+    preload: start.PreloadModels = None,
     debug: start.Debug = None,
 ) -> None:
     """Start a node. It answers the Ollama, OpenAI and Anthropic APIs until Ctrl-C.
@@ -49,6 +50,8 @@ def serve(
 
       ollama-distributed serve --advertise gpu1.lan --label zone=a
 
+      ollama-distributed serve --preload llama3.2 --preload smollm2:135m
+
       ollama-distributed serve --listen 127.0.0.1:8080 --listen 0.0.0.0:8443
 
     Loopback is plain HTTP; any other address has TLS and asks everyone for a key.
@@ -65,6 +68,7 @@ def serve(
         labels=label,
         engine=engine,
         require_key=require_key,
+        preload=preload,
         debug=debug,
     )
     start.run(settings, _token(join_file), if_alone=True)

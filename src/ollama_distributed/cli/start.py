@@ -60,6 +60,14 @@ EngineChoice = Annotated[
 RequireKey = Annotated[
     bool | None, typer.Option("--require-key", help="Ask for a key even from this machine.")
 ]
+PreloadModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--preload",
+        metavar="MODEL",
+        help="Load it when the node has started, fetched if need be; may be given again.",
+    ),
+]
 Debug = Annotated[
     bool | None,
     typer.Option("--debug", help="Debug logs; DEBUGPY_LISTEN=HOST:PORT waits for a debugger there."),

@@ -339,8 +339,16 @@ class Version(msgspec.Struct, kw_only=True, omit_defaults=True):
     engines: Sequence[EngineInfo] = ()
 
 
+class Preloaded(msgspec.Struct, kw_only=True, omit_defaults=True):
+    state: str = ""
+    """`waiting`, `fetching`, `loading`, `loaded` or `failed`."""
+    error: str = ""
+
+
 class Health(msgspec.Struct, kw_only=True, omit_defaults=True):
     status: str = ""
     node: str = ""
     version: str = ""
     models_loaded: int = 0
+    preload: Mapping[str, Preloaded] = {}
+    """By name: models that were to be loaded at the start."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -25,7 +25,15 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.placement_port import Places
-from ollama_distributed.gateway.ports import Bundles, Catalog, Moves, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.ports import (
+    Bundles,
+    Catalog,
+    Moves,
+    Preloaded,
+    Residents,
+    Transfers,
+    VersionInfo,
+)
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
@@ -107,11 +115,13 @@ def create_app(
     places: Places | None = None,
     bundles: Bundles | None = None,
     disks: Disks | None = None,
+    preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
-    are wanted; `bundles`: models in one file; `disks`: what they are on."""
+    are wanted; `bundles`: models in one file; `disks`: what they are on;
+    `preloaded`: those that were to be loaded at the start."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
@@ -139,6 +149,7 @@ def create_app(
         cluster_status=(lambda: cluster.status().status) if cluster is not None else None,
         transfers=transfers,
         disks=disks,
+        preloaded=preloaded,
     )
 
     @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -89,6 +89,16 @@ class Bundles(Protocol):
     ) -> Sequence[Imported]:
         """All models of the file, or none. `name`: of the one model; `replace`: others of its name."""
         ...
+
+
+PreloadState = Literal["waiting", "fetching", "loading", "loaded", "failed"]
+
+
+class Preloaded(msgspec.Struct, frozen=True):
+    """A model that was to be loaded at the start."""
+
+    state: PreloadState
+    error: str = ""
 
 
 class VersionInfo(msgspec.Struct, frozen=True, kw_only=True):

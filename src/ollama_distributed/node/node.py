@@ -40,6 +40,7 @@ from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.placing import NodeMover, Placing
+from ollama_distributed.node.preload import Preload
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
@@ -95,8 +96,9 @@ async def run_node(
             announce(f"ready {url} node={node}")
             _settle()
             keeper.begin()
+            preload.begin()
 
-        async with _built(settings, node, urls, authenticator, limits, stop) as (app, keeper):
+        async with _built(settings, node, urls, authenticator, limits, stop) as (app, keeper, preload):
             if any(text.startswith("https:") for text in urls):
                 keeper.begin()  # the API's certificate comes with the node's identity
             await doors.serve(
@@ -118,7 +120,7 @@ async def _built(
     authenticator: Authenticator,
     limits: Limits,
     stop: doors.Stop,
-) -> AsyncIterator[tuple[Gateway, Keeper]]:
+) -> AsyncIterator[tuple[Gateway, Keeper, Preload]]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as closing:
@@ -234,6 +236,18 @@ async def _built(
             speeds=serving.speeds.rows,
             has_gpu=any(engine.info.devices for engine in engines.all),
         )
+        preload = await closing.enter_async_context(
+            Preload(
+                settings.preload,
+                resolve=catalog.resolve,
+                load=serving.preload,
+                copies=moves.manager.moves,
+                downloads=transfers.downloads,
+                state=lambda: here.keeper.state,
+                settled=lambda: node in here.keeper.state.nodes,
+                clock=clock,
+            )
+        )
         answers = Answers(here.source, clock)
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
         app = create_app(
@@ -252,6 +266,7 @@ async def _built(
             places=here.desk,
             bundles=moves.bundles,
             disks=disk.everywhere,
+            preloaded=preload.rows,
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)
@@ -265,7 +280,7 @@ async def _built(
                 instruction_set=info.instruction_set,
                 devices=info.devices,
             )
-        yield app, here.keeper
+        yield app, here.keeper, preload
 
 
 def _settle() -> None:

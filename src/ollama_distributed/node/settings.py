@@ -171,6 +171,12 @@ class Settings(BaseSettings):
         "more than the model was trained for.",
         json_schema_extra=LIVE,
     )
+    preload: list[str] = Field(
+        default_factory=list,
+        description="Models to load when the node has started, as far as there is memory for them; they stay "
+        "until a request says otherwise. What is not here is copied from a node that has it, else pulled. A "
+        "failure is logged, tried again for a while, and stops nothing. Ollama has no variable for this.",
+    )
     load_timeout: Duration = Field(
         default=300.0,
         gt=0,
@@ -306,7 +312,7 @@ class Settings(BaseSettings):
         description="Debug logs, asyncio's debug mode, and a debugpy listener if DEBUGPY_LISTEN=HOST:PORT.",
     )
 
-    @field_validator("listen", "advertise", "allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("listen", "advertise", "allowed_hosts", "allowed_origins", "preload", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         return (

@@ -41,6 +41,8 @@ from ollama_distributed.serving.speeds import Device, Speeds
 
 _Answer = TypeVar("_Answer")
 
+_FOR_EVER = -1.0
+"""A keep-alive."""
 _REMEMBERED = 1024
 """Merged options kept for the next request; all are forgotten when so many came together."""
 
@@ -283,6 +285,20 @@ class Serving:
             NoCapacity: there is no room beside those that are loaded.
             LoadFailed, Quarantined, QueueFull, Unavailable, DeadlineExceeded.
         """
+        key, lease = await self._beside(name, None)
+        self._fleet.holds.put(key, name_key(name))
+        if lease is not None:
+            lease.release()
+
+    async def preload(self, name: str) -> None:
+        """Load it, unless it is loaded; it stays until a request says otherwise, or its room is
+        needed. No other model goes for it. Cancel-safe. Raises as `hold`."""
+        _, lease = await self._beside(name, _FOR_EVER)
+        if lease is not None:
+            lease.release()
+
+    async def _beside(self, name: str, keep_alive_s: float | None) -> tuple[str, Lease | None]:
+        """Have it loaded beside what is; None: it is."""
         spec = await self._catalogue.resolve(name)
         key = load_key(spec)
         there = next((r for r in self._fleet.residents if r.key == key and r.state != "unloading"), None)
@@ -290,17 +306,20 @@ class Serving:
         if there is None and self._fleet.needs_room(spec, shape):
             raise NoCapacity(f"{spec.display} has no room beside the models that are loaded")
         if there is not None and there.state == "ready":
-            self._fleet.holds.put(key, name_key(name))
-            return
-        lease = await self.acquire(spec, shape, None, slot=False)
-        self._fleet.holds.put(key, name_key(name))
-        lease.release()
+            return key, None
+        return key, await self.acquire(spec, shape, keep_alive_s, slot=False)
 
     def release(self, name: str) -> None:
         """Keep it no more under this name: keep-alive counts again. Nothing if it is not held."""
         self._fleet.holds.drop(name_key(name))
         for resident in self._fleet.residents:
             self._fleet.look_after(resident)
+
+    def retire(self, spec: ModelSpec) -> None:
+        """Unload these files as soon as they are idle, under whatever name they are loaded."""
+        for resident in self._fleet.residents:
+            if resident.key == load_key(spec):
+                self._fleet.expire(resident)
 
     async def let_go(self, name: str) -> None:
         """Unload it once its requests have ended, unless it is kept under another name too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -30,9 +31,13 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
 
     async def readyz(_cold: ColdRequest, _request: Request) -> Response:
         ready = node.ready()
-        answer = {"status": "ready" if ready else "starting"}
+        answer: dict[str, Any] = {"status": "ready" if ready else "starting"}
         if node.cluster_status is not None:  # inference does not wait for it, and neither does this
             answer["cluster"] = node.cluster_status()
+        if preloaded := node.preloaded():  # numbers only: anyone may read this
+            states = Counter(one.state for one in preloaded.values())
+            coming = len(preloaded) - states["loaded"] - states["failed"]
+            answer["preload"] = {"loaded": states["loaded"], "coming": coming, "failed": states["failed"]}
         return json_response(answer, 200 if ready else 503)
 
     async def scrape(_cold: ColdRequest, _request: Request) -> Response:

@@ -86,13 +86,14 @@ class _Handlers:
         return json_response(transfer, 202)
 
     async def health(self, _cold: ColdRequest, _request: Request) -> Response:
-        ready = self._node.ready()
+        ready, preloaded = self._node.ready(), self._node.preloaded()
         return json_response(
             {
                 "status": "ok" if ready else "starting",
                 "node": self._node.version.node,
                 "version": self._node.version.version,
                 "models_loaded": sum(not one.node for one in self._node.residents.loaded()),
+                **({"preload": preloaded} if preloaded else {}),
             },
             200 if ready else 503,
         )

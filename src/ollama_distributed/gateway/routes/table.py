@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -14,7 +14,7 @@ from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
-from ollama_distributed.gateway.ports import Catalog, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.ports import Catalog, Preloaded, Residents, Transfers, VersionInfo
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
 
@@ -60,6 +60,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """None: this gateway moves no models."""
     disks: Disks | None = None
     """None: this gateway has no disk."""
+    preloaded: Callable[[], Mapping[str, Preloaded]] = dict
+    """Models that were to be loaded at the start, by name."""
 
     def need_transfers(self) -> Transfers:
         if self.transfers is None:
