@@ -37,6 +37,7 @@ REPLICAS = ("n2", "n3")
 WORDS = 1200 if STRICT else 400
 SCRIPT = "".join(f" word{i:04d}" + " 😀" * (i % 40 == 0) + " <b>" * (i % 97 == 0) for i in range(WORDS))
 """Long, so that there is a middle: a tiny model says a thousand tokens a second."""
+SHIPS = ("sailing ship", "zeppelin", "bird", "kite", "cyclist", "glider", "seed", "canoe", "moth", "raft")
 SAY = {"messages": [{"role": "user", "content": "Say it."}]}
 
 
@@ -200,10 +201,10 @@ class Trio:
         lines = self.gateway.log_file.read_text().splitlines()
         return int(json.loads([line for line in lines if '"streams.lost"' in line][-1])["tokens"])
 
-    def completion(self, ids: list[int], tokens: int) -> str:
-        """A fresh greedy answer on these ids."""
+    def completion(self, name: str, ids: list[int], tokens: int) -> str:
+        """A node's greedy answer on these ids."""
         body = {"model": "smollm2", "prompt": ids, "max_tokens": tokens, "temperature": 0}
-        with self.gateway.http(SOON_S) as http:
+        with self.nodes[name].http(SOON_S) as http:
             answer = http.post("/v1/completions", json=body).raise_for_status().json()
         return str(answer["choices"][0]["text"])
 
@@ -315,26 +316,22 @@ def test_a_node_that_dies_takes_no_answer_along(trio: Trio) -> None:
 
 @pytest.mark.skipif(not REAL_KILLS, reason="FAILOVER_REAL: how many")
 def test_a_real_model_goes_on_where_it_was(trio: Trio) -> None:
-    """What follows the loss is what a fresh request on the prompt and the emitted ids gives."""
-    tokens = 96
-    dialect = Dialect(
-        "/api/generate",
-        {"prompt": "Tell me how a sailing ship moves against the wind."},
-        lambda line: line["response"],
-    )
+    """What follows the loss is what a fresh request on the prompt and the emitted ids gives. Each
+    turn has a prompt of its own, so that no cache holds figures of another order of computing."""
+    tokens, equal = 96, 0
     options = {"temperature": 0, "num_predict": tokens}
-    calm = trio.read("smollm2", dialect, **options)
-    equal = 0
     for turn in range(REAL_KILLS):
+        prompt = f"{turn}. Tell me how a {SHIPS[turn % len(SHIPS)]} moves against the wind."
+        dialect = Dialect("/api/generate", {"prompt": prompt}, lambda line: line["response"])
         answer, name = trio.lost("smollm2", dialect, trio.random.randrange(1, tokens - 8), _kill, **options)
         trio.note("kill -9 node, SmolLM2", answer.gap_s)
         last = answer.lines[-1]
-        assert (last["failovers"], last["eval_count"]) == (1, tokens), turn
+        assert last["failovers"] == 1, turn
         emitted = trio.tokens_at_the_last_loss()
         ids = last["context"]
-        prompt = len(ids) - tokens
         trio.back(name)
-        fresh = trio.completion(ids[: prompt + emitted], tokens - emitted)
+        prompt_ids = last["prompt_eval_count"]
+        fresh = trio.completion(name, ids[: prompt_ids + emitted], tokens - emitted)
         assert answer.text == "".join(answer.texts[:emitted]) + fresh, turn
-        equal += answer.text == calm.text
+        equal += answer.text == trio.read("smollm2", dialect, **options).text
     print(f"SmolLM2: {equal} of {REAL_KILLS} equal to the answer that lost nothing")
