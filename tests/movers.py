@@ -21,7 +21,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ from ollama_distributed.adapters.registry.sites import RegistrySite, Sites
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.distribution.exchange import Exchange
+from ollama_distributed.distribution.exchange import Exchange, Put
 from ollama_distributed.distribution.pace import Pace
 from ollama_distributed.distribution.ports import Blobs, Partial
 from ollama_distributed.distribution.shelves import Shelves
@@ -79,8 +79,8 @@ class _CountedShelves(Shelves):
         super().__init__(blobs, SystemClock(), rate=lambda: rate)
         self._counts = counts
 
-    async def _send(self, data: bytes, put: Callable[[bytes], Awaitable[None]]) -> None:
-        async def counted(chunk: bytes) -> None:
+    async def _send(self, data: bytes, put: Put) -> None:
+        async def counted(chunk: bytes | memoryview) -> None:
             await put(chunk)
             self._counts.add(sent=len(chunk))
 

@@ -16,7 +16,7 @@ from ollama_distributed.adapters.blobs import partial
 from ollama_distributed.base.errors import ModelNotFound, NotFound
 from ollama_distributed.distribution.pieces import make_table
 from ollama_distributed.distribution.shelves import Shelf
-from ollama_distributed.distribution.swarm import PEER_LIED
+from ollama_distributed.distribution.trust import PEER_LIED
 from ollama_distributed.models.manifest import parse_manifest
 from ollama_distributed.models.names import ModelName
 

@@ -120,7 +120,7 @@ class Exchange(Protocol):
     async def transfers(self, node: NodeId, ask: TransferAsk) -> tuple[Transfer, ...]: ...
 
 
-Put = Callable[[bytes], Awaitable[None]]
+Put = Callable[[bytes | memoryview], Awaitable[None]]
 """Sends bytes of an answer; waits while the other node does not read."""
 
 

@@ -8,12 +8,13 @@ moment: answers to people come first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from anyio import CapacityLimiter, sleep
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import BlobNotFound, Conflict
+from ollama_distributed.base.errors import BlobNotFound, Conflict, DeadlineExceeded
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.exchange import (
     MAX_PEERS,
@@ -28,7 +29,7 @@ from ollama_distributed.distribution.exchange import (
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.pace import Pace
 from ollama_distributed.distribution.pieces import Read, Table, make_table
-from ollama_distributed.distribution.plan import RETRY_S, UPLOADS, Gifts, Slots, everything
+from ollama_distributed.distribution.plan import MIN_PIECE_BYTES, RETRY_S, UPLOADS, Gifts, Slots, everything
 from ollama_distributed.distribution.ports import Blobs
 from ollama_distributed.models.names import BlobId
 
@@ -40,10 +41,14 @@ SLOT_WAIT_S = 2.0
 """Who waits longer for a turn is told to ask others first."""
 CHUNK_BYTES = 256 * 1024
 """Written at once: TLS works on it for 0.2 ms."""
+SEND_S = 20.0
+"""Who takes no more of a piece for so long gives its turn to others."""
 READ_BYTES = 4 * 1024 * 1024
 FORGET_S = 20.0
 """When nobody asked for so long, the next who ask are a new swarm."""
 MAX_SHELVES = 1024
+TABLES = 2
+"""Made at once: each has two pieces in memory meanwhile, and reads as fast as the disk does."""
 
 
 class Shelf:
@@ -117,6 +122,7 @@ class Shelves:
         self._turns: dict[int, asyncio.Future[None]] = {}
         self._shelves: dict[BlobId, Shelf] = {}
         self._making: Joints[_Making] = Joints()
+        self._makers = asyncio.Semaphore(TABLES)
         self._threads = CapacityLimiter(2)
         self.sent_bytes = 0
 
@@ -204,7 +210,11 @@ class Shelves:
             chunk = view[at : at + CHUNK_BYTES]
             self._pace.limit(self._rate())
             await self._pace.take(len(chunk))
-            await put(bytes(chunk))
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await put(chunk)
+            except TimeoutError as late:
+                raise DeadlineExceeded("the other node does not take its piece") from late
             self.sent_bytes += len(chunk)
 
     async def _bytes(self, shelf: Shelf, offset: int, length: int) -> bytes:
@@ -267,7 +277,10 @@ class Shelves:
             return self._blobs.read_range(blob, offset, length)
 
         async def make(making: _Making) -> None:
-            making.table = await make_table(size, read, self._threads)
+            async with contextlib.AsyncExitStack() as stack:
+                if size > MIN_PIECE_BYTES:
+                    await stack.enter_async_context(self._makers)
+                making.table = await make_table(size, read, self._threads)
 
         async with self._making.joined(blob, _Making, make) as joint:
             await joint.result()

@@ -104,7 +104,8 @@ def test_the_rarest_come_first() -> None:
 def test_none_is_offered_before_a_rarer_one(seed: int) -> None:
     """Whatever is told, also twice: who has it all says so every few seconds."""
     chance, pieces = random.Random(seed), 3 * OFFER
-    wants, partial = Wants(pieces, 0, chance.randrange, flight=1), {}
+    wants = Wants(pieces, 0, chance.randrange, flight=1)
+    partial: dict[NodeId, int] = {}
     for _ in range(12):
         node = NodeId(f"n{chance.randrange(5)}")
         match chance.randrange(4):

@@ -48,6 +48,9 @@ HAVE_S = 600.0
 """The first question about a blob may wait until 500 GB are hashed; pings say it goes on."""
 PIECE_S = 900.0
 """16 MiB at 150 kbit/s; who wants it from elsewhere does not wait so long."""
+QUIET_S = 30.0
+"""Not a byte of a piece came for so long, though its node lives: it is given up. A node that shares a
+low rate among eight sends 256 KiB at a time."""
 MAX_HEAD_BYTES = 64 * 1024
 _LENGTH_BYTES = 4
 _DATA = b"\0"
@@ -63,13 +66,15 @@ class _Manifest(msgspec.Struct, frozen=True):
 class PieceCall(Calling):
     """Implements `Call`. `done` is set when the piece is here, or there is none."""
 
-    __slots__ = ("_granted", "_left", "_missing", "_small", "done", "piece")
+    __slots__ = ("_granted", "_left", "_missing", "_small", "came", "done", "piece")
 
     def __init__(self, sender: Sender, node: NodeId, asked: bytes, granted: Granted) -> None:
         super().__init__(sender, node, asked)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.piece: list[memoryview] | None = None
         """Its bytes as they came: nothing is copied."""
+        self.came = 0
+        """Of these; pings do not count."""
         self._granted = granted
         self._missing = 0
         self._small = bytearray()
@@ -78,6 +83,9 @@ class PieceCall(Calling):
         """Bytes of the data frame that is under way."""
 
     def heard(self, data: bytes) -> None:
+        if self.done.done():
+            self._drop()
+            return
         view = memoryview(data)
         while len(view) and not self.done.done():
             if self._left:
@@ -148,6 +156,7 @@ class PieceCall(Calling):
             self._refuse("it sends more than a piece")
             return
         self.piece.append(part)
+        self.came += len(part)
         self._missing -= len(part)
 
     def _last(self) -> None:
@@ -155,6 +164,12 @@ class PieceCall(Calling):
             self._settle(None)
         else:
             self._refuse("it sends less than a piece")
+
+    def _drop(self) -> None:
+        """It goes on after its end: this connection is of no more use."""
+        link, self._link = self._link, None
+        if link is not None:
+            link.close()
 
     def _refuse(self, what: str) -> None:
         error = DigestMismatch(what)
@@ -188,11 +203,18 @@ class PieceExchange:
         self._pool.send(call, node)
         try:
             async with asyncio.timeout(PIECE_S):
-                await call.done
+                while not call.done.done():
+                    came = call.came
+                    await asyncio.wait({call.done}, timeout=QUIET_S)
+                    if call.came == came and not call.done.done():
+                        raise DeadlineExceeded(f"node {node} sent nothing of a piece for {QUIET_S:g} s")
         except TimeoutError as late:
             raise DeadlineExceeded(f"node {node} did not send a piece within {PIECE_S:g} s") from late
         finally:
             call.cancel()
+            if not call.done.cancel():
+                call.done.exception()  # looked at, also where a cancelled wait is what is raised
+        call.done.result()
         return call.piece
 
     async def manifest(self, node: NodeId, name: str) -> bytes:
@@ -242,8 +264,8 @@ def open_door(
             else:
                 await put(frame)
 
-        async def send(data: bytes) -> None:
-            await put(b"%b%b%b" % ((len(data) + 1).to_bytes(_LENGTH_BYTES, "big"), _DATA, data))
+        async def send(data: bytes | memoryview) -> None:
+            await put(b"".join(((len(data) + 1).to_bytes(_LENGTH_BYTES, "big"), _DATA, data)))
 
         await shelves.piece(peer.node, ask, tell, send)
         return last
