@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tests.answering import node as node_on
 from tests.gateway_bench import gateway
 
 from ollama_distributed.base.clock import SystemClock
@@ -26,6 +27,7 @@ from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
 from ollama_distributed.state.records import Advert, HeldModel, Holdings, Member
+from ollama_distributed.testing.echo import EchoEngine, echo_model
 from ollama_distributed.testing.inference import ScriptedInference
 
 
@@ -164,3 +166,15 @@ async def asked(app: Any, path: str) -> dict[str, Any]:
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
         answer: dict[str, Any] = (await client.get(path)).json()
     return answer
+
+
+async def test_a_preloaded_model_stays_and_takes_nobodys_place() -> None:
+    async with node_on(EchoEngine(), echo_model("m"), echo_model("n"), max_loaded_models=1) as there:
+        serving = there.serving
+        for _ in range(2):
+            await serving.preload("m")
+        (row,) = serving.loaded()
+        assert (row.name, row.expires_at) == ("m", None)
+        with pytest.raises(NoCapacity, match="no room beside"):
+            await serving.preload("n")
+        assert [row.name for row in serving.loaded()] == ["m"]
