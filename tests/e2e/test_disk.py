@@ -40,8 +40,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, small_disk: Path) -> Iterato
     """n1 has models m0 to m2 of 8.6 MB each, n2 room for two of them."""
     with Nodes(tmp_path_factory.mktemp("nodes")) as nodes:
         first = nodes.serve("n1")
-        made = first.cli("--output", "json", "cluster", "token", "create", "--role", "node")
-        nodes.start("n2", ("join", json.loads(made.stdout)["token"]), ("--models-dir", str(small_disk)))
+        nodes.join("n2", "n1", "--models-dir", str(small_disk), role="node")
         for number in range(3):
             content = scripted_model(ANSWER, chat_template=CHATML_TEMPLATE)
             add_model(first.url, f"m{number}", content + random.Random(number).randbytes(8 * MIB))
@@ -63,8 +62,15 @@ def _files(folder: Path) -> set[Path]:
 
 
 def _copy(nodes: Nodes, name: str) -> None:
-    copied = nodes["n1"].cli("model", "distribute", name, "n2", check=False)
-    assert copied.returncode == 0, copied.stderr
+    with nodes["n1"].admin() as client:
+        (begun,) = client.models.distribute(name, ["n2"])
+        ended = until(
+            lambda: one if (one := client.models.transfer(begun.id)).state != "running" else None,
+            SOON_S,
+            name,
+        )
+    assert ended is not None
+    assert ended.state == "done", ended.error
 
 
 def _upload(node: NodeProcess, size: int) -> tuple[int, str]:
@@ -101,8 +107,9 @@ def test_a_full_disk_is_507_and_leaves_nothing(nodes: Nodes, small_disk: Path) -
     assert _names(second) == {"m1", "m2"}, "it would not fit without them either"
     assert _files(small_disk) == before
 
-    for name in ("m1", "m2"):
-        nodes["n1"].cli("model", "pin", name, "n2")
+    with nodes["n1"].admin() as client:
+        for name in ("m1", "m2"):
+            client.models.pin(name, "n2")
     stays = nodes["n1"].cli("model", "evict", "m1", "--node", "n2", "--last-copy", "--yes", check=False)
     assert stays.returncode == 1
     assert "m1:latest stays: it is pinned to this node" in stays.stderr
@@ -110,13 +117,11 @@ def test_a_full_disk_is_507_and_leaves_nothing(nodes: Nodes, small_disk: Path) -
     assert status == 507, text
     assert "2 pinned here" in text
     assert _files(small_disk) == before
-    for name in ("m1", "m2"):
-        nodes["n1"].cli("model", "place", name, "--clear")
-
-    def gone() -> bool:
-        return nodes["n1"].cli("model", "evict", "m1", "--node", "n2", check=False).returncode == 0
-
-    until(gone, SOON_S, "the plan has let go of it, and it may go by hand")
+    with nodes["n1"].admin() as client:
+        for name in ("m1", "m2"):
+            client.models.place(name, clear=True)
+        freed = until(lambda: client.models.evict("m1", "n2"), SOON_S, "the plan has let go of it")
+    assert freed.freed_bytes > 8 * MIB
     assert _names(second) == {"m2"}
     assert _names(nodes["n1"]) == {"m0", "m1", "m2"}
 

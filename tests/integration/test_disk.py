@@ -120,35 +120,35 @@ async def disks(folder: Path) -> AsyncIterator[Disks]:
 
 async def test_the_least_recently_used_goes_where_another_node_keeps_it(tmp_path: Path) -> None:
     async with disks(tmp_path) as world:
-        a, b = await world.add("a"), await world.add("b", disk_quota="14MiB")
+        a, b = await world.add("a"), await world.add("b", disk_quota="8MiB")
         for number, name in enumerate(("one", "two", "three")):
-            await a.node.hold(name, 4, seed=number)
+            await a.node.hold(name, 2, seed=number)
         assert await world.copy("one", b) == "done"
         assert await world.copy("two", b) == "done"
         assert [row.model for row in (await b.own.answer()).models] == ["one:latest", "two:latest"]
         world.later()
         b.uses.used("one")
         world.later()
-        await b.node.hold("mine", 4, seed=9)
+        await b.node.hold("mine", 2, seed=9)
         assert b.names() == {"one", "two", "mine"}
         assert await world.copy("three", b) == "done"
         assert b.names() == {"one", "three", "mine"}, "two was used longest ago; nobody else has mine"
         assert a.names() == {"one", "two", "three"}
         figures = b.own.figures()
         assert (figures.evictions, figures.refused) == (1, 0)
-        assert figures.evicted_bytes > 4 * MIB
-        assert b.size() <= 14 * MIB
+        assert figures.evicted_bytes > 2 * MIB
+        assert b.size() <= 8 * MIB
         assert not b.node.staged()
         assert a.uses.last_used("registry.ollama.ai/library/three:latest") >= world.clock.time() - DEADLINE_S
 
 
 async def test_without_room_nothing_comes_and_nothing_goes(tmp_path: Path) -> None:
     async with disks(tmp_path) as world:
-        a, b = await world.add("a"), await world.add("b", disk_quota="13MiB")
-        await a.node.hold("shared", 2, seed=1)
-        await a.node.hold("large", 12, seed=2)
+        a, b = await world.add("a"), await world.add("b", disk_quota="7MiB")
+        await a.node.hold("shared", 1, seed=1)
+        await a.node.hold("large", 6, seed=2)
         assert await world.copy("shared", b) == "done"
-        await b.node.hold("mine", 4, seed=3)
+        await b.node.hold("mine", 2, seed=3)
         world.later()
         before = b.node.blobs()
         assert await world.copy("large", b) == "disk_full"
@@ -162,14 +162,14 @@ async def test_without_room_nothing_comes_and_nothing_goes(tmp_path: Path) -> No
 
 async def test_copies_that_come_together_keep_within_the_quota(tmp_path: Path) -> None:
     async with disks(tmp_path) as world:
-        a, b = await world.add("a"), await world.add("b", disk_quota="10MiB")
+        a, b = await world.add("a"), await world.add("b", disk_quota="6MiB")
         names = ["m1", "m2", "m3"]
         for number, name in enumerate(names):
-            await a.node.hold(name, 4, seed=number)
+            await a.node.hold(name, 2, seed=number)
         begun = [(await b.node.manager.distribute(name, ["b"]))[0] for name in names]
         ended = await world.nodes.done(begun)
         assert sorted(one.code or one.state for one in ended) == ["disk_full", "done", "done"]
-        assert b.size() <= 10 * MIB
+        assert b.size() <= 6 * MIB
         assert not b.node.staged()
         answer = await b.own.answer()
         assert answer.coming_bytes == 0
@@ -180,7 +180,7 @@ async def test_of_two_that_drop_the_same_model_one_keeps_it(tmp_path: Path) -> N
     async with disks(tmp_path) as world:
         a, b, c = [await world.add(name) for name in "abc"]
         await a.node.hold("m", 1)
-        for _ in range(5):
+        for _ in range(3):
             holders = [one for one in (a, b, c) if one.names()]
             for one in (a, b, c):
                 if one not in holders:

@@ -96,7 +96,7 @@ STEPS = st.lists(
         st.sampled_from(["begin", "end", "end", "air", "air", "air", "lose", "crash", "fetch"]),
         st.integers(0, 99),
     ),
-    max_size=120,
+    max_size=80,
 )
 
 
