@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.answering import node as node_on
+from tests.answering import FixedMachine, Models
 from tests.gateway_bench import gateway
 
 from ollama_distributed.base.clock import SystemClock
@@ -23,6 +23,8 @@ from ollama_distributed.distribution.exchange import CopyAsk
 from ollama_distributed.models.names import name_key
 from ollama_distributed.node import preload as preloads
 from ollama_distributed.node.preload import Preload
+from ollama_distributed.serving.service import Serving
+from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
@@ -169,8 +171,12 @@ async def asked(app: Any, path: str) -> dict[str, Any]:
 
 
 async def test_a_preloaded_model_stays_and_takes_nobodys_place() -> None:
-    async with node_on(EchoEngine(), echo_model("m"), echo_model("n"), max_loaded_models=1) as there:
-        serving = there.serving
+    settings = ServingSettings(max_loaded_models=1)
+    models = Models(echo_model("m"), echo_model("n"))
+    serving = Serving(
+        models, [EchoEngine()], FixedMachine(), SystemClock(), settings, estimate=lambda *_, **__: 1 << 20
+    )
+    try:
         for _ in range(2):
             await serving.preload("m")
         (row,) = serving.loaded()
@@ -178,3 +184,5 @@ async def test_a_preloaded_model_stays_and_takes_nobodys_place() -> None:
         with pytest.raises(NoCapacity, match="no room beside"):
             await serving.preload("n")
         assert [row.name for row in serving.loaded()] == ["m"]
+    finally:
+        await serving.close(drain_s=0)
