@@ -122,6 +122,8 @@ def _unusable(question: Question, machine: Machine) -> str:
         return "it is offline"
     if machine.presence == "leaving":
         return "it drains"
+    if not (machine.memory_bytes or machine.gpu_bytes):
+        return "it did not say yet what memory it has"
     free, fetch = machine.disk_free_bytes, _fetch(question, machine)
     if free is not None and fetch > free:
         return f"no room on its disk: needs {size(fetch)}, {size(free)} free"
