@@ -194,6 +194,26 @@ async def test_of_two_that_drop_the_same_model_one_keeps_it(tmp_path: Path) -> N
                 one.node.tell()
 
 
+async def test_a_promise_is_given_for_what_is_there_and_stays(tmp_path: Path) -> None:
+    async with disks(tmp_path) as world:
+        a, b = await world.add("a"), await world.add("b")
+        await a.node.hold("m", 1)
+        assert await world.copy("m", b) == "done"
+        world.later()
+        file = a.weights("m")
+        file.rename(file.with_name("elsewhere"))  # another program took it; the catalogue knows it still
+        with pytest.raises(Conflict, match="could promise"):
+            await b.own.evictions.evict("m")
+        file.with_name("elsewhere").rename(file)
+        world.nodes.hops.drain(a.node.hop)
+        world.nodes.hops.status(a.node.hop, "online")
+        a.node.hop.draining = False
+        with pytest.raises(Conflict, match="no other node that is online"):
+            await b.own.evictions.evict("m")
+        world.nodes.hops.drain(a.node.hop, drain=False)
+        assert await b.own.evictions.evict("m") > MIB
+
+
 async def test_what_stays_and_why(tmp_path: Path) -> None:
     async with disks(tmp_path) as world:
         a, b = await world.add("a"), await world.add("b")

@@ -71,7 +71,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 class Evictions:
     """`loaded`: names in memory, or on their way there. `moving`: blobs that are on their way
-    from or to this node."""
+    from or to this node. `whole`: all files of a model are on the disk now."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Evictions:
         loaded: Callable[[], Collection[str]],
         moving: Callable[[], Collection[BlobId]],
         unload: Callable[[str], Awaitable[None]],
+        whole: Callable[[StoredModel], Awaitable[bool]],
     ) -> None:
         self._me = me
         self._models = models
@@ -93,6 +94,7 @@ class Evictions:
         self._loaded = loaded
         self._moving = moving
         self._unload = unload
+        self._whole = whole
         self._leaving = Leaving(me)
         self.evictions = 0
         self.evicted_bytes = 0
@@ -218,13 +220,22 @@ class Evictions:
         state = self._state()
         return self._online(state, state.models.get(stored.key, {}), stored.digest, 1)
 
-    def promise(self, by: NodeId, ask: KeepAsk) -> bool:
+    async def promise(self, by: NodeId, ask: KeepAsk) -> bool:
         """Whether this node keeps its copy, now that `by` lets its own go."""
-        mine = next((one for one in self._models.stored() if one.key == ask.model), None)
-        holds = mine is not None and mine.digest == ask.digest and not mine.lacking
-        return self._leaving.promise(by, ask.model, ask.digest, holds=holds)
+        mine = self._copy(ask)
+        if mine is None or not await self._whole(mine):
+            return False
+        return self._leaving.promise(by, ask.model, ask.digest, holds=self._copy(ask) is not None)
 
     # ── inside ──────────────────────────────────────────────────────────────────────
+
+    def _copy(self, ask: KeepAsk) -> StoredModel | None:
+        """What is here to be promised. A node that drains is about to give its copies away."""
+        known = self._state().nodes.get(self._me)
+        if known is not None and known.draining:
+            return None
+        mine = next((one for one in self._models.stored() if one.key == ask.model), None)
+        return mine if mine is not None and mine.digest == ask.digest and not mine.lacking else None
 
     def _find(self, name: str) -> Standing | None:
         key = name_key(name)

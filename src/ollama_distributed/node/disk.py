@@ -110,6 +110,12 @@ async def disk_care(
         loaded = serving.resident
         return {blob for one in catalog.stored() if str(one.name) in loaded for blob in one.blobs}
 
+    async def whole(model: StoredModel) -> bool:
+        for blob, size in model.blobs.items():
+            if await store.blob_size(blob) != size:
+                return False
+        return True
+
     async def fetch(model: StoredModel, holders: Sequence[NodeId]) -> None:
         ask = CopyAsk(name=str(model.name), sources=tuple(holders)[:MAX_PEERS], digest=model.digest)
         ended = await copies.ended((await copies.copy_here(ask)).id)
@@ -129,6 +135,7 @@ async def disk_care(
         loaded=lambda: serving.resident,
         moving=moving,
         unload=serving.unload,
+        whole=whole,
     )
     scrubber = Scrubber(
         store,

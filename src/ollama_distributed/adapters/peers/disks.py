@@ -42,7 +42,7 @@ def open_disk_door(door: PeerDoor, own: NodeDisk) -> None:
     """Answer other nodes' questions about this node's disk."""
 
     async def keep(peer: Peer, ask: KeepAsk) -> Promise:
-        return Promise(kept=own.evictions.promise(peer.node, ask))
+        return Promise(kept=await own.evictions.promise(peer.node, ask))
 
     async def show(_peer: Peer, _ask: NothingAsked) -> DiskAnswer:
         return await own.answer()
