@@ -17,6 +17,7 @@ import structlog
 from ollama_distributed.base.cluster import NodeStatus
 from ollama_distributed.base.errors import ModelNotFound, NotFound, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk, Exchange, TransferAsk
@@ -205,8 +206,10 @@ class ModelManager:
         state: Callable[[], ClusterState],
         download: Callable[[str], Transfer],
         wall: Callable[[], float],
+        figures: Callable[[], PieceFigures],
     ) -> None:
         self.moves = transfers
+        self._figures = figures
         self._me = me
         self._exchange = exchange
         self._state = state
@@ -245,6 +248,10 @@ class ModelManager:
         begun = await asyncio.gather(*(begin(node) for node in targets))
         log.info("distribution.distributed", model=name, nodes=len(targets))
         return begun
+
+    def figures(self) -> PieceFigures:
+        """Of the pieces that this node exchanged."""
+        return self._figures()
 
     async def transfers(self) -> Sequence[Transfer]:
         return await self.moves.list()

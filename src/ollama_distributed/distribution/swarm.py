@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.distribution.exchange import Exchange
 from ollama_distributed.distribution.fetching import STALL_S, Fetching, Told
 from ollama_distributed.distribution.plan import Draw
@@ -24,10 +25,21 @@ from ollama_distributed.models.names import BlobId
 HASH_THREADS = 4
 
 
-class _Nobody:
-    def received(self, node: NodeId, count: int) -> None: ...
+class _Counted:
+    """Tells the swarm too."""
 
-    def lied(self, node: NodeId) -> None: ...
+    def __init__(self, swarm: Swarm, told: Told | None) -> None:
+        self._swarm = swarm
+        self._told = told
+
+    def received(self, node: NodeId, count: int) -> None:
+        self._swarm.received_bytes += count
+        if self._told is not None:
+            self._told.received(node, count)
+
+    def lied(self, node: NodeId) -> None:
+        if self._told is not None:
+            self._told.lied(node)
 
 
 class Swarm:
@@ -48,6 +60,7 @@ class Swarm:
         self.shelves = shelves
         self.trust = Trust(clock)
         self.stall_s = stall_s
+        self.received_bytes = 0
         self._clock = clock
         self._draw = draw
         self._threads = CapacityLimiter(HASH_THREADS)
@@ -69,7 +82,7 @@ class Swarm:
             self.me,
             blob,
             into,
-            told or _Nobody(),
+            _Counted(self, told),
             exchange=self.exchange,
             shelves=self.shelves,
             trust=self.trust,
@@ -88,6 +101,11 @@ class Swarm:
         if giver is not None:
             self.trust.lied(blob, giver, "its table of pieces is of another blob")
         return giver
+
+    def figures(self) -> PieceFigures:
+        return PieceFigures(
+            sent_bytes=self.shelves.sent_bytes, received_bytes=self.received_bytes, lies=self.trust.lies
+        )
 
     def trusted(self, blob: BlobId, node: NodeId) -> bool:
         return self.trust.of(blob, node)

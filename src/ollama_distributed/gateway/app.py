@@ -148,6 +148,7 @@ def create_app(
         ready=ready,
         cluster_status=(lambda: cluster.status().status) if cluster is not None else None,
         transfers=transfers,
+        moves=moves,
         disks=disks,
         preloaded=preloaded,
     )

@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Iterable
 
 from ollama_distributed.base.disk import DiskFigures
+from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.serving.service import LoadedModel
 
@@ -42,6 +43,12 @@ _DISK_COUNTERS = {
     "repaired": "Models made whole again from other nodes.",
 }
 """Fields of `DiskFigures` -> what they mean."""
+_PIECE_COUNTERS = {
+    "sent_bytes": "Bytes of models that went to other nodes.",
+    "received_bytes": "Bytes of models that came from other nodes and were right.",
+    "lies": "Times that a node sent wrong bytes of a model, and was dropped for that file.",
+}
+"""Fields of `PieceFigures` -> what they mean."""
 _NO_DISK = DiskFigures()
 
 
@@ -89,7 +96,12 @@ class GatewayMetrics:
             self._tokens["cached"] += summary.usage.cached_tokens
             self._tokens["completion"] += summary.usage.completion_tokens
 
-    def render(self, loaded: Iterable[LoadedModel], disk: DiskFigures | None = _NO_DISK) -> str:
+    def render(
+        self,
+        loaded: Iterable[LoadedModel],
+        disk: DiskFigures | None = _NO_DISK,
+        pieces: PieceFigures | None = None,
+    ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
         for (route, outcome, status), count in sorted(self._requests.items()):
@@ -110,6 +122,9 @@ class GatewayMetrics:
         lines.append(f"{prefix}_failovers_total {self._moves}")
         lines += _residents(prefix, [one for one in loaded if not one.node])
         lines += _disk(prefix, disk) if disk is not None else []
+        for name, text in _PIECE_COUNTERS.items() if pieces is not None else ():
+            lines += _head(f"{prefix}_pieces_{name}_total", "counter", text)
+            lines.append(f"{prefix}_pieces_{name}_total {getattr(pieces, name)}")
         return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.distribution.packing import Bundle
@@ -76,6 +77,10 @@ class Moves(Protocol):
 
     async def cancel(self, transfer_id: str) -> Transfer:
         """What was fetched stays for the next time."""
+        ...
+
+    def figures(self) -> PieceFigures:
+        """Of this node, from memory."""
         ...
 
 

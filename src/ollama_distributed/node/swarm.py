@@ -112,7 +112,7 @@ async def model_moves(
             transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
             open_door(door, shelves, transfers, served)
             bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
-            manager = ModelManager(me, transfers, exchange, state, download, clock.time)
+            manager = ModelManager(me, transfers, exchange, state, download, clock.time, swarm.figures)
             yield ModelMoves(manager, shelves, swarm, bundles, copying)
     finally:
         await shelves.close()

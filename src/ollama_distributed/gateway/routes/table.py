@@ -14,7 +14,7 @@ from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
-from ollama_distributed.gateway.ports import Catalog, Preloaded, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.ports import Catalog, Moves, Preloaded, Residents, Transfers, VersionInfo
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
 
@@ -58,6 +58,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """In one word, for probes; None: there is no cluster."""
     transfers: Transfers | None = None
     """None: this gateway moves no models."""
+    moves: Moves | None = None
     disks: Disks | None = None
     """None: this gateway has no disk."""
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
