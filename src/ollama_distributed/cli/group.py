@@ -158,8 +158,8 @@ def _tell(error: ClientError, session: Any) -> None:
     from ollama_distributed.client.errors import ConnectionFailed
 
     hint = HINTS.get(error.code, "")
-    if error.code == "forbidden" and "admin key" not in str(error):
-        hint = ""  # no key would help: what is asked for is not allowed, and the message says where it is
+    if error.code == "forbidden" and "may not be asked" in str(error):
+        hint = ""  # a registry: no key would help, and the message says what would
     if isinstance(error, ConnectionFailed):
         hint = _start_hint(session)
     if error.request_id and error.code in ("internal", "engine_error", "runner_died", "load_failed"):
