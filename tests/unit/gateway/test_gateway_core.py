@@ -10,7 +10,7 @@ from tests.gateway_bench import HELLO, USAGE, Bench
 
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.base import errors as e
-from ollama_distributed.base.inference import Delta, EmbedResult, Failed, Finished, Opened, Usage
+from ollama_distributed.base.inference import Delta, EmbedResult, Failed, Finished, Moved, Opened, Usage
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
@@ -248,6 +248,54 @@ def test_questions_fail_in_their_dialect():
     assert out.status == 503
     assert out.headers["retry-after"] == "1"
     assert one.summaries[0].error_code == "unavailable"
+
+
+# ── an answer that went on elsewhere ────────────────────────────────────────────────
+
+MOVED = (
+    Opened(prompt_tokens=7, node="n2"),
+    Delta(text="Hel"),
+    Moved(node="n3"),
+    Delta(text="lo"),
+    Finished(reason="stop", usage=USAGE, moves=1),
+)
+MESSAGES = {"model": "m", "messages": [{"role": "user", "content": "p"}], "max_tokens": 9}
+
+
+def test_lines_say_at_their_end_that_another_node_went_on():
+    one = Bench(ScriptedInference(MOVED))
+    out = one.post("/api/generate", GEN)
+    assert "".join(line["response"] for line in out.lines()) == "Hello"
+    assert [line.get("failovers") for line in out.lines()] == [None, None, 1]
+    assert "x-ollama-failovers" not in out.headers
+    (summary,) = one.summaries
+    assert (summary.node, summary.moves) == ("n3", 1)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_server_sent_events_say_so_in_a_comment(path):
+    one = Bench(ScriptedInference(MOVED), routes=HOT_ROUTES)
+    out = one.post(path, {**MESSAGES, "stream": True})
+    calm = Bench(ScriptedInference([e for e in MOVED if not isinstance(e, Moved)]), routes=HOT_ROUTES)
+    without = calm.post(path, {**MESSAGES, "stream": True}, x_request_id=out.headers["x-request-id"])
+    assert out.body.replace(b": goes on at n3\n\n", b"") == without.body
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages"])
+def test_an_answer_in_one_piece_says_so_in_a_header(path):
+    one = Bench(ScriptedInference(MOVED), routes=HOT_ROUTES)
+    out = one.post(path, {**MESSAGES, "stream": False})
+    assert (out.headers["x-ollama-failovers"], out.headers["x-ollama-node"]) == ("1", "n3")
+    assert b"Hello" in out.body
+
+
+def test_what_nobody_sees_before_its_end_may_begin_again():
+    for stream in (True, False):
+        for bound in ({}, {"format": "json"}):
+            one = Bench(ScriptedInference(HELLO))
+            one.post("/api/generate", {**GEN, **bound, "stream": stream})
+            (request,) = one.inference.requests
+            assert request.whole == (not stream and bool(bound))
 
 
 # ── the summary ─────────────────────────────────────────────────────────────────────
