@@ -12,7 +12,7 @@ Pure. `tests/unit/distribution/swarm_model.py` measures it in a model of shaped 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ollama_distributed.base.ids import NodeId
 
@@ -47,6 +47,21 @@ RETRY_S = 0.25
 
 Draw = Callable[[int], int]
 """`draw(n)`: one of 0 … n-1, as `random.Random.randrange`."""
+
+
+def beside(nodes: Sequence[NodeId], node: NodeId, most: int) -> list[NodeId]:
+    """With whom a node exchanges what all of `nodes` fetch: with all, or where they are too many
+    with those 1, 2, 4, ... places from it, so that it is few steps to any. Who is beside one has that
+    one beside it."""
+    at, count = nodes.index(node), len(nodes)
+    if count <= most + 1:
+        return [other for other in nodes if other != node]
+    found: dict[NodeId, None] = {}
+    step = 1
+    while step <= count // 2 and len(found) < most - 1:
+        found[nodes[(at + step) % count]] = found[nodes[at - step]] = None
+        step *= 2
+    return list(found)
 
 
 def piece_bytes(size: int) -> int:

@@ -21,6 +21,7 @@ from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk, Exchange, TransferAsk
+from ollama_distributed.distribution.plan import beside
 from ollama_distributed.distribution.ports import Library
 from ollama_distributed.models.names import ModelName, name_key
 from ollama_distributed.state.cluster import ClusterState
@@ -28,8 +29,9 @@ from ollama_distributed.state.cluster import ClusterState
 log = structlog.get_logger()
 
 MOST_NODES = 256
-"""Asked at once for their transfers."""
+"""Asked for their transfers."""
 ASKED = 32
+"""At once."""
 KEPT = 256
 """Transfers that could not begin, and can still be asked about."""
 
@@ -237,13 +239,15 @@ class ModelManager:
         if not holders:
             raise ModelNotFound(f"model '{name}' not found on any node")
         targets = self._targets(holders, nodes)
+        turns = asyncio.Semaphore(ASKED)
 
         async def begin(to: NodeId) -> Transfer:
-            try:
-                peers = [node for node in targets if node != to]
-                return await self.moves.transfer(name, holders[0], to, peers=peers)
-            except OllamaDistributedError as exc:
-                return self.moves.refused(name, to, exc, self._wall())
+            async with turns:
+                try:
+                    peers = beside(targets, to, MAX_PEERS)
+                    return await self.moves.transfer(name, holders[0], to, peers=peers)
+                except OllamaDistributedError as exc:
+                    return self.moves.refused(name, to, exc, self._wall())
 
         begun = await asyncio.gather(*(begin(node) for node in targets))
         log.info("distribution.distributed", model=name, nodes=len(targets))

@@ -21,6 +21,7 @@ from ollama_distributed.distribution.plan import (
     Offer,
     Slots,
     Wants,
+    beside,
     bits,
     everything,
     piece_bytes,
@@ -36,6 +37,24 @@ def test_pieces_fit_the_blob(size: int) -> None:
     piece = piece_bytes(size)
     assert MIB <= piece <= MAX_PIECE_BYTES
     assert (pieces_of(size, piece) - 1) * piece < size <= pieces_of(size, piece) * piece
+
+
+@given(st.integers(1, 400), st.integers(2, 32))
+def test_few_steps_lead_from_any_node_to_any_other(count: int, most: int) -> None:
+    nodes = [NodeId(f"n{number}") for number in range(count)]
+    sides = {node: beside(nodes, node, most) for node in nodes}
+    for node, others in sides.items():
+        assert len(set(others)) == len(others) <= most
+        assert node not in others
+        assert all(node in sides[other] for other in others)
+    met, steps, edge = {nodes[0]}, 0, {nodes[0]}
+    while edge:
+        edge = {other for node in edge for other in sides[node]} - met
+        met |= edge
+        steps += bool(edge)
+    assert len(met) == count
+    if most >= 18:
+        assert steps <= 5
 
 
 @given(st.sets(st.integers(0, 300)))
