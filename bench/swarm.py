@@ -14,8 +14,10 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import random
+import select
 import socket
 import subprocess
 import sys
@@ -30,6 +32,7 @@ import uvloop
 from tests import lab
 
 from bench.members import certify, exchanging
+from ollama_distributed.adapters.blobs.partial import NOTE_BYTES
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
@@ -40,6 +43,8 @@ from ollama_distributed.models.names import BlobId
 
 MIB = 1 << 20
 PORT = 7443
+DEADLINE_S = 3600.0
+"""For what all nodes do; then something hangs."""
 LATENCY_MS = 50
 """Of a shaped link's queue when it is full."""
 
@@ -139,8 +144,8 @@ class Nodes:
                 ]
                 started[name] = stack.enter_context(process(words))
             for one in started.values():
-                assert one.stdout is not None
-                assert one.stdout.readline() == "ready\n"
+                if line(one) != "ready\n":
+                    sys.exit("a node did not start; what it said is above")
             holder, *others = started
             told(started[holder], "cpu")
             before = told(started[holder], "cpu")
@@ -166,9 +171,19 @@ def say(one: subprocess.Popen[str], word: str) -> None:
     one.stdin.flush()
 
 
-def hear(one: subprocess.Popen[str]) -> dict[str, Any]:
+def line(one: subprocess.Popen[str]) -> str:
     assert one.stdout is not None
-    found: dict[str, Any] = json.loads(one.stdout.readline())
+    ready, _, _ = select.select([one.stdout], [], [], DEADLINE_S)
+    if not ready:
+        sys.exit(f"a node said nothing for {DEADLINE_S:.0f} s")
+    return one.stdout.readline()
+
+
+def hear(one: subprocess.Popen[str]) -> dict[str, Any]:
+    said = line(one)
+    if not said:
+        sys.exit("a node ended; what it said is above")
+    found: dict[str, Any] = json.loads(said)
     return found
 
 
@@ -232,19 +247,31 @@ def loopback(mebibytes: int) -> float:
     hashlib.sha256(data).digest()
     hashed = len(data) / 1e6 / (time.perf_counter() - began)
     with tempfile.TemporaryDirectory(prefix="od-swarm-") as text:
+        written = disk_speed(Path(text) / "written", data)
         ports = free_ports(2)
         nodes = Nodes(Path(text), [f"127.0.0.1:{port}" for port in ports], mebibytes * MIB, [[], []])
         _, said, holder = nodes.run(naive=False)
         (one,) = said.values()
         gib = mebibytes / 1024
-        speed = nodes.size / 1e6 / one["took_s"]
+        speed: float = nodes.size / 1e6 / one["took_s"]
         print(
             f"loopback, {mebibytes} MiB over mutual TLS: {nodes.size / 1e6 / one['fetched_s']:.0f} MB/s, "
             f"checked as a whole {speed:.0f} MB/s; CPU-s/GiB: receive {one['cpu_s'] / gib:.2f}, "
-            f"send {holder['cpu_s'] / gib:.2f}; SHA-256 of one core {hashed:.0f} MB/s",
+            f"send {holder['cpu_s'] / gib:.2f}; "
+            f"SHA-256 of one core {hashed:.0f} MB/s, the disk {written:.0f} MB/s",
             flush=True,
         )
     return speed
+
+
+def disk_speed(path: Path, data: bytes) -> float:
+    """MB/s of writes that are on the disk as often as a fetch notes them."""
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for at in range(0, len(data), NOTE_BYTES):
+            file.write(data[at : at + NOTE_BYTES])
+            os.fdatasync(file.fileno())
+    return len(data) / 1e6 / (time.perf_counter() - began)
 
 
 def free_ports(count: int) -> list[int]:
@@ -269,7 +296,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.node:
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # stdout is for answers
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),  # stdout is for answers
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        )
         uvloop.run(node(args.folder, args.node))
         return
     what = [args.what] if args.what else ["loopback", "links"]
