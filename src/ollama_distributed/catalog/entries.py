@@ -107,7 +107,11 @@ async def read_entry(store: Store, name: ModelName, stored: StoredManifest) -> E
         config=config,
         spec=msgspec.structs.replace(spec, parameters=typed),
         stored=StoredModel(
-            name=name, digest=spec.digest, blobs=sizes_of(manifest), modified_at=stored.stamp.modified_at
+            name=name,
+            key=name.key,
+            digest=spec.digest,
+            blobs=sizes_of(manifest),
+            modified_at=stored.stamp.modified_at,
         ),
         stored_parameters=texts.parameters,
     )
@@ -123,6 +127,7 @@ def stored_model(
         return None
     return StoredModel(
         name=name,
+        key=name.key,
         digest=_digest(stored),
         blobs=sizes_of(manifest),
         modified_at=stored.stamp.modified_at,

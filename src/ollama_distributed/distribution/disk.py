@@ -4,7 +4,7 @@ what is told of it."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -79,7 +79,7 @@ class NodeDisk:
     async def start(self) -> None:
         """Look at it for the first time."""
         self.uses.found(self._models.stored())
-        self._told(await self._disk.survey())
+        self._told(await self._disk.survey(), await self.evictions.standings())
 
     async def run(self) -> None:
         """Keep an eye on it until cancelled; what was used when is written down at the end too."""
@@ -100,10 +100,10 @@ class NodeDisk:
         """What may still come to this disk: within quota and low-water mark (neither is to be taken
         off again), what is on its way taken off, and what other nodes keep anyway counted as free.
         """
-        survey = await self._disk.survey()
+        survey, standings = await self._disk.survey(), await self.evictions.standings()
         idle = sum(file.size_bytes for blob, file in survey.partials.items() if blob not in self._claimed)
         idle += sum(file.size_bytes for file in survey.damaged.values())
-        return max(0, self._left(survey) + self.evictions.spare_bytes() + idle)
+        return max(0, self._left(survey) + self.evictions.spare_bytes(standings) + idle)
 
     # ── for people ──────────────────────────────────────────────────────────────────
 
@@ -112,14 +112,13 @@ class NodeDisk:
         return msgspec.structs.replace(self._figures, **self._counts())
 
     async def answer(self) -> DiskAnswer:
-        survey = await self._disk.survey()
-        standings = self.evictions.standings()
+        survey, standings = await self._disk.survey(), await self.evictions.standings()
         frees = self.evictions.frees(standings)
         state = self._state()
         named = {blob for one in standings for blob in one.stored.blobs}
         me = state.nodes.get(self._me)
         return DiskAnswer(
-            **msgspec.structs.asdict(self._told(survey)),
+            **msgspec.structs.asdict(self._told(survey, standings)),
             node=self._me,
             name=me.name if me is not None else self._me,
             partial_bytes=sum(file.size_bytes for file in survey.partials.values()),
@@ -132,7 +131,7 @@ class NodeDisk:
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
-    def _told(self, survey: Survey) -> DiskFigures:
+    def _told(self, survey: Survey, standings: Sequence[Standing]) -> DiskFigures:
         limits = self._limits(survey)
         self._figures = DiskFigures(
             total_bytes=survey.total_bytes,
@@ -142,7 +141,7 @@ class NodeDisk:
             low_water_bytes=limits.low_water_bytes,
             coming_bytes=self.rooms.taken(survey),
             room_bytes=max(0, self._left(survey)),
-            evictable_bytes=self.evictions.evictable_bytes(),
+            evictable_bytes=self.evictions.evictable_bytes(standings),
             **self._counts(),
         )
         return self._figures
@@ -171,9 +170,9 @@ class NodeDisk:
         if within == self._above:
             self._above = not within
             if not within:
-                log.warning(ABOVE, why=self._why().removeprefix("; "))
+                log.warning(ABOVE, why=(await self._why()).removeprefix("; "))
         survey = await self._disk.survey()
-        self._told(survey)
+        self._told(survey, await self.evictions.standings())
         self.uses.keep({one.key for one in self._models.stored()}, survey.blobs.keys())
         if self._clock.monotonic() - self._written_at >= WRITE_S:
             await self._keep()
@@ -222,9 +221,9 @@ class NodeDisk:
             blob for blob, file in survey.blobs.items() if blob not in named and file.modified_at < before
         ]
 
-    def _why(self) -> str:
+    async def _why(self) -> str:
         """Which models stay: `; of the models here stay: 2 the last copy, 1 loaded`."""
-        counts = Counter(one.kept for one in self.evictions.standings() if one.kept)
+        counts = Counter(one.kept for one in await self.evictions.standings() if one.kept)
         kinds = ", ".join(f"{count} {_WHY[kept]}" for kept, count in counts.most_common())
         return f"; of the models here stay: {kinds}" if kinds else ""
 

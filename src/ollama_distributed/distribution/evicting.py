@@ -41,6 +41,8 @@ RECENT_S = 60.0
 """A model that was asked for so lately may be on its way into memory."""
 SPARE_ASKS = 3
 """Holders that are asked beyond those that are needed, when some cannot promise."""
+AT_ONCE = 32
+"""Models that are looked at before others get the loop: 1.5 ms where each has many holders."""
 MOST_HOLDERS = 256
 """Looked at for each model; of thousands these are enough."""
 
@@ -70,7 +72,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evictions:
-    """`loaded`: names in memory, or on their way there. `moving`: blobs that are on their way
+    """`loaded`: keys of models in memory, or on their way there. `moving`: blobs that are on their way
     from or to this node. `whole`: all files of a model are on the disk now."""
 
     def __init__(
@@ -101,21 +103,22 @@ class Evictions:
 
     # ── what there is ───────────────────────────────────────────────────────────────
 
-    def standings(self) -> list[Standing]:
+    async def standings(self) -> list[Standing]:
         """Every model on this disk, in the order in which they would go."""
-        state, loaded, moving = self._state(), {name_key(name) for name in self._loaded()}, self._moving()
-        found = [self._standing(state, one, loaded, frozenset(moving)) for one in self._models.stored()]
+        found: list[Standing] = []
+        models = self._models.stored()
+        for begin in range(0, len(models), AT_ONCE):
+            found += self._look(models[begin : begin + AT_ONCE])
+            await asyncio.sleep(0)
         return sorted(found, key=lambda one: (one.planned, one.last_used, one.stored.key))
 
-    def spare_bytes(self) -> int:
+    def spare_bytes(self, standings: Sequence[Standing]) -> int:
         """What may become free here without any other node's giving way, or the plan's: room that
         plans may count on."""
-        standings = self.standings()
         free = [one for one in standings if one.kept in ("", "recent") and one.spare and not one.planned]
         return self._freed(free, standings)
 
-    def evictable_bytes(self) -> int:
-        standings = self.standings()
+    def evictable_bytes(self, standings: Sequence[Standing]) -> int:
         return self._freed([one for one in standings if not one.kept], standings)
 
     def frees(self, standings: Sequence[Standing]) -> dict[str, int]:
@@ -135,7 +138,7 @@ class Evictions:
         held = dict[str, Attempt]()
         try:
             while True:
-                standings = self.standings()
+                standings = await self.standings()
                 may = {one.stored.key: one for one in standings if not one.kept or one.stored.key in held}
                 chosen = choose(
                     [_candidate(one) for key, one in may.items() if key not in refused],
@@ -239,10 +242,19 @@ class Evictions:
 
     def _find(self, name: str) -> Standing | None:
         key = name_key(name)
-        return next((one for one in self.standings() if one.stored.key == key), None)
+        found = self._look([one for one in self._models.stored() if one.key == key])
+        return found[0] if found else None
+
+    def _look(self, models: Sequence[StoredModel]) -> list[Standing]:
+        state, loaded, moving = self._state(), self._loaded(), self._moving()
+        return [self._standing(state, one, loaded, moving) for one in models]
 
     def _standing(
-        self, state: ClusterState, stored: StoredModel, loaded: set[str], moving: frozenset[BlobId]
+        self,
+        state: ClusterState,
+        stored: StoredModel,
+        loaded: Collection[str],
+        moving: Collection[BlobId],
     ) -> Standing:
         held: Mapping[NodeId, HeldModel] = state.models.get(stored.key, {})
         desired = state.desired.get(stored.key)
@@ -342,7 +354,10 @@ class Evictions:
             return 0
         if not self._leaving.settle(attempt):
             return 0
-        freed = self._freed([one], self.standings())
+        others = {
+            blob for model in self._models.stored() if model.key != one.stored.key for blob in model.blobs
+        }
+        freed = sum(size for blob, size in one.stored.blobs.items() if blob not in others)
         try:
             await self._models.delete(str(one.stored.name))
         except ModelNotFound:

@@ -13,6 +13,7 @@ counts as room when models are placed: else every holder would offer the room of
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -22,6 +23,7 @@ import msgspec
 from ollama_distributed.base.ids import NodeId
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def weight(digest: str, node: NodeId) -> tuple[int, NodeId]:
     """A node's among the holders of what has this digest; no two are equal."""
     value = hashlib.blake2b(f"{digest}\0{node}".encode(), digest_size=8).digest()

@@ -105,7 +105,7 @@ class Rooms:
         survey: Callable[[], Awaitable[Survey]],
         limits: Callable[[Survey], Limits],
         make: Callable[[int, Survey], Awaitable[bool]],
-        why: Callable[[], str] = lambda: "",
+        why: Callable[[], Awaitable[str]],
     ) -> None:
         self._survey = survey
         self._limits = limits
@@ -196,16 +196,16 @@ class Rooms:
             if not await self._make(short, survey):
                 break
         self.refused += refused and not always
-        raise DiskFull(self._refusal(need, survey, limits))
+        raise DiskFull(await self._refusal(need, survey, limits))
 
-    def _refusal(self, need: int, survey: Survey, limits: Limits) -> str:
+    async def _refusal(self, need: int, survey: Survey, limits: Limits) -> str:
         left = max(0, limits.left(survey) - self.taken(survey))
         bounds = [f"{size_text(limits.low_water_bytes)} of the disk are kept free"]
         if limits.quota_bytes is not None:
             bounds.insert(0, f"{size_text(survey.used_bytes)} of {size_text(limits.quota_bytes)} are used")
         return (
             f"no space left for {size_text(need)}: there is room for {size_text(left)} ({', '.join(bounds)})"
-            f"{self._why()}. Delete a model (rm), let a copy go (model evict), or change disk_quota or "
+            f"{await self._why()}. Delete a model (rm), let a copy go (model evict), or change disk_quota or "
             "disk_low_water"
         )
 

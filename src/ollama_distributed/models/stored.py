@@ -12,6 +12,8 @@ from ollama_distributed.models.names import BlobId, ModelName
 
 class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     name: ModelName
+    key: str
+    """Of the name, as in the replicated state."""
     digest: str
     """Of its manifest."""
     blobs: Mapping[BlobId, int]
@@ -20,11 +22,6 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     """Of its manifest, seconds since the Unix epoch."""
     lacking: str = ""
     """Why it cannot be served: files of it are missing, or were damaged. Empty: it can."""
-
-    @property
-    def key(self) -> str:
-        """As in the replicated state (`name_key`)."""
-        return self.name.key
 
     @property
     def largest(self) -> BlobId:

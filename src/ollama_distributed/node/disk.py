@@ -29,7 +29,7 @@ from ollama_distributed.distribution.scrub import Pacing, Scrubber
 from ollama_distributed.distribution.service import ModelTransfer
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.uses import Uses, UsesRecord
-from ollama_distributed.models.names import BlobId
+from ollama_distributed.models.names import BlobId, name_key
 from ollama_distributed.models.stored import StoredModel
 from ollama_distributed.node.data_dir import read_file, write_file
 from ollama_distributed.node.settings import Settings
@@ -103,12 +103,15 @@ async def disk_care(
     def moving() -> set[BlobId]:
         return {*catalog.in_use(), *own.rooms.claimed(), *shelves.giving()}
 
+    def loaded() -> set[str]:
+        return {name_key(name) for name in serving.resident}
+
     def busy() -> bool:
         return bool(serving.waiting) or any(model.slots_busy for model in serving.loaded())
 
     def warm() -> set[BlobId]:
-        loaded = serving.resident
-        return {blob for one in catalog.stored() if str(one.name) in loaded for blob in one.blobs}
+        names = loaded()
+        return {blob for one in catalog.stored() if one.key in names for blob in one.blobs}
 
     async def whole(model: StoredModel) -> bool:
         for blob, size in model.blobs.items():
@@ -132,7 +135,7 @@ async def disk_care(
         uses,
         exchange,
         state,
-        loaded=lambda: serving.resident,
+        loaded=loaded,
         moving=moving,
         unload=serving.unload,
         whole=whole,

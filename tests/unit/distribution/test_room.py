@@ -33,7 +33,7 @@ class FakeDisk:
         self.whole |= self.old
         self.strangers = 0
         self.evicted: list[BlobId] = []
-        self.rooms = Rooms(self.survey, lambda _: self.limits, self.make, lambda: "; 1 is the last copy")
+        self.rooms = Rooms(self.survey, lambda _: self.limits, self.make, self.why)
 
     async def survey(self) -> Survey:
         await asyncio.sleep(0)
@@ -52,8 +52,8 @@ class FakeDisk:
             need -= size
         return need < before
 
-    async def used(self) -> int:
-        return (await self.survey()).used_bytes
+    async def why(self) -> str:
+        return "; 1 is the last copy"
 
 
 @settings(deadline=None)
@@ -169,7 +169,7 @@ async def test_an_upload_does_not_ask_for_each_byte() -> None:
         found = await survey()
         return Survey(total_bytes=1 << 40, free_bytes=1 << 40, blobs=found.blobs)
 
-    rooms = Rooms(counted, lambda _: Limits(), disk.make)
+    rooms = Rooms(counted, lambda _: Limits(), disk.make, disk.why)
     async with rooms.growing() as growing:
         for _ in range(100):
             await growing.take(STEP_BYTES // 50)
