@@ -85,6 +85,7 @@ class SwarmNode:
                 downloads=downloads,
                 download=downloads.start,
                 remove=self.hop.catalog.delete,
+                delete=self.names.delete,
                 rate=lambda: self.rate,
                 clock=SystemClock(),
             )

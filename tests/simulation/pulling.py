@@ -58,6 +58,8 @@ class FakeRegistry:
         self.served: dict[BlobId, int] = {}
         self.by: dict[NodeId, int] = {}
         self.closed_to: dict[NodeId, OllamaDistributedError] = {}
+        self.hangs: set[NodeId] = set()
+        """For them."""
 
     def of(self, node: FakeNode) -> SeenRegistry:
         return SeenRegistry(self, node)
@@ -85,6 +87,8 @@ class SeenRegistry:
             await asyncio.sleep(REGISTRY_S)
             if (error := self._registry.closed_to.get(self._node.id)) is not None:
                 raise type(error)(error.message)
+            while self._node.id in self._registry.hangs:
+                await asyncio.sleep(1)
             begin, end = missing[0]
             count = min(CHUNK, end - begin)
             self._registry.served[blob] = self._registry.served.get(blob, 0) + count

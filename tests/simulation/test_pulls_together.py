@@ -178,6 +178,23 @@ def test_who_goes_away_leaves_the_work_to_those_who_wait() -> None:
     run(main)
 
 
+def test_a_node_that_does_not_get_on_is_not_waited_for() -> None:
+    async def main() -> None:
+        world = World(FakeRegistry(M), "a", "b", "c")
+        first = asyncio.create_task(world["a"].pull(M))
+        await asyncio.sleep(2)
+        others = [asyncio.create_task(world[name].pull(M)) for name in "bc"]
+        await asyncio.sleep(2)
+        world.registry.hangs = {world["a"].id}
+        await asyncio.gather(*others)
+        whole(world, "b", "c")
+        assert set(world.registry.by) in ({"a", "b"}, {"a", "c"})
+        first.cancel()
+        await asyncio.wait({first})
+
+    run(main)
+
+
 def test_a_keeper_that_dies_or_joins_makes_no_second_download() -> None:
     async def main() -> None:
         for change in ("dies", "joins"):

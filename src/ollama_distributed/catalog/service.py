@@ -272,7 +272,9 @@ class Catalog:
                 if made_at <= self._history(target.key).deleted_until:
                     raise ModelNotFound(f"model '{name.display}' was deleted meanwhile")
                 if old is not None and old.stamp.modified_at > made_at:
-                    raise Conflict(f"a newer version of '{name.display}' is here")
+                    if old.data != manifest:
+                        raise Conflict(f"a newer version of '{name.display}' is here")
+                    made_at = old.stamp.modified_at
             await self._write(target, manifest, made_at)
             await self._reread(target)
         log.info("catalog.adopted", model=target.display)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 import structlog
 
 from ollama_distributed.base.cluster import NodeStatus
+from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.base.errors import ModelNotFound, NotFound, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.base.pieces import PieceFigures
@@ -42,6 +44,9 @@ class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
     status: NodeStatus
     digest: str
     size: int
+    current: bool = True
+    """Of the version that counts; the node with another one gets that, or drops its own."""
+
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +69,6 @@ class ModelTransfer:
         downloads: Downloads,
         library: Library,
         state: Callable[[], ClusterState],
-        remove: Callable[[str], Awaitable[None]],
     ) -> None:
         self._me = me
         self._exchange = exchange
@@ -73,7 +77,6 @@ class ModelTransfer:
         self._downloads = downloads
         self._library = library
         self._state = state
-        self._remove = remove
         self._refused: dict[str, Transfer] = {}
 
     async def transfer(
@@ -168,9 +171,6 @@ class ModelTransfer:
         """Wait until a copy to this node is over, whichever way."""
         return await self._copies.ended(transfer_id)
 
-    async def remove_here(self, name: str) -> None:
-        await self._remove(name)
-
     def asked(self, ask: TransferAsk) -> tuple[Transfer, ...]:
         """
         Raises:
@@ -198,7 +198,7 @@ class ModelTransfer:
 
 
 class ModelManager:
-    """`wall`: seconds since the Unix epoch."""
+    """`wall`: seconds since the Unix epoch. `delete`: of a name, in the whole cluster."""
 
     def __init__(
         self,
@@ -209,14 +209,18 @@ class ModelManager:
         download: Callable[[str], Transfer],
         wall: Callable[[], float],
         figures: Callable[[], PieceFigures],
+        delete: Callable[[str], Awaitable[None]],
     ) -> None:
         self.moves = transfers
+        self._delete = delete
         self._figures = figures
         self._me = me
         self._exchange = exchange
         self._state = state
         self._download = download
         self._wall = wall
+        self._delete = delete
+        self._evict = evict
 
     def download(self, name: str) -> Transfer:
         """Begin to fetch a model from its registry to this node.
@@ -266,24 +270,30 @@ class ModelManager:
     async def cancel(self, transfer_id: str) -> Transfer:
         return await self.moves.cancel(transfer_id)
 
-    async def remove(self, name: str, nodes: Sequence[str] = ()) -> Sequence[NodeId]:
-        """Unload and delete a model on these nodes; none named: wherever it is. Returns where it was.
+    async def remove(
+        self, name: str, nodes: Sequence[str] = (), *, last_copy: bool = False
+    ) -> Sequence[EvictAnswer]:
+        """Delete a model; with `nodes`, only their copies of it, one after the other. Returns what
+        that freed there. `last_copy`: even if no other node holds it.
 
         Raises:
-            ModelNotFound: nobody has it.
-            Unavailable: a node could not be asked; others may have removed it.
+            ModelNotFound: it is not there.
+            Conflict: a copy must stay; says why, and where it is gone already.
+            NotFound, Unavailable: a node is not known, or cannot be asked.
         """
-        holders = await self.moves.holders(name)
-        state = self._state()
-        targets = [state.resolve(node) for node in nodes] if nodes else holders
-        if not targets:
-            raise ModelNotFound(f"model '{name}' not found on any node")
-        for node in targets:
-            if node == self._me:
-                await self.moves.remove_here(name)
-            else:
-                await self._exchange.remove(node, name)
-        return targets
+        if not nodes:
+            await self._delete(name)
+            return ()
+        done: list[EvictAnswer] = []
+        for node in dict.fromkeys(nodes):
+            try:
+                done.append(await self._evict(name, node, last_copy=last_copy))
+            except OllamaDistributedError as exc:
+                if not done:
+                    raise
+                gone = ", ".join(one.name for one in done)
+                raise type(exc)(f"{exc.message} (it is gone from {gone})") from exc
+        return done
 
     async def get_status(self, name: str) -> ModelStatus:
         """
@@ -292,25 +302,18 @@ class ModelManager:
         """
         key = name_key(name)
         moving = tuple(one for one in await self.moves.list() if name_key(one.model) == key)
-        status = ModelStatus(model=name, nodes=self._places(key), transfers=moving)
+        status = self._status(key, moving)
         if not status.nodes and not any(one.state == "running" for one in moving):
             raise ModelNotFound(f"model '{name}' not found on any node")
         return status
 
     def list(self) -> Sequence[ModelStatus]:
-        """Every model of the cluster, by name."""
-        models = self._state().models
-        return [ModelStatus(model=key, nodes=self._places(key)) for key in sorted(models)]
+        """Every model of the cluster, by name; without transfers."""
+        return [self._status(key) for key in sorted(self._state().models)]
 
-    def _targets(self, holders: Sequence[NodeId], nodes: Sequence[str]) -> Sequence[NodeId]:
+    def _status(self, key: str, moving: tuple[Transfer, ...] = ()) -> ModelStatus:
         state = self._state()
-        if nodes:
-            return list(dict.fromkeys(state.resolve(node) for node in nodes))
-        living = {node for node, known in state.nodes.items() if known.alive and not known.draining}
-        return sorted((living | {self._me}) - set(holders))
-
-    def _places(self, key: str) -> tuple[ModelPlace, ...]:
-        state = self._state()
+        current = state.current(key)
         found = [
             ModelPlace(
                 node=node,
@@ -318,8 +321,20 @@ class ModelManager:
                 status=state.nodes[node].status,
                 digest=held.digest,
                 size=held.size_bytes,
+                current=current is not None and held.digest == current.digest,
             )
             for node, held in state.models.get(key, {}).items()
             if node in state.nodes
         ]
-        return tuple(sorted(found, key=lambda place: (place.name, place.node)))
+        return ModelStatus(
+            model=current.display if current is not None else moving[0].model if moving else key,
+            nodes=tuple(sorted(found, key=lambda place: (place.name, place.node))),
+            transfers=moving,
+        )
+
+    def _targets(self, holders: Sequence[NodeId], nodes: Sequence[str]) -> Sequence[NodeId]:
+        state = self._state()
+        if nodes:
+            return list(dict.fromkeys(state.resolve(node) for node in nodes))
+        living = {node for node, known in state.nodes.items() if known.alive and not known.draining}
+        return sorted((living | {self._me}) - set(holders))

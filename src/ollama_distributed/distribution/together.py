@@ -41,6 +41,8 @@ IDLE_LOOKS = 5
 """So often a node whose turn it is may say that it does nothing; then it is another's."""
 MAX_FAILURES = 3
 """Of other nodes; after that one gives up waiting for more, and says why."""
+STALL_S, CHECK_S = 60.0, 900.0
+"""Another node's fetch may stand still for so long, and take so long to check what has come."""
 _TICK_S = 0.25
 
 
@@ -62,6 +64,19 @@ class _Tries:
         """Not asked for bytes again."""
         self.idle: dict[NodeId, int] = {}
         self.failures = 0
+
+    def fail(self, node: NodeId, error: OllamaDistributedError) -> None:
+        """A node whose turn it was has failed.
+
+        Raises:
+            Unavailable: too many have.
+        """
+        log.info("distribution.takes_over", node=node, error=error.message)
+        self.instead_of = node
+        self.failed[node] = None
+        self.failures += 1
+        if self.failures > MAX_FAILURES:
+            raise Unavailable(error.message) from error
 
 
 class Together:
@@ -128,7 +143,7 @@ class Together:
                     await self._from_outside(name, blob, into, finish)
                     return
             if not givers:
-                await self._wait_for(node, blob, tries)
+                await self._wait_for(node, blob, into.size, tries)
                 continue
             try:
                 await self._swarm.fetch(blob, into, givers)
@@ -239,7 +254,7 @@ class Together:
             log.info("distribution.manifest_anew", model=name.display, node=node, error=exc.message)
             return await self._registry.manifest(name)
 
-    async def _wait_for(self, node: NodeId, blob: BlobId, tries: _Tries) -> None:
+    async def _wait_for(self, node: NodeId, blob: BlobId, size: int, tries: _Tries) -> None:
         """Until another node has fetched the blob, or has failed to.
 
         Raises:
@@ -247,8 +262,18 @@ class Together:
             Unavailable: the registry cannot be reached, not from other nodes either.
         """
         tries.instead_of = None
+        loop = asyncio.get_running_loop()
         try:
-            await self._neighbours.follow(node, blob.digest, lambda here: self._ahead.update({blob: here}))
+            async with asyncio.timeout(STALL_S) as limit:
+
+                def told(here: int) -> None:
+                    if here > self._ahead.get(blob, 0):
+                        limit.reschedule(loop.time() + (STALL_S if here < size else CHECK_S))
+                    self._ahead[blob] = here
+
+                await self._neighbours.follow(node, blob.digest, told)
+        except TimeoutError:
+            tries.fail(node, Unavailable(f"node {node} fetches {blob.digest[:19]} and does not get on"))
         except (RegistryError, ModelNotFound):
             raise
         except NotFound:
@@ -258,11 +283,6 @@ class Together:
                 tries.instead_of = node
             await asyncio.sleep(PAUSE_S)
         except OllamaDistributedError as exc:
-            log.info("distribution.takes_over", blob=blob.digest, node=node, error=exc.message)
-            tries.instead_of = node
-            tries.failed[node] = None
-            tries.failures += 1
-            if tries.failures > MAX_FAILURES:
-                raise Unavailable(exc.message) from exc
+            tries.fail(node, exc)
         finally:
             self._ahead.pop(blob, None)

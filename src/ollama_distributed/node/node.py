@@ -18,6 +18,7 @@ from ollama_distributed._version import __version__
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.adapters.peers.written import open_written
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
@@ -192,6 +193,7 @@ async def _built(
                 downloads=transfers.downloads,
                 download=transfers.download,
                 remove=remove,
+                delete=here.catalog.delete,
                 rate=uplink.rate,
                 clock=clock,
                 served=uses.used,
@@ -248,7 +250,9 @@ async def _built(
                 clock=clock,
             )
         )
-        answers = Answers(here.source, clock)
+        door = here.keeper.parts.door
+        answers = Answers(here.source, clock, generated=door.answered.find)
+        open_written(door, answers.written)
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
         app = create_app(
             inference=answers,

@@ -74,12 +74,14 @@ async def model_moves(
     downloads: Downloads,
     download: Callable[[str], Transfer],
     remove: Callable[[str], Awaitable[None]],
+    delete: Callable[[str], Awaitable[None]],
     rate: Callable[[], float],
     clock: Clock,
     resolve: Resolve | None = None,
     served: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ModelMoves]:
-    """`fetches`, `downloads`: of registries, into the same store. `rate`: bytes per second that
+    """`remove`: of a name on this node, `delete`: in the whole cluster.
+    `fetches`, `downloads`: of registries, into the same store. `rate`: bytes per second that
     may leave now for other nodes (0: no limit). `resolve`: the version of a name that counts in the
     cluster; None: this node's own. `served`: hears which model another node begins to fetch."""
 
@@ -112,7 +114,9 @@ async def model_moves(
             transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
             open_door(door, shelves, transfers, served)
             bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
-            manager = ModelManager(me, transfers, exchange, state, download, clock.time, swarm.figures)
+            manager = ModelManager(
+                me, transfers, exchange, state, download, clock.time, swarm.figures, delete
+            )
             yield ModelMoves(manager, shelves, swarm, bundles, copying)
     finally:
         await shelves.close()
