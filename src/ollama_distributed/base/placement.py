@@ -7,7 +7,7 @@ defaults only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -80,12 +80,37 @@ class PinAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Its id, or a name that only it has."""
 
 
+Doing: TypeAlias = Literal["", "fetch", "load", "unload", "delete"]
+"""What a node does about a model, or has to do next."""
+
+
+class PlaceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A model at one node."""
+
+    node: str
+    name: str
+    copy: bool = False
+    """The plan wants it on this disk."""
+    warm: bool = False
+    """The plan wants it loaded here."""
+    has: bool = False
+    """The version that is wanted is here, whole."""
+    stale: bool = False
+    """Another version is here."""
+    loaded: bool = False
+    doing: Doing = ""
+    note: str = ""
+    """Why the plan wants it here or not, what fails and how often."""
+
+
 class PlacesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model is wanted, and where it is."""
 
     model: str
     wanted: bool
     """False: it stays where it was put."""
+    by_default: bool = False
+    """Nobody gave an order: it has as many copies as all models."""
     replicas: int | None = None
     min: int = 1
     max: int | None = None
@@ -98,6 +123,24 @@ class PlacesAnswer(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     nodes: tuple[str, ...] = ()
     """That hold it now."""
+    copies: int = 0
+    """So many nodes are to hold it now, and `loaded` of them in memory."""
+    loaded: int = 0
+    have: int = 0
+    """Living nodes that hold the version that is wanted; `running`: that have it in memory."""
+    running: int = 0
+    settled: bool = True
+    """Nothing is left to do that can be done."""
+    missing: tuple[str, ...] = ()
+    """Why it cannot be as it is wanted."""
+    rows: tuple[PlaceRow, ...] = ()
+    """Nodes that have to do with it, and some of the others, by name. Not in lists."""
+
+
+class PlacesList(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /api/v1/placement`."""
+
+    models: tuple[PlacesAnswer, ...]
 
 
 class WhatIfAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,4 +171,4 @@ class WhatIfAnswer(msgspec.Struct, frozen=True, kw_only=True):
     last_copies: tuple[str, ...] = ()
     """Models that no other living node holds."""
     planned: int = 0
-    """Models whose places are given (`model replicas`, `place`, `pin`); the others do not move."""
+    """Models that are to be on some number of nodes, by order or by default; others do not move."""

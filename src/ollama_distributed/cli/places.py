@@ -1,26 +1,62 @@
-"""`model replicas|pin|unpin|place|fit`: where models are wanted, and where they would fit."""
+"""`model places|replicas|pin|unpin|place|fit`: where models are wanted, are, and would fit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from ollama_distributed.cli import humanize, output, places_view, tables
+from ollama_distributed.cli import humanize, live, output, places_view, placing, tables
 from ollama_distributed.cli.completion import model_names, node_names
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
-
-if TYPE_CHECKING:
-    from ollama_distributed.base.placement import PlacesAnswer
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", autocompletion=model_names)]
 Node = Annotated[str, typer.Argument(metavar="NODE", autocompletion=node_names, help="Its name or id.")]
 
 
 def register(group: typer.Typer) -> None:
-    for command in (fit, replicas, pin, unpin, place):
+    for command in (places, fit, replicas, pin, unpin, place):
         group.command(command.__name__, cls=Command)(command)
+
+
+def places(
+    ctx: typer.Context,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", autocompletion=model_names, help="Default: all.")
+    ] = None,
+    watch: live.Watch = False,
+    every: live.Every = live.EVERY_S,
+) -> None:
+    """Show on which nodes models are wanted and are, what moves, and why something is not as wanted.
+
+    \b
+    Examples:
+      ollama-distributed model places
+      ollama-distributed model places mymodel --watch
+    """
+    session: Session = ctx.obj
+    with session.client(retries=0, timeout_s=live.PATIENCE_S if watch else None) as client:
+
+        def asked() -> live.View:
+            if model is None:
+                every_one = client.models.all_places().models
+                return live.View(
+                    data=list(every_one),
+                    text=lambda look: places_view.all_text(every_one, look),
+                    lines={one.model: places_view.summary(one) for one in every_one},
+                )
+            answer = client.models.places(model)
+            return live.View(
+                data=answer,
+                text=lambda look: places_view.places_text(answer, look),
+                lines=placing.rows_of(answer),
+            )
+
+        if watch:
+            live.watch(session, asked, every)
+        else:
+            live.show(session, asked())
 
 
 def fit(
@@ -58,10 +94,11 @@ def replicas(
     count: Annotated[int | None, typer.Argument(metavar="[COUNT]", min=0)] = None,
     least: Annotated[int | None, typer.Option("--min", metavar="COUNT", min=0)] = None,
     most: Annotated[int | None, typer.Option("--max", metavar="COUNT", min=0)] = None,
+    wait: placing.Wait = True,
 ) -> None:
     """Say how many nodes hold a model: COUNT, or as many as demand asks for between --min and --max.
 
-    Recorded only: no node acts on it in this version. Copy with `model distribute`.
+    Nodes copy it from each other. Without an order a model has `placement_copies` (3).
 
     \b
     Examples:
@@ -72,13 +109,12 @@ def replicas(
         raise typer.BadParameter("give a COUNT, or --min and --max")
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _recorded(session, client.models.replicas(model, count, least=least, most=most))
+        answer = client.models.replicas(model, count, least=least, most=most)
+        placing.ordered(session, client, answer, wait=wait)
 
 
-def pin(ctx: typer.Context, model: Model, node: Node) -> None:
-    """Have a node hold a model in any case.
-
-    Recorded only: no node acts on it in this version. Copy with `model distribute`.
+def pin(ctx: typer.Context, model: Model, node: Node, wait: placing.Wait = True) -> None:
+    """Have a node hold a model in any case, whatever its labels and the number of copies.
 
     \b
     Examples:
@@ -86,11 +122,11 @@ def pin(ctx: typer.Context, model: Model, node: Node) -> None:
     """
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _recorded(session, client.models.pin(model, node))
+        placing.ordered(session, client, client.models.pin(model, node), wait=wait)
 
 
-def unpin(ctx: typer.Context, model: Model, node: Node) -> None:
-    """Take a pin away.
+def unpin(ctx: typer.Context, model: Model, node: Node, wait: placing.Wait = True) -> None:
+    """Take a pin away: the node holds the model only if the number asks for it.
 
     \b
     Examples:
@@ -98,7 +134,7 @@ def unpin(ctx: typer.Context, model: Model, node: Node) -> None:
     """
     session: Session = ctx.obj
     with session.client(retries=0) as client:
-        _recorded(session, client.models.unpin(model, node))
+        placing.ordered(session, client, client.models.unpin(model, node), wait=wait)
 
 
 def place(
@@ -121,11 +157,12 @@ def place(
         int | None,
         typer.Option("--priority", metavar="NUMBER", help="Higher goes first where room is short."),
     ] = None,
-    clear: Annotated[bool, typer.Option("--clear", help="Nothing is wanted any more.")] = False,
+    clear: Annotated[bool, typer.Option("--clear", help="As for models without an order.")] = False,
+    wait: placing.Wait = True,
 ) -> None:
     """Say which nodes may hold a model, and how; without options, show it.
 
-    Recorded only: no node acts on it in this version. Copy with `model distribute`.
+    A model with --preload stays loaded whatever keep-alive says; `stop` unloads it for a moment only.
 
     \b
     Examples:
@@ -139,7 +176,8 @@ def place(
     session: Session = ctx.obj
     with session.client(retries=0) as client:
         if not clear and all(value is None for value in said):
-            _show(session, client.models.places(model))
+            answer = client.models.places(model)
+            live.show(session, live.View(answer, lambda look: places_view.places_text(answer, look), {}))
             return
         answer = client.models.place(
             model,
@@ -150,7 +188,7 @@ def place(
             priority=priority,
             clear=clear,
         )
-        _recorded(session, answer)
+        placing.ordered(session, client, answer, wait=wait)
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -158,15 +196,3 @@ def _label(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise typer.BadParameter(f"{text!r}: write NAME=VALUE")
     return name, value
-
-
-def _recorded(session: Session, answer: PlacesAnswer) -> None:
-    _show(session, answer)
-    output.note("recorded; no node acts on it in this version, copy it with: model distribute MODEL NODE")
-
-
-def _show(session: Session, answer: PlacesAnswer) -> None:
-    if session.output != "table":
-        output.write(output.structured(answer, session.output))
-    else:
-        output.write(places_view.places_text(answer, tables.look()))

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from ollama_distributed.cli import humanize, tables
 from ollama_distributed.cli.tables import Cell, Column, Look
+from ollama_distributed.cli.terminal import clean_line
 
 if TYPE_CHECKING:
-    from ollama_distributed.base.placement import FitAnswer, FitRow, PlacesAnswer, WhatIfAnswer
+    from ollama_distributed.base.placement import FitAnswer, FitRow, PlaceRow, PlacesAnswer, WhatIfAnswer
 
 _VERDICTS: Mapping[str, tuple[str, str]] = {
     "fits": ("fits", tables.GREEN),
@@ -68,6 +69,56 @@ def _note(row: FitRow) -> str:
     return "; ".join(filter(None, ("it has the files" if row.holds else "", gone)))
 
 
+def all_text(models: Sequence[PlacesAnswer], look: Look) -> str:
+    if not models:
+        return "no models\n"
+    rows = [summary(one) for one in models]
+    styles = [_style(one) for one in models]
+    titles = ("MODEL", "ORDER", "WANTED", "HAVE", "LOADED", "STATE")
+    return tables.table(
+        [
+            Column(
+                title,
+                [
+                    Cell(row[at], style if title == "STATE" else "")
+                    for row, style in zip(rows, styles, strict=True)
+                ],
+                1 if title == "ORDER" else 0,
+            )
+            for at, title in enumerate(titles)
+        ],
+        look,
+    )
+
+
+def summary(one: PlacesAnswer) -> list[str]:
+    if not one.wanted:
+        return [one.model, "-", "-", str(len(one.nodes)), str(one.running), "stays where it was put"]
+    loaded = f"{one.running}" if one.running == one.loaded else f"{one.running} of {one.loaded}"
+    return [one.model, _order(one), str(one.copies), str(one.have), loaded, standing(one)]
+
+
+def standing(one: PlacesAnswer) -> str:
+    """In a few words."""
+    if one.missing:
+        return f"short: {'; '.join(one.missing)}"
+    return "in place" if one.settled else "moving"
+
+
+def _style(one: PlacesAnswer) -> str:
+    if one.missing:
+        return tables.YELLOW
+    return "" if one.settled else tables.CYAN
+
+
+def _order(one: PlacesAnswer) -> str:
+    if one.by_default:
+        return "default"
+    if one.replicas is not None:
+        return str(one.replicas)
+    return f"{one.min} to {'all' if one.max is None else one.max}"
+
+
 def places_text(answer: PlacesAnswer, look: Look) -> str:
     if not answer.wanted:
         number = "it stays where it was put"
@@ -76,9 +127,9 @@ def places_text(answer: PlacesAnswer, look: Look) -> str:
     else:
         most = "as many as there are" if answer.max is None else str(answer.max)
         number = f"on {answer.min} to {most} nodes, as demand asks for"
-    rows = [
+    facts = [
         ("MODEL", Cell(answer.model)),
-        ("WANTED", Cell(number)),
+        ("WANTED", Cell(number + (" (by default)" if answer.by_default else ""))),
         ("LABELS", Cell(", ".join(f"{k}={v}" for k, v in sorted(answer.labels.items())) or "-")),
         ("PINNED", Cell(", ".join(answer.pins) or "-")),
         ("PRELOAD", Cell("yes" if answer.preload else "no")),
@@ -86,7 +137,51 @@ def places_text(answer: PlacesAnswer, look: Look) -> str:
         ("SURPLUS", Cell("kept while there is room" if answer.keep else "deleted")),
         ("NOW ON", Cell(", ".join(answer.nodes) or "no node")),
     ]
-    return tables.facts(rows, look)
+    if answer.wanted:
+        facts.append(("STATE", Cell(standing(answer), _style(answer))))
+    text = tables.facts(facts, look)
+    if not answer.rows:
+        return text
+    rows = [cells(row) for row in answer.rows]
+    columns = [
+        Column(title, [Cell(row[at]) for row in rows], rank)
+        for at, (title, rank) in enumerate((("NODE", 0), ("WANTED", 0), ("HAS", 0), ("NOW", 0), ("NOTE", 1)))
+    ]
+    return text + "\n" + tables.table(columns, look)
+
+
+def cells(row: PlaceRow) -> list[str]:
+    wanted = ("loaded" if row.warm else "on disk") if row.copy else "-"
+    has = "other version" if row.stale else ("on disk" if row.has else "-")
+    return [row.name, wanted, "loaded" if row.loaded else has, _DOING.get(row.doing, "-"), row.note]
+
+
+_DOING: Mapping[str, str] = {"fetch": "copies", "load": "loads", "unload": "unloads", "delete": "deletes"}
+
+
+def ahead(answer: PlacesAnswer) -> list[str]:
+    """What follows from an order, a line for each node."""
+    lines = [
+        f"{clean_line(row.name)} {_DOING[row.doing]} it" + (f" ({clean_line(row.note)})" if row.note else "")
+        for row in answer.rows
+        if row.doing
+    ]
+    return lines or ["nothing has to move"]
+
+
+def step(before: PlaceRow | None, row: PlaceRow) -> str:
+    """What has come of it since; empty: nothing that is worth a line."""
+    if row.note != (before.note if before else "") and " failed " in row.note:
+        return f"{row.name}: {row.note}"
+    if before is None or before.doing == row.doing or not before.doing:
+        return ""
+    if row.loaded and not before.loaded:
+        return f"{row.name} has it loaded"
+    if row.has and not before.has:
+        return f"{row.name} has it"
+    if before.loaded and not row.loaded:
+        return f"{row.name} has unloaded it"
+    return f"{row.name} has deleted it" if before.has and not row.has else ""
 
 
 def what_if_text(answer: WhatIfAnswer, look: Look) -> str:
@@ -109,7 +204,7 @@ def what_if_text(answer: WhatIfAnswer, look: Look) -> str:
         missing = f"{row.copies} copies and {row.loaded} loaded missing"
         parts.append(f"no longer fits: {row.model} ({missing}): {'; '.join(row.reasons)}\n")
     if not answer.planned:
-        parts.append("no model has places given (model replicas, place, pin), so nothing would move\n")
+        parts.append("no model is to be on any number of nodes, so nothing would move\n")
     elif not answer.moved and not answer.no_longer:
         parts.append("nothing would move\n")
     return "".join(parts)

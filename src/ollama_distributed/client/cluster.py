@@ -117,6 +117,7 @@ class ModelPlaces(_Group):
 
     fit = _run(places_calls.fit)
     places = _run(places_calls.places)
+    all_places = _run(places_calls.all_places)
     replicas = _run(places_calls.replicas)
     place = _run(places_calls.place)
     pin = _run(places_calls.pin)
@@ -166,6 +167,7 @@ class SyncModelPlaces(_SyncGroup):
 
     fit = _run_sync(places_calls.fit)
     places = _run_sync(places_calls.places)
+    all_places = _run_sync(places_calls.all_places)
     replicas = _run_sync(places_calls.replicas)
     place = _run_sync(places_calls.place)
     pin = _run_sync(places_calls.pin)

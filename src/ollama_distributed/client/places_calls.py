@@ -17,6 +17,7 @@ from ollama_distributed.client.calls import Call, model_path
 
 _decode_fit = decoder_of(wire.FitAnswer)
 _decode_places = decoder_of(wire.PlacesAnswer)
+_decode_list = decoder_of(wire.PlacesList)
 _decode_what_if = decoder_of(wire.WhatIfAnswer)
 _encode = msgspec.json.Encoder().encode
 
@@ -31,8 +32,14 @@ def fit(name: str, *, context_tokens: int | None = None, slots: int | None = Non
 
 
 def places(name: str) -> Call[wire.PlacesAnswer]:
-    """Where a model is wanted, and where it is."""
+    """Where a model is wanted and where it is, what comes next, and why not. `settled`: nothing is
+    left to do."""
     return Call(method="GET", path=model_path(name) + "/place", decode=_decode_places, repeat="always")
+
+
+def all_places() -> Call[wire.PlacesList]:
+    """Every model: on how many nodes it is wanted and is, on disk and in memory."""
+    return Call(method="GET", path="/api/v1/placement", decode=_decode_list, repeat="always")
 
 
 def replicas(

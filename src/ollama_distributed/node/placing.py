@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from ollama_distributed.base.errors import Conflict, ModelNotFound, OllamaDistributedError, Unavailable
@@ -13,7 +13,7 @@ from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.settings import Settings
-from ollama_distributed.placement.facts import Device
+from ollama_distributed.placement.facts import Device, Rules
 from ollama_distributed.placement.ports import Inventory, Mover
 from ollama_distributed.placement.seen import Loading
 from ollama_distributed.placement.wishes import Policy
@@ -22,6 +22,9 @@ from ollama_distributed.serving.speeds import Speed
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Hardware, LoadedPlace, MeasuredSpeed
 
+RULES = Rules(disk_low_bytes=0)
+"""What must stay free of a disk is off the room that its node tells; what is surplus goes when the
+disk's own care needs its room."""
 MEMORY_STEP = 64 << 20
 """Memory of loaded models is said in steps, rounded up."""
 
@@ -69,9 +72,13 @@ class Runs(Protocol):
 
     def loaded(self) -> list[LoadedModel]: ...
 
+    def keep_alive(self, of: Mapping[str, float]) -> None: ...
+
     async def hold(self, name: str) -> None: ...
 
     def release(self, name: str) -> None: ...
+
+    def retire(self, spec: ModelSpec) -> None: ...
 
     async def let_go(self, name: str) -> None: ...
 
@@ -116,13 +123,21 @@ class NodeMover:
     # ── what is here ────────────────────────────────────────────────────────────────
 
     async def inventory(self) -> Inventory:
+        wanted = self._state().desired
+        self._runs.keep_alive(
+            {name: one.keep_alive_s for name, one in wanted.items() if one.keep_alive_s is not None}
+        )
         loaded: dict[str, LoadedPlace] = {}
         for row in self._runs.loaded():
-            for name in (name_key(row.spec.name), *row.held):
-                if await self._is_now(name, row.spec):
-                    loaded.setdefault(name, _place(name, row, first=name not in row.held[1:]))
-                elif name in row.held:
-                    self._runs.release(name)  # another version has the name now
+            names = dict.fromkeys((name_key(row.spec.name), *row.held))
+            now = [name for name in names if await self._is_now(name, row.spec)]
+            if not now:
+                self._runs.retire(row.spec)  # another version has the name: nobody asks for this one
+            for name in row.held:
+                if name not in now:
+                    self._runs.release(name)
+            for number, name in enumerate(now):
+                loaded.setdefault(name, _place(name, row, first=not number))
         return Inventory(
             memory_bytes=self._runs.budget_bytes,
             gpu_bytes=sum(gpu.memory_bytes for gpu in self._hardware().gpus) if self._has_gpu else 0,

@@ -42,7 +42,7 @@ AGAIN_S = (5.0, 300.0)
 """First and longest pause after a task that failed."""
 FORGET_S = 60.0
 """A failure is forgotten so long after the task could have run again and nobody asked for it."""
-REDO_S = 10.0
+REDO_S = 3.0
 """A task that is done, and still asked for, is done again after so long: by then the leader has
 seen what came of it, unless that was undone."""
 DISK_STEP = 1 << 30
@@ -198,12 +198,14 @@ class PlacementAgent:
     def _placed(self, inventory: Inventory, before: Placed | None) -> Placed:
         tasks = [task for task, _ in self._running.values()]
         said = before or Placed(node=self._node)
+        # Plans take off what is on its way.
+        coming = sum(task.size_bytes for task in tasks if task.kind == "fetch")
         return Placed(
             node=self._node,
             memory_bytes=_steady(said.memory_bytes, inventory.memory_bytes, MEMORY_STEP),
             gpu_bytes=inventory.gpu_bytes,
             seats=inventory.seats,
-            disk_free_bytes=_steady(said.disk_free_bytes, inventory.disk_free_bytes, DISK_STEP),
+            disk_free_bytes=_steady(said.disk_free_bytes, inventory.disk_free_bytes + coming, DISK_STEP),
             speeds=_speeds(said.speeds, inventory.speeds),
             loaded=tuple(sorted(inventory.loaded, key=lambda one: one.model)),
             fetching=tuple(sorted({files(t.model, t.digest) for t in tasks if t.kind == "fetch"})),

@@ -32,20 +32,15 @@ from ollama_distributed.base.placement import (
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.models.names import ModelName, name_key
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.placement.demand import Demand, wanted
 from ollama_distributed.placement.facts import Rules
 from ollama_distributed.placement.fit import Question, fit, what_if
-from ollama_distributed.placement.plan import Planner
 from ollama_distributed.placement.ports import Outside
 from ollama_distributed.placement.seen import (
-    content,
     machine_of,
-    placed_of,
     presence_of,
-    site_of,
-    wish_of,
 )
-from ollama_distributed.placement.wishes import Policy, around, desired_of
+from ollama_distributed.placement.showing import View, display, look, names, places, planner_of
+from ollama_distributed.placement.wishes import Policy
 from ollama_distributed.state.changes import Change
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.wanting import Pin, SetReplicas, Unpin, Unplace
@@ -135,7 +130,7 @@ class Desk:
                 context_tokens=row.context_tokens,
                 slots=row.slots,
                 memory_bytes=row.memory_bytes,
-                unload=tuple(_display(state, model) for model in row.unload),
+                unload=tuple(display(state, model) for model in row.unload),
                 tokens_per_s=row.tokens_per_s,
                 speed_from=row.speed_from,
                 fetch_bytes=row.fetch_bytes,
@@ -199,26 +194,19 @@ class Desk:
 
     # ── orders ──────────────────────────────────────────────────────────────────────
 
-    def places(self, name: str) -> PlacesAnswer:
-        model, state = self._model(name), self._state()
-        desired = desired_of(state, model, around(state, self._policy()))
-        nodes = tuple(sorted(_names(state, state.models.get(model, ()))))
-        if desired is None:
-            return PlacesAnswer(model=_display(state, model), wanted=False, nodes=nodes)
-        return PlacesAnswer(
-            model=_display(state, model),
-            wanted=True,
-            replicas=desired.replicas,
-            min=desired.min or 0,
-            max=desired.max,
-            labels=desired.labels,
-            pins=tuple(_names(state, desired.pins)),
-            preload=desired.preload,
-            keep_alive_s=desired.keep_alive_s,
-            keep=desired.keep,
-            priority=desired.priority,
-            nodes=nodes,
-        )
+    async def places(self, name: str) -> PlacesAnswer:
+        model = self._model(name)
+        return places(await self._look(), model)
+
+    async def all_places(self) -> Sequence[PlacesAnswer]:
+        """Of every model, by name, without rows."""
+        view = await self._look()
+        known = sorted({*view.state.models, *view.state.desired})
+        return await anyio.to_thread.run_sync(lambda: [places(view, model, rows=False) for model in known])
+
+    async def _look(self) -> View:
+        state, policy, now = self._state(), self._policy(), self._clock.time()
+        return await anyio.to_thread.run_sync(look, state, policy, self._rules, now)
 
     async def replicas(self, name: str, ask: ReplicasAsk, *, actor: str) -> PlacesAnswer:
         change = SetReplicas(model=self._model(name), replicas=ask.replicas, min=ask.min, max=ask.max)
@@ -247,8 +235,9 @@ class Desk:
         return await self._order(name, Unpin(model=model, node=known), actor)
 
     async def _order(self, name: str, change: Change, actor: str) -> PlacesAnswer:
+        """As it is to be now: what is left to do has not begun."""
         await self._propose(change, actor=actor)
-        return self.places(name)
+        return await self.places(name)
 
     def _model(self, name: str) -> str:
         model, state = name_key(name), self._state()
@@ -265,51 +254,27 @@ class Desk:
         state = self._state()
         nodes = [state.resolve(node) for node in lose]
         loads = await self._loads(state)
-        planner = self._planner(state, loads)
+        policy, now = self._policy(), self._clock.time()
+        planner = await anyio.to_thread.run_sync(planner_of, state, policy, self._rules, now, loads)
         living = {node.id for node in state.nodes.values() if node.alive}
         held = {model: [n for n in there if n in living] for model, there in state.models.items()}
         found = await anyio.to_thread.run_sync(what_if, planner, nodes, held)
         return WhatIfAnswer(
-            lost=tuple(_names(state, found.lost)),
+            lost=tuple(names(state, found.lost)),
             moved=tuple(
                 MovedRow(
-                    model=_display(state, one.model),
-                    gone=tuple(_names(state, (replica.node for replica in one.gone))),
-                    new=tuple(_names(state, (replica.node for replica in one.new))),
+                    model=display(state, one.model),
+                    gone=tuple(names(state, (replica.node for replica in one.gone))),
+                    new=tuple(names(state, (replica.node for replica in one.new))),
                 )
                 for one in found.moved
             ),
             no_longer=tuple(
                 RefusedRow(
-                    model=_display(state, one.model), copies=one.copies, loaded=one.warm, reasons=one.reasons
+                    model=display(state, one.model), copies=one.copies, loaded=one.warm, reasons=one.reasons
                 )
                 for one in found.no_longer
             ),
-            last_copies=tuple(_display(state, model) for model in found.last_copies if held[model]),
+            last_copies=tuple(display(state, model) for model in found.last_copies if held[model]),
             planned=len(planner.wants),
         )
-
-    def _planner(self, state: ClusterState, loads: Mapping[NodeId, Load]) -> Planner:
-        """As the leader's, as far as this node knows."""
-        planner, policy = Planner(self._rules), self._policy()
-        now, what = self._clock.time(), around(state, policy)
-        for model in {*state.models, *state.desired}:
-            desired = desired_of(state, model, what)
-            held = content(state, desired) if desired is not None else None
-            if desired is not None and held is not None:
-                counts = wanted(desired, Demand(), keep_alive_s=policy.keep_alive_s, nodes=what.takers)
-                planner.put_wish(wish_of(desired, held, counts, policy.loading))
-        for node in state.nodes.values():
-            placed = placed_of(node, loads.get(node.id))
-            if placed is not None:
-                planner.put_site(site_of(node, placed, presence_of(node, now)))
-        return planner
-
-
-def _display(state: ClusterState, model: str) -> str:
-    held = next(iter(state.models.get(model, {}).values()), None)
-    return held.display if held is not None else model
-
-
-def _names(state: ClusterState, nodes: Iterable[NodeId]) -> list[str]:
-    return [known.name if (known := state.nodes.get(node)) else node for node in nodes]

@@ -112,7 +112,7 @@ def begin(
         Unload(node=node, model=one.want.wish.model, reason=_why_unload(one, sites[node]))
         for one in ordered
         for node in one.unloads
-        if node in pressed or (one.covered and _may_go(one, sites[node]))
+        if node in pressed or (one.covered and may_go(one, sites[node]))
     ]
     going = [
         (one, node)
@@ -135,7 +135,7 @@ def begin(
     return (*unloads, *loads, *fetches, *deletes), waiting
 
 
-def _may_go(one: Gap, site: Site) -> bool:
+def may_go(one: Gap, site: Site) -> bool:
     """What requests loaded is left to keep-alive, but for a node that is to be empty."""
     return site.loaded[one.want.wish.model].held or site.presence == "leaving"
 

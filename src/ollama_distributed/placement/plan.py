@@ -211,6 +211,10 @@ class Planner:
             for node in sorted(self.sites)
         ]
 
+    def gap(self, model: str) -> Gap | None:
+        """What separates a model from where the latest plan wants it; None: nothing."""
+        return self._gaps.get(model)
+
     def _look_at(self, node: NodeId) -> set[str]:
         """What a node offers by now; the models for which anything about it may be another."""
         site = self.sites.get(node)

@@ -23,6 +23,7 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     seats: int = 0
     """Models that may be loaded at once; 0: any number."""
     disk_free_bytes: int = 0
+    """For models that are not on their way yet."""
     speeds: tuple[MeasuredSpeed, ...] = ()
     loaded: tuple[LoadedPlace, ...] = ()
 

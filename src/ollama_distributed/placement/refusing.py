@@ -64,7 +64,8 @@ def _nowhere(wish: Wish, board: Board) -> list[str]:
             f"the most that is free is {size(free)} on {board.spots[node].site.shown}"
         )
     if not reasons:
-        reasons.append(f"each of the {nodes} nodes that may have it lacks memory or disk, or has it already")
+        who = f"each of the {nodes} nodes" if nodes > 1 else "the only node"
+        reasons.append(f"{who} that may have it lacks memory or disk, or has it already")
     return reasons
 
 

@@ -1,8 +1,8 @@
 """Which nodes are asked for an answer, and in which order.
 
 Pure: standings, loads and dice in, an order out, with a reason for each node that was left
-out, so that a choice can be replayed. This node comes first when it holds the model: no hop
-is cheaper than none. Of the others the better of two that were drawn at random: it spreads
+out, so that a choice can be replayed. This node comes first when it holds the model, unless a
+request would wait here and not elsewhere: no hop is cheaper than none. Of the others the better of two that were drawn at random: it spreads
 load nearly as well as knowing everything, and stale figures do not send all to one node
 (Mitzenmacher, The Power of Two Choices, 2001).
 """
@@ -90,8 +90,16 @@ _SHUNNED = 3
 frozen while consensus is away, and only a try tells."""
 
 
-def plan(holders: Sequence[Standing], me: NodeId, loads: Mapping[NodeId, Load], dice: Dice) -> Plan:
-    """Choose up to `MAX_TRIES` nodes. The order of `holders` decides nothing but what the dice mean."""
+def plan(
+    holders: Sequence[Standing],
+    me: NodeId,
+    loads: Mapping[NodeId, Load],
+    dice: Dice,
+    *,
+    full: bool = False,
+) -> Plan:
+    """Choose up to `MAX_TRIES` nodes. The order of `holders` decides nothing but what the dice mean.
+    `full`: a request would wait here, and goes first where it would not."""
     left_out: list[LeftOut] = []
     mine: list[NodeId] = []
     tiers: dict[int, list[NodeId]] = {}
@@ -106,6 +114,10 @@ def plan(holders: Sequence[Standing], me: NodeId, loads: Mapping[NodeId, Load], 
     order = mine
     for tier in sorted(tiers):
         order += _drawn(tiers[tier], MAX_TRIES - len(order), loads, dice)
+    free = [node for node in order if node in tiers.get(0, ()) and _work(loads.get(node))[0] == 0]
+    if mine and full and free:
+        order.remove(free[0])
+        order.insert(0, free[0])
     left_out += [
         LeftOut(s.node, "it failed lately" if s.shunned else "others come first")
         for s in holders

@@ -177,8 +177,9 @@ class Router:
             self._missed()
         if not holders:
             return Plan()
-        judged = self._ejections.judged(holders, name_key(model))
-        return plan(judged, me, self._loads(model, holders), self._dice)
+        key = name_key(model)
+        loads, judged = self._loads(model, holders), self._ejections.judged(holders, key)
+        return plan(judged, me, loads, self._dice, full=self._local.full(key))
 
     async def probe(self) -> None:
         """Until it is cancelled: see whether replicas that failed are well again."""

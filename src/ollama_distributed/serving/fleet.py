@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -84,6 +84,7 @@ class Fleet:
         self._numbers = itertools.count()
         self._quarantine = Quarantine(clock)
         self.holds = Holds()
+        self._keep_alives: Mapping[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._watchers: list[asyncio.Future[None]] = []
@@ -91,13 +92,29 @@ class Fleet:
     def configure(self, settings: ServingSettings) -> None:
         """Use other settings from now on. What is loaded stays loaded as it is; those that were
         kept for the default time are kept for the new one. `threads` stays what it was."""
-        before, self._settings = self._settings, settings
+        before = {key: self._default_keep_alive(r.spec) for key, r in self._residents.items()}
+        self._settings = settings
         self._room.configure(settings)
-        for resident in list(self._residents.values()):
-            if resident.keep_alive_s == before.keep_alive_s:
-                resident.keep_alive_s = settings.keep_alive_s
-                self.look_after(resident)
+        self._renew(before)
         self._pump()
+
+    def keep_alive(self, of: Mapping[str, float]) -> None:
+        """Seconds by a model's canonical name, where they are others than the default; what was
+        kept for the default time is kept for the new one."""
+        if of != self._keep_alives:
+            before = {key: self._default_keep_alive(r.spec) for key, r in self._residents.items()}
+            self._keep_alives = of
+            self._renew(before)
+
+    def _default_keep_alive(self, spec: ModelSpec) -> float:
+        return self._keep_alives.get(spec.name.lower(), self._settings.keep_alive_s)
+
+    def _renew(self, before: Mapping[LoadKey, float]) -> None:
+        """`before`: what the default was."""
+        for resident in self.residents:
+            if resident.keep_alive_s == before[resident.key]:
+                resident.keep_alive_s = self._default_keep_alive(resident.spec)
+                self.look_after(resident)
 
     @property
     def residents(self) -> tuple[Resident, ...]:
@@ -327,7 +344,7 @@ class Fleet:
         threads = thread_share(self._cores, others, ticket.shape.threads)
         plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
         resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
-        resident.keep_alive_s = renewed(self._settings.keep_alive_s, ticket.keep_alive_s)
+        resident.keep_alive_s = renewed(self._default_keep_alive(ticket.spec), ticket.keep_alive_s)
         self._residents[key] = resident
         self._spawn(self._load(resident, engine), LOADING)
 

@@ -7,7 +7,7 @@ machine; `streams/` starts generations here through its own port.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -250,6 +250,14 @@ class Serving:
         """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
 
         Returns when an idle one is gone. Finds a loaded model whose name the catalogue lost.
+    def full(self, key: str) -> bool:
+        """Whether the model of this `name_key` is loaded and all its slots work."""
+        return any(
+            resident.slots_busy >= resident.plan.slots
+            for resident in self._fleet.residents
+            if resident.state == "ready" and resident.spec.name.lower() == key
+        )
+
         """
         try:
             spec: ModelSpec | None = await self._catalogue.resolve(name)
@@ -279,6 +287,10 @@ class Serving:
     async def hold(self, name: str) -> None:
         """Load it, unless it is loaded in whatever shape, and keep it until `release`, `let_go` or
         `unload`. No other model goes for it. Cancel-safe.
+
+    def keep_alive(self, of: Mapping[str, float]) -> None:
+        """Seconds by a model's `name_key`, where they are others than the node's setting."""
+        self._fleet.keep_alive(of)
 
         Raises:
             ModelNotFound, InvalidModel: as `Catalogue.resolve`.

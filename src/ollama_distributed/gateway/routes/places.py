@@ -1,6 +1,8 @@
-"""Where models fit and where they are wanted, under `/api/v1/models`; `/api/v1/cluster/what-if`.
+"""Where models fit and where they are wanted, under `/api/v1/models`; `/api/v1/placement` for all
+of them; `/api/v1/cluster/what-if`.
 
-What is wanted is recorded, and `what-if` plans with it; no node acts on it yet.
+An order is answered when the cluster has it; what follows from it is in the answer's rows, and
+`GET …/place` says how far it is.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from ollama_distributed.base.placement import (
     PinAsk,
     PlaceAsk,
     PlacesAnswer,
+    PlacesList,
     ReplicasAsk,
     WhatIfAnswer,
     WhatIfAsk,
@@ -52,8 +55,17 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="read",
             run=handlers.places,
             tag=TAG,
-            summary="Where a model is wanted, and where it is",
+            summary="Where a model is wanted and where it is; what comes next, and why not",
             answer=PlacesAnswer,
+        ),
+        ColdRoute(
+            method="GET",
+            path="/api/v1/placement",
+            verb="read",
+            run=handlers.all_places,
+            tag=TAG,
+            summary="Every model: on how many nodes it is wanted and is, on disk and in memory",
+            answer=PlacesList,
         ),
         ColdRoute(
             method="POST",
@@ -61,7 +73,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.place,
             tag=TAG,
-            summary="Record which nodes may hold a model, whether it is loaded ahead, how long it is kept",
+            summary="Which nodes may hold a model, whether it is loaded ahead, how long it is kept",
             body=PlaceAsk,
             answer=PlacesAnswer,
         ),
@@ -71,7 +83,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.replicas,
             tag=TAG,
-            summary="Record how many nodes shall hold a model",
+            summary="How many nodes hold a model",
             body=ReplicasAsk,
             answer=PlacesAnswer,
         ),
@@ -81,7 +93,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.pin,
             tag=TAG,
-            summary="Record that a node shall hold a model in any case",
+            summary="Have a node hold a model in any case",
             body=PinAsk,
             answer=PlacesAnswer,
         ),
@@ -91,7 +103,7 @@ def places_routes(places: Places) -> list[ColdRoute]:
             verb="admin",
             run=handlers.unpin,
             tag=TAG,
-            summary="Take a recorded pin away",
+            summary="Take a pin away",
             body=PinAsk,
             answer=PlacesAnswer,
         ),
@@ -122,7 +134,10 @@ class _Handlers:
         return json_response(answer)
 
     async def places(self, _cold: ColdRequest, request: Request) -> Response:
-        return json_response(self._places.places(_name(request)))
+        return json_response(await self._places.places(_name(request)))
+
+    async def all_places(self, _cold: ColdRequest, _request: Request) -> Response:
+        return json_response(PlacesList(models=tuple(await self._places.all_places())))
 
     async def place(self, cold: ColdRequest, request: Request) -> Response:
         ask = await cold.body(request, _PLACE)

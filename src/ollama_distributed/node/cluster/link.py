@@ -31,6 +31,7 @@ from ollama_distributed.node.cluster.live import check_config
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.publish import Publisher
 from ollama_distributed.node.cluster.roster import Roster
+from ollama_distributed.node.placing import RULES
 from ollama_distributed.placement.agent import PlacementAgent
 from ollama_distributed.placement.service import PlacementService
 from ollama_distributed.state.records import Advert, Holdings
@@ -140,6 +141,7 @@ async def linked(
                     chance=chance,
                     policy=lambda: parts.placing.policy,
                     reports=loads,
+                    rules=RULES,
                     offload=anyio.to_thread.run_sync,
                 )
             )

@@ -34,7 +34,7 @@ from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
 from ollama_distributed.node.cluster.view import View
-from ollama_distributed.node.placing import Placing
+from ollama_distributed.node.placing import RULES, Placing
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.placement.desk import Desk
 from ollama_distributed.placement.ports import Outside
@@ -204,6 +204,7 @@ async def in_cluster(
                 propose=propose,
                 clock=clock,
                 policy=lambda: placing.policy,
+                rules=RULES,
                 outside=outside,
             ),
             keeper=keeper,
