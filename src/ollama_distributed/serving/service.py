@@ -246,10 +246,6 @@ class Serving:
         """Requests in the queues."""
         return self._fleet.waiting
 
-    async def unload(self, name: str) -> None:
-        """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
-
-        Returns when an idle one is gone. Finds a loaded model whose name the catalogue lost.
     def full(self, key: str) -> bool:
         """Whether the model of this `name_key` is loaded and all its slots work."""
         return any(
@@ -258,6 +254,10 @@ class Serving:
             if resident.state == "ready" and resident.spec.name.lower() == key
         )
 
+    async def unload(self, name: str) -> None:
+        """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
+
+        Returns when an idle one is gone. Finds a loaded model whose name the catalogue lost.
         """
         try:
             spec: ModelSpec | None = await self._catalogue.resolve(name)
@@ -284,13 +284,13 @@ class Serving:
         """Models that may be loaded at once."""
         return self._settings.max_loaded_models
 
-    async def hold(self, name: str) -> None:
-        """Load it, unless it is loaded in whatever shape, and keep it until `release`, `let_go` or
-        `unload`. No other model goes for it. Cancel-safe.
-
     def keep_alive(self, of: Mapping[str, float]) -> None:
         """Seconds by a model's `name_key`, where they are others than the node's setting."""
         self._fleet.keep_alive(of)
+
+    async def hold(self, name: str) -> None:
+        """Load it, unless it is loaded in whatever shape, and keep it until `release`, `let_go` or
+        `unload`. No other model goes for it. Cancel-safe.
 
         Raises:
             ModelNotFound, InvalidModel: as `Catalogue.resolve`.
