@@ -16,6 +16,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.disk import EvictAnswer
+from ollama_distributed.base.errors import Conflict
 from ollama_distributed.distribution.bundles import Bundles
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.joint import Joints
@@ -62,6 +64,7 @@ class SwarmNode:
         self.folder = hop.nodes.folder / hop.id / "models"
         self.names = catalogues.add(hop)
         """The models of all."""
+        self.evicted: list[tuple[str, str, bool]] = []
         self.rate = 0.0
         """Bytes per second that leave; 0: no limit."""
         self.manager: ModelManager
@@ -84,14 +87,21 @@ class SwarmNode:
                 fetches=Joints[Fetch](),
                 downloads=downloads,
                 download=downloads.start,
-                remove=self.hop.catalog.delete,
                 delete=self.names.delete,
+                evict=self.evict,
                 rate=lambda: self.rate,
                 clock=SystemClock(),
             )
         )
         self.manager, self.shelves, self.swarm = moves.manager, moves.shelves, moves.swarm
         self.bundles = moves.bundles
+
+    async def evict(self, model: str, node: str, /, *, last_copy: bool) -> EvictAnswer:
+        """Notes it; no disk is looked after here."""
+        self.evicted.append((model, node, last_copy))
+        if node == "stays":
+            raise Conflict("it is the last copy")
+        return EvictAnswer(model=model, node=node, name=f"{node}-name", freed_bytes=1)
 
     async def end(self) -> None:
         await self._life.aclose()

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from tests.swarm_nodes import SwarmNode, swarm
 
 from ollama_distributed.adapters.blobs import partial
-from ollama_distributed.base.errors import ModelNotFound, NotFound
+from ollama_distributed.base.errors import Conflict, ModelNotFound, NotFound
 from ollama_distributed.distribution.pieces import make_table
 from ollama_distributed.distribution.shelves import Shelf
 from ollama_distributed.distribution.trust import PEER_LIED
@@ -69,7 +69,13 @@ async def test_who_asks_again_has_it_already(tmp_path: Path) -> None:
             await a.manager.distribute("nothing")
         with pytest.raises(NotFound):
             await a.manager.distribute("big", ["nobody"])
-        assert await b.manager.remove("big") == ["b", "a"]
+        gone = await b.manager.remove("big", ["a", "b", "a"], last_copy=True)
+        assert [one.node for one in gone] == ["a", "b"]
+        assert b.evicted == [("big", "a", True), ("big", "b", True)]
+        with pytest.raises(Conflict, match=r"it is the last copy \(it is gone from a-name\)"):
+            await b.manager.remove("big", ["a", "stays"])
+        assert [one.model for one in a.manager.list()] == ["big:latest"]
+        await b.manager.remove("big")
         assert not a.hop.catalog.knows("big")
         assert len(b.blobs()) == 0
 

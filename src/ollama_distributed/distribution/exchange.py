@@ -71,10 +71,6 @@ class CopyAsk(msgspec.Struct, frozen=True, kw_only=True):
     """Of the manifest, as hex: no other version is taken. Empty: whichever comes."""
 
 
-class RemoveAsk(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-
-
 class TransferAsk(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     """Empty: all."""
@@ -114,8 +110,6 @@ class Exchange(Protocol):
     async def manifest(self, node: NodeId, name: str) -> bytes: ...
 
     async def copy(self, node: NodeId, ask: CopyAsk) -> Transfer: ...
-
-    async def remove(self, node: NodeId, name: str) -> None: ...
 
     async def transfers(self, node: NodeId, ask: TransferAsk) -> tuple[Transfer, ...]: ...
 

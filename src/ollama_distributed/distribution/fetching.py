@@ -62,6 +62,14 @@ class Told(Protocol):
     def lied(self, node: NodeId) -> None: ...
 
 
+class Counting(Told, Protocol):
+    """The same, for who counts."""
+
+    def again(self) -> None:
+        """A piece that was on its way has to be asked for again."""
+        ...
+
+
 class _Sending:
     """A piece that is on its way here."""
 
@@ -81,7 +89,7 @@ class Fetching:
         me: NodeId,
         blob: BlobId,
         into: Partial,
-        told: Told,
+        told: Counting,
         *,
         exchange: Exchange,
         shelves: Shelves,
@@ -240,6 +248,8 @@ class Fetching:
         finally:
             self._sending.pop(offer, None)
             if offer.pieces & ~wants.have:
+                if sending.granted:
+                    self._told.again()
                 wants.failed(offer, self._now() + again_s)
             else:
                 wants.arrived(offer)

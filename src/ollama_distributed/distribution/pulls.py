@@ -31,6 +31,7 @@ from ollama_distributed.distribution.copies import ClusterSource
 from ollama_distributed.distribution.joint import Joint, Joints
 from ollama_distributed.distribution.ports import Blobs, Library, Origin, Partial, Registry, Status
 from ollama_distributed.distribution.progress import Progress
+from ollama_distributed.distribution.tally import Tally
 from ollama_distributed.models.manifest import Layer, Manifest, parse_manifest
 from ollama_distributed.models.names import BlobId, ModelName
 from ollama_distributed.models.stored import sizes_of
@@ -139,15 +140,19 @@ class Pulls:
         tick_s: float = TICK_S,
         fetches: Joints[Fetch] | None = None,
         origin: Origin | None = None,
+        tally: Tally | None = None,
+        kind: str = "pull",
     ) -> None:
         """`fetches`: shared with others that fetch into the same store. `origin`: how to reach the
-        registry for what is pulled, if not straight."""
+        registry for what is pulled, if not straight. `kind`: under which pulls are counted."""
         self.registry = registry
         self._origin = Alone(registry) if origin is None else origin
         self._blobs = blobs
         self._library = library
         self._lender: Lender = Owner(library)
         self._tick_s = tick_s
+        self._tally = tally or Tally()
+        self._kind = kind
         self._work: Joints[Progress] = Joints()
         self.fetches: Joints[Fetch] = Joints() if fetches is None else fetches
 
@@ -335,8 +340,13 @@ class Pulls:
         self, key: tuple[str, str], run: Callable[[Progress], Coroutine[Any, Any, None]]
     ) -> AsyncGenerator[Status]:
         """The lines of a work that others may follow too."""
+        kind = self._kind if key[0] == "pull" else key[0]
+
+        async def counted(progress: Progress) -> None:
+            await self._tally.count(kind, run(progress))
+
         async with (
-            self._work.joined(key, Progress, run) as joint,
+            self._work.joined(key, Progress, counted) as joint,
             aclosing(joint.told.follow(joint.task)) as lines,
         ):
             async for status in lines:

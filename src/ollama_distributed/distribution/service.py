@@ -48,7 +48,6 @@ class ModelPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Of the version that counts; the node with another one gets that, or drops its own."""
 
 
-
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Where a model is, and where it is going."""
 
@@ -197,6 +196,12 @@ class ModelTransfer:
         return found[0]
 
 
+class Evict(Protocol):
+    """Lets the copy of one node go (`distribution.disks.ClusterDisks.evict`)."""
+
+    async def __call__(self, model: str, node: str, /, *, last_copy: bool) -> EvictAnswer: ...
+
+
 class ModelManager:
     """`wall`: seconds since the Unix epoch. `delete`: of a name, in the whole cluster."""
 
@@ -210,9 +215,9 @@ class ModelManager:
         wall: Callable[[], float],
         figures: Callable[[], PieceFigures],
         delete: Callable[[str], Awaitable[None]],
+        evict: Evict,
     ) -> None:
         self.moves = transfers
-        self._delete = delete
         self._figures = figures
         self._me = me
         self._exchange = exchange

@@ -19,6 +19,7 @@ from ollama_distributed.distribution.fetching import STALL_S, Fetching, Told
 from ollama_distributed.distribution.plan import Draw
 from ollama_distributed.distribution.ports import Partial
 from ollama_distributed.distribution.shelves import Shelves
+from ollama_distributed.distribution.tally import Speed
 from ollama_distributed.distribution.trust import Trust
 from ollama_distributed.models.names import BlobId
 
@@ -41,6 +42,9 @@ class _Counted:
         if self._told is not None:
             self._told.lied(node)
 
+    def again(self) -> None:
+        self._swarm.again += 1
+
 
 class Swarm:
     """The fetching side; `shelves` is the giving one."""
@@ -61,6 +65,9 @@ class Swarm:
         self.trust = Trust(clock)
         self.stall_s = stall_s
         self.received_bytes = 0
+        self.again = 0
+        """Pieces that had to be asked for again."""
+        self._sending, self._receiving = Speed(clock), Speed(clock)
         self._clock = clock
         self._draw = draw
         self._threads = CapacityLimiter(HASH_THREADS)
@@ -103,8 +110,14 @@ class Swarm:
         return giver
 
     def figures(self) -> PieceFigures:
+        sent = self.shelves.sent_bytes
         return PieceFigures(
-            sent_bytes=self.shelves.sent_bytes, received_bytes=self.received_bytes, lies=self.trust.lies
+            sent_bytes=sent,
+            received_bytes=self.received_bytes,
+            again=self.again,
+            sent_per_s=self._sending.per_s(sent),
+            received_per_s=self._receiving.per_s(self.received_bytes),
+            lies=self.trust.lies,
         )
 
     def trusted(self, blob: BlobId, node: NodeId) -> bool:

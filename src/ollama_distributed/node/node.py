@@ -20,6 +20,7 @@ from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.peers.written import open_written
 from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.cluster.identity.tokens import parse_token
@@ -175,9 +176,8 @@ async def _built(
         )
         models_changed = here.keeper.changed
 
-        async def remove(name: str) -> None:
-            await serving.unload(name)
-            await catalog.delete(name)
+        async def evict(model: str, of: str, /, *, last_copy: bool) -> EvictAnswer:
+            return await disk.everywhere.evict(model, of, last_copy=last_copy)
 
         uplink = Uplink(settings, lambda: any(model.slots_busy for model in serving.loaded()))
         moves = await closing.enter_async_context(
@@ -192,8 +192,9 @@ async def _built(
                 fetches=transfers.pulls.fetches,
                 downloads=transfers.downloads,
                 download=transfers.download,
-                remove=remove,
                 delete=here.catalog.delete,
+                evict=evict,
+                tally=transfers.traffic.tally,
                 rate=uplink.rate,
                 clock=clock,
                 served=uses.used,

@@ -13,12 +13,14 @@ from ollama_distributed.adapters.registry.signing import RequestSigner
 from ollama_distributed.adapters.registry.sites import RegistrySite, Sites
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.base.transfers import TransferFigures
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.distribution.downloads import Downloads, Transfer
 from ollama_distributed.distribution.looking import Looking
 from ollama_distributed.distribution.pace import Pace
 from ollama_distributed.distribution.ports import Status
 from ollama_distributed.distribution.pulls import Pulls
+from ollama_distributed.distribution.tally import Speed, Tally
 from ollama_distributed.node.registry_settings import RegistrySettings
 from ollama_distributed.node.settings import Settings
 
@@ -26,12 +28,38 @@ MIB = 1024 * 1024
 KEY_FILE = "registry_key"
 
 
+class Traffic:
+    """What this node counts of models on their way."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.tally = Tally()
+        self.received = self.sent = 0
+        """Bytes, from and to registries."""
+        self._receiving, self._sending = Speed(clock), Speed(clock)
+
+    def sends(self, count: int) -> None:
+        self.sent += count
+
+    def figures(self) -> TransferFigures:
+        return TransferFigures(
+            received_bytes=self.received,
+            sent_bytes=self.sent,
+            received_per_s=self._receiving.per_s(self.received),
+            sent_per_s=self._sending.per_s(self.sent),
+            running=dict(self.tally.running),
+            ended=dict(self.tally.ended),
+        )
+
+
 class RegistryTransfers:
     """Implements `gateway.ports.Transfers`."""
 
-    def __init__(self, pulls: Pulls, downloads: Downloads, looking: Looking, pace: Pace) -> None:
+    def __init__(
+        self, pulls: Pulls, downloads: Downloads, looking: Looking, pace: Pace, traffic: Traffic
+    ) -> None:
         self.pulls = pulls
         self.looking = looking
+        self.traffic = traffic
         self.downloads = downloads
         self._pace = pace
 
@@ -43,6 +71,9 @@ class RegistryTransfers:
 
     def download(self, name: str) -> Transfer:
         return self.downloads.start(name)
+
+    def figures(self) -> TransferFigures:
+        return self.traffic.figures()
 
     def limit(self, settings: Settings) -> None:
         """How fast, from now on."""
@@ -56,19 +87,25 @@ async def registry_transfers(
     """Ready to pull and push; what runs at the end is cancelled, and what was fetched stays."""
     sites = Sites([_site(registry) for registry in settings.registries])
     pace = Pace(clock, settings.pull_rate_mib * MIB)
+    traffic = Traffic(clock)
+
+    async def take(count: int) -> None:
+        traffic.received += count
+        await pace.take(count)
+
     signer = RequestSigner(settings.registry_key or settings.data_dir / KEY_FILE)
     agent = f"ollama-distributed/{__version__}"
     async with EgressClient(sites.for_egress(), user_agent=agent) as egress:
         registries = Registries(
-            egress, sites, signer, clock, streams=lambda: settings.pull_parts, take=pace.take
+            egress, sites, signer, clock, streams=lambda: settings.pull_parts, take=take, sent=traffic.sends
         )
         async with (
-            Pulls(registries, store, catalog) as pulls,
+            Pulls(registries, store, catalog, tally=traffic.tally) as pulls,
             Downloads(
                 pulls.pull, pulls.check, clock, make_id=lambda: f"{node}.{random_id()}", node=node
             ) as downloads,
         ):
-            yield RegistryTransfers(pulls, downloads, Looking(registries), pace)
+            yield RegistryTransfers(pulls, downloads, Looking(registries), pace, traffic)
 
 
 def _site(registry: RegistrySettings) -> RegistrySite:

@@ -22,9 +22,10 @@ from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.packing import Resolve
 from ollama_distributed.distribution.pulls import Copied, Fetch, Pulls
 from ollama_distributed.distribution.relay import Relay
-from ollama_distributed.distribution.service import ModelManager, ModelTransfer
+from ollama_distributed.distribution.service import Evict, ModelManager, ModelTransfer
 from ollama_distributed.distribution.shelves import Shelves
 from ollama_distributed.distribution.swarm import Swarm
+from ollama_distributed.distribution.tally import Tally
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.state.cluster import ClusterState
 
@@ -73,17 +74,18 @@ async def model_moves(
     fetches: Joints[Fetch],
     downloads: Downloads,
     download: Callable[[str], Transfer],
-    remove: Callable[[str], Awaitable[None]],
     delete: Callable[[str], Awaitable[None]],
+    evict: Evict,
     rate: Callable[[], float],
     clock: Clock,
     resolve: Resolve | None = None,
+    tally: Tally | None = None,
     served: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ModelMoves]:
-    """`remove`: of a name on this node, `delete`: in the whole cluster.
-    `fetches`, `downloads`: of registries, into the same store. `rate`: bytes per second that
-    may leave now for other nodes (0: no limit). `resolve`: the version of a name that counts in the
-    cluster; None: this node's own. `served`: hears which model another node begins to fetch."""
+    """`fetches`, `downloads`: of registries, into the same store. `delete`: of a name in the whole
+    cluster. `rate`: bytes per second that may leave now for other nodes (0: no limit). `resolve`: the
+    version of a name that counts in the cluster; None: this node's own. `served`: hears which model
+    another node begins to fetch."""
 
     def holders(key: str) -> Iterable[NodeId]:
         now = state()
@@ -100,7 +102,9 @@ async def model_moves(
     source = ClusterSource(swarm, exchange, holders, made_at)
     try:
         async with (
-            Pulls(source, store, catalog, fetches=fetches, origin=Copied(source)) as copying,
+            Pulls(
+                source, store, catalog, fetches=fetches, origin=Copied(source), tally=tally, kind="copy"
+            ) as copying,
             Downloads(
                 copying.pull,
                 copying.check,
@@ -111,11 +115,11 @@ async def model_moves(
                 origins=source.origins,
             ) as copies,
         ):
-            transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state, remove)
+            transfers = ModelTransfer(me, exchange, source, copies, downloads, catalog, state)
             open_door(door, shelves, transfers, served)
             bundles = Bundles(store, catalog, resolve or catalog.resolve, Relay(me, exchange, state))
             manager = ModelManager(
-                me, transfers, exchange, state, download, clock.time, swarm.figures, delete
+                me, transfers, exchange, state, download, clock.time, swarm.figures, delete, evict
             )
             yield ModelMoves(manager, shelves, swarm, bundles, copying)
     finally:

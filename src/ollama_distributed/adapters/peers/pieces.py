@@ -34,14 +34,13 @@ from ollama_distributed.distribution.exchange import (
     ManifestAsk,
     PieceAsk,
     PieceHead,
-    RemoveAsk,
     TransferAsk,
     TransferList,
 )
 from ollama_distributed.distribution.shelves import Shelves
 
 HAVE, PIECE, MANIFEST = "pieces/have", "pieces/get", "models/manifest"
-COPY, REMOVE, TRANSFERS = "models/copy", "models/remove", "models/transfers"
+COPY, TRANSFERS = "models/copy", "models/transfers"
 
 QUESTION_S = 10.0
 HAVE_S = 600.0
@@ -224,9 +223,6 @@ class PieceExchange:
     async def copy(self, node: NodeId, ask: CopyAsk) -> Transfer:
         return await self._pool.ask(node, COPY, ask, Transfer, deadline_s=QUESTION_S)
 
-    async def remove(self, node: NodeId, name: str) -> None:
-        await self._pool.ask(node, REMOVE, RemoveAsk(name=name), type(None), deadline_s=30.0)
-
     async def transfers(self, node: NodeId, ask: TransferAsk) -> tuple[Transfer, ...]:
         answer = await self._pool.ask(node, TRANSFERS, ask, TransferList, deadline_s=2.0, fresh=False)
         return answer.transfers
@@ -238,8 +234,6 @@ class Here(Protocol):
     async def manifest_here(self, name: str) -> bytes | None: ...
 
     async def copy_here(self, ask: CopyAsk) -> Transfer: ...
-
-    async def remove_here(self, name: str) -> None: ...
 
     def asked(self, ask: TransferAsk) -> tuple[Transfer, ...]: ...
 
@@ -280,9 +274,6 @@ def open_door(
     async def copy(_peer: Peer, ask: CopyAsk) -> Transfer:
         return await here.copy_here(ask)
 
-    async def remove(_peer: Peer, ask: RemoveAsk) -> None:
-        await here.remove_here(ask.name)
-
     async def transfers(_peer: Peer, ask: TransferAsk) -> TransferList:
         return TransferList(transfers=here.asked(ask))
 
@@ -290,5 +281,4 @@ def open_door(
     door.add_stream(PIECE, piece, PieceAsk)
     door.add(MANIFEST, manifest, ManifestAsk)
     door.add(COPY, copy, CopyAsk)
-    door.add(REMOVE, remove, RemoveAsk)
     door.add(TRANSFERS, transfers, TransferAsk)

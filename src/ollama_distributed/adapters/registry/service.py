@@ -28,7 +28,8 @@ _FIRST_WAIT_S, _MAX_WAIT_S = 0.5, 16.0
 
 class Registries:
     """`streams`: parts of one blob at once; `take`: the rate limit, awaited with each number of
-    bytes that came; `draw`: a number in [0, 1) for the jitter of retries."""
+    bytes that came; `sent`: hears of those that leave; `draw`: a number in [0, 1) for the jitter of
+    retries."""
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Registries:
         *,
         streams: Callable[[], int],
         take: Callable[[int], Awaitable[None]],
+        sent: Callable[[int], None] = lambda _: None,
         draw: Callable[[], float] = random.random,
         first_wait_s: float = _FIRST_WAIT_S,
     ) -> None:
@@ -48,6 +50,7 @@ class Registries:
         self._clock = clock
         self._streams = streams
         self._take = take
+        self._sent = sent
         self._draw = draw
         self._first_wait_s = first_wait_s
         self._sessions: dict[str, Session] = {}
@@ -111,7 +114,8 @@ class Registries:
 
     async def send(self, name: ModelName, layer: Layer, source: Blobs, told: Told) -> None:
         session = self._session(name)
-        await Upload(session, self._egress, layer, source, told, wait_s=self._wait_s).run()
+        upload = Upload(session, self._egress, layer, source, told, wait_s=self._wait_s, sent=self._sent)
+        await upload.run()
 
     async def send_manifest(self, name: ModelName, data: bytes) -> None:
         session = self._session(name)

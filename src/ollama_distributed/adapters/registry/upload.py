@@ -31,7 +31,8 @@ TRIES = 6
 
 
 class Upload:
-    """Used once. `wait_s`: before the n-th try of a part, seconds."""
+    """Used once. `wait_s`: before the n-th try of a part, seconds. `sent`: hears of bytes that leave,
+    also for the second time."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class Upload:
         told: Told,
         *,
         wait_s: Callable[[int], float],
+        sent: Callable[[int], None] = lambda _: None,
         part_bytes: int = PART_BYTES,
     ) -> None:
         self._session = session
@@ -50,6 +52,7 @@ class Upload:
         self._source = source
         self._told = told
         self._wait_s = wait_s
+        self._sent = sent
         self._part_bytes = min(MAX_PART_BYTES, max(part_bytes, layer.size // _PARTS))
         self._sums: list[bytes] = []
         """Of the parts that were sent."""
@@ -142,6 +145,7 @@ class Upload:
         if not data:
             raise RegistryError(f"blob {self._layer.digest} is shorter here than its manifest says")
         self._tell(len(data))
+        self._sent(len(data))
         return data
 
     def _tell(self, count: int) -> None:
