@@ -90,7 +90,7 @@ class Planner:
         if old == site:
             return
         self._hold(site.node, old, site)
-        self._fetching += len(site.arriving) - (len(old.arriving) if old else 0)
+        self._fetching += _coming(site) - (_coming(old) if old else 0)
         self.sites[site.node] = site
         self._new_sites.add(site.node)
 
@@ -99,7 +99,7 @@ class Planner:
         old = self.sites.pop(node, None)
         if old is not None:
             self._hold(old.node, old, None)
-            self._fetching -= len(old.arriving)
+            self._fetching -= _coming(old)
             self._new_sites.add(node)
 
     def put_wish(self, wish: Wish) -> None:
@@ -360,6 +360,11 @@ class Planner:
             ):
                 self._same_sites.add(node)
         self._same_sites.update(node for node, standing in self._standing.items() if model in standing)
+
+
+def _coming(site: Site) -> int:
+    """Blobs on their way to it; to a node that is not there nothing comes."""
+    return len(site.arriving) if site.presence in _SOURCES else 0
 
 
 def _same_for_nodes(old: Wish, new: Wish) -> bool:

@@ -341,6 +341,16 @@ def test_moves_in_flight_are_bounded() -> None:
     assert len(world.plan().moves) == RULES.fetches - 1
 
 
+def test_what_was_on_its_way_to_nodes_that_went_away_holds_up_nothing() -> None:
+    nodes = {
+        NodeId(f"n{i}"): site(f"n{i}", presence="away", arriving=frozenset({"m-w"}))
+        for i in range(RULES.fetches)
+    }
+    nodes |= {NodeId("a"): site("a", blobs=frozenset({"m-w"})), NodeId("b"): site("b")}
+    world = World(nodes, {"m": wish("m", copies=RULES.fetches + 2)})
+    assert [move.node for move in world.plan().moves if isinstance(move, Fetch)] == ["b"]
+
+
 def test_nothing_is_brought_into_the_room_of_what_is_on_its_way() -> None:
     """Not even of what is wanted there no more: it comes all the same."""
     nodes = {
