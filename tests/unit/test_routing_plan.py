@@ -96,6 +96,19 @@ def test_of_two_the_free_one_is_asked_first(seed: int) -> None:
     assert made.order == ("n2", "n1")
 
 
+def test_here_first_unless_a_request_would_wait_here_and_not_there() -> None:
+    here, there = (Standing(node=node, status="online") for node in (ME, NodeId("n1")))
+    dice = random.Random(1).randrange
+    free = {there.node: Load(slots=4, busy=3, loaded=True)}
+    assert plan([here, there], ME, free, dice).order == (ME, there.node)
+    assert plan([here, there], ME, free, dice, full=True).order == (there.node, ME)
+    for load in (Load(slots=4, busy=4, loaded=True), Load(slots=4), None):
+        loads = {there.node: load} if load is not None else {}
+        assert plan([here, there], ME, loads, dice, full=True).order == (ME, there.node)
+    drained = Standing(node=there.node, status="draining")
+    assert plan([here, drained], ME, free, dice, full=True).order == (ME, there.node)
+
+
 def test_two_choices_spread_the_load() -> None:
     """Of 1,000 requests over 10 equal nodes, with figures that are always fresh, none gets more
     than a few above its share; one random choice would give the luckless one some 30 more."""

@@ -143,6 +143,17 @@ class PlacesList(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[PlacesAnswer, ...]
 
 
+class PlacementFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node tells of placement to those who watch numbers."""
+
+    tasks: Mapping[tuple[str, str], int] = {}
+    """Tasks of this node that ended since its start, by kind and outcome (`done`, `failed`)."""
+    waiting: int | None = None
+    """Of the leader's plan: moves that wait for others; None: this node does not lead."""
+    short: int | None = None
+    """Models that cannot be as they are wanted, likewise."""
+
+
 class WhatIfAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`POST /api/v1/cluster/what-if`."""
 

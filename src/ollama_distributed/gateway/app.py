@@ -150,6 +150,7 @@ def create_app(
         transfers=transfers,
         moves=moves,
         disks=disks,
+        places=places,
         preloaded=preloaded,
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ollama_distributed.base.disk import DiskFigures
 from ollama_distributed.base.pieces import PieceFigures
+from ollama_distributed.base.placement import PlacementFigures
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.serving.service import LoadedModel
 
@@ -49,6 +50,11 @@ _PIECE_COUNTERS = {
     "lies": "Times that a node sent wrong bytes of a model, and was dropped for that file.",
 }
 """Fields of `PieceFigures` -> what they mean."""
+_PLAN_GAUGES = {
+    "waiting": "Moves of models that wait for others; of the leader only.",
+    "short": "Models that cannot be as they are wanted; of the leader only.",
+}
+"""Fields of `PlacementFigures` -> what they mean."""
 _NO_DISK = DiskFigures()
 
 
@@ -101,6 +107,7 @@ class GatewayMetrics:
         loaded: Iterable[LoadedModel],
         disk: DiskFigures | None = _NO_DISK,
         pieces: PieceFigures | None = None,
+        places: PlacementFigures | None = None,
     ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
@@ -125,6 +132,7 @@ class GatewayMetrics:
         for name, text in _PIECE_COUNTERS.items() if pieces is not None else ():
             lines += _head(f"{prefix}_pieces_{name}_total", "counter", text)
             lines.append(f"{prefix}_pieces_{name}_total {getattr(pieces, name)}")
+        lines += _placement(f"{prefix}_placement", places) if places is not None else []
         return "\n".join(lines) + "\n"
 
 
@@ -148,6 +156,17 @@ def _disk(prefix: str, disk: DiskFigures) -> list[str]:
     for name, text in _DISK_COUNTERS.items():
         lines += _head(f"{prefix}_disk_{name}_total", "counter", text)
         lines.append(f"{prefix}_disk_{name}_total {getattr(disk, name)}")
+    return lines
+
+
+def _placement(prefix: str, places: PlacementFigures) -> list[str]:
+    lines = _head(f"{prefix}_tasks_total", "counter", "What the cluster's plan had this node do.")
+    for (kind, outcome), count in sorted(places.tasks.items()):
+        lines.append(f'{prefix}_tasks_total{{kind="{kind}",outcome="{outcome}"}} {count}')
+    for name, text in _PLAN_GAUGES.items():
+        if (number := getattr(places, name)) is not None:
+            lines += _head(f"{prefix}_{name}", "gauge", text)
+            lines.append(f"{prefix}_{name} {number}")
     return lines
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from ollama_distributed.base.placement import FitAnswer, PlaceAsk, PlacesAnswer, ReplicasAsk, WhatIfAnswer
+from ollama_distributed.base.placement import (
+    FitAnswer,
+    PlaceAsk,
+    PlacementFigures,
+    PlacesAnswer,
+    ReplicasAsk,
+    WhatIfAnswer,
+)
 
 
 class Places(Protocol):
@@ -24,6 +31,8 @@ class Places(Protocol):
     async def all_places(self) -> Sequence[PlacesAnswer]:
         """Of every model, without rows."""
         ...
+
+    def figures(self) -> PlacementFigures: ...
 
     async def replicas(self, name: str, ask: ReplicasAsk, *, actor: str) -> PlacesAnswer: ...
 

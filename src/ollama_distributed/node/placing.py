@@ -8,12 +8,14 @@ from typing import Protocol
 
 from ollama_distributed.base.errors import Conflict, ModelNotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.placement import PlacementFigures
 from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.distribution.exchange import MAX_PEERS, CopyAsk
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.placement.facts import Device, Rules
+from ollama_distributed.placement.outcome import Plan
 from ollama_distributed.placement.ports import Inventory, Mover
 from ollama_distributed.placement.seen import Loading
 from ollama_distributed.placement.wishes import Policy
@@ -50,6 +52,14 @@ class Placing:
                 slots=settings.num_parallel,
                 kv_type=settings.kv_cache_type,
             ),
+        )
+
+    def figures(self, plan: Plan | None) -> PlacementFigures:
+        """`plan`: the latest, of a node that leads."""
+        return PlacementFigures(
+            tasks=dict(self.counts),
+            waiting=plan.waiting if plan is not None else None,
+            short=len(plan.refusals) if plan is not None else None,
         )
 
 

@@ -24,6 +24,7 @@ from ollama_distributed.base.placement import (
     FitRow,
     MovedRow,
     PlaceAsk,
+    PlacementFigures,
     PlacesAnswer,
     RefusedRow,
     ReplicasAsk,
@@ -82,7 +83,9 @@ class Desk:
         policy: Callable[[], Policy],
         rules: Rules | None = None,
         outside: Outside | None = None,
+        figures: Callable[[], PlacementFigures] = PlacementFigures,
     ) -> None:
+        """`outside`: looks at models in their registries; `figures`: this node's numbers."""
         self._catalogue = catalogue
         self._state = state
         self._reports = reports
@@ -91,6 +94,7 @@ class Desk:
         self._policy = policy
         self._rules = rules or Rules()
         self._outside = outside
+        self.figures = figures
 
     # ── fit ─────────────────────────────────────────────────────────────────────────
 

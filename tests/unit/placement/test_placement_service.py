@@ -8,12 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from tests.consensus_nodes import Cluster, Node, cluster, until
 
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.load import Load
+from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.placement.agent import AGAIN_S, PlacementAgent
 from ollama_distributed.placement.facts import Device, Rules
 from ollama_distributed.placement.ports import Inventory
@@ -31,6 +32,8 @@ MODEL = "registry.ollama.ai/library/m:latest"
 HELD = HeldModel(
     name=MODEL, display="m", digest="00", size_bytes=GIB, modified_at=1.0, layers=4, context_tokens=512
 )
+
+NEWER = msgspec.structs.replace(HELD, digest="11", modified_at=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +71,11 @@ class FakeMover:
         self.done.append((what, model))
 
     async def fetch(self, model: str, digest: str, holders: Sequence[NodeId]) -> None:
-        assert digest == HELD.digest
+        assert digest == self.world.current.digest
         assert any(model in self.world.movers[holder].held for holder in holders)
         await self._work("fetch", model)
         self.held.add(model)
+        self.world.versions[self.node] = digest
         await self.world.publish(self.node)
 
     async def load(self, model: str, device: Device) -> None:
@@ -98,6 +102,9 @@ class World:
         self.cluster = there
         self.policy = policy
         self.loads: dict[NodeId, Load] = {}
+        self.current = HELD
+        self.versions: dict[NodeId, str] = {}
+        """Of nodes with another version than the first."""
         self.movers: dict[NodeId, FakeMover] = {}
         self.services: dict[NodeId, PlacementService] = {}
 
@@ -108,7 +115,8 @@ class World:
         return self.loads.get(node)
 
     async def publish(self, node: NodeId) -> None:
-        models = (HELD,) if MODEL in self.movers[node].held else ()
+        held = NEWER if self.versions.get(node) == NEWER.digest else HELD
+        models = (held,) if MODEL in self.movers[node].held else ()
         await self.cluster.write(keys.holdings(node), encode(Holdings(node=node, models=models)))
 
     async def say(self, node: str, status: Any) -> None:
@@ -133,10 +141,12 @@ class World:
 
 
 @asynccontextmanager
-async def world(*names: str, seed: int = 1, grace_s: float = 60.0, copies: int = 0) -> AsyncIterator[World]:
+async def world(
+    *names: str, seed: int = 1, grace_s: float = 60.0, copies: int = 0, keep_alive_s: float = 300.0
+) -> AsyncIterator[World]:
     async with AsyncExitStack() as stack:
         there = await stack.enter_async_context(cluster(*names, seed=seed))
-        made = World(there, Policy(copies=copies, grace_s=grace_s))
+        made = World(there, Policy(copies=copies, grace_s=grace_s, keep_alive_s=keep_alive_s))
         await there.advertise()
         for node in there.nodes.values():
             made.movers[node.id] = FakeMover(made, node.id)
@@ -250,3 +260,71 @@ async def test_a_failure_is_told_and_tried_again_later() -> None:
         there.movers[NodeId("b")].broken.clear()
         await until(lambda: len(there.holding()) == 2, 3 * AGAIN_S[0])
         await until(lambda: not told(), 10)
+
+
+# ── what nobody orders ──────────────────────────────────────────────────────────────
+
+
+async def test_a_model_spreads_and_a_new_version_follows_everywhere() -> None:
+    async with world("a", "b", "c", "d", copies=3) as there:
+        await until(lambda: len(there.holding()) == 3, 60)
+        await until(there.quiet, 30)
+        assert all(("fetch", MODEL) in m.done for n, m in there.movers.items() if m.held and n != "a")
+        holders = there.holding()
+        there.current = NEWER
+        there.versions[NodeId("a")] = NEWER.digest
+        await there.publish(NodeId("a"))
+        await until(lambda: {there.versions[node] for node in holders} == {NEWER.digest}, 60)
+        await until(there.quiet, 30)
+        assert there.holding() == holders
+
+
+async def test_without_spreading_a_model_leaves_a_drained_node_and_stays_there_too() -> None:
+    async with world("a", "b", "c", copies=1) as there:
+        await there.order(SetDrain(node=NodeId("a"), drain=True))
+        await until(lambda: len(there.holding()) == 2, 60)
+        await until(there.quiet, 30)
+        await there.order(SetDrain(node=NodeId("a"), drain=False))
+        await anyio.sleep(30)
+        assert len(there.holding()) == 2, "and nothing else moves"
+
+
+def busy(there: World, *nodes: NodeId, queued: int = 0) -> None:
+    for node in nodes:
+        row = ModelLoad(name=MODEL, slots=4, busy=4, queued=queued, used_at=1.0)
+        there.loads[node] = Load(models=(row,), age_s=0.0)
+
+
+async def test_replicas_follow_the_load_up_and_down_and_go_when_nobody_asks() -> None:
+    async with world("a", "b", "c", copies=3, keep_alive_s=120.0) as there:
+        a = NodeId("a")
+        there.movers[a].loaded[MODEL] = "cpu"  # a request did
+        busy(there, a, queued=4)
+        await until(lambda: len(there.running()) >= 2, 60)
+        busy(there, *there.running(), queued=4)
+        await until(lambda: len(there.running()) == 3, 60)
+        for node in there.running():
+            there.loads[node] = Load(models=(ModelLoad(name=MODEL, slots=4, used_at=1.0),), age_s=0.0)
+        await until(lambda: len(there.running()) == 1, 120)
+        assert MODEL not in there.movers[a].kept, "what requests loaded is theirs"
+        if there.running() != {a}:
+            await until(lambda: not there.running(), 200)
+
+
+async def test_what_fails_again_and_again_is_done_elsewhere() -> None:
+    async with world("a", "b", "c") as there:
+        for node in ("b", "c"):
+            there.movers[NodeId(node)].broken["load"] = "the runner dies"
+        there.movers[NodeId("a")].broken["load"] = "the runner dies"
+        await there.order(SetReplicas(model=MODEL, replicas=1, preload=True))
+        await until(lambda: any(tries(there, n) >= 3 for n in there.movers), 60)
+        for node, mover in there.movers.items():
+            if tries(there, node) < 3:
+                mover.broken.clear()
+        await until(lambda: bool(there.running()), 60)
+        assert all(tries(there, node) == 0 for node in there.running())
+
+
+def tries(there: World, node: NodeId) -> int:
+    placed = there.cluster.nodes["a"].mirror.state.nodes[node].placed
+    return max((one.tries for one in placed.failed), default=0) if placed is not None else 0

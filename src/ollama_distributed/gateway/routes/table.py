@@ -14,6 +14,7 @@ from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import Catalog, Moves, Preloaded, Residents, Transfers, VersionInfo
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
@@ -61,6 +62,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     moves: Moves | None = None
     disks: Disks | None = None
     """None: this gateway has no disk."""
+    places: Places | None = None
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
     """Models that were to be loaded at the start, by name."""
 

@@ -33,6 +33,7 @@ from ollama_distributed.state.cluster import ClusterState
 if TYPE_CHECKING:
     from ollama_distributed.node.cluster.life import Life
     from ollama_distributed.node.cluster.link import Link
+    from ollama_distributed.placement.outcome import Plan
 
 log = structlog.get_logger("cluster.keeper")
 
@@ -87,6 +88,12 @@ class Keeper:
     def loads(self) -> LoadReports | None:
         link = self.life.link if self.life is not None else None
         return link.loads if link is not None else None
+
+    @property
+    def plan(self) -> Plan | None:
+        """Of models' places; None: this node does not lead."""
+        link = self.life.link if self.life is not None else None
+        return link.placement.plan if link is not None and link.placement is not None else None
 
     def changed(self) -> None:
         """Something that this node says of itself is different now."""

@@ -206,6 +206,7 @@ async def in_cluster(
                 policy=lambda: placing.policy,
                 rules=RULES,
                 outside=outside,
+                figures=lambda: placing.figures(keeper.plan),
             ),
             keeper=keeper,
         )
