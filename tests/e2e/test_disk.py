@@ -93,6 +93,8 @@ def test_a_model_that_another_node_keeps_makes_room(nodes: Nodes) -> None:
         asked = http.post("/api/generate", json={"model": "m0", "prompt": "x", "stream": False})
         assert asked.json()["response"] == ANSWER, "n1 answers"
         told = http.get("/metrics").text
+    with nodes["n1"].http() as http:
+        assert "ollama_distributed_disk_hits_total 1" in http.get("/metrics").text
     assert "ollama_distributed_disk_misses_total 1" in told
     assert "ollama_distributed_disk_evictions_total 1" in told
 
