@@ -99,6 +99,11 @@ async def test_a_node_that_sends_wrong_bytes_is_dropped(
         assert (done.state, done.dropped) == ("done", ("b",))
         assert c.content("big") == content
         assert set(done.peers) == {"a"}
+        figures = c.swarm.figures()
+        assert figures.lies >= 1
+        assert figures.again >= 1
+        assert figures.received_bytes >= len(content)
+        assert figures.received_per_s > 0
         assert [line["node"] for line in logs if line["event"] == PEER_LIED] != []
         told, given = c.manager.figures(), a.manager.figures()
         assert (told.lies, told.received_bytes) == (1, given.sent_bytes)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import bundles, disk, humanize, live, output, places, tables
+from ollama_distributed.cli import bundles, copies, disk, humanize, live, output, places, tables
 from ollama_distributed.cli.bars import bars
 from ollama_distributed.cli.cluster import make_group
 from ollama_distributed.cli.completion import model_names, node_names
@@ -39,6 +39,7 @@ def register(app: typer.Typer) -> None:
     group = make_group("Where models are in the cluster.")
     group.command("distribute", cls=Command)(distribute)
     bundles.register(group)
+    copies.register(group)
     places.register(group)
     disk.register_models(group)
     app.add_typer(group, name="model", rich_help_panel=PANEL)

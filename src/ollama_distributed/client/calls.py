@@ -51,6 +51,9 @@ _decode_progress = decoder_of(wire.Progress)
 _decode_transfer = decoder_of(wire.Transfer)
 _decode_transfers = decoder_of(wire.TransferList)
 _decode_imported = decoder_of(wire.ImportResult)
+_decode_status = decoder_of(wire.ModelStatus)
+_decode_copies = decoder_of(wire.CopiesList)
+_decode_removed = decoder_of(wire.RemovedList)
 _decode_version = decoder_of(wire.Version)
 _decode_health = decoder_of(wire.Health)
 _encode = msgspec.json.Encoder().encode
@@ -126,6 +129,19 @@ def distribute_model(name: str, nodes: Sequence[str]) -> Call[wire.TransferList]
         decode=_decode_transfers,
         repeat="always",
     )
+
+
+def model_status(name: str) -> Call[wire.ModelStatus]:
+    return Call(method="GET", path=model_path(name) + "/status", decode=_decode_status, repeat="always")
+
+
+def list_copies() -> Call[wire.CopiesList]:
+    return Call(method="GET", path="/api/v1/copies", decode=_decode_copies, repeat="always")
+
+
+def remove_copies(name: str, nodes: Sequence[str], *, last_copy: bool) -> Call[wire.RemovedList]:
+    asked = [("nodes", node) for node in nodes] + ([("last_copy", "true")] if last_copy else [])
+    return Call(method="DELETE", path=f"{model_path(name)}?{urlencode(asked)}", decode=_decode_removed)
 
 
 def list_transfers() -> Call[wire.TransferList]:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.client import calls, wire
 from ollama_distributed.client.blobs import OnProgress, Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
@@ -75,6 +76,21 @@ class SyncModels(SyncModelPlaces):
         """Have these nodes (ids or names) fetch a model from those that have it; none named: every
         living node that lacks it. One transfer for each; what could not begin is `failed`."""
         return (self._run(calls.distribute_model(name, nodes))).transfers
+
+    def status(self, name: str) -> wire.ModelStatus:
+        """On which nodes a model is, in which versions, and its transfers."""
+        return self._run(calls.model_status(name))
+
+    def copies(self) -> Sequence[wire.ModelStatus]:
+        """On which nodes every model of the cluster is."""
+        return (self._run(calls.list_copies())).models
+
+    def remove(self, name: str, nodes: Sequence[str], *, last_copy: bool = False) -> Sequence[EvictAnswer]:
+        """Delete the copies of these nodes (ids or names); `Conflict` says why one must stay.
+        `last_copy`: even if no other node holds it. `delete` removes the model everywhere."""
+        if not nodes:
+            raise ValueError("nodes: name at least one; `delete` removes a model everywhere")
+        return (self._run(calls.remove_copies(name, nodes, last_copy=last_copy))).removed
 
     def transfers(self) -> Sequence[wire.Transfer]:
         """Models on their way to any node, and those that arrived lately; newest first."""

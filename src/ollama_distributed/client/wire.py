@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from ollama_distributed.base.disk import EvictAnswer
+
 Think = bool | Literal["low", "medium", "high", "max"]
 Format = Literal["json"] | Mapping[str, Any]
 KeepAlive = str | float
@@ -311,6 +313,33 @@ class Transfer(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 class TransferList(msgspec.Struct, kw_only=True):
     transfers: Sequence[Transfer] = ()
+
+
+class ModelPlace(msgspec.Struct, kw_only=True, omit_defaults=True):
+    node: str
+    name: str = ""
+    status: str = ""
+    """Of the node: `online`, `suspect`, `offline`, …"""
+    digest: str = ""
+    size: int = 0
+    current: bool = True
+    """It is the version that counts."""
+
+
+class ModelStatus(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Where a model is, and where it is going."""
+
+    model: str
+    nodes: Sequence[ModelPlace] = ()
+    transfers: Sequence[Transfer] = ()
+
+
+class CopiesList(msgspec.Struct, kw_only=True):
+    models: Sequence[ModelStatus] = ()
+
+
+class RemovedList(msgspec.Struct, kw_only=True):
+    removed: Sequence[EvictAnswer] = ()
 
 
 class ImportedModel(msgspec.Struct, kw_only=True, omit_defaults=True):

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from ollama_distributed.base.disk import DiskFigures
 from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.base.placement import PlacementFigures
+from ollama_distributed.base.transfers import TransferFigures
 from ollama_distributed.gateway.summary import Summary
+from ollama_distributed.gateway.transfer_metrics import transfer_lines
 from ollama_distributed.serving.service import LoadedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -47,6 +49,7 @@ _DISK_COUNTERS = {
 _PIECE_COUNTERS = {
     "sent_bytes": "Bytes of models that went to other nodes.",
     "received_bytes": "Bytes of models that came from other nodes and were right.",
+    "again": "Pieces that broke off, were wrong or came too slowly, and were asked for again.",
     "lies": "Times that a node sent wrong bytes of a model, and was dropped for that file.",
 }
 """Fields of `PieceFigures` -> what they mean."""
@@ -55,7 +58,7 @@ _PLAN_GAUGES = {
     "short": "Models that cannot be as they are wanted; of the leader only.",
 }
 """Fields of `PlacementFigures` -> what they mean."""
-_NO_DISK = DiskFigures()
+_NO_DISK, _NO_TRANSFERS = DiskFigures(), TransferFigures()
 
 
 class _Histogram:
@@ -108,6 +111,7 @@ class GatewayMetrics:
         disk: DiskFigures | None = _NO_DISK,
         pieces: PieceFigures | None = None,
         places: PlacementFigures | None = None,
+        moving: TransferFigures | None = _NO_TRANSFERS,
     ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
@@ -133,6 +137,7 @@ class GatewayMetrics:
             lines += _head(f"{prefix}_pieces_{name}_total", "counter", text)
             lines.append(f"{prefix}_pieces_{name}_total {getattr(pieces, name)}")
         lines += _placement(f"{prefix}_placement", places) if places is not None else []
+        lines += transfer_lines(prefix, moving, pieces or PieceFigures()) if moving is not None else []
         return "\n".join(lines) + "\n"
 
 

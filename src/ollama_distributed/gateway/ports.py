@@ -7,11 +7,14 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.base.pieces import PieceFigures
+from ollama_distributed.base.transfers import TransferFigures
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.distribution.packing import Bundle
 from ollama_distributed.distribution.ports import Status
+from ollama_distributed.distribution.service import ModelStatus
 from ollama_distributed.distribution.unpacking import Imported
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import EngineInfo
@@ -61,6 +64,10 @@ class Transfers(Protocol):
         """Begin to fetch a model, and go on without anybody waiting."""
         ...
 
+    def figures(self) -> TransferFigures:
+        """Of this node."""
+        ...
+
 
 class Moves(Protocol):
     """Models between nodes (`distribution.service.ModelManager`)."""
@@ -77,6 +84,20 @@ class Moves(Protocol):
 
     async def cancel(self, transfer_id: str) -> Transfer:
         """What was fetched stays for the next time."""
+        ...
+
+    async def get_status(self, name: str) -> ModelStatus:
+        """Where a model is, and where it is going."""
+        ...
+
+    def list(self) -> Sequence[ModelStatus]:
+        """Of every model, without what is on its way."""
+        ...
+
+    async def remove(
+        self, name: str, nodes: Sequence[str] = (), *, last_copy: bool = False
+    ) -> Sequence[EvictAnswer]:
+        """The copies of these nodes; none named: the model. `last_copy`: even if no other has it."""
         ...
 
     def figures(self) -> PieceFigures:

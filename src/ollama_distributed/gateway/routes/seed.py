@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.routes.models import model_row, newest_first
-from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
+from ollama_distributed.gateway.routes.table import ColdRoute, Node, flag, json_response
 
 TAG = "REST"
 
@@ -48,7 +50,10 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             verb="models",
             run=handlers.delete,
             tag=TAG,
-            summary="Unload and delete a model",
+            summary="Unload and delete a model; with nodes only their copies (the last one if that is said)",
+            words=("nodes",),
+            query=("last_copy",),
+            answer=RemovedAnswer,
         ),
         ColdRoute(
             method="GET", path="/api/v1/health", verb="read", run=handlers.health, tag=TAG, summary="Health"
@@ -64,6 +69,18 @@ def seed_routes(node: Node) -> list[ColdRoute]:
     ]
 
 
+class RemovedAnswer(msgspec.Struct, frozen=True):
+    """Of a removal from some nodes; of the whole model's there is none (204)."""
+
+    removed: tuple[EvictAnswer, ...]
+
+
+def _nodes(request: Request) -> list[str]:
+    """`?nodes=a,b&nodes=c`."""
+    texts = request.query_params.getlist("nodes")
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
 class _Handlers:
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -76,6 +93,11 @@ class _Handlers:
         return json_response(model_row(await self._node.catalog.resolve(request.path_params["name"])))
 
     async def delete(self, _cold: ColdRequest, request: Request) -> Response:
+        if nodes := _nodes(request):
+            gone = await self._node.need_moves().remove(
+                request.path_params["name"], nodes, last_copy=flag(request, "last_copy")
+            )
+            return json_response(RemovedAnswer(tuple(gone)))
         spec = await self._node.catalog.resolve(request.path_params["name"])
         await self._node.residents.unload(spec.name)
         await self._node.catalog.delete(spec.name)

@@ -66,6 +66,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
     """Models that were to be loaded at the start, by name."""
 
+    def need_moves(self) -> Moves:
+        if self.moves is None:
+            raise NotOffered("this server does not move models between nodes")
+        return self.moves
+
     def need_transfers(self) -> Transfers:
         if self.transfers is None:
             raise NotOffered("this server does not move models to or from registries")

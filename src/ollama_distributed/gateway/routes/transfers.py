@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from ollama_distributed.base.errors import MissingBody
 from ollama_distributed.distribution.downloads import Transfer
+from ollama_distributed.distribution.service import ModelStatus
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.ports import Moves
 from ollama_distributed.gateway.routes.table import ColdRoute, json_response
@@ -22,6 +23,10 @@ class DistributeAsk(msgspec.Struct, frozen=True):
 
 class TransfersAnswer(msgspec.Struct, frozen=True):
     transfers: tuple[Transfer, ...]
+
+
+class CopiesAnswer(msgspec.Struct, frozen=True):
+    models: tuple[ModelStatus, ...]
 
 
 _DISTRIBUTE = msgspec.json.Decoder(DistributeAsk)
@@ -40,6 +45,24 @@ def transfer_routes(moves: Moves) -> list[ColdRoute]:
             body=DistributeAsk,
             answer=TransfersAnswer,
             status=202,
+        ),
+        ColdRoute(
+            method="GET",
+            path="/api/v1/models/{name:path}/status",
+            verb="read",
+            run=handlers.status,
+            tag=TAG,
+            summary="Where a model is, in which versions, and where it is going",
+            answer=ModelStatus,
+        ),
+        ColdRoute(
+            method="GET",
+            path="/api/v1/copies",
+            verb="read",
+            run=handlers.copies,
+            tag=TAG,
+            summary="Where every model of the cluster is",
+            answer=CopiesAnswer,
         ),
         ColdRoute(
             method="GET",
@@ -82,6 +105,12 @@ class _Handlers:
             ask = DistributeAsk()
         begun = await self._moves.distribute(request.path_params["name"], ask.nodes)
         return json_response(TransfersAnswer(tuple(begun)), 202)
+
+    async def status(self, _cold: ColdRequest, request: Request) -> Response:
+        return json_response(await self._moves.get_status(request.path_params["name"]))
+
+    async def copies(self, _cold: ColdRequest, _request: Request) -> Response:
+        return json_response(CopiesAnswer(tuple(self._moves.list())))
 
     async def transfers(self, _cold: ColdRequest, _request: Request) -> Response:
         return json_response(TransfersAnswer(tuple(await self._moves.transfers())))
