@@ -29,7 +29,7 @@ class Trust:
         self.lies = 0
 
     def lied(self, blob: BlobId, node: NodeId, what: str) -> None:
-        self.lies += 1
+        self.lies += self.of(blob, node)  # several of its pieces may have been on their way
         self._liars.pop((blob, node), None)
         self._liars[blob, node] = self._clock.monotonic() + DISTRUST_S
         if len(self._liars) > MAX_LIARS:
