@@ -89,7 +89,8 @@ class SwarmNode:
                 download=downloads.start,
                 delete=self.names.delete,
                 evict=self.evict,
-                rate=lambda: self.rate,
+                leaving=lambda: self.rate,
+                coming=lambda: 0.0,
                 clock=SystemClock(),
             )
         )

@@ -78,6 +78,16 @@ def without_threads() -> Iterator[None]:
         yield
 
 
+class Clock(VirtualClock):
+    """Worlds are made before their loop."""
+
+    def monotonic(self) -> float:
+        try:
+            return super().monotonic()
+        except RuntimeError:
+            return 0.0
+
+
 class Disk:
     """Implements `ports.Blobs` as far as giving goes."""
 
@@ -172,21 +182,23 @@ class World:
 
 
 class Node:
-    """`rate`: bytes per second that leave; 0: as the link does."""
+    """`rate`, `coming`: bytes per second that leave, that come; 0: as the link does."""
 
     def __init__(self, world: World, name: NodeId, fault: Fault) -> None:
         self.world = world
         self.id = name
         self.fault: Fault = fault
         self.disk = Disk()
-        self.rate = 0.0
-        self.clock = VirtualClock()
+        self.rate = self.coming = 0.0
+        self.clock = Clock()
         self.shelves = Shelves(cast(Blobs, self.disk), self.clock, rate=lambda: self.rate)
         self.asked: dict[str, int] = {"have": 0, "piece": 0}
         self.heard = Heard()
         self.half: Half | None = None
         exchange = cast(Exchange, FakeExchange(self))
-        self.swarm = Swarm(name, exchange, self.shelves, self.clock, world.chance.randrange)
+        self.swarm = Swarm(
+            name, exchange, self.shelves, self.clock, world.chance.randrange, rate=lambda: self.coming
+        )
         self._link_free_at = 0.0
 
     async def fetch(self, *sources: str, blob: BlobId | None = None) -> Half:

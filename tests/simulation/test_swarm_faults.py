@@ -219,6 +219,30 @@ def test_what_leaves_obeys_the_limit_and_is_shared_evenly() -> None:
     assert max(got) - min(got) <= 2 * MIB, got
 
 
+def test_what_comes_obeys_the_limit_of_who_answers_people() -> None:
+    """From three at once; when nobody waits any more it is as fast as before."""
+    world = World(size=48 * MIB)
+    for name in "abc":
+        world.node(name, holds=True)
+    receiver = world.node("d")
+    got: list[float] = []
+
+    async def main() -> None:
+        receiver.coming = 1.0 * MIB
+        fetching = asyncio.create_task(receiver.fetch("a", "b", "c"))
+        await asyncio.sleep(5)  # what was asked for at first comes at once
+        for _ in range(2):
+            before = receiver.swarm.received_bytes
+            await asyncio.sleep(15)
+            got.append((receiver.swarm.received_bytes - before) / 15 / receiver.coming)
+        receiver.coming, began = 0.0, receiver.clock.monotonic()
+        await fetching
+        assert receiver.clock.monotonic() - began < 10
+
+    virtual_time.run(main)
+    assert all(0.9 <= share <= 1.1 for share in got), got
+
+
 def test_one_that_asks_for_much_takes_no_more_than_its_share() -> None:
     """One node fetches four blobs at once, three others one each."""
     holder, worlds = blobs(7)

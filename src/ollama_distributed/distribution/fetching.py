@@ -7,7 +7,7 @@ What is here of an earlier fetch is checked again in the background.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Protocol
 
 import anyio
@@ -98,7 +98,9 @@ class Fetching:
         draw: Draw,
         threads: CapacityLimiter,
         stall_s: float,
+        came: Callable[[int], Awaitable[None]],
     ) -> None:
+        """`came`: waits as long as so many bytes are to take."""
         self._blob = blob
         self._into = into
         self._told = told
@@ -109,6 +111,7 @@ class Fetching:
         self._draw = draw
         self._threads = threads
         self._stall_s = stall_s
+        self._came = came
         self._company = Company(
             me,
             blob,
@@ -277,6 +280,8 @@ class Fetching:
         self._moved_at = now
         took_s = now - sending.began
         self._piece_s = took_s if not self._piece_s else 0.9 * self._piece_s + 0.1 * took_s
+        self._stir()
+        await self._came(length)  # while it waits, its holder is asked for one piece less
         return 0.0
 
     def _granted(self, offer: Offer, sending: _Sending, wants: Wants, head: PieceHead) -> int:

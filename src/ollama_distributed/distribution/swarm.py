@@ -7,7 +7,7 @@ is left for others.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from anyio import CapacityLimiter
 
@@ -16,6 +16,7 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.distribution.exchange import Exchange
 from ollama_distributed.distribution.fetching import STALL_S, Fetching, Told
+from ollama_distributed.distribution.pace import Pace
 from ollama_distributed.distribution.plan import Draw
 from ollama_distributed.distribution.ports import Partial
 from ollama_distributed.distribution.shelves import Shelves
@@ -47,7 +48,8 @@ class _Counted:
 
 
 class Swarm:
-    """The fetching side; `shelves` is the giving one."""
+    """The fetching side; `shelves` is the giving one. `rate`: bytes per second that may come now; 0: no
+    limit."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Swarm:
         draw: Draw,
         *,
         stall_s: float = STALL_S,
+        rate: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.me = me
         self.exchange = exchange
@@ -70,6 +73,8 @@ class Swarm:
         self._sending, self._receiving = Speed(clock), Speed(clock)
         self._clock = clock
         self._draw = draw
+        self._rate = rate
+        self._pace = Pace(clock)
         self._threads = CapacityLimiter(HASH_THREADS)
 
     async def fetch(
@@ -97,6 +102,7 @@ class Swarm:
             draw=self._draw,
             threads=self._threads,
             stall_s=self.stall_s,
+            came=self._came,
         )
         await fetching.run(sources)
 
@@ -108,6 +114,11 @@ class Swarm:
         if giver is not None:
             self.trust.lied(blob, giver, "its table of pieces is of another blob")
         return giver
+
+    async def _came(self, count: int) -> None:
+        """Returns when more may come."""
+        self._pace.limit(self._rate())
+        await self._pace.take(count)
 
     def figures(self) -> PieceFigures:
         sent = self.shelves.sent_bytes

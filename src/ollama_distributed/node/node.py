@@ -195,7 +195,8 @@ async def _built(
                 delete=here.catalog.delete,
                 evict=evict,
                 tally=transfers.traffic.tally,
-                rate=uplink.rate,
+                leaving=uplink.leaving,
+                coming=uplink.coming,
                 clock=clock,
                 served=uses.used,
             )

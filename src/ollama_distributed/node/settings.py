@@ -257,7 +257,7 @@ class Settings(BaseSettings):
     share_rate_busy_mib: float = Field(
         default=64.0,
         ge=0,
-        description="The same while it answers people, whose words come first; 0: no other limit.",
+        description="The same, and most that it takes from them, while it answers people; 0: no limit.",
         json_schema_extra=LIVE,
     )
 

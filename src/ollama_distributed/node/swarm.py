@@ -33,7 +33,7 @@ MIB = 1024 * 1024
 
 
 class Uplink:
-    """How fast pieces may leave: slower while people wait for words."""
+    """How fast pieces may leave and come: slower while people wait for words."""
 
     def __init__(self, settings: Settings, busy: Callable[[], bool]) -> None:
         self._settings = settings
@@ -42,12 +42,14 @@ class Uplink:
     def use(self, settings: Settings) -> None:
         self._settings = settings
 
-    def rate(self) -> float:
+    def leaving(self) -> float:
         """Bytes per second; 0: no limit."""
-        limits = [self._settings.share_rate_mib]
-        if self._busy():
-            limits.append(self._settings.share_rate_busy_mib)
-        return min((limit for limit in limits if limit), default=0.0) * MIB
+        limits = (self._settings.share_rate_mib * MIB, self.coming())
+        return min((limit for limit in limits if limit), default=0.0)
+
+    def coming(self) -> float:
+        """Checking and writing takes processor and disk, too."""
+        return self._settings.share_rate_busy_mib * MIB if self._busy() else 0.0
 
 
 class ModelMoves(msgspec.Struct, frozen=True):
@@ -76,16 +78,17 @@ async def model_moves(
     download: Callable[[str], Transfer],
     delete: Callable[[str], Awaitable[None]],
     evict: Evict,
-    rate: Callable[[], float],
+    leaving: Callable[[], float],
+    coming: Callable[[], float],
     clock: Clock,
     resolve: Resolve | None = None,
     tally: Tally | None = None,
     served: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ModelMoves]:
     """`fetches`, `downloads`: of registries, into the same store. `delete`: of a name in the whole
-    cluster. `rate`: bytes per second that may leave now for other nodes (0: no limit). `resolve`: the
-    version of a name that counts in the cluster; None: this node's own. `served`: hears which model
-    another node begins to fetch."""
+    cluster. `leaving`, `coming`: bytes per second that may leave now for other nodes, and come from
+    them (0: no limit). `resolve`: the version of a name that counts in the cluster; None: this
+    node's own. `served`: hears which model another node begins to fetch."""
 
     def holders(key: str) -> Iterable[NodeId]:
         now = state()
@@ -96,9 +99,9 @@ async def model_moves(
         known = (*now.models.get(key, {}).values(), *now.leftovers.get(key, {}).values())
         return max((held.modified_at for held in known if held.digest == digest), default=None)
 
-    shelves = Shelves(store, clock, rate=rate)
+    shelves = Shelves(store, clock, rate=leaving)
     exchange = PieceExchange(pool)
-    swarm = Swarm(me, exchange, shelves, clock, random.randrange)
+    swarm = Swarm(me, exchange, shelves, clock, random.randrange, rate=coming)
     source = ClusterSource(swarm, exchange, holders, made_at)
     try:
         async with (
