@@ -479,8 +479,11 @@ async def test_no_room(maker: Node, node: Node, monkeypatch: pytest.MonkeyPatch)
     async def nothing_to_let_go(_need: int, _survey: Survey) -> bool:
         return False
 
+    async def no_reason() -> str:
+        return ""
+
     quota = Limits(quota_bytes=3 << 20)
-    node.store.use(Rooms(node.store.survey, lambda _: quota, nothing_to_let_go))
+    node.store.use(Rooms(node.store.survey, lambda _: quota, nothing_to_let_go, no_reason))
     with pytest.raises(DiskFull, match="no space left"):
         await node.bundles.unpack(parts())
     assert len(asked) == 1

@@ -91,7 +91,7 @@ def test_sizes_over_8_gib_are_said_in_an_extended_head() -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_a_damaged_archive_is_refused_or_read(data: st.DataObject) -> None:
     """Nothing but `InvalidModel` ever comes of it."""
     whole = bytearray(archive(("oci-layout", b"{}"), ("a/" + "b" * 120, b"x" * 700), ("c", b"")))
