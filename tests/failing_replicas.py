@@ -15,6 +15,8 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.adapters.peers.wire import events_frame
+from ollama_distributed.adapters.peers.written import written_of
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.identity import Identity
@@ -34,7 +36,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import EngineFailed, Resume, SourceEvent, SourceSink
+from ollama_distributed.base.tokens import EngineFailed, Resume, SourceEvent, SourceSink, Written
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.models.held import held_model
 from ollama_distributed.models.spec import ModelSpec
@@ -46,6 +48,7 @@ from ollama_distributed.state import keys as state_keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
 from ollama_distributed.state.records import Advert, Holdings, Member
+from ollama_distributed.streams.kept import same
 from ollama_distributed.streams.service import Answers
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
 from tests.answering import FixedMachine, Models
@@ -61,9 +64,12 @@ class Wire:
         self, replica: Replica, request: InferenceRequest, sink: SourceSink, resume: Resume | None
     ) -> None:
         self.replica = replica
+        self.request = request
         self._sink = sink
         self._late: list[SourceEvent] = []
         self._broken = False
+        self._resume = resume
+        self._frames: list[bytes] = []
         self._generation: Generation | None = None
         replica.wires.add(self)
         if replica.dead:
@@ -72,6 +78,7 @@ class Wire:
             self._generation = replica.serving.start(request, self._hear, resume)
 
     def _hear(self, event: SourceEvent) -> None:
+        self._frames.append(events_frame([event]))
         if self.replica.hangs:
             self._late.append(event)
         elif not self._broken:
@@ -84,6 +91,11 @@ class Wire:
         )
         if self._generation is not None:
             self._generation.cancel()
+
+    def written(self, request: InferenceRequest) -> Written | None:
+        if request.request_id == self.request.request_id and same(self.request, request):
+            return written_of(self._resume, self._frames)
+        return None
 
     def wake(self) -> None:
         """What was on its way comes, to whoever still listens: even after `cancel`."""
@@ -118,6 +130,11 @@ class Replica:
         self.dead = False
         self.hangs = False
         self.wires: set[Wire] = set()
+
+    def written(self, request: InferenceRequest) -> Written | None:
+        """What it generated for others, as its door would say."""
+        found = [written for wire in self.wires if (written := wire.written(request)) is not None]
+        return max(found, key=lambda one: len(one.ids), default=None)
 
     @property
     def speaks(self) -> bool:
@@ -163,6 +180,10 @@ class Heard:
             self._on_word(self)
         elif isinstance(event, Finished | Failed):
             self._ended.set()
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
 
     @property
     def text(self) -> str:
@@ -228,9 +249,15 @@ class Replicas:
             )
             for name, replica in self.all.items()
         }
-        self.answers = {
-            name: Answers(router, clock, self.random.random) for name, router in self.routers.items()
-        }
+        self._clock = clock
+        self.answers = {name: self._answers(name) for name in self.all}
+
+    def _answers(self, name: str) -> Answers:
+        return Answers(self.routers[name], self._clock, self.random.random, self.all[name].written)
+
+    def restart(self, name: str) -> None:
+        """The gateway `name` remembers nothing."""
+        self.answers[name] = self._answers(name)
 
     def __getitem__(self, name: str) -> Replica:
         return self.all[name]
@@ -278,6 +305,12 @@ class Replicas:
         self, node: NodeId, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None
     ) -> Wire:
         return Wire(self.all[node], request, sink, resume)
+
+    async def written(self, node: NodeId, request: InferenceRequest) -> Written | None:
+        replica = self.all[node]
+        if replica.dead:
+            raise Unavailable(f"node {node} cannot be reached")
+        return self.answers[node].written(request)
 
     async def embed(self, node: NodeId, request: EmbedRequest) -> EmbedResult:
         return await self._there(node).embed(request)

@@ -21,6 +21,7 @@ from ollama_distributed.adapters.identity.handshake_server import ClusterListene
 from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.adapters.peers.written import open_written
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, NodeId, RequestId
@@ -127,7 +128,8 @@ class HopNode:
         self.pool = PeerPool(self.hops, self.tls, lambda connection, node: peer_of(connection, expected=node))
         closing.push_async_callback(self.pool.close)
         self.router = Router(self.serving, self.catalog, self.pool, self, random.Random(7).randrange)
-        self.answers = Answers(self.router, SystemClock())
+        self.answers = Answers(self.router, SystemClock(), generated=self.door.answered.find)
+        open_written(self.door, self.answers.written)
 
     @property
     def hop(self) -> str:

@@ -526,6 +526,26 @@ async def test_the_only_node_that_dies_in_the_middle_fails_the_answer(tmp_path: 
         await until(lambda: not b.serving._jobs, "the end over there")
 
 
+async def test_an_answer_goes_on_at_another_node_and_is_taken_up_at_a_third(tmp_path: Path) -> None:
+    echo = {"answer": "Gr\u00fc\u00dfe \U0001f600 und mehr " * 40, "tokens_per_s": 200.0}
+    async with cluster(tmp_path) as nodes:
+        a, b, c = await nodes.add("a"), await nodes.add("b", ("m",), echo=echo), await nodes.add("c")
+        heard = Heard(a, text_request("m"))
+        await until(lambda: heard.text, "a word")
+        d = await nodes.add("d", ("m",), echo=echo)
+        for link in list(a.pool._roads[b.id].links):
+            assert link.transport is not None
+            link.transport.abort()
+        await until(lambda: d.serving._jobs, "another node")
+        before = len(heard.text)
+        await until(lambda: len(heard.text) > before + 10, "more words")
+        await a.pool.close()  # the gateway dies
+        has = heard.text
+        rest = Heard(c, text_request("m", resume_at=len(has.encode())))
+        assert has + await rest.whole() == echo["answer"]
+        assert isinstance(await Heard(c, text_request("m", "else", resume_at=0)).error(), NotFound)
+
+
 async def test_a_node_that_falls_silent_before_a_word_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

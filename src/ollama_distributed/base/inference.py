@@ -157,6 +157,9 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """`Finished.context` must carry the token ids of prompt and answer."""
     whole: bool = False
     """Nobody sees a part of the answer before its end: until then it may be begun again."""
+    resume_at: int | None = None
+    """Take up the answer of this `request_id` again (re-attach): the client has so many bytes of
+    its text already, thinking included, in UTF-8."""
     render_only: bool = False
     """Answer with the rendered prompt instead of generating (Ollama's _debug_render_only)."""
 

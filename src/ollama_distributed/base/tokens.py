@@ -32,6 +32,8 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
     ids: tuple[int, ...] = ()
     """Emitted so far; generation goes on after them and none of them comes again."""
+    said: bytes = b""
+    """Their text, as the decoder was fed with it."""
     prompt_ids: tuple[int, ...] = ()
     prompt_text: str = ""
     """The prompt exactly as the first runner read it: ids where they are known, else its text."""
@@ -83,6 +85,17 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     completion_tokens: int
     prompt_s: float = 0.0
     completion_s: float = 0.0
+
+
+class Written(msgspec.Struct, frozen=True, kw_only=True):
+    """All of an answer that one node knows: enough for another to take it up."""
+
+    prepared: Prepared
+    ids: tuple[int, ...] = ()
+    said: bytes = b""
+    """As in `Resume`."""
+    done: Done | None = None
+    """It is complete."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, tag="failed"):

@@ -50,7 +50,6 @@ from ollama_distributed.gateway.dialects.contract import (
     HotRoute,
     RequestContext,
     Rerank,
-    unseen,
 )
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id
@@ -64,6 +63,7 @@ from ollama_distributed.gateway.out import (
     node_header,
     with_moves,
 )
+from ollama_distributed.gateway.resuming import requests_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
@@ -253,13 +253,12 @@ class Exchange:
         self._stop_task = self._means.spawn(self._ask(call))
 
     def _generate(self, call: Generate) -> None:
+        requests = requests_of(call, self._head.headers)
         self._encoder = call.encoder
         self._streaming = call.stream
         self._model = call.requests[0].model
         self._left = len(call.requests)
-        for index, request in enumerate(call.requests):
-            if not call.stream:
-                request = unseen(request)
+        for index, request in enumerate(requests):
             generation = self._means.inference.open(request, partial(self._on_event, index))
             if self.ended:  # it failed at once, or another did: nothing may go on
                 if self._left:

@@ -14,7 +14,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink, Written
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.state.cluster import ClusterState
 
@@ -57,6 +57,10 @@ class Peers(Protocol):
         sink: SourceSink,
         resume: Resume | None = None,
     ) -> Generation: ...
+
+    async def written(self, node: NodeId, request: InferenceRequest) -> Written | None:
+        """As in `streams.ports.Source`, of one node."""
+        ...
 
     async def embed(self, node: NodeId, request: EmbedRequest) -> EmbedResult: ...
 

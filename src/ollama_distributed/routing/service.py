@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+import anyio
 import msgspec
 import structlog
 
@@ -30,7 +31,15 @@ from ollama_distributed.base.inference import (
     Sampling,
     TextPrompt,
 )
-from ollama_distributed.base.tokens import Done, EngineFailed, Resume, SourceEvent, SourceSink, Tokens
+from ollama_distributed.base.tokens import (
+    Done,
+    EngineFailed,
+    Resume,
+    SourceEvent,
+    SourceSink,
+    Tokens,
+    Written,
+)
 from ollama_distributed.cluster.load import Load as LoadReport
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
@@ -140,6 +149,23 @@ class Router:
         loads, judged, key = self._loads(model, (*fresh, *old)), self._ejections.judged, name_key(model)
         first, last = (plan(judged(some, key), me, loads, self._dice).order for some in (fresh, old))
         return (*first, *last)[:MAX_TRIES]
+
+    async def written(self, request: InferenceRequest) -> Written | None:
+        """The longest that a node has which may have generated it."""
+        found: list[Written] = []
+
+        async def ask(node: NodeId) -> None:
+            try:
+                written = await self._peers.written(node, request)
+            except OllamaDistributedError as error:
+                log.debug("routing.not_written", request_id=request.request_id, node=node, code=error.code)
+            else:
+                found.extend([written] if written is not None else [])
+
+        async with anyio.create_task_group() as asking:
+            for standing in self._directory.others(request.model):
+                asking.start_soon(ask, standing.node)
+        return max(found, key=lambda one: len(one.ids), default=None)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         node, result = await self._ask(

@@ -226,12 +226,13 @@ class Job:
 
     def _continue(self, lease: Lease, resume: Resume) -> None:
         """Go on after what another runner emitted."""
+        assert self._spec is not None
         if self._sampling.num_predict == 0:
             # The last token that was allowed came just before that runner was lost.
             self._end(Done(reason="length", prompt_tokens=0, cached_tokens=0, completion_tokens=0))
             return
         self._sampling = prompts.reseeded(self._sampling, len(resume.ids))
-        self._start(lease, prompts.continued(self._request, self._sampling, resume))
+        self._start(lease, prompts.continued(self._spec, self._request, self._sampling, resume))
 
     async def _shorten(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None

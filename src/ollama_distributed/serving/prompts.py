@@ -170,11 +170,17 @@ def reseeded(sampling: Sampling, emitted: int) -> Sampling:
     return msgspec.structs.replace(sampling, seed=zlib.crc32(b"%d after %d" % (sampling.seed, emitted)))
 
 
-def continued(request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
+def continued(spec: ModelSpec, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
     """Rule R1: the prompt as the first runner read it, then what was emitted already."""
     ids = (*resume.prompt_ids, *resume.ids) if resume.prompt_ids else (resume.prompt_text, resume.ids)
     images = request_images(request)
-    return Prompt(ask=_completion(request, sampling, ids, images=images), images=len(images))
+    return Prompt(
+        ask=_completion(request, sampling, ids, images=images),
+        rendered=resume.prompt_text,
+        ids=resume.prompt_ids,
+        images=len(images),
+        thinking_tags=_tags(spec, thinking_of(spec, request)),
+    )
 
 
 # ── with the runner ─────────────────────────────────────────────────────────────────

@@ -26,7 +26,7 @@ from ollama_distributed.base.inference import (
     Sampling,
     Usage,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink, Written
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings, options, plan, prompts
@@ -123,6 +123,10 @@ class Serving:
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:  # noqa: ARG002
         """Nobody else is behind this: an answer can only be gone on with here."""
         return False
+
+    async def written(self, request: InferenceRequest) -> Written | None:  # noqa: ARG002
+        """Nothing: answers are kept by who asked for them."""
+        return None
 
     async def count_tokens(self, request: InferenceRequest) -> int:
         """Tokens of the rendered prompt, images not counted."""

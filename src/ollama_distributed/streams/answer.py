@@ -39,6 +39,7 @@ from ollama_distributed.base.tokens import (
     Skipped,
     SourceEvent,
     Tokens,
+    Written,
 )
 from ollama_distributed.streams.account import Account
 from ollama_distributed.streams.decoder import Decoder, DecoderRules
@@ -96,6 +97,7 @@ class Answer:
         "_signs",
         "_sink",
         "_timer",
+        "_written",
         "journal",
     )
 
@@ -127,9 +129,40 @@ class Answer:
         """The client has a part of it."""
         self._paused = False
         self._over = False
+        self._written: Written | None = None
+        """What is taken up, until a source goes on with it."""
 
     def begin(self) -> None:
         self._ask(None)
+
+    def take_up(self, written: Written) -> None:
+        """Begin with what was said already, and go on where it ended."""
+        self._decode_by(written.prepared)
+        self.journal.take(written)
+        self._account.prepared_s = self._clock.monotonic()
+        self._account.prompt_tokens = written.done.prompt_tokens if written.done is not None else 0
+        if written.done is not None:
+            self._catch_up(written)
+            self.hear(written.done)
+        elif written.ids:
+            self._written = written
+            self._account.before = len(written.ids)
+            self._account.first_s = self._account.prepared_s
+            self._ask(self.journal.resume())
+        else:
+            self._ask(None)
+
+    def _catch_up(self, written: Written) -> None:
+        self._written = None
+        self._account.first_s = self._clock.monotonic()
+        self._sent = True
+        self._open()
+        delta = self._decoder.feed(Tokens(written.ids, "", (), written.said))
+        if delta is not None and not self._over:
+            self._sink(delta)
+        if self._decoder.stopped is not None and not self._over:
+            self._stop_source()
+            self._finish("stop", None)
 
     def _ask(self, resume: Resume | None) -> None:
         self._timer = None
@@ -155,6 +188,11 @@ class Answer:
             self._close()
             self._stop_source()
 
+    def give_up(self, error: OllamaDistributedError) -> None:
+        """End it with an error: somebody else takes it up."""
+        self._stop_source()
+        self._end(Failed(error))
+
     def pause(self) -> None:
         self._paused = True
         if self._generation is not None and not self._over:
@@ -178,7 +216,7 @@ class Answer:
                 return
             if self._new:
                 self._first_word()
-            self.journal.emitted(event.ids, event.text)
+            self.journal.emitted(event)
             decoder = self._decoder
             delta = decoder.feed(event)
             if delta is not None and not self._over:
@@ -217,15 +255,12 @@ class Answer:
             # It would say again what was said: a version that does not know how to continue.
             self._stop_source()
             self._lost(Unavailable("a node did not go on where the answer was"))
-        if before:
             return
-        self._decoder = Decoder(
-            DecoderRules(
-                stop=event.stop,
-                thinking_tags=event.thinking_tags,
-                starts_in_thinking=event.starts_in_thinking,
-            )
-        )
+        if before:
+            if self._written is not None:
+                self._catch_up(self._written)
+            return
+        self._decode_by(event)
         self._account.load_s, self._account.prepared_s = event.load_s, self._clock.monotonic()
         self.journal.opened(event)
         if self.journal.request.whole and not event.resumable:
@@ -233,12 +268,20 @@ class Answer:
             self._held.clear()
             self._sink = self._held.append
 
+    def _decode_by(self, prepared: Prepared) -> None:
+        rules = DecoderRules(
+            stop=prepared.stop,
+            thinking_tags=prepared.thinking_tags,
+            starts_in_thinking=prepared.starts_in_thinking,
+        )
+        self._decoder = Decoder(rules)
+
     def _chat_delta(self, event: ChatDelta) -> None:
         """Already taken apart by the engine; only stop sequences are ours."""
         if self._new:
             self._first_word()
         self._signs += 1
-        self.journal.emitted((), "chat")
+        self.journal.broken()
         text, logprobs = event.text, event.logprobs
         if event.text or event.logprobs:
             decoded = self._decoder.feed(Tokens((), event.text, event.logprobs))
@@ -254,6 +297,7 @@ class Answer:
     def _done(self, event: Done) -> None:
         if self._losses.tries:
             self._went_on()
+        self.journal.done = event
         self._open()
         rest = self._decoder.finish()
         if rest is not None and not self._over:

@@ -15,7 +15,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink, Written
 
 
 class Source(Protocol):
@@ -28,6 +28,10 @@ class Source(Protocol):
 
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
         """Whether someone else than those that the answer left could go on with it now."""
+        ...
+
+    async def written(self, request: InferenceRequest) -> Written | None:
+        """What other nodes have of an answer to the same request, by its id; None: nothing."""
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult: ...

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import Conflict
 from ollama_distributed.base.inference import (
     EmbedRequest,
     EmbedResult,
@@ -17,10 +18,14 @@ from ollama_distributed.base.inference import (
     RerankResult,
     Sink,
 )
+from ollama_distributed.base.tokens import Written
 from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.failover import Budget
 from ollama_distributed.streams.gaps import LOOK_S, READING_LOOKS, Gaps
+from ollama_distributed.streams.journal import Journal
+from ollama_distributed.streams.kept import Kept, same
 from ollama_distributed.streams.ports import Source
+from ollama_distributed.streams.reattached import Reattached
 
 _REMEMBERED = 256
 """Models whose gaps are kept; all are forgotten when so many came together."""
@@ -34,19 +39,30 @@ class Answers:
         source: Source,
         clock: Clock,
         chance: Callable[[], float] = random.random,
+        generated: Callable[[InferenceRequest], Written | None] = lambda _: None,
     ) -> None:
+        """`generated`: what this node generated for the same request of another gateway."""
         self.source = source
         self.clock = clock
         self.chance = chance
+        self._generated = generated
         self._live: set[Answer] = set()
+        self._kept: Kept[Journal] = Kept()
         self._budget = Budget()
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
         """Of each model: between tokens, and between steps of reading a prompt."""
 
     def open(self, request: InferenceRequest, sink: Sink) -> Generation:
+        if request.resume_at is not None:
+            return Reattached(self, request, sink)
+        answer = self.answer(request, sink)
+        answer.begin()
+        return answer
+
+    def answer(self, request: InferenceRequest, sink: Sink) -> Answer:
+        """One that is to be begun."""
         answer = Answer(request, sink, self)
         self._live.add(answer)
-        answer.begin()
         return answer
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -79,6 +95,19 @@ class Answers:
             found = self._gaps[model] = (Gaps(), Gaps(READING_LOOKS))
         return found
 
+    # ── re-attach ───────────────────────────────────────────────────────────────────
+
+    def written(self, request: InferenceRequest) -> Written | None:
+        """What this node has of the same request's answer. One that is alive ends here: whoever
+        asks for it goes on with it."""
+        for answer in self._live:
+            if answer.journal.request.request_id == request.request_id:
+                if same(answer.journal.request, request) and answer.journal.resumable:
+                    answer.give_up(Conflict("the answer was taken up over another connection"))
+                break
+        journal = self._kept.find(request, self.clock.monotonic())
+        return journal.written() if journal is not None else self._generated(request)
+
     # ── for answers ─────────────────────────────────────────────────────────────────
 
     def turn(self) -> float:
@@ -86,3 +115,6 @@ class Answers:
 
     def over(self, answer: Answer) -> None:
         self._live.discard(answer)
+        journal = answer.journal
+        if journal.resumable:
+            self._kept.keep(journal.request, journal, 40 * len(journal.ids), self.clock.monotonic())

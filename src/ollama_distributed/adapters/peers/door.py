@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -22,6 +23,7 @@ import structlog
 
 from ollama_distributed.adapters.peers import wire
 from ollama_distributed.adapters.peers.outlet import Outlet
+from ollama_distributed.adapters.peers.written import Answered
 from ollama_distributed.adapters.sockets import LIFELINE, Lifeline
 from ollama_distributed.base.errors import (
     Forbidden,
@@ -96,6 +98,7 @@ class PeerDoor:
         self._unload_model = unload
         self._draining = draining
         self._status_of = status_of
+        self.answered = Answered(time.monotonic)
         self._reading_bytes = 0
         self._routes: dict[str, _Route] = {}
         self._outlets: set[Outlet] = set()
@@ -253,8 +256,12 @@ class PeerDoor:
 
     async def _generate(self, body: bytes, outlet: Outlet) -> None:
         ask = _decoded(self._generate_form, body)
-        generation = self._source.start(ask.request, outlet.hear, ask.resume)
-        await outlet.run(generation)
+        self.answered.begins(ask, outlet)
+        try:
+            generation = self._source.start(ask.request, outlet.hear, ask.resume)
+            await outlet.run(generation)
+        finally:
+            self.answered.ended(ask, outlet)
 
     async def _embed(self, body: bytes, outlet: Outlet) -> None:
         request = _decoded(msgspec.msgpack.Decoder(EmbedRequest), body)

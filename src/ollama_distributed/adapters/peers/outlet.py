@@ -39,6 +39,8 @@ class Outlet:
     def __init__(self, caller: NodeId, send: Send) -> None:
         self.caller = caller
         self.started = False
+        self.sent: list[bytes] = []
+        """Frames of a generation; nothing of its text is missing in them that the caller has."""
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
@@ -131,8 +133,9 @@ class Outlet:
                 if not events:
                     await self.put(wire.PING)
                     continue
-                last = self._complete
-                await self.put(wire.events_frame(events), more=not last)
+                last, frame = self._complete, wire.events_frame(events)
+                self.sent.append(frame)
+                await self.put(frame, more=not last)
                 if last:
                     return
                 if self._paused and not self._events:

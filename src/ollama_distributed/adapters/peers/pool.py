@@ -39,7 +39,7 @@ from ollama_distributed.base.inference import (
     RerankResult,
     Usage,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink
+from ollama_distributed.base.tokens import Resume, SourceSink, Written
 from ollama_distributed.catalog.wire import ShownModel
 
 log = structlog.get_logger(__name__)
@@ -57,6 +57,8 @@ IDLE_S = 30.0
 AGE_S = 3600.0
 """A connection takes no new call after this: certificates live 24 h and are renewed at half."""
 SWEEP_S = 1.0
+WRITTEN_DEADLINE_S = 1.0
+"""It is a look into memory, and a client waits that lost its stream."""
 QUESTION_DEADLINE_S = 900.0
 """An embedding may wait for a model to load, and for those before it; pings say it lives."""
 
@@ -133,6 +135,10 @@ class PeerPool:
 
     async def count_tokens(self, node: NodeId, request: InferenceRequest) -> int:
         return (await self._ask(node, wire.COUNT_TOKENS, request)).result(int)
+
+    async def written(self, node: NodeId, request: InferenceRequest) -> Written | None:
+        asked = await self._ask(node, wire.WRITTEN, wire.WrittenAsk(request=request), WRITTEN_DEADLINE_S)
+        return asked.result(Written | None)  # type: ignore[arg-type]  # a union is no class
 
     async def show(self, node: NodeId, name: str, *, verbose: bool = False) -> ShownModel:
         return (await self._ask(node, wire.SHOW, wire.ShowAsk(name=name, verbose=verbose), 30.0)).result(

@@ -35,7 +35,7 @@ from ollama_distributed.base.tokens import (
 
 PREFIX = "/cluster/v1/"
 GENERATE, EMBED, RERANK, COUNT_TOKENS = "generate", "embed", "rerank", "count_tokens"
-SHOW, UNLOAD = "show", "unload"
+SHOW, UNLOAD, WRITTEN = "show", "unload", "written"
 FRAMES_TYPE = "application/vnd.ollama-distributed.frames"
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -59,6 +59,11 @@ class GenerateAsk(msgspec.Struct, frozen=True, kw_only=True):
 class ShowAsk(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     verbose: bool = False
+
+
+class WrittenAsk(msgspec.Struct, frozen=True, kw_only=True):
+    request: InferenceRequest
+    """As the client repeats it."""
 
 
 class UnloadAsk(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +102,11 @@ def encode(value: Any) -> bytes:
 
 def frame(payload: bytes) -> bytes:
     return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload
+
+
+def payload(frame: bytes) -> bytes:
+    """Of a whole one."""
+    return frame[_LENGTH_BYTES:]
 
 
 def events_frame(events: list[SourceEvent]) -> bytes:

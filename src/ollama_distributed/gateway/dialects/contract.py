@@ -16,7 +16,6 @@ from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import (
-    ChatPrompt,
     EmbedRequest,
     EmbedResult,
     Event,
@@ -63,12 +62,6 @@ class Generate(msgspec.Struct, frozen=True):
     requests: tuple[InferenceRequest, ...]
     encoder: Encoder
     stream: bool
-
-
-def unseen(request: InferenceRequest) -> InferenceRequest:
-    """Of a call that is answered in one piece: what cannot be continued may then begin again."""
-    tools = isinstance(request.prompt, ChatPrompt) and request.prompt.tools
-    return msgspec.structs.replace(request, whole=True) if request.format or tools else request
 
 
 class Embed(msgspec.Struct, frozen=True):

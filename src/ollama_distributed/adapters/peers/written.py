@@ -1,0 +1,102 @@
+"""What this node generated for others, kept for a while: an answer whose gateway died, or whose
+client lost its connection, is taken up again from it (`streams/reattached.py`).
+
+What is kept are the frames as they were sent, so that keeping them costs a reference each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from ollama_distributed.adapters.peers import wire
+from ollama_distributed.adapters.peers.outlet import Outlet
+from ollama_distributed.base.inference import InferenceRequest
+from ollama_distributed.base.tokens import Done, Prepared, Resume, Tokens, Written
+from ollama_distributed.cluster.identity.ca import Peer
+from ollama_distributed.streams.kept import Kept, same
+
+Find = Callable[[InferenceRequest], Written | None]
+
+
+class _Sent(msgspec.Struct, frozen=True, gc=False):
+    resume: Resume | None
+    frames: Sequence[bytes]
+
+
+class Answered:
+    """The generations of one door. `now`: a monotonic clock."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._running: dict[str, tuple[wire.GenerateAsk, Outlet]] = {}
+        self._kept: Kept[_Sent] = Kept()
+
+    def begins(self, ask: wire.GenerateAsk, outlet: Outlet) -> None:
+        self._running[ask.request.request_id] = (ask, outlet)
+
+    def ended(self, ask: wire.GenerateAsk, outlet: Outlet) -> None:
+        if self._running.get(ask.request.request_id, (None, None))[1] is outlet:
+            del self._running[ask.request.request_id]
+        size = sum(map(len, outlet.sent))
+        self._kept.keep(ask.request, _Sent(ask.resume, outlet.sent), size, self._now())
+
+    def find(self, request: InferenceRequest) -> Written | None:
+        """What it said to the same request. One that runs still ends: its caller is given up."""
+        running = self._running.get(request.request_id)
+        if running is not None and same(running[0].request, request):
+            ask, outlet = running
+            outlet.gone()
+            return written_of(ask.resume, outlet.sent)
+        sent = self._kept.find(request, self._now())
+        return written_of(sent.resume, sent.frames) if sent is not None else None
+
+
+def written_of(resume: Resume | None, frames: Sequence[bytes]) -> Written | None:
+    """None: it cannot be taken up."""
+    prepared: Prepared | None = None
+    done: Done | None = None
+    ids = list(resume.ids) if resume is not None else []
+    said = [resume.said] if resume is not None else []
+    for frame in frames:
+        for event in wire.decode_events(wire.payload(frame)):
+            match event:
+                case Prepared():
+                    prepared = event
+                case Tokens():
+                    ids += event.ids
+                    said += (event.text.encode(), event.raw)
+                case Done():
+                    done = event
+    if prepared is None or not prepared.resumable:
+        return None
+    if done is not None and resume is not None:
+        before = len(resume.ids)
+        done = msgspec.structs.replace(
+            done,
+            prompt_tokens=max(done.prompt_tokens - before, 0),
+            completion_tokens=done.completion_tokens + before,
+        )
+    return Written(prepared=prepared, ids=tuple(ids), said=b"".join(said), done=done)
+
+
+class Door(Protocol):
+    """`adapters.peers.door.PeerDoor`."""
+
+    def add(
+        self,
+        route: str,
+        handler: Callable[[Peer, wire.WrittenAsk], Awaitable[Any]],
+        body: type[wire.WrittenAsk],
+    ) -> None: ...
+
+
+def open_written(door: Door, find: Find) -> None:
+    """Other nodes may ask what this one has of an answer."""
+
+    async def written(_peer: Peer, ask: wire.WrittenAsk) -> Written | None:
+        return find(ask.request)
+
+    door.add(wire.WRITTEN, written, wire.WrittenAsk)
