@@ -26,12 +26,14 @@ FreeNow = Callable[[NodeId], tuple[int, int, int]]
 class Gap:
     """All that separates one model from where it belongs; what is under way is not in it."""
 
-    __slots__ = ("copies", "covered", "deletes", "fetches", "loads", "stale", "unloads", "want")
+    __slots__ = ("copies", "covered", "deletes", "fetches", "loads", "running", "stale", "unloads", "want")
 
     def __init__(self, want: Want) -> None:
         self.want = want
         self.copies = 0
         """Complete ones where they belong."""
+        self.running = 0
+        """Of these, those that run and are to."""
         self.covered = False
         """All that are to run do."""
         self.fetches: list[NodeId] = []
@@ -60,7 +62,6 @@ def gap(
 ) -> Gap:
     wish, model = want.wish, want.wish.model
     found = Gap(want)
-    running = 0
     for node, replica in assigned.items():
         site = sites[node]
         if site.presence not in _WORKING:
@@ -72,13 +73,13 @@ def gap(
             continue
         found.copies += 1
         if replica.warm:
-            running += offer.loaded
+            found.running += offer.loaded
             if offer.loaded:
                 if unheld(site, wish) and model not in site.loading:
                     found.loads.append((node, site.loaded[model].device))
             elif model not in site.loading:
                 found.loads.append((node, replica.device))
-    found.covered = running >= wish.warm
+    found.covered = found.running >= wish.warm
     safe = found.copies >= max(1, wish.copies)
     for node, offer in offered.items():
         placed = assigned.get(node)
@@ -112,7 +113,7 @@ def begin(
         Unload(node=node, model=one.want.wish.model, reason=_why_unload(one, sites[node]))
         for one in ordered
         for node in one.unloads
-        if node in pressed or (one.covered and may_go(one, sites[node]))
+        if node in pressed or may_go(one, sites[node])
     ]
     going = [
         (one, node)
@@ -136,8 +137,11 @@ def begin(
 
 
 def may_go(one: Gap, site: Site) -> bool:
-    """What requests loaded is left to keep-alive, but for a node that is to be empty."""
-    return site.loaded[one.want.wish.model].held or site.presence == "leaving"
+    """Once others run it instead: what was placed, and all that is on a node that is to be empty.
+    What requests loaded elsewhere is left to keep-alive."""
+    if site.presence == "leaving":
+        return one.covered or (one.running > 0 and not (one.loads or one.fetches))
+    return one.covered and site.loaded[one.want.wish.model].held
 
 
 def _loads(
