@@ -623,7 +623,7 @@ async def test_a_node_that_all_others_call_offline_is_still_tried(tmp_path: Path
 async def test_holdings_that_are_old_end_in_the_usual_words(tmp_path: Path) -> None:
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",))
-        b.catalog._remote.clear()
+        b.catalog._remotes.specs = {}
         error = await Heard(a, text_request("m")).error()
         assert (type(error), error.message) == (ModelNotFound, "model 'm' not found")
 

@@ -27,11 +27,12 @@ from ollama_distributed.base.errors import (
 from ollama_distributed.catalog.creation import Creation
 from ollama_distributed.catalog.entries import Entry, read_entry, stored_model
 from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store, StoredManifest
+from ollama_distributed.catalog.remotes import RemoteLists
 from ollama_distributed.catalog.showing import show_entry, show_remote
 from ollama_distributed.catalog.versions import History, history_of_nothing, next_time
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.models.manifest import named_blobs, parse_manifest
-from ollama_distributed.models.names import BlobId, ModelName, name_key
+from ollama_distributed.models.names import BlobId, ModelName, as_spelled, name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.models.stored import StoredModel
 
@@ -41,7 +42,6 @@ REFRESH_S = 5.0
 """Between two looks at the store: a pull by another program shows up within this."""
 _MISS_SCAN_S = 1.0
 """Least time between scans that missing names cause: a flood of them must not become disk load."""
-_REMOTE_TIMEOUT_S = 5.0
 _NO_STAMP = ManifestStamp(0.0, 0, 0)
 """Of a manifest that is not on disk yet."""
 
@@ -72,13 +72,11 @@ class Catalog:
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
-        self._remotes = tuple(remotes)
+        self._remotes = RemoteLists(remotes)
         self._clock = clock or SystemClock()
         self._on_change = on_change
         self._entries: dict[str, Entry] = {}
         self._broken: dict[str, _Broken] = {}
-        self._remote: dict[str, ModelSpec] = {}
-        self._remote_lists: dict[int, list[ModelSpec]] = {}
         self._pinned: Counter[BlobId] = Counter()
         self._writing = anyio.Lock()
         """Held while manifests change or are read into the index, and while blobs are collected:
@@ -111,7 +109,7 @@ class Catalog:
     async def refresh(self) -> None:
         """Bring the index up to what is on disk and at the remote engines."""
         await self._refresh_store()
-        await self._refresh_remotes()
+        await self._remotes.refresh()
 
     async def resolve(self, name: str) -> ModelSpec:
         """The model of this name; from memory when it is known.
@@ -145,7 +143,7 @@ class Catalog:
     def list(self) -> list[ModelSpec]:
         """All models, newest first; remote ones among them."""
         local = [entry.spec for entry in self._entries.values()]
-        remote = [spec for key, spec in self._remote.items() if key not in self._entries]
+        remote = [spec for key, spec in self._remotes.specs.items() if key not in self._entries]
         return sorted(local + remote, key=lambda spec: (-spec.modified_at, spec.name))
 
     # ── questions and changes ───────────────────────────────────────────────────────
@@ -196,7 +194,7 @@ class Catalog:
         await self._look_again(here)
         entry = self._entries.get(here.key)
         if entry is None:
-            if here.key in self._remote:
+            if here.key in self._remotes.specs:
                 raise Unsupported(f"{source} lives in another engine on this machine and cannot be copied")
             raise ModelNotFound(f'model "{source}" not found')
         if entry.name.key == there.key:
@@ -218,7 +216,7 @@ class Catalog:
             InvalidName: `name "x" is invalid`.
         """
         target = self.settled(_parsed(name, f'name "{name}" is invalid'))
-        if target.key in self._remote and target.key not in self._entries:
+        if target.key in self._remotes.specs and target.key not in self._entries:
             raise Unsupported(f"{name} lives in another engine on this machine; delete it there")
         async with self._writing:
             stored = await self._store.read_manifest(target)
@@ -358,7 +356,7 @@ class Catalog:
 
     def _known(self, key: str) -> ModelSpec | None:
         entry = self._entries.get(key)
-        return entry.spec if entry else self._remote.get(key)
+        return entry.spec if entry else self._remotes.specs.get(key)
 
     async def _entry_or_none(self, name: ModelName) -> Entry | None:
         """For `create --from`: looks at the disk when the name is not known."""
@@ -373,15 +371,7 @@ class Catalog:
 
         Else two names that are equal to people would be two files.
         """
-        best: tuple[str, ...] = ()
-        for known in (*(entry.name for entry in self._entries.values()), *self._broken_names()):
-            depth = 0
-            while depth < 4 and known.parts[depth].lower() == name.parts[depth].lower():
-                depth += 1
-            if depth > len(best):
-                best = known.parts[:depth]
-        host, namespace, model, tag = (*best, *name.parts[len(best) :])
-        return ModelName.from_parts((host, namespace, model, tag))
+        return as_spelled(name, (*(entry.name for entry in self._entries.values()), *self._broken_names()))
 
     def _broken_names(self) -> Iterator[ModelName]:
         for full in self._broken:
@@ -444,20 +434,6 @@ class Catalog:
         self._broken.pop(name.key, None)
         self._entries[name.key] = entry
         self._on_change()
-
-    async def _refresh_remotes(self) -> None:
-        for index, engine in enumerate(self._remotes):
-            try:
-                with anyio.fail_after(_REMOTE_TIMEOUT_S):
-                    self._remote_lists[index] = await engine.models()
-            except (OllamaDistributedError, TimeoutError) as exc:
-                # Its models stay listed: a request for one then says that the engine is away.
-                log.warning("catalog.remote_unreachable", engine=index, error=str(exc))
-        merged: dict[str, ModelSpec] = {}
-        for specs in self._remote_lists.values():
-            for spec in specs:
-                merged.setdefault(name_key(spec.name), spec)
-        self._remote = merged
 
     @contextlib.contextmanager
     def pinned(self, blobs: Collection[BlobId]) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterable
 
 import msgspec
 
@@ -161,6 +162,19 @@ def name_key(text: str) -> str:
         return ModelName.parse(text).key
     except InvalidName:
         return text.lower()
+
+
+def as_spelled(name: ModelName, known: Iterable[ModelName]) -> ModelName:
+    """The name, in the spelling of the known ones as far as it matches one of them without case."""
+    best: tuple[str, ...] = ()
+    for one in known:
+        depth = 0
+        while depth < 4 and one.parts[depth].lower() == name.parts[depth].lower():
+            depth += 1
+        if depth > len(best):
+            best = one.parts[:depth]
+    host, namespace, model, tag = (*best, *name.parts[len(best) :])
+    return ModelName.from_parts((host, namespace, model, tag))
 
 
 def _promised(text: str, separator: str) -> tuple[str, str]:
