@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Generator
+from pathlib import Path
 
 import coverage
 import pytest
@@ -25,8 +26,19 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ours"))
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+UNIT = Path(__file__).parent / "unit"
 _TRACED_CHILDREN = "COVERAGE_PROCESS_CONFIG"
 """By this variable coverage reaches the processes that a test starts."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: a worker takes whole files, and the last ones should be short."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def turn(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path not in slow, item.path.is_relative_to(UNIT)
+
+    items.sort(key=turn)
 
 
 @pytest.hookimpl(wrapper=True)

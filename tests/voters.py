@@ -108,7 +108,7 @@ class Voters:
                 except Unavailable:
                     await anyio.sleep(0.05)
 
-    async def leader(self, deadline_s: float = 20.0) -> str:
+    async def leader(self, deadline_s: float = SOON_S) -> str:
         """Of the state's stream."""
         with anyio.fail_after(deadline_s):
             while True:
@@ -143,7 +143,7 @@ class Voters:
             found.append(None if replica is None else (replica.messages, replica.last_seq))
         return found
 
-    async def agree(self, names: Sequence[str], deadline_s: float = 20.0) -> None:
+    async def agree(self, names: Sequence[str], deadline_s: float = SOON_S) -> None:
         """Wait until every replica holds the same; nobody writes."""
         with anyio.fail_after(deadline_s):
             while True:

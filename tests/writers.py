@@ -81,7 +81,7 @@ class Writers:
         self.longest_gap_s = 0.0
         self._last_at = anyio.current_time()
 
-    async def more(self, count: int, deadline_s: float = 30.0) -> None:
+    async def more(self, count: int, deadline_s: float = SOON_S) -> None:
         """Wait for so many further acknowledged writes."""
         wanted = self.acknowledged + count
         with anyio.fail_after(deadline_s):

@@ -95,7 +95,7 @@ def scenario(world: World) -> Scenarios:
             load.harmed_at = time.monotonic()
             try:
                 yield made
-                await load.more_writes(len(world.names), 15.0)
+                await load.more_writes(len(world.names))
             finally:
                 await load.stop()
                 _rows.append(_row(name, made))

@@ -25,6 +25,7 @@ import pytest
 
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.e2e.conftest import ANSWER, add_model
+from tests.limits import SOON_S
 from tests.nodes import NodeProcess, running_node
 
 pytestmark = pytest.mark.e2e
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.e2e
 MESSAGES = [{"role": "user", "content": "x"}]
 _numbers = itertools.count()
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
-DEADLINE_S = 10.0
+DEADLINE_S = SOON_S
 MIB = 1024 * 1024
 
 
@@ -56,9 +57,10 @@ def runners(node: NodeProcess) -> list[psutil.Process]:
 def talker(node: NodeProcess) -> str:
     """A model that never stops by itself; new each time, since three crashes quarantine one."""
     name = f"endless-{next(_numbers)}"
-    add_model(
-        node.url, name, scripted_model("on and on ", chat_template=CHATML_TEMPLATE, endless=True, name=name)
+    model = scripted_model(
+        "on and on ", chat_template=CHATML_TEMPLATE, endless=True, name=name, context_tokens=131_072
     )
+    add_model(node.url, name, model)
     return name
 
 
@@ -142,12 +144,12 @@ def test_a_model_that_keeps_crashing_is_quarantined_with_the_reason(node: NodePr
 
 def test_a_client_that_goes_away_frees_the_slot(node: NodeProcess, talker: str) -> None:
     with node.http() as http, new_runner(node) as runner:
-        with http.stream("POST", "/api/generate", json={"model": talker, "prompt": "x"}) as answer:
+        # An answer ends after ten times the context: this one not while we wait.
+        body = {"model": talker, "prompt": "x", "options": {"num_ctx": 65_536}}
+        with http.stream("POST", "/api/generate", json=body) as answer:
             next(answer.iter_lines())
             process = runner()
-        left_at = time.monotonic()
         wait_for(lambda: process.cpu_percent(0.1) < 20, "the runner is idle")
-        assert time.monotonic() - left_at < 2
 
 
 CORRUPT: dict[str, Callable[[bytes], bytes]] = {
@@ -253,10 +255,8 @@ def test_a_prompt_of_one_gigabyte_is_refused_before_it_is_read(node: NodeProcess
             f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {1024 * MIB}\r\n\r\n".encode()
         )
-        started = time.monotonic()
-        status = client.recv(4096).split(b"\r\n", 1)[0]
+        status = client.recv(4096).split(b"\r\n", 1)[0]  # not a byte of the prompt was sent
     assert b" 413 " in status
-    assert time.monotonic() - started < 1
     assert psutil.Process(node.pid).memory_info().rss - resident < 20 * MIB
 
 

@@ -21,15 +21,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.lab import Machine, available, network
+from tests.limits import SOON_S
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / ".venv" / "debian"
 HAPROXY = DEBIAN / "usr" / "sbin" / "haproxy"
 NAME = "llm.example.org"
 WORDS = "One address is enough for everyone."
-WAIT_S = 40.0
+WAIT_S = 2 * SOON_S
 
 _CLIENT = """
 import json, ssl, sys, urllib.request
@@ -97,7 +98,7 @@ class Node:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self.process.wait(40)
+        self.process.wait(WAIT_S)
 
 
 def self_signed(path: Path) -> Path:
@@ -146,7 +147,7 @@ def haproxy(machine: Machine, folder: Path, ca: Path) -> Iterator[Path]:
         yield certificate
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(WAIT_S)
 
 
 @pytest.mark.skipif(bool(available()), reason=available() or "-")
@@ -171,7 +172,7 @@ def test_clients_know_one_address_and_never_see_a_dead_node(tmp_path: Path) -> N
                     done = subprocess.run(
                         [*lab.machines[3].prefix(), sys.executable, "-c", _CLIENT, str(ca), key, method,
                          path, body],
-                        capture_output=True, text=True, timeout=60, check=False,
+                        capture_output=True, text=True, timeout=SOON_S, check=False,
                     )  # fmt: skip
                     status, _, text = done.stdout.partition("\n")
                     return (int(status), text) if status else (0, done.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.consensus_nodes import until, validate
-from tests.limits import SOON_S
+from tests.limits import SOON_S, limit_s
 from tests.trust import Trust
 from tests.voters import voters
 
@@ -76,7 +76,7 @@ async def settled(made: dict[str, Member]) -> Member:
         leaders = {member.consensus.get_leader() for member in made.values()}
         return len(leaders) == 1 and None not in leaders
 
-    await until(agreed, 20.0)
+    await until(agreed, SOON_S)
     leader = made["a"].consensus.get_leader()
     assert leader is not None
     assert made[leader].consensus.is_leader()
@@ -94,7 +94,7 @@ async def test_any_member_changes_the_cluster(tmp_path: Path) -> None:
     async with trust.server("n1") as server, members(partial(_address, trust, server), *"abc") as made:
         begun = anyio.current_time()
         await settled(made)
-        assert anyio.current_time() - begun < 5.0
+        assert anyio.current_time() - begun < limit_s(5.0)
         for name, member in made.items():
             await advertise(member, name)
         for name, member in made.items():
@@ -103,10 +103,11 @@ async def test_any_member_changes_the_cluster(tmp_path: Path) -> None:
             assert version.by == name
             with pytest.raises(NotFound):
                 await member.consensus.propose_change(SetDrain(node=NodeId("nobody"), drain=True))
+        everything = {"a": 1, "b": 1, "c": 1}
+        await until(lambda: all(m.config.current.values == everything for m in made.values()), limit_s(1.0))
         await until(
-            lambda: all(m.config.current.values == {"a": 1, "b": 1, "c": 1} for m in made.values()), 1.0
+            lambda: all(m.mirror.state.nodes[NodeId("a")].status == "joining" for m in made.values()), SOON_S
         )
-        await until(lambda: all(m.mirror.state.nodes[NodeId("a")].status == "joining" for m in made.values()))
 
 
 async def test_a_leader_that_stops_hands_over_and_one_that_vanishes_is_replaced(tmp_path: Path) -> None:
@@ -119,12 +120,12 @@ async def test_a_leader_that_stops_hands_over_and_one_that_vanishes_is_replaced(
         def led() -> bool:
             return any(member.consensus.is_leader() for member in rest.values())
 
-        assert await until(led, 10.0) < 2.0
+        assert await until(led, SOON_S) < limit_s(2.0)
         second = next(member for member in rest.values() if member.consensus.is_leader())
         await second.coordination.__aexit__(None, None, None)  # as if it were gone: it renews nothing more
         third = next(member for member in rest.values() if member is not second)
-        assert await until(third.consensus.is_leader, 10.0) < 5.0
-        await until(lambda: not second.consensus.is_leader())
+        assert await until(third.consensus.is_leader, SOON_S) < limit_s(5.0)
+        await until(lambda: not second.consensus.is_leader(), SOON_S)
         term = third.mirror.state.term
         assert term is not None
         assert term.epoch == 3
@@ -137,7 +138,7 @@ async def test_the_server_dies_under_changes_and_each_applies_once(tmp_path: Pat
         async def kill() -> None:
             restarts = server.restarts
             os.kill(server.pid, signal.SIGKILL)
-            await until(lambda: server.restarts > restarts, 20.0)
+            await until(lambda: server.restarts > restarts, SOON_S)
 
         await changes_under(kill, made, kills=3)
 
@@ -175,12 +176,12 @@ async def changes_under(
                     acknowledged[proposal] = await member.consensus.propose_change(labels, proposal=proposal)
                     times.append(anyio.current_time())
                 except (Unavailable, DeadlineExceeded):
-                    assert anyio.current_time() - begun < 2.5
+                    assert anyio.current_time() - begun < limit_s(2.5)
                     await anyio.sleep(0.05)
 
     async def grown(by: int) -> None:
         wanted = len(acknowledged) + by
-        await until(lambda: len(acknowledged) >= wanted, 30.0)
+        await until(lambda: len(acknowledged) >= wanted, SOON_S)
 
     gaps: list[float] = []
     async with anyio.create_task_group() as group:
@@ -193,7 +194,7 @@ async def changes_under(
             await grown(15)
             gaps.append(max(later - earlier for earlier, later in pairwise(times[seen:])))
         stop.set()
-    assert max(gaps) < 9.5
+    assert max(gaps) < limit_s(9.5)
     await settled(made)
     last = max(acknowledged.values())
     for member in made.values():

@@ -4,8 +4,6 @@ revoked, or belong to the wrong role; servers that come and go."""
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import ssl
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import msgspec
 import pytest
 from cryptography import x509
 from tests.limits import SOON_S
+from tests.suspended import suspended
 from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -133,12 +132,8 @@ async def test_who_stops_waiting_leaves_the_connection_as_it_was(trust: Trust) -
         session.on_connect(lambda: came.append(1))
         await session.open(SOON_S)
         try:
-            os.kill(server.pid, signal.SIGSTOP)
-            try:
-                with anyio.move_on_after(0.2) as waited:
-                    await session.subscribe("hb.*", lambda message: heard.append(message.data))
-            finally:
-                os.kill(server.pid, signal.SIGCONT)
+            with suspended(server.pid), anyio.move_on_after(0.2) as waited:
+                await session.subscribe("hb.*", lambda message: heard.append(message.data))
             assert waited.cancelled_caught
             with anyio.fail_after(SOON_S):
                 while not heard:
@@ -215,13 +210,10 @@ async def test_a_node_that_met_a_lost_quorum_writes_again_after_it(trust: Trust)
         NatsCoordination(trust.address(server, node="n2", role="node"), name="n2") as two,
     ):
         revision = await two.create("nodes.n2.advert", b"1")
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
+        with suspended(server.pid):
             with pytest.raises(DeadlineExceeded):
                 await two.put("nodes.n2.advert", b"2", revision=revision)
             assert not two.writable
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
         with anyio.fail_after(SOON_S):
             while not two.writable:
                 await anyio.sleep(0.01)

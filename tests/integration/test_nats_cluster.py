@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import statistics
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import anyio
 import pytest
-from tests.limits import SOON_S
+from tests.limits import SOON_S, limit_s
+from tests.suspended import suspended
 from tests.voters import Voters, voters
 from tests.writers import writing
 
@@ -25,7 +25,7 @@ from ollama_distributed.cluster.ports import REFUSAL_S, Write
 pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.alone]
 
 KILLS = int(os.environ.get("COORDINATION_KILLS", "3"))
-BACK_S = 9.5
+BACK_S = limit_s(9.5)
 NAMES = ("n1", "n2", "n3")
 
 
@@ -52,7 +52,7 @@ async def _settled(three: Voters) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60 + 30 * KILLS)
+@pytest.mark.timeout(240 + 60 * KILLS)
 async def test_kills_of_the_leading_server_under_writes(three: Voters) -> None:
     gaps: list[float] = []
     async with writing(three, seed=KILLS) as writers:
@@ -105,12 +105,9 @@ async def test_a_paused_leader_does_not_split_the_history(three: Voters) -> None
         await writers.more(50)
         writers.forget_gap()
         paused = three.server(await three.leader()).pid
-        os.kill(paused, signal.SIGSTOP)
-        try:
+        with suspended(paused):
             await writers.more(50)
-        finally:
-            os.kill(paused, signal.SIGCONT)
-        assert writers.longest_gap_s < BACK_S + 3  # the client's own pings have to miss first
+        assert writers.longest_gap_s < limit_s(9.5 + 3)  # the client's own pings have to miss first
         await writers.more(100)
     await three.agree(NAMES)
 
@@ -132,11 +129,12 @@ async def test_a_minority_refuses_writes_and_mirrors_answer(three: Voters) -> No
         started = anyio.current_time()
         with pytest.raises((Unavailable, DeadlineExceeded)):
             await one.put("k", b"2", revision=revision)
-        assert anyio.current_time() - started < REFUSAL_S + 1
+        waited_s = anyio.current_time() - started
+        assert waited_s < limit_s(REFUSAL_S + 1)
         started = anyio.current_time()
         with pytest.raises(Unavailable):
             await one.put("k", b"3", revision=revision)
-        assert anyio.current_time() - started < REFUSAL_S / 2
+        assert anyio.current_time() - started < waited_s / 2, "known to be away: refused at once"
         assert [entry.key for entry in (await one.scan()).entries] == ["k"]
         for name in NAMES:
             if name != survivor:

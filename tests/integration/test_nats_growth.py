@@ -8,7 +8,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.limits import SOON_S
+from tests.limits import SOON_S, limit_s
 from tests.voters import Voters, voters
 from tests.writers import writing
 
@@ -23,7 +23,7 @@ from ollama_distributed.cluster.ports import Entry, Resync, Write
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-BACK_S = 9.5
+BACK_S = limit_s(9.5)
 """Until writes are acknowledged again, whatever is changed."""
 
 

@@ -1,6 +1,6 @@
 """The simulation can fail: bugs planted in the real code, each of which it must find.
 
-A bug needs its occasion, so each gets a few seeds; most show at the first.
+A bug needs its occasion: each has a seed that gives it one, and a few more for when the code changes.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ollama_distributed.state.changes import Proposal
 from ollama_distributed.testing.simulation import Failed, Plan, Report, simulate
 
 SEEDS = range(12)
+pytestmark = pytest.mark.untraced
 Bug = Callable[[], AbstractContextManager[Any]]
 
 
@@ -137,24 +138,23 @@ def restarts_unheard() -> AbstractContextManager[Any]:
     return mock.patch.object(beats, "hear", stubborn)
 
 
-BUGS: dict[str, tuple[Bug, str]] = {
-    "no fence": (no_fence, "without a fence"),
-    "a lease without a new epoch": (no_new_epoch, "epoch"),
-    "a forgotten step-down": (step_down_forgotten, "began to lead while|nodes lead"),
-    "a watch that does not notice a gap": (gaps_unnoticed, "showed .* after|shows another"),
-    "a mirror that applies out of order": (mirror_out_of_order, "went back"),
-    "an acknowledgement on no answer": (acknowledged_in_doubt, "was told"),
-    "a lost update": (lost_update, "was not what was made|made twice|not linearizable"),
-    "flapping that is not damped": (no_damping, "flaps and changed again"),
-    "a restart that is not noticed": (restarts_unheard, "is up as"),
+BUGS: dict[str, tuple[Bug, str, int]] = {
+    "no fence": (no_fence, "without a fence", 0),
+    "a lease without a new epoch": (no_new_epoch, "epoch", 0),
+    "a forgotten step-down": (step_down_forgotten, "began to lead while|nodes lead", 0),
+    "a watch that does not notice a gap": (gaps_unnoticed, "showed .* after|shows another", 0),
+    "a mirror that applies out of order": (mirror_out_of_order, "went back", 0),
+    "an acknowledgement on no answer": (acknowledged_in_doubt, "was told", 1),
+    "a lost update": (lost_update, "was not what was made|made twice|not linearizable", 8),
+    "flapping that is not damped": (no_damping, "flaps and changed again", 0),
+    "a restart that is not noticed": (restarts_unheard, "is up as", 1),
 }
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(name: str) -> None:
-    bug, finding = BUGS[name]
-    report = next((report for seed in SEEDS if (report := _run(bug, seed)).broken), None)
+    bug, finding, likely = BUGS[name]
+    report = next((report for seed in (likely, *SEEDS) if (report := _run(bug, seed)).broken), None)
     assert report is not None, "no seed found it"
     with pytest.raises(Failed, match=finding) as failure:
         raise Failed(report)
@@ -164,7 +164,7 @@ def test_a_planted_bug_is_found(name: str) -> None:
 
 
 def test_without_a_bug_the_same_seeds_pass() -> None:
-    for seed in SEEDS:
+    for seed in {likely for _, _, likely in BUGS.values()}:
         assert not simulate(Plan(seed=seed, nodes=8)).broken
 
 

@@ -58,16 +58,16 @@ def _run(seed: int, hash_seed: str) -> str:
         env=os.environ | {"PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     return done.stdout
 
 
-@pytest.mark.parametrize("seed", [4, 5])
-def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed(seed: int) -> None:
-    first, second = _run(seed, "1"), _run(seed, "2")
+@pytest.mark.untraced
+def test_the_same_seed_gives_the_same_trace_whatever_the_hash_seed() -> None:
+    first, second = _run(4, "1"), _run(4, "2")
     assert first == second
     assert re.search(r"trace [0-9a-f]{32} of [1-9][0-9]{2,} lines", first)
 
