@@ -6,6 +6,7 @@ here; `make accept-failover` makes a hundred, twenty with a real model, and prin
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,8 @@ import msgspec
 import psutil
 import pytest
 
+from ollama_distributed.client import wire
+from ollama_distributed.client.sync import SyncClient
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.e2e.conftest import PACKAGED, add_model
 from tests.limits import SOON_S, STRICT, limit_s
@@ -30,9 +33,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 KILLS = int(os.environ.get("FAILOVER_KILLS", "1"))
 STOPS = int(os.environ.get("FAILOVER_STOPS", "1"))
+GATEWAYS = int(os.environ.get("FAILOVER_GATEWAYS", "1"))
 REAL_KILLS = int(os.environ.get("FAILOVER_REAL", "0"))
 """Of nodes that answer with SmolLM2."""
-GAP_S, STOP_GAP_S = 1.0, 3.0
+GAP_S, STOP_GAP_S, REATTACH_S = 1.0, 3.0, 2.0
 REPLICAS = ("n2", "n3")
 WORDS = 1200 if STRICT else 400
 SCRIPT = "".join(f" word{i:04d}" + " 😀" * (i % 40 == 0) + " <b>" * (i % 97 == 0) for i in range(WORDS))
@@ -101,7 +105,7 @@ class Answer:
 
     @property
     def gap_s(self) -> float:
-        return max((b - a for a, b in zip(self.stamps, self.stamps[1:], strict=False)), default=0.0)
+        return max((b - a for a, b in itertools.pairwise(self.stamps)), default=0.0)
 
     @property
     def failovers(self) -> int:
@@ -335,3 +339,23 @@ def test_a_real_model_goes_on_where_it_was(trio: Trio) -> None:
         assert answer.text == "".join(answer.texts[:emitted]) + fresh, turn
         equal += answer.text == trio.read("smollm2", dialect, **options).text
     print(f"SmolLM2: {equal} of {REAL_KILLS} equal to the answer that lost nothing")
+
+
+def test_the_sdk_takes_an_answer_up_again_when_its_gateway_dies(trio: Trio) -> None:
+    alive = [name for name in REPLICAS if trio.nodes[name].process.poll() is None]
+    request = wire.GenerateRequest(model="scripted", prompt="Say it.", options={"num_ctx": 4096})
+    for turn in range(GATEWAYS):
+        at, text, stamps = trio.random.randrange(20, WORDS // 2), "", list[float]()
+        others = [trio.nodes[name].url for name in trio.random.sample(alive, len(alive))]
+        for pieces, piece in enumerate(SyncClient([trio.gateway.url, *others]).generate_stream(request)):
+            text += piece.response
+            stamps.append(time.monotonic())
+            if pieces == at:
+                trio.gateway.process.kill()
+        assert text == SCRIPT, turn
+        gap_s = max(b - a for a, b in itertools.pairwise(stamps))
+        assert gap_s <= limit_s(REATTACH_S)
+        trio.note("kill -9 gateway", gap_s)
+        if turn < GATEWAYS - 1:
+            trio.gateway.process.wait(SOON_S)
+            trio.gateway = trio.nodes.serve("n1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,6 +22,7 @@ from ollama_distributed.client.cluster import Cluster, Config, Nodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.models import Models
+from ollama_distributed.client.reattach import Held
 from ollama_distributed.client.transport import (
     BLOB_CHUNK_BYTES,
     ERROR_BODY_BYTES,
@@ -127,11 +129,14 @@ class Client:
         result: T = await self._tried(call, attempt)
         return result
 
-    async def _tried(self, call: calls.Call[Any], attempt: Callable[[str], Awaitable[Outcome]]) -> Any:
+    async def _tried(
+        self, call: calls.Call[Any], attempt: Callable[[str], Awaitable[Outcome]], retries: int | None = None
+    ) -> Any:
         import asyncio
 
         settings = self._settings
-        steps = attempts(call, settings.servers, retries=settings.retries, draw=random.random)
+        rounds = settings.retries if retries is None else retries
+        steps = attempts(call, settings.servers, retries=rounds, draw=random.random)
         outcome: Outcome | None = None
         while True:
             try:
@@ -199,6 +204,19 @@ class Client:
         return Succeeded(call.decode(b"".join(parts)))
 
     async def _stream(self, call: calls.Call[T]) -> AsyncGenerator[T]:
+        held = Held(call, self._settings.retries)
+        once = call
+        while True:
+            try:
+                async with aclosing(self._lines(once, held)) as lines:
+                    async for item in lines:
+                        yield item
+                return
+            except ClientError as error:
+                once = held.lost(error)
+
+    async def _lines(self, call: calls.Call[T], held: Held[T]) -> AsyncGenerator[T]:
+        """Of one connection."""
         reader = reader_of(call)
         response: httpx.Response
         chunks: AsyncIterator[bytes]
@@ -206,12 +224,14 @@ class Client:
         async def attempt(url: str) -> Outcome:
             return await self._first_chunk(url, call)
 
-        response, data, chunks = await self._tried(call, attempt)
+        response, data, chunks = await self._tried(call, attempt, held.retries)
+        held.began(response.headers)
         import httpx
 
         try:
             while True:
                 for item in reader.feed(data):
+                    held.got(item)
                     yield item
                 try:
                     data = await anext(chunks)
@@ -222,6 +242,7 @@ class Client:
         finally:
             await response.aclose()
         for item in reader.finish():
+            held.got(item)
             yield item
 
     async def _save(self, call: calls.Call[bytes], target: Target) -> int:
@@ -279,7 +300,8 @@ def _body(
     call: calls.Call[Any], upload: Upload | BundleUpload | None
 ) -> tuple[bytes | AsyncIterator[bytes] | None, dict[str, str]]:
     if upload is None:
-        return call.body, {"content-type": "application/json"} if call.body is not None else {}
+        kind = {"content-type": "application/json"} if call.body is not None else {}
+        return call.body, {**kind, **call.headers}
     headers = {"content-type": "application/octet-stream"}
     if upload.size_bytes is not None:
         headers["content-length"] = str(upload.size_bytes)

@@ -35,6 +35,9 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """Of a stream: says whether this was the last line. A stream that ends without it broke."""
     events: bool = False
     """The stream is server-sent events; else it is lines."""
+    text: Callable[[T], Sequence[str]] | None = None
+    """Of an answer's stream: the text in a line, which can be taken up again after it."""
+    headers: Mapping[str, str] = {}
     missing_is: T | None = None
     """The result when the answer is 404 (asking whether something is there)."""
 
@@ -71,6 +74,7 @@ def generate(request: wire.GenerateRequest, *, stream: bool) -> Call[wire.Genera
         decode=_decode_generate,
         repeat="unanswered",
         done=lambda chunk: chunk.done,
+        text=lambda chunk: (chunk.thinking or "", chunk.response),
     )
 
 
@@ -82,6 +86,7 @@ def chat(request: wire.ChatRequest, *, stream: bool) -> Call[wire.ChatResponse]:
         decode=_decode_chat,
         repeat="unanswered",
         done=lambda chunk: chunk.done,
+        text=lambda chunk: (chunk.message.thinking or "", chunk.message.content),
     )
 
 

@@ -17,6 +17,7 @@ from ollama_distributed.client.bundles import BundleUpload, Target
 from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
+from ollama_distributed.client.reattach import Held
 from ollama_distributed.client.sync_models import SyncModels
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
 
@@ -102,9 +103,12 @@ class SyncClient:
         result: T = self._tried(call, lambda url: self._ask(url, call, upload))
         return result
 
-    def _tried(self, call: calls.Call[Any], attempt: Callable[[str], Outcome]) -> Any:
+    def _tried(
+        self, call: calls.Call[Any], attempt: Callable[[str], Outcome], retries: int | None = None
+    ) -> Any:
         settings = self._settings
-        steps = attempts(call, settings.servers, retries=settings.retries, draw=random.random)
+        rounds = settings.retries if retries is None else retries
+        steps = attempts(call, settings.servers, retries=rounds, draw=random.random)
         outcome: Outcome | None = None
         while True:
             try:
@@ -172,15 +176,29 @@ class SyncClient:
         return Succeeded(call.decode(b"".join(parts)))
 
     def _stream(self, call: calls.Call[T]) -> Generator[T, None, None]:
+        held = Held(call, self._settings.retries)
+        once = call
+        while True:
+            try:
+                yield from self._lines(once, held)
+                return
+            except ClientError as error:
+                once = held.lost(error)
+
+    def _lines(self, call: calls.Call[T], held: Held[T]) -> Generator[T, None, None]:
+        """Of one connection."""
         reader = reader_of(call)
         response: httpx.Response
         chunks: Iterator[bytes]
-        response, data, chunks = self._tried(call, lambda url: self._first_chunk(url, call))
+        response, data, chunks = self._tried(call, lambda url: self._first_chunk(url, call), held.retries)
+        held.began(response.headers)
         import httpx
 
         try:
             while True:
-                yield from reader.feed(data)
+                for item in reader.feed(data):
+                    held.got(item)
+                    yield item
                 try:
                     data = next(chunks)
                 except StopIteration:
@@ -189,7 +207,9 @@ class SyncClient:
                     raise failure_of(exc, answer_began=True).error(str(response.url)) from exc
         finally:
             response.close()
-        yield from reader.finish()
+        for item in reader.finish():
+            held.got(item)
+            yield item
 
     def _save(self, call: calls.Call[bytes], target: Target) -> int:
         """Write an answer's body as it comes; returns its bytes."""
@@ -236,7 +256,8 @@ def _body(
     call: calls.Call[Any], upload: Upload | BundleUpload | None
 ) -> tuple[bytes | Iterator[bytes] | None, dict[str, str]]:
     if upload is None:
-        return call.body, {"content-type": "application/json"} if call.body is not None else {}
+        kind = {"content-type": "application/json"} if call.body is not None else {}
+        return call.body, {**kind, **call.headers}
     headers = {"content-type": "application/octet-stream"}
     if upload.size_bytes is not None:
         headers["content-length"] = str(upload.size_bytes)
