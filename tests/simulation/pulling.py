@@ -17,6 +17,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.distribution.fetching import Told
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.matchmaker import Matchmaker
 from ollama_distributed.distribution.neighbours import TurnAsk
@@ -231,7 +232,9 @@ class FakeNode:
 
     # ── Swarming ────────────────────────────────────────────────────────────────────
 
-    async def fetch(self, blob: BlobId, into: Partial, sources: Collection[NodeId]) -> None:
+    async def fetch(
+        self, blob: BlobId, into: Partial, sources: Collection[NodeId], told: Told | None = None
+    ) -> None:
         while missing := into.missing():
             begin, end = missing[0]
             count = min(CHUNK, end - begin)
@@ -245,6 +248,8 @@ class FakeNode:
             await asyncio.sleep(LINK_S)
             await into.write(begin, bytes(count))
             self.copied += count
+            if told is not None:
+                told.received(node.id, count)
 
     def disproved(self, blob: BlobId) -> NodeId | None:
         raise AssertionError

@@ -62,6 +62,7 @@ def test_a_later_pull_asks_the_registry_for_the_manifest_only() -> None:
         await world["b"].pull(M)
         assert world.registry.served == M.sizes
         assert world.registry.manifests == ["a", "b"]
+        assert dict(world["b"].together.origins(M.name).peers) == {"a": TOTAL}
         await world["c"].pull(OTHER)  # a blob that others have under another name
         assert world.registry.served == {**M.sizes, **OTHER.sizes}
         assert sum(world.registry.by.values()) == TOTAL + 7 * MB

@@ -38,22 +38,31 @@ MadeAt = Callable[[str, str], float | None]
 """Of a model, by `name_key`, and its manifest's sha256 in hex: when that version was made."""
 
 
-class _Copy:
-    """What is known of the copy of one name."""
+class Given:
+    """What nodes gave of a model. Implements `swarm.Told`."""
 
-    def __init__(self, ask: CopyAsk) -> None:
-        self.ask = ask
+    def __init__(self) -> None:
         self.bytes: dict[str, int] = {}
         self.dropped: dict[str, None] = {}
-        self.made_at: float | None = None
 
-    # ── `swarm.Told` ────────────────────────────────────────────────────────────────
+    @property
+    def origins(self) -> Origins:
+        return Origins(dict(self.bytes), tuple(self.dropped))
 
     def received(self, node: NodeId, count: int) -> None:
         self.bytes[node] = self.bytes.get(node, 0) + count
 
     def lied(self, node: NodeId) -> None:
         self.dropped[node] = None
+
+
+class _Copy(Given):
+    """What is known of the copy of one name."""
+
+    def __init__(self, ask: CopyAsk) -> None:
+        super().__init__()
+        self.ask = ask
+        self.made_at: float | None = None
 
 
 class ClusterSource:
@@ -82,7 +91,7 @@ class ClusterSource:
 
     def origins(self, name: str) -> Origins:
         copy = self._copies.get(name_key(name))
-        return Origins() if copy is None else Origins(dict(copy.bytes), tuple(copy.dropped))
+        return Origins() if copy is None else copy.origins
 
     def made_at(self, name: ModelName) -> float | None:
         """Of the version whose manifest came last."""

@@ -91,6 +91,10 @@ class Downloads:
         self._known: dict[str, Transfer] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
+    def ask_origins(self, origins: Callable[[str], Origins]) -> None:
+        """Where what comes from now on comes from."""
+        self._origins = origins
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -26,13 +26,16 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.distribution.copies import MAX_NAMES, Given
+from ollama_distributed.distribution.downloads import Origins
+from ollama_distributed.distribution.fetching import Told
 from ollama_distributed.distribution.finding import holding
 from ollama_distributed.distribution.joint import Joints
 from ollama_distributed.distribution.matchmaker import Matchmaker
 from ollama_distributed.distribution.neighbours import Neighbours
 from ollama_distributed.distribution.ports import Partial, Registry
 from ollama_distributed.distribution.pulls import Fetch
-from ollama_distributed.models.names import BlobId, ModelName
+from ollama_distributed.models.names import BlobId, ModelName, name_key
 
 log = structlog.get_logger()
 
@@ -49,7 +52,9 @@ _TICK_S = 0.25
 class Swarming(Protocol):
     """`distribution.swarm.Swarm`."""
 
-    async def fetch(self, blob: BlobId, into: Partial, sources: Collection[NodeId]) -> None: ...
+    async def fetch(
+        self, blob: BlobId, into: Partial, sources: Collection[NodeId], told: Told | None = None
+    ) -> None: ...
 
     def disproved(self, blob: BlobId) -> NodeId | None: ...
 
@@ -106,12 +111,22 @@ class Together:
         """Set when they change."""
         self._ahead: dict[BlobId, int] = {}
         self._given: dict[BlobId, None] = {}
-        """Blobs whose last bytes came from nodes."""
+        """Blobs whose bytes came from nodes, until they are checked."""
+        self._origins: dict[str, Given] = {}
+
+    def origins(self, name: str) -> Origins:
+        """What nodes gave to the last pull of this name."""
+        given = self._origins.get(name_key(name))
+        return given.origins if given is not None else Origins()
 
     # ── `ports.Origin` ──────────────────────────────────────────────────────────────
 
     @asynccontextmanager
     async def manifest(self, name: ModelName) -> AsyncIterator[bytes]:
+        self._origins.pop(name.key, None)
+        self._origins[name.key] = Given()
+        if len(self._origins) > MAX_NAMES:
+            del self._origins[next(iter(self._origins))]
         if not self._others(name.key):
             yield await self._registry.manifest(name)
             return
@@ -146,13 +161,15 @@ class Together:
                 await self._wait_for(node, blob, into.size, tries)
                 continue
             try:
-                await self._swarm.fetch(blob, into, givers)
+                await self._swarm.fetch(blob, into, givers, self._origins.get(name.key))
                 self._given[blob] = None
                 await finish()
+                del self._given[blob]
                 return
             except (Unavailable, RegistryError) as exc:
                 tries.failed |= dict.fromkeys(givers)
                 log.info("distribution.givers_failed", blob=blob.digest, error=exc.message)
+        self._given.pop(blob, None)
         await self._registry.fetch(name, blob, into)
         await finish()
 

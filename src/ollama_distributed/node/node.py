@@ -202,7 +202,7 @@ async def _built(
             )
         )
         work_together(
-            transfers.pulls,
+            transfers,
             moves,
             here.catalog,
             node,

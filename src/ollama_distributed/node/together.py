@@ -15,14 +15,14 @@ from ollama_distributed.distribution.bringing import Bringing
 from ollama_distributed.distribution.finding import MOST_ASKED
 from ollama_distributed.distribution.matchmaker import Matchmaker
 from ollama_distributed.distribution.ports import Blobs, Library
-from ollama_distributed.distribution.pulls import Pulls
 from ollama_distributed.distribution.together import Together
+from ollama_distributed.node.registries import RegistryTransfers
 from ollama_distributed.node.swarm import ModelMoves
 from ollama_distributed.state.cluster import ClusterState
 
 
 def work_together(
-    pulls: Pulls,
+    transfers: RegistryTransfers,
     moves: ModelMoves,
     everywhere: ClusterCatalog,
     me: NodeId,
@@ -34,8 +34,9 @@ def work_together(
     state: Callable[[], ClusterState],
     clock: Clock,
 ) -> None:
-    """`pulls`: from and to registries; from now on by way of the cluster, where there is one.
-    `everywhere`: finds there what models are made from."""
+    """What comes from registries and goes there does so by way of the cluster from now on, where
+    there is one. `everywhere`: finds there what models are made from."""
+    pulls = transfers.pulls
 
     def others(key: str = "") -> list[NodeId]:
         """Living nodes, those that hold the model first; of very many the rest is of no matter."""
@@ -58,6 +59,7 @@ def work_together(
     bringing = Bringing(moves.copying, neighbours, moves.swarm, store, library, others, everywhere.resolve)
     open_outside(door, matchmaker, together, store)
     pulls.go_by(together, bringing)
+    transfers.downloads.ask_origins(together.origins)
     everywhere.bring_by(bringing)
 
 
