@@ -17,7 +17,7 @@ from tests.e2e.conftest import ANSWER, add_model
 from tests.nodes import NodeProcess, Nodes, until
 from tests.registries import DebianRegistry, debian_registry
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced, pytest.mark.timeout(600)]
 
 MIB = 1 << 20
 DEADLINE_S = 60.0

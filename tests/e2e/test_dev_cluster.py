@@ -20,7 +20,7 @@ import pytest
 
 from tests.limits import SOON_S
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 TOGETHER_S = 4 * SOON_S

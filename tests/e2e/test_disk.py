@@ -17,7 +17,7 @@ from tests.e2e.conftest import ANSWER, add_model
 from tests.limits import SOON_S
 from tests.nodes import NodeProcess, Nodes, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced]
 
 MIB = 1 << 20
 DISK_MIB = 24

@@ -23,7 +23,7 @@ from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.lab import Machine, available, network
 from tests.limits import SOON_S
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / ".venv" / "debian"

@@ -23,7 +23,7 @@ from tests.e2e.conftest import ANSWER, PACKAGED, add_model
 from tests.nodes import NodeProcess, running_node, until
 from tests.registries import DebianRegistry, debian_registry
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced]
 
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
 MIB = 1 << 20

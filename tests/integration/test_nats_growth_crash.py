@@ -22,7 +22,7 @@ from ollama_distributed.adapters.coordination.nats.journal import COPY_NAME, JOU
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.cluster.ports import Entry
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.slow, pytest.mark.untraced]
 
 ONWARD = ("settled", "thawed")
 """From here on the three servers hold the state; before, the one does."""
