@@ -93,11 +93,12 @@ class Packing:
             name = self._library.settled(ModelName.parse(spec.name))
             data = await self._manifest(name, spec.digest)
             models.setdefault(name.key, (name, data))
-            homes |= dict.fromkeys(parse_manifest(data).blobs(), _Home(name, spec.digest))
-        pieces = bundle.pieces(list(models.values()))
+            manifest = await to_thread.run_sync(parse_manifest, data, limiter=self._threads)
+            homes |= dict.fromkeys(manifest.blobs(), _Home(name, spec.digest))
+        pieces, length = await to_thread.run_sync(_laid_out, list(models.values()), limiter=self._threads)
         return Bundle(
             models=tuple(str(name) for name, _ in models.values()),
-            length=bundle.length(pieces),
+            length=length,
             chunks=lambda: self._chunks(pieces, homes),
         )
 
@@ -145,3 +146,9 @@ class Packing:
     async def _here(self, blob: BlobId, size: int) -> AsyncGenerator[bytes | memoryview]:
         for at in range(0, size, READ_BYTES):
             yield await self._blobs.read_range(blob, at, min(READ_BYTES, size - at))
+
+
+def _laid_out(models: Sequence[tuple[ModelName, bytes]]) -> tuple[list[Piece], int]:
+    """Blocking: thousands of layers take a good part of a second."""
+    pieces = bundle.pieces(models)
+    return pieces, bundle.length(pieces)
