@@ -73,9 +73,17 @@ def directory(view: View) -> Directory:
     return Directory(view, random.Random(1).randrange)
 
 
+class Local:
+    """This node's serving, that has room."""
+
+    def full(self, model: str) -> bool:
+        return False
+
+
 def router(view: View, *own: str) -> Router:
     nobody: Any = None
-    return Router(nobody, Shelf(*own), nobody, view, random.Random(1).randrange)
+    local: Any = Local()
+    return Router(local, Shelf(*own), nobody, view, random.Random(1).randrange)
 
 
 def test_every_spelling_of_a_name_finds_its_holders() -> None:
