@@ -29,7 +29,12 @@ from tests.e2e.conftest import PACKAGED, add_model
 from tests.limits import SOON_S, STRICT, limit_s
 from tests.nodes import NodeProcess, Nodes, until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.untraced,
+    pytest.mark.timeout(3600 if STRICT else 600),
+]
 
 KILLS = int(os.environ.get("FAILOVER_KILLS", "1"))
 STOPS = int(os.environ.get("FAILOVER_STOPS", "1"))
@@ -38,7 +43,7 @@ REAL_KILLS = int(os.environ.get("FAILOVER_REAL", "0"))
 """Of nodes that answer with SmolLM2."""
 GAP_S, STOP_GAP_S, REATTACH_S = 1.0, 3.0, 2.0
 REPLICAS = ("n2", "n3")
-WORDS = 1200 if STRICT else 400
+WORDS = 1200 if STRICT else 600
 SCRIPT = "".join(f" word{i:04d}" + " 😀" * (i % 40 == 0) + " <b>" * (i % 97 == 0) for i in range(WORDS))
 """Long, so that there is a middle: a tiny model says a thousand tokens a second."""
 SHIPS = ("sailing ship", "zeppelin", "bird", "kite", "cyclist", "glider", "seed", "canoe", "moth", "raft")
@@ -288,7 +293,7 @@ def test_a_node_that_hangs_is_left_and_its_late_words_are_not_heard(trio: Trio) 
             # It wakes while the other one still speaks, or soon after.
             threading.Timer(3.0, lambda: (node.process.send_signal(signal.SIGCONT), woken.set())).start()
 
-        answer, _ = trio.lost("scripted", dialect, trio.random.randrange(20, WORDS // 2), hang)
+        answer, _ = trio.lost("scripted", dialect, trio.random.randrange(10, WORDS // 8), hang)
         assert (answer.text, answer.failovers) == (SCRIPT, 1)
         assert answer.gap_s <= limit_s(STOP_GAP_S)
         trio.note("SIGSTOP node", answer.gap_s)
@@ -296,7 +301,7 @@ def test_a_node_that_hangs_is_left_and_its_late_words_are_not_heard(trio: Trio) 
 
 
 def test_a_runner_that_dies_takes_no_answer_along(trio: Trio) -> None:
-    answer, _ = trio.lost("scripted", DIALECTS[1], trio.random.randrange(20, WORDS // 2), _kill_runner)
+    answer, _ = trio.lost("scripted", DIALECTS[1], trio.random.randrange(10, WORDS // 4), _kill_runner)
     assert (answer.text, answer.failovers) == (SCRIPT, 1)
     trio.note("kill -9 runner", answer.gap_s)
 
@@ -312,7 +317,7 @@ def test_a_node_that_dies_takes_no_answer_along(trio: Trio) -> None:
             trio.note("kill -9 node", answer.gap_s)
         if turn < KILLS - 1 or REAL_KILLS:
             trio.back(name)
-    assert hit >= KILLS * 3 // 4
+    assert hit >= KILLS * 3 // 4, "some come when all was said already"
     if STRICT:
         gaps = sorted(trio.gaps["kill -9 node"])
         assert gaps[min(len(gaps) - 1, round(0.99 * len(gaps)))] <= GAP_S
