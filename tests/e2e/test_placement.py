@@ -22,7 +22,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     env = {"OLLAMA_DISTRIBUTED_PLACEMENT_COPIES": "2", "OLLAMA_DISTRIBUTED_PLACEMENT_GRACE": "1"}
     with Nodes(tmp_path_factory.mktemp("placement"), env) as nodes:
         first = nodes.serve("n1")
-        made = first.cli("--output", "json", "cluster", "token", "create", "--uses", "2").stdout
+        made = first.cli(
+            "--output", "json", "cluster", "token", "create", "--uses", "2", "--role", "node"
+        ).stdout
         for name in ("n2", "n3"):
             nodes.start(name, ("join", json.loads(made)["token"]), ())
         with first.admin() as client:

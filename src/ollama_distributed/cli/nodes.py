@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ollama_distributed.cli import cluster_view, disk, live, output
+from ollama_distributed.cli import cluster_view, disk, live, output, placing
 from ollama_distributed.cli.cluster import PANEL, make_group
 from ollama_distributed.cli.completion import node_names
 from ollama_distributed.cli.confirm import Yes, confirm
@@ -91,14 +91,26 @@ def _shown(client: SyncClient, node: str) -> live.View:
     )
 
 
-def drain(ctx: typer.Context, nodes: Nodes) -> None:
-    """Give nodes no new work; what runs there ends. Do it before you stop a machine.
+def drain(
+    ctx: typer.Context,
+    nodes: Nodes,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait/--no-wait", help="Until its models are elsewhere; Ctrl-C leaves it to them."),
+    ] = False,
+) -> None:
+    """Give nodes no new work and bring what they have elsewhere. Do it before you stop a machine.
 
     \b
     Examples:
-      ollama-distributed node drain gpu1
+      ollama-distributed node drain gpu1 --wait
     """
-    _each(ctx, nodes, lambda client, node: client.nodes.drain(node), "drains: it gets no new requests")
+    told = "drains: it gets no new requests, and its models move (model places)"
+    _each(ctx, nodes, lambda client, node: client.nodes.drain(node), told)
+    if wait:
+        session: Session = ctx.obj
+        with session.client() as client:
+            placing.until_in_place(client)
 
 
 def undrain(ctx: typer.Context, nodes: Nodes) -> None:

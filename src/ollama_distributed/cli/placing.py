@@ -46,6 +46,44 @@ def ordered(session: Session, client: SyncClient, answer: PlacesAnswer, *, wait:
         raise Problem(f"not all of it can be: {'; '.join(answer.missing)}")
 
 
+def until_in_place(client: SyncClient) -> None:
+    """Until no model moves any more. Says which are on fewer nodes than is wanted.
+
+    Raises:
+        Problem: some are on no node that is to have them; says which, and why.
+    """
+    from ollama_distributed.client.errors import ClientError
+
+    left = ""
+    while True:
+        began = time.monotonic()
+        try:
+            models = client.models.all_places().models
+        except ClientError as error:
+            if not error.retryable:
+                raise
+        else:
+            moving = ", ".join(clean_line(one.model) for one in models if not one.settled)
+            if not moving:
+                break
+            if moving != left:
+                output.note(f"on its way: {moving}")
+            left = moving
+        time.sleep(max(LOOK_S, SHARE * (time.monotonic() - began)))
+    nowhere = []
+    for one in models:
+        if not one.missing:
+            continue
+        why = f"{clean_line(one.model)}: {clean_line('; '.join(one.missing))}"
+        if any(row.copy and row.has for row in client.models.places(one.model).rows):
+            output.note(f"on fewer nodes than is wanted: {why}")
+        else:
+            nowhere.append(why)
+    if nowhere:
+        raise Problem(f"not all of it can be elsewhere: {', '.join(nowhere)}")
+    output.note("in place")
+
+
 def _followed(client: SyncClient, answer: PlacesAnswer) -> PlacesAnswer:
     from ollama_distributed.client.errors import ClientError
 

@@ -239,6 +239,7 @@ async def _built(
             hardware=here.keeper.parts.hardware,
             speeds=serving.speeds.rows,
             has_gpu=any(engine.info.devices for engine in engines.all),
+            clock=clock,
         )
         preload = await closing.enter_async_context(
             Preload(

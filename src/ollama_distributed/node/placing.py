@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
+from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Conflict, ModelNotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.placement import PlacementFigures
@@ -27,6 +28,8 @@ from ollama_distributed.state.records import Hardware, LoadedPlace, MeasuredSpee
 RULES = Rules(disk_low_bytes=0)
 """What must stay free of a disk is off the room that its node tells; what is surplus goes when the
 disk's own care needs its room."""
+DISK_S = 5.0
+"""Between two looks at the disk: each reads the store's folders."""
 MEMORY_STEP = 64 << 20
 """Memory of loaded models is said in steps, rounded up."""
 
@@ -119,6 +122,7 @@ class NodeMover:
         hardware: Callable[[], Hardware],
         speeds: Callable[[], Sequence[Speed]],
         has_gpu: bool,
+        clock: Clock,
     ) -> None:
         self._models = models
         self._runs = runs
@@ -129,6 +133,9 @@ class NodeMover:
         self._hardware = hardware
         self._speeds = speeds
         self._has_gpu = has_gpu
+        self._clock = clock
+        self._looked: tuple[float, int] = (float("-inf"), 0)
+        """At the disk: when, and the room that was there."""
 
     # ── what is here ────────────────────────────────────────────────────────────────
 
@@ -152,7 +159,7 @@ class NodeMover:
             memory_bytes=self._runs.budget_bytes,
             gpu_bytes=sum(gpu.memory_bytes for gpu in self._hardware().gpus) if self._has_gpu else 0,
             seats=self._runs.seats,
-            disk_free_bytes=await self._room(),
+            disk_free_bytes=await self._room_now(),
             speeds=tuple(
                 MeasuredSpeed(
                     device=one.device,
@@ -163,6 +170,12 @@ class NodeMover:
             ),
             loaded=tuple(loaded[name] for name in sorted(loaded)),
         )
+
+    async def _room_now(self) -> int:
+        now = self._clock.monotonic()
+        if now - self._looked[0] >= DISK_S:
+            self._looked = now, await self._room()
+        return self._looked[1]
 
     async def _is_now(self, name: str, spec: ModelSpec) -> bool:
         """Whether the name's files here are those that are loaded."""

@@ -47,8 +47,8 @@ REDO_S = 3.0
 seen what came of it, unless that was undone."""
 DISK_STEP = 1 << 30
 MEMORY_STEP = 256 << 20
-"""A figure is said again when it is wrong by so much: each byte would be a write for the whole
-cluster."""
+"""A figure is said again when it is wrong by so much, or by a sixteenth: each byte would be a write
+for the whole cluster."""
 SPEED_STEP = 0.2
 """Of a measured speed, likewise."""
 _MAX_REASON = 500
@@ -217,6 +217,7 @@ class PlacementAgent:
 def _steady(said: int, now: int, step: int) -> int:
     """What was said stays as long as so much is there, and not a step more; what falls is said
     with some room below."""
+    step = max(step, said // 16)
     if now < said:
         return max(0, now - step // 2)
     return said if said and now < said + step else now

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import Conflict, LoadFailed, ModelNotFound, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.downloads import Transfer
@@ -61,6 +62,7 @@ class Node:
             hardware=lambda: Hardware(gpus=(Gpu(name="g", memory_bytes=50),)),
             speeds=lambda: [Speed("cpu", 100, 12.34)],
             has_gpu=True,
+            clock=SystemClock(),
         )
 
     def write(self, key: str, record: msgspec.Struct) -> None:
