@@ -270,13 +270,16 @@ class Replicas:
         **fields: Any,
     ) -> Heard:
         """Ask at node `at`."""
+        return Heard(self.answers[at], self.request(text, **fields), on_word)
+
+    def request(self, text: str = "hello there", **fields: Any) -> InferenceRequest:
         request = InferenceRequest(
             request_id=RequestId("r1"),
             identity=Identity("local"),
             model="m",
             prompt=ChatPrompt(messages=(Message(role="user", content=text),)),
         )
-        return Heard(self.answers[at], msgspec.structs.replace(request, **fields), on_word)
+        return msgspec.structs.replace(request, **fields)
 
     def holds_another(self, name: str) -> None:
         """Its model of that name has other content."""

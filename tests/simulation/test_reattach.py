@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests.failing_replicas import Heard, Replicas
 
 from ollama_distributed.base.errors import Conflict, NotFound
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, RequestId
-from ollama_distributed.base.inference import Failed, Finished, JsonObject, Sampling
+from ollama_distributed.base.inference import Failed, Finished, InferenceRequest, JsonObject, Sampling
 from ollama_distributed.streams.kept import TTL_S, Kept
 from ollama_distributed.testing.echo import EchoSettings
 from ollama_distributed.testing.virtual_time import VirtualClock, VirtualLoop
@@ -143,7 +144,7 @@ async def test_it_is_kept_for_a_while_only() -> None:
         heard = made.ask("g")
         has = await pieces(heard, 10)
         heard.generation.cancel()
-        await asyncio.sleep(TTL_S + 1.0)
+        await asyncio.sleep(2 * TTL_S + 1.0)
         made["a"].wires.clear()
         assert isinstance(await refused(again(made, "g", has)), NotFound)
 
@@ -166,15 +167,21 @@ async def test_a_client_may_go_while_it_is_looked_for() -> None:
         assert heard.events == []
 
 
-async def test_the_oldest_go_when_there_are_too_many() -> None:
+async def test_the_oldest_go_when_there_are_too_many_or_their_time_is_over() -> None:
     async with replicas(1) as made:
-        kept: Kept[int] = Kept(ttl_s=10.0, most_bytes=10_000)
-        request = made.ask("g").generation.journal.request  # type: ignore[attr-defined]
-        from msgspec.structs import replace
+        request = made.request()
+        kept: Kept[int] = Kept(ttl_s=10.0, most_bytes=20_000)
 
-        for i in range(20):
-            kept.keep(replace(request, request_id=RequestId(f"r{i}")), i, 500, float(i) / 10)
-        found = [kept.find(replace(request, request_id=RequestId(f"r{i}")), 2.0) for i in range(20)]
-        assert found == [None] * 14 + [14, 15, 16, 17, 18, 19]
-        kept.keep(request, 99, 500, 100.0)
-        assert len(kept) == 1
+        def one(number: int) -> InferenceRequest:
+            return replace(request, request_id=RequestId(f"r{number}"))
+
+        for number in range(40):
+            kept.keep(one(number), number, 500, 1.0)
+        found = [number for number in range(40) if kept.find(one(number), 1.0) is not None]
+        assert found == list(range(40 - len(found), 40))
+        assert 6 <= len(found) <= 14
+        kept.keep(one(50), 50, 0, 2.0)
+        kept.keep(one(50), 51, 0, 2.0)
+        assert kept.find(one(50), 11.9) == 51
+        assert kept.find(one(39), 35.0) is None
+        assert len(kept) == 0

@@ -54,6 +54,10 @@ MOST_STALLS = 3
 """Of one answer: a model that is slow everywhere is not moved round and round."""
 
 
+_NO_LOSSES = Losses()
+"""Of every answer that lost nothing yet."""
+
+
 class Home(Protocol):
     """What an answer needs of the node's `Answers`."""
 
@@ -110,8 +114,9 @@ class Answer:
         self._held: list[Event] = []
         self._decoder = Decoder(DecoderRules())
         self._account = Account(self._clock.monotonic())
-        self._losses = Losses()
-        self._quiet = Quiet()
+        self._losses = _NO_LOSSES
+        self._quiet: Quiet | None = None
+        """The watch's, from its first look on: most answers end before it."""
         self._generation: Generation | None = None
         self._timer: asyncio.TimerHandle | None = None
         """Until the next source is asked."""
@@ -341,6 +346,8 @@ class Answer:
     def _lost(self, error: OllamaDistributedError, *, stalled: bool = False) -> None:
         """Go on elsewhere, or end."""
         losses, now = self._losses, self._clock.monotonic()
+        if losses is _NO_LOSSES:
+            losses = self._losses = Losses()
         self._generation = None
         self._asked += 1
         wait_s = self._wait_before(error, now, stalled=stalled)
@@ -360,7 +367,7 @@ class Answer:
         losses.lost(error, now, self._replica, stalled=stalled)
         self._replica = None
         self._new = True
-        self._quiet.reset()
+        self._quiet = None
         resume = self.journal.resume(losses.left, losses.deaths)
         self._account.before = len(resume.ids)
         if not resume.ids:
@@ -397,11 +404,14 @@ class Answer:
         """Every `LOOK_S`: leave a source that stalled. A client that reads slowly is no stall."""
         told = self._signs + self._decoder.completion_tokens
         if self._over or self._paused or self._generation is None or not (told or self._losses.tries):
-            self._quiet.reset()
+            self._quiet = None
+            return
+        if self._quiet is None:
+            self._quiet = Quiet(told, speaks=not self._new)
         elif self._quiet.look(told, speaking, reading, speaks=not self._new):
-            self._leave()
+            self._leave(self._quiet)
 
-    def _leave(self) -> None:
+    def _leave(self, quiet: Quiet) -> None:
         """If there is another place for it."""
         losses, error = self._losses, Unavailable("the node that answered said nothing any more")
         if self._replica is None or losses.stalls >= MOST_STALLS:
@@ -410,7 +420,7 @@ class Answer:
             return
         resume = self.journal.resume(losses.leaving(self._replica, stalled=True), losses.deaths)
         if self._home.source.elsewhere(self.journal.request, resume):
-            self._quiet.left()
+            quiet.left()
             self._stop_source()
             self._lost(error, stalled=True)
 

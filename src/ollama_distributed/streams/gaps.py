@@ -71,16 +71,13 @@ class Quiet:
 
     __slots__ = ("_looks", "_speaks", "_told", "gaps")
 
-    def __init__(self) -> None:
-        self._told = 0
+    def __init__(self, told: int, *, speaks: bool) -> None:
+        """From its first look on; as in `look`."""
+        self._told = told
         self._looks = 0
-        self._speaks = False
+        self._speaks = speaks
         self.gaps: Gaps | None = None
         """Those that the answer is measured by now."""
-
-    def reset(self) -> None:
-        """It waits for nobody, or for another one."""
-        self._looks, self._speaks = 0, False
 
     def look(self, told: int, speaking: Gaps, reading: Gaps, *, speaks: bool) -> bool:
         """Whether to leave. `told`: signs of life so far; `speaks`: tokens come, so that it has

@@ -14,6 +14,9 @@ _AS_BYTES = "surrogateescape"
 """Bytes that are no whole character survive in the text as lone surrogates."""
 
 
+_NOT_PREPARED = Prepared()
+
+
 class Journal:
     """Request, prompt, emitted token ids and their text, of one answer; bounded."""
 
@@ -26,7 +29,7 @@ class Journal:
         """The answer is complete."""
         self.resumable = False
         """The source said so, and every token so far is here with its id."""
-        self._prepared = Prepared()
+        self._prepared = _NOT_PREPARED
         self._said = io.StringIO()
         self._whole = True
 
@@ -42,8 +45,9 @@ class Journal:
         """A source begins the answer, from its first token."""
         self._prepared, self.resumable = by, by.resumable
         self._whole = True
-        self.ids.clear()
-        self._said = io.StringIO()
+        if self.ids:
+            self.ids.clear()
+            self._said = io.StringIO()
 
     def emitted(self, tokens: Tokens) -> None:
         ids = tokens.ids

@@ -1,13 +1,13 @@
 """Answers that ended, or whose client went away, for a while: who asks for the same may go on with
 what was said (re-attach).
 
-Bounded in bytes and time; the oldest go first. Only the same request by the same caller finds one:
-a request id alone opens nothing.
+Bounded in bytes and time. Only the same request by the same caller finds one: a request id alone
+opens nothing. Two generations, of which the older goes as a whole: keeping one costs an entry in
+a dictionary, and nothing is ever searched for the oldest.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Generic, TypeVar
 
 import msgspec
@@ -17,53 +17,49 @@ from ollama_distributed.base.inference import ChatPrompt, InferenceRequest, Text
 T = TypeVar("T")
 
 TTL_S = 60.0
+"""So long at least, twice as long at most, while there is room."""
 MOST_BYTES = 64 << 20
 """Of prompts and answers together, estimated."""
 ENTRY_BYTES = 1_000
 """Of what an entry holds besides."""
 
 
-class _Entry(msgspec.Struct, gc=False):
-    request: InferenceRequest
-    value: object
-    size_bytes: int
-    until_s: float
-
-
 class Kept(Generic[T]):
-    """By request id."""
+    """By request id. `now` is a monotonic clock's."""
+
+    __slots__ = ("_bytes", "_most_bytes", "_new", "_old", "_ttl_s", "_turn_s")
 
     def __init__(self, ttl_s: float = TTL_S, most_bytes: int = MOST_BYTES) -> None:
         self._ttl_s = ttl_s
-        self._most_bytes = most_bytes
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._most_bytes = most_bytes // 2
+        """Of a generation."""
+        self._new: dict[str, tuple[InferenceRequest, T]] = {}
+        self._old: dict[str, tuple[InferenceRequest, T]] = {}
         self._bytes = 0
+        self._turn_s = 0.0
+        """When the generations move on."""
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._new) + len(self._old)
 
     def keep(self, request: InferenceRequest, value: T, said_bytes: int, now: float) -> None:
-        """`now`: a monotonic clock's. An earlier answer of the same id goes."""
-        self._drop(request.request_id)
-        size = ENTRY_BYTES + said_bytes + _size_of(request)
-        self._entries[request.request_id] = _Entry(request, value, size, now + self._ttl_s)
-        self._bytes += size
-        while self._entries:
-            first, entry = next(iter(self._entries.items()))
-            if entry.until_s > now and self._bytes <= self._most_bytes:
-                break
-            self._drop(first)
+        """An earlier answer of the same id goes."""
+        self._move_on(now)
+        self._bytes += ENTRY_BYTES + said_bytes + _size_of(request)
+        self._new[request.request_id] = (request, value)
 
     def find(self, request: InferenceRequest, now: float) -> T | None:
-        entry = self._entries.get(request.request_id)
-        if entry is None or entry.until_s <= now or not same(entry.request, request):
+        self._move_on(now)
+        entry = self._new.get(request.request_id) or self._old.get(request.request_id)
+        if entry is None or not same(entry[0], request):
             return None
-        return entry.value  # type: ignore[return-value]  # `keep` put it in
+        return entry[1]
 
-    def _drop(self, request_id: str) -> None:
-        entry = self._entries.pop(request_id, None)
-        if entry is not None:
-            self._bytes -= entry.size_bytes
+    def _move_on(self, now: float) -> None:
+        if now < self._turn_s and self._bytes <= self._most_bytes:
+            return
+        self._old = self._new if now < self._turn_s + self._ttl_s else {}
+        self._new, self._bytes, self._turn_s = {}, 0, now + self._ttl_s
 
 
 def same(one: InferenceRequest, other: InferenceRequest) -> bool:
