@@ -86,6 +86,25 @@ async def test_a_node_that_was_away_deletes_when_it_returns(tmp_path: Path) -> N
         assert len(b.content("m")) > 2 << 20
 
 
+async def test_of_a_copy_that_comes_after_the_deletion_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with three(tmp_path) as seen:
+        a, b, _ = seen.nodes
+        await a.hold("m", 1)
+        adopt = b.hop.catalog.adopt
+
+        async def late(name: ModelName, data: bytes, made_at: float | None = None) -> object:
+            await seen.shown[0].delete("m")
+            return await adopt(name, data, made_at)
+
+        monkeypatch.setattr(b.hop.catalog, "adopt", late)
+        (begun,) = await a.manager.distribute("m", ["b-name"])
+        ended = await b.manager.moves.ended(begun.id)
+        assert (ended.state, ended.code) == ("failed", "model_not_found")
+        assert [len(node.blobs()) for node in (a, b)] == [0, 0]
+
+
 async def manifest(node: SwarmNode, name: str) -> bytes:
     data = await node.hop.catalog.manifest(ModelName.parse(name))
     assert data is not None

@@ -205,8 +205,9 @@ class Pulls:
                     await self._bring(name, (*manifest.layers, manifest.config), progress, fetched)
                 progress.tell(Status(status="writing manifest"))
                 unused = await self._library.adopt(name, data, self._origin.made_at(name))
-        except (DiskFull, InvalidModel, RegistryError):
-            # Nothing stays of what cannot be used. (What only broke off is taken up next time.)
+        except (DiskFull, InvalidModel, ModelNotFound, RegistryError):
+            # Nothing stays of what cannot be used, or was deleted. (What only broke off is taken up
+            # next time.)
             await self._library.forget(fetched)
             raise
         if unused:
