@@ -39,7 +39,7 @@ ADDED_FIRST_TOKEN_LIMIT_S = 0.002
 LOOK_S = 0.05
 REST_SHARE = 0.2
 """Of a core, over `LOOK_S`: one spinning thread takes all of it, a node at rest under 0.02."""
-REST_DEADLINE_S = 5.0
+REST_DEADLINE_S = 60.0
 
 
 class Pair(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from tests.chaos.world import HOLDERS, WELL_S, World, alive, until
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
-    pytest.mark.alone,
+    pytest.mark.untraced,
     pytest.mark.timeout(1200 if LONG else 600),
 ]
 

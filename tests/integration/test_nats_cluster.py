@@ -22,7 +22,7 @@ from ollama_distributed.adapters.coordination.nats.server import NatsServer
 from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
 from ollama_distributed.cluster.ports import REFUSAL_S, Write
 
-pytestmark = [pytest.mark.anyio, pytest.mark.integration, pytest.mark.alone]
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 KILLS = int(os.environ.get("COORDINATION_KILLS", "3"))
 BACK_S = limit_s(9.5)
@@ -91,7 +91,7 @@ async def test_a_voter_that_starts_last_keeps_its_place(three: Voters) -> None:
     await three["n1"].start()
     await three["n2"].start()
     await three.leader()
-    voters = await three.server("n1").system.voters()
+    voters = await three.voting()
     assert len(voters) == 3
     assert "n3" not in voters, "they do not know its name"
     await three["n3"].start()
