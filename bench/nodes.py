@@ -15,7 +15,8 @@ import psutil
 
 from bench.streams import Target
 from ollama_distributed.adapters.blobs.store import BlobStore
-from ollama_distributed.adapters.engines.http import TcpAddress, fetch
+from ollama_distributed.adapters.engines.fetch import fetch
+from ollama_distributed.adapters.engines.http import TcpAddress
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.launch import runner_params
 from ollama_distributed.adapters.engines.llamacpp.process import new_secret, private_folder

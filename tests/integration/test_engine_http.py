@@ -10,7 +10,8 @@ import pytest
 import uvloop
 from tests.limits import SOON_S
 
-from ollama_distributed.adapters.engines.http import Exchange, UnixAddress, fetch, fetch_json, request
+from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
+from ollama_distributed.adapters.engines.http import Exchange, UnixAddress, request
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     EngineError,

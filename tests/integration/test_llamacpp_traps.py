@@ -16,7 +16,7 @@ from tests.integration.llamacpp_programs import PROGRAMS, program_named
 from tests.limits import SOON_S
 from tests.models import SMOLLM2, Models, model_spec
 
-from ollama_distributed.adapters.engines.http import fetch
+from ollama_distributed.adapters.engines.fetch import fetch
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.launch import MAX_BATCH, MAX_CPU_BATCH, runner_params
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner

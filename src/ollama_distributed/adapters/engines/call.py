@@ -11,8 +11,9 @@ import structlog
 
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
 from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
+from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError
-from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink, Tokens
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, EngineSink, Tokens
 
 log = structlog.get_logger(__name__)
 
@@ -58,13 +59,15 @@ class Call:
         *,
         read_error: ErrorReader,
         framing: Callable[[], Framing] = ServerSentEvents,
+        intake: Intake | None = None,
     ) -> None:
         """`on_over`: it ended or was cancelled. `on_lost`: its connection broke; the owner
-        answers with `fail`, when it knows why."""
+        answers with `fail`, when it knows why. `intake`: reads what follows the first token."""
         self._sink = sink
         self._on_over = on_over
         self._on_lost = on_lost
         self._read_error = read_error
+        self._intake = intake
         self._make_framing = framing
         self._framing = framing()
         self._exchange: Exchange | None = None
@@ -151,6 +154,8 @@ class Call:
         read = self._token
         if read is not None and not self._framing.held_bytes and (token := read(data)) is not None:
             self._sink(token)
+            if self._intake is not None:
+                self._share(self._intake)
             return
         if self._status >= 400:
             self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
@@ -163,8 +168,15 @@ class Call:
                         self._sink(event)
                     else:
                         self._emit(event)
+                    if self._intake is not None and isinstance(event, Tokens | ChatDelta):
+                        self._share(self._intake)
         except OllamaDistributedError as exc:
             self.fail(exc)
+
+    def _share(self, intake: Intake) -> None:
+        self._intake = None
+        if self._exchange is not None:
+            self._exchange.read_by(intake)
 
     def _ended(self) -> None:
         if self._status >= 400:

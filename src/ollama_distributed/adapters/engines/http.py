@@ -8,7 +8,6 @@ chunk of the answer.
     exchange = request(UnixAddress("/run/x.sock"), "POST", "/completion", body=b"{}",
                        on_head=..., on_body=..., on_end=..., on_error=...)
     exchange.cancel()                                  # closes the connection
-    status, value = await fetch_json(address, "GET", "/health", deadline_s=1.0)
 
 It knows nothing of what the bodies mean. RFC 9112.
 """
@@ -16,14 +15,15 @@ It knows nothing of what the bodies mean. RFC 9112.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import os
 import ssl
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import cast
 
 import httptools
 import msgspec
 
+from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     EngineError,
@@ -35,9 +35,8 @@ from ollama_distributed.base.errors import (
 
 MAX_HEAD_BYTES = 65_536
 """Status line and headers of an answer; real ones stay under 1 KiB."""
-MAX_JSON_BYTES = 256 * 1024 * 1024
-"""Body of one buffered answer: 2,048 embeddings of 4,096 numbers are 180 MB of JSON."""
 CONNECT_DEADLINE_S = 5.0
+_READ_BYTES = 65_536
 
 
 class UnixAddress(msgspec.Struct, frozen=True):
@@ -61,12 +60,6 @@ class TcpAddress(msgspec.Struct, frozen=True):
 Address = UnixAddress | TcpAddress
 Headers = Mapping[str, str]
 """Names in lower case; of a repeated header the values joined by a comma."""
-
-
-class Answer(msgspec.Struct, frozen=True):
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 class Exchange(asyncio.Protocol):
@@ -108,6 +101,9 @@ class Exchange(asyncio.Protocol):
         self._informational = False
         self._ended_by_close = False
         self._paused = False
+        self._intake: Intake | None = None
+        self._connection = -1
+        """Descriptor, where `_intake` says when it can be read."""
         self._done = False
         self._idle_timer: asyncio.TimerHandle | None = None
         self._last_byte_at = self._loop.time()
@@ -123,14 +119,33 @@ class Exchange(asyncio.Protocol):
     def pause(self) -> None:
         """Stop reading. At most one read (256 KiB) that is already here is still delivered."""
         self._paused = True
-        if self._transport is not None and not self._done:
+        if self._done:
+            return
+        if self._intake is not None:
+            self._intake.remove(self._connection)
+        elif self._transport is not None:
             self._transport.pause_reading()
 
     def resume(self) -> None:
         self._paused = False
         self._last_byte_at = self._loop.time()
-        if self._transport is not None and not self._done:
+        if self._done:
+            return
+        if self._intake is not None:
+            self._intake.remove(self._connection)
+            self._intake.add(self._connection, self._read)
+        elif self._transport is not None:
             self._transport.resume_reading()
+
+    def read_by(self, intake: Intake) -> None:
+        """From now on it is read when `intake` says so; not over TLS."""
+        if self._done or self._transport is None or self._intake is not None:
+            return
+        self._transport.pause_reading()
+        self._intake = intake
+        self._connection = self._transport.get_extra_info("socket").fileno()
+        if not self._paused:
+            intake.add(self._connection, self._read)
 
     # ── connecting ──────────────────────────────────────────────────────────────────
 
@@ -173,6 +188,19 @@ class Exchange(asyncio.Protocol):
             self._fail(DeadlineExceeded(f"{self._address} sent nothing for {self._idle_deadline_s:g} s"))
 
     # ── reading ─────────────────────────────────────────────────────────────────────
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._connection, _READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self.connection_lost(exc)
+            return
+        if data:
+            self.data_received(data)
+        else:
+            self.connection_lost(None)
 
     def data_received(self, data: bytes) -> None:
         if self._done:
@@ -261,6 +289,8 @@ class Exchange(asyncio.Protocol):
 
     def _close(self) -> None:
         self._done = True
+        if self._intake is not None:
+            self._intake.remove(self._connection)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         if self._transport is not None:
@@ -320,94 +350,3 @@ def request(
         connect_deadline_s=connect_deadline_s,
         idle_deadline_s=idle_deadline_s,
     )
-
-
-async def fetch(
-    address: Address,
-    method: str,
-    path: str,
-    *,
-    headers: Headers | None = None,
-    body: bytes = b"",
-    deadline_s: float,
-    max_bytes: int = MAX_JSON_BYTES,
-) -> Answer:
-    """One whole answer. Cancel-safe: a cancelled wait closes the connection.
-
-    Raises:
-        OllamaDistributedError: as `request`; `DeadlineExceeded` after `deadline_s`;
-            `EngineError` for a body over `max_bytes`.
-    """
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[None] = loop.create_future()
-    chunks: list[bytes] = []
-    status_and_headers: list[tuple[int, dict[str, str]]] = []
-    size = 0
-
-    def on_body(data: bytes) -> None:
-        nonlocal size
-        size += len(data)
-        if size > max_bytes:
-            exchange.cancel()
-            on_error(EngineError(f"{address} answered {path} with more than {max_bytes} B"))
-        else:
-            chunks.append(data)
-
-    def on_error(error: OllamaDistributedError) -> None:
-        if not ended.done():
-            ended.set_exception(error)
-
-    exchange = request(
-        address,
-        method,
-        path,
-        headers=headers,
-        body=body,
-        on_head=lambda status, fields: status_and_headers.append((status, dict(fields))),
-        on_body=on_body,
-        on_end=lambda: None if ended.done() else ended.set_result(None),
-        on_error=on_error,
-        connect_deadline_s=deadline_s,
-    )
-    try:
-        async with asyncio.timeout(deadline_s):
-            await ended
-    except TimeoutError as exc:
-        raise DeadlineExceeded(f"{address} did not answer {path} within {deadline_s:g} s") from exc
-    finally:
-        exchange.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OllamaDistributedError):
-            if ended.done():
-                ended.exception()  # mark as seen when the deadline won the race
-    status, fields = status_and_headers[-1]
-    return Answer(status, fields, b"".join(chunks))
-
-
-async def fetch_json(
-    address: Address,
-    method: str,
-    path: str,
-    *,
-    headers: Headers | None = None,
-    body: Any = None,
-    deadline_s: float,
-    max_bytes: int = MAX_JSON_BYTES,
-) -> tuple[int, Any]:
-    """As `fetch`, with `body` (None: none) and the answer as JSON values.
-
-    Raises:
-        EngineError: the answer is not JSON.
-    """
-    answer = await fetch(
-        address,
-        method,
-        path,
-        headers=headers,
-        body=b"" if body is None else msgspec.json.encode(body),
-        deadline_s=deadline_s,
-        max_bytes=max_bytes,
-    )
-    try:
-        return answer.status, msgspec.json.decode(answer.body) if answer.body else None
-    except msgspec.DecodeError as exc:
-        raise EngineError(f"{address} answered {path} with status {answer.status} and no JSON") from exc

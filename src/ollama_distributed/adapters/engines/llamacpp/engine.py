@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from ollama_distributed.adapters.engines.intake import PACE_S, Intake, intake
 from ollama_distributed.adapters.engines.llamacpp import binary
 from ollama_distributed.adapters.engines.llamacpp.launch import CACHE_RAM_MIB, RunnerParams, runner_params
 from ollama_distributed.adapters.engines.llamacpp.process import (
@@ -43,14 +44,18 @@ class LlamaCppEngine:
         load_deadline_s: float = LOAD_DEADLINE_S,
         load_stall_s: float = LOAD_STALL_S,
         cache_ram_mib: int = CACHE_RAM_MIB,
+        pace_s: float = PACE_S,
     ) -> None:
         """`runtime_dir`: where the runners' private folders go (None: the system's temporary
-        folder). `cache_ram_mib`: prompts kept in memory by each runner."""
+        folder). `cache_ram_mib`: prompts kept in memory by each runner. `pace_s`: as `intake.Intake`
+        says; 0: each token by itself."""
         self.program = program
         self._runtime_dir = runtime_dir
         self._load_deadline_s = load_deadline_s
         self._load_stall_s = load_stall_s
         self._cache_ram_mib = cache_ram_mib
+        self._pace_s = pace_s
+        self._intake: Intake | None = None
         self._runners: set[LlamaCppRunner] = set()
         self._closed = False
 
@@ -103,8 +108,16 @@ class LlamaCppEngine:
             else:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        if self._intake is None:
+            self._intake = intake(self._pace_s)
         runner = LlamaCppRunner(
-            process, plan=plan, info=self.info, params=params, fragments=known, on_gone=self._runners.discard
+            process,
+            plan=plan,
+            info=self.info,
+            params=params,
+            fragments=known,
+            on_gone=self._runners.discard,
+            intake=self._intake,
         )
         self._runners.add(runner)
         return runner
@@ -113,6 +126,8 @@ class LlamaCppEngine:
         """End all runners."""
         self._closed = True
         await asyncio.gather(*(runner.unload(grace_s=1.0) for runner in list(self._runners)))
+        if self._intake is not None:
+            self._intake.close()
 
     def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
         try:

@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 import psutil
 
-from ollama_distributed.adapters.engines.http import UnixAddress, fetch
+from ollama_distributed.adapters.engines.fetch import fetch
+from ollama_distributed.adapters.engines.http import UnixAddress
 from ollama_distributed.adapters.engines.llamacpp import stderr
 from ollama_distributed.adapters.engines.llamacpp.launch import Guard, scrubbed
 from ollama_distributed.base.errors import LoadFailed, OllamaDistributedError

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.adapters.engines.call import Call
-from ollama_distributed.adapters.engines.http import fetch, fetch_json
+from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
+from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.adapters.engines.llamacpp import chat
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
 from ollama_distributed.adapters.engines.llamacpp.guidance import guided
@@ -67,6 +68,7 @@ class LlamaCppRunner:
         params: RunnerParams,
         fragments: Fragments | None,
         on_gone: Callable[[LlamaCppRunner], None],
+        intake: Intake | None = None,
     ) -> None:
         self.process = process
         self._plan = plan
@@ -74,6 +76,7 @@ class LlamaCppRunner:
         self._params = params
         self._fragments = fragments
         self._on_gone = on_gone
+        self._intake = intake
         self._headers = {"authorization": f"Bearer {params.api_key}"}
         self._calls: set[Call] = set()
         self._asking = 0
@@ -268,7 +271,7 @@ class LlamaCppRunner:
         return value
 
     def _open(self, sink: EngineSink) -> Call:
-        call = Call(sink, self._calls.discard, self._lost, read_error=error_of_body)
+        call = Call(sink, self._calls.discard, self._lost, read_error=error_of_body, intake=self._intake)
         if self._gone:
             call.prepare(self._refuse)
         else:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ollama_distributed.adapters.engines.call import Call
+from ollama_distributed.adapters.engines.fetch import fetch_json
 from ollama_distributed.adapters.engines.framing import Lines
-from ollama_distributed.adapters.engines.http import fetch_json
 from ollama_distributed.adapters.engines.remote import ollama_wire as wire
 from ollama_distributed.adapters.engines.remote.runner import QUICK_S, RemoteRunner, unsupported
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of

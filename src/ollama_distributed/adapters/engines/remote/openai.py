@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.adapters.engines.call import Call, EventParser
+from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.framing import ServerSentEvents
-from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.llamacpp import chat as llama_chat
 from ollama_distributed.adapters.engines.llamacpp import protocol as llama
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls

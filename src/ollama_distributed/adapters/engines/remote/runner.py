@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.adapters.engines.call import Call, ErrorReader, EventParser, Framing
+from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.framing import Lines
-from ollama_distributed.adapters.engines.http import fetch, fetch_json
 from ollama_distributed.adapters.engines.remote.settings import Remote
 from ollama_distributed.base.errors import (
     EngineError,
