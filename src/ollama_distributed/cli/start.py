@@ -105,9 +105,9 @@ def run(settings: Settings, token: str | None = None, *, if_alone: bool = False)
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     if sys.platform == "win32":
         return None
-    import uvloop
+    from ollama_distributed.node.loop import NodeLoop
 
-    return uvloop.new_event_loop
+    return NodeLoop
 
 
 def _listen_for_debugger() -> None:

@@ -60,11 +60,25 @@ class Stop:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that says when it listens, and leaves signals to the node."""
+    """uvicorn that says when it listens, leaves signals to the node, and looks at nothing while
+    nothing happens."""
 
     def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        self._exit = asyncio.Event()
         super().__init__(config)
         self._on_started = on_started
+
+    @property
+    def should_exit(self) -> bool:
+        return self._exit.is_set()
+
+    @should_exit.setter
+    def should_exit(self, wanted: bool) -> None:
+        self._exit.set() if wanted else self._exit.clear()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)  # the headers of all answers
+        await self._exit.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

@@ -44,6 +44,8 @@ class Ejections:
         self._clock = clock
         self._dice = dice
         self._health = Health()
+        self._news = anyio.Event()
+        """Something failed."""
 
     def judged(self, holders: Sequence[Standing], key: str) -> Sequence[Standing]:
         """With those shunned that failed lately; nearly always none. `key`: the model."""
@@ -69,6 +71,7 @@ class Ejections:
         self._failed(node, key, "stalled", "it said nothing any more")
 
     def _failed(self, node: NodeId, key: str, code: str, reason: str) -> None:
+        self._news.set()
         if self._health.failed((node, key), self._clock.monotonic()):
             log.warning("routing.ejected", node=node, model=key, code=code, reason=reason)
 
@@ -79,9 +82,10 @@ class Ejections:
         """Until it is cancelled: probe those whose time is over. `known`: it is a replica still."""
         async with anyio.create_task_group() as probing:
             while True:
-                await anyio.sleep(TURN_S)
                 if not self._health:
-                    continue
+                    self._news = anyio.Event()
+                    await self._news.wait()
+                await anyio.sleep(TURN_S)
                 self._health.forget(known)
                 for node, key in self._health.due(self._clock.monotonic()):
                     probing.start_soon(self._one, probe, node, key)

@@ -26,6 +26,8 @@ from ollama_distributed.state.records import Member
 
 TICK_S = 0.25
 """The leader judges so often; a quarter of the interval where beats are slower."""
+ALONE_S = 1.0
+"""A node that hears only itself, and well."""
 MAX_TRANSITIONS = 200
 """In one batch; the rest follows at the next tick."""
 FORGET_EVERY_S = 60.0
@@ -74,6 +76,7 @@ class Registrar:
         self._term: _Term | None = None
         self._forgot_at = clock.monotonic()
         self._news = anyio.Event()
+        self._alone = False
 
     def wake(self) -> None:
         """Something is to be written now."""
@@ -81,7 +84,8 @@ class Registrar:
 
     async def step(self) -> None:
         """Wait for the next tick, then judge and write."""
-        tick_s = max(TICK_S, beat_interval_s(len(self._ears)) / 4)
+        alone = self._alone and len(self._ears) <= 1
+        tick_s = ALONE_S if alone else max(TICK_S, beat_interval_s(len(self._ears)) / 4)
         with anyio.move_on_after(tick_s):
             await self._news.wait()
         self._news = anyio.Event()
@@ -96,7 +100,9 @@ class Registrar:
         term = self._current_term(now)
         if term is None:
             return
-        transitions = plan(self._seen(state, term, now), self._moment(term, now))[:MAX_TRANSITIONS]
+        seen = list(self._seen(state, term, now))
+        self._alone = not seen and len(state.nodes) <= 1
+        transitions = plan(seen, self._moment(term, now))[:MAX_TRANSITIONS]
         if transitions:
             await self._write(term, transitions)
 

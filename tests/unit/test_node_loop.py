@@ -1,0 +1,57 @@
+"""Timers of the node's loop: what can wait a little comes on common beats."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+
+from ollama_distributed.node.loop import BEAT_S, LEAST_S, NodeLoop
+
+
+def nothing() -> None: ...
+
+
+@pytest.mark.parametrize("delay_s", [0.01, 0.1, LEAST_S - 0.01])
+def test_a_short_wait_is_kept(delay_s: float) -> None:
+    with asyncio.Runner(loop_factory=NodeLoop) as runner:
+        loop = runner.get_loop()
+        now = loop.time()
+        assert loop.call_later(delay_s, nothing).when() == pytest.approx(now + delay_s, abs=0.002)
+        assert now + delay_s <= loop.call_at(now + delay_s, nothing).when() <= now + delay_s + 0.003
+
+
+@pytest.mark.parametrize("delay_s", [LEAST_S, 0.7, 1.0, 1.01, 30.0])
+def test_a_long_wait_ends_on_a_beat(delay_s: float) -> None:
+    with asyncio.Runner(loop_factory=NodeLoop) as runner:
+        loop = runner.get_loop()
+        now = loop.time()
+        sleep = loop.call_later(delay_s, nothing).when()
+        deadline = loop.call_at(now + delay_s, nothing).when()
+        assert abs(sleep - now - delay_s) <= BEAT_S / 2 + 0.002
+        assert 0 <= deadline - now - delay_s <= BEAT_S + 0.003
+        for when in (sleep, deadline):
+            past = when % BEAT_S
+            assert min(past, BEAT_S - past) <= 0.003
+
+
+def test_a_deadline_never_comes_early() -> None:
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        late: list[float] = []
+        done = asyncio.Event()
+
+        def due(when: float) -> None:
+            late.append(loop.time() - when)
+            if len(late) == 50:
+                done.set()
+
+        now = loop.time()
+        for when in itertools.islice(itertools.count(now + 0.0101, 0.00037), 50):
+            loop.call_at(when, due, when)
+        await done.wait()
+        return late
+
+    with asyncio.Runner(loop_factory=NodeLoop) as runner:
+        assert min(runner.run(main())) >= 0
