@@ -40,7 +40,14 @@ async def make_engines(settings: Settings, runtime_dir: Path) -> Engines:
     made: list[Engine] = []
     try:
         program = await _llama_cpp(settings, runtime_dir)
-        made.append(LlamaCppEngine(program, runtime_dir=runtime_dir, load_stall_s=settings.load_timeout))
+        made.append(
+            LlamaCppEngine(
+                program,
+                runtime_dir=runtime_dir,
+                load_stall_s=settings.load_timeout,
+                pace_s=settings.stream_pace,
+            )
+        )
     except LoadFailed as failure:
         if not settings.engines or settings.engine == "binary" or settings.llama_server is not None:
             raise

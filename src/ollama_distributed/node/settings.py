@@ -182,6 +182,14 @@ class Settings(BaseSettings):
         gt=0,
         description="A load that makes no progress for so long failed, seconds.",
     )
+    stream_pace: Duration = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="The tokens of running answers are read from llama.cpp at most so often, and pass on "
+        "together; the first one, the last one and one after a pause wait for nothing. 0: each by itself, "
+        "which costs the cores on which llama.cpp computes a wake-up of 0.1 ms a token.",
+    )
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
         default="f16",
         description="Precision of the KV cache; q8_0 halves its memory at a small loss.",
