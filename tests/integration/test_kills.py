@@ -18,7 +18,7 @@ from tests.registries import debian_registry
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
-KILLS = int(os.environ.get("FAULT_KILLS", "3"))
+KILLS = int(os.environ.get("FAULT_KILLS", "2"))
 """Of each of the two ways; both sides in turn."""
 SIZE = 24 * MIB + 12_345
 RATE = 40.0 * MIB
