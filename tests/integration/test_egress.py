@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from tests.limits import SOON_S
 from tests.registries import Answer, Asked, RegistryDouble
 
 from ollama_distributed.adapters.egress.addresses import Address
@@ -23,7 +24,7 @@ from ollama_distributed.base.errors import DeadlineExceeded, Forbidden, Registry
 
 pytestmark = pytest.mark.integration
 
-SHORT = Patience(connect_s=5, head_s=0.5, stall_s=0.5, stall_bytes=1000)
+SHORT = Patience(connect_s=SOON_S, head_s=0.5, stall_s=0.5, stall_bytes=1000)
 SECRET = "Bearer secret"
 
 

@@ -549,7 +549,7 @@ async def test_an_answer_goes_on_at_another_node_and_is_taken_up_at_a_third(tmp_
 async def test_a_node_that_falls_silent_before_a_word_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SILENT_S", 0.3)
+    monkeypatch.setattr(wire, "SILENT_S", 1.0)
     async with cluster(tmp_path) as nodes:
         a, b, c = await nodes.add("a"), await nodes.add("b", ("m",)), await nodes.add("c", ("m",))
         silent: list[SourceSink] = []

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from tests.answering import Node, ask, chat
 from tests.answering import node as node_on
+from tests.limits import SOON_S
 
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
@@ -87,7 +88,7 @@ async def test_a_stop_ends_it_early_and_the_slot_is_free() -> None:
 
 
 async def soon(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(5):
+    with anyio.fail_after(SOON_S):
         while not condition():
             await asyncio.sleep(0)
 
@@ -382,8 +383,13 @@ async def test_an_answer_goes_on_from_another_runners_tokens() -> None:
                 done.set()
 
         asked = chat("hello world", sampling=Sampling(num_predict=3))
-        n.serving.start(asked, hear, tuple(echo_text.tokenize("hello ")))
-        with anyio.fail_after(5):
+        resume = Resume(
+            ids=tuple(echo_text.tokenize("hello ")),
+            prompt_text=echo_text.render([Message(role="user", content="hello world")]),
+            model_digest=echo_model("m").digest,
+        )
+        n.serving.start(asked, hear, resume)
+        with anyio.fail_after(SOON_S):
             await done.wait()
         # Two tokens were emitted elsewhere, so one of three is left.
         assert "".join(e.text for e in heard if isinstance(e, Tokens)) == "wor"
