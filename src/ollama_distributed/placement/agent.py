@@ -26,10 +26,11 @@ from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.placement.ports import Inventory, Mover
 from ollama_distributed.placement.seen import files
+from ollama_distributed.placement.tries import DISPLACED, Key, Tries, key_of
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.codec import encode
-from ollama_distributed.state.records import FailedTask, MeasuredSpeed, Placed, Task
+from ollama_distributed.state.records import MeasuredSpeed, Placed, Task
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -38,22 +39,12 @@ FAILED = "placement.failed"
 
 LOOK_S = 1.0
 """The inventory is compared with what was said of it so often."""
-AGAIN_S = (5.0, 300.0)
-"""First and longest pause after a task that failed."""
-FORGET_S = 60.0
-"""A failure is forgotten so long after the task could have run again and nobody asked for it."""
-REDO_S = 3.0
-"""A task that is done, and still asked for, is done again after so long: by then the leader has
-seen what came of it, unless that was undone."""
 DISK_STEP = 1 << 30
 MEMORY_STEP = 256 << 20
 """A figure is said again when it is wrong by so much, or by a sixteenth: each byte would be a write
 for the whole cluster."""
 SPEED_STEP = 0.2
 """Of a measured speed, likewise."""
-_MAX_REASON = 500
-
-_Key = tuple[str, str]
 
 
 class PlacementAgent:
@@ -77,11 +68,10 @@ class PlacementAgent:
         self._node = node
         self._clock = clock
         self._chance = chance
-        self._running: dict[_Key, tuple[Task, asyncio.Task[None]]] = {}
-        self._done: dict[_Key, tuple[Task, float]] = {}
-        """What was done and when, as long as it is asked for."""
-        self._failed: dict[_Key, tuple[FailedTask, float, float]] = {}
-        """The failure, when it may run again, and the pause that this was."""
+        self._running: dict[Key, tuple[Task, asyncio.Task[None]]] = {}
+        self._tries = Tries()
+        self._loaded: frozenset[str] = frozenset()
+        """Models, as of the last inventory."""
         self._epoch = 0
         self._news = anyio.Event()
         self._loop: asyncio.Task[None] | None = None
@@ -117,52 +107,43 @@ class PlacementAgent:
         if assigned is None or assigned.epoch < self._epoch:
             return
         self._epoch = assigned.epoch
-        wanted: dict[_Key, Task] = {(task.kind, task.model): task for task in assigned.tasks}
+        wanted = {key_of(task): task for task in assigned.tasks}
         now = self._clock.monotonic()
-        # A task that runs is asked for no more, so its failure outlives the asking.
-        for key in [key for key, failure in self._failed.items() if now > failure[1] + FORGET_S]:
-            del self._failed[key]
-        self._done = {key: known for key, known in self._done.items() if wanted.get(key) == known[0]}
+        self._tries.asked(wanted, now)
         for key, task in wanted.items():
-            failure, done = self._failed.get(key), self._done.get(key)
-            rests = (failure is not None and now < failure[1]) or (
-                done is not None and now < done[1] + REDO_S
-            )
-            if key not in self._running and not rests:
-                running = asyncio.create_task(self._run(key, task), name=f"{task.kind} {task.model}")
-                self._running[key] = (task, running)
+            if key in self._running or self._tries.rests(task, now):
+                continue
+            if self._tries.undone(task, self._loaded):
+                self._fail(task, DISPLACED, self._tries.displaced(task, now, self._clock.time()))
+                continue
+            running = asyncio.create_task(self._run(key, task), name=f"{task.kind} {task.model}")
+            self._running[key] = (task, running)
 
-    async def _run(self, key: _Key, task: Task) -> None:
+    async def _run(self, key: Key, task: Task) -> None:
         began = self._clock.monotonic()
         try:
             await self._do(task)
         except OllamaDistributedError as exc:
-            self._fail(key, task, exc.message)
+            self._failed(task, exc.message)
         except Exception as exc:  # the task's root: one that fails ends neither the agent nor the node
             log.exception(FAILED, kind=task.kind, model=task.model)
-            self._fail(key, task, f"{type(exc).__name__}: {exc}")
+            self._failed(task, f"{type(exc).__name__}: {exc}")
         else:
-            self._failed.pop(key, None)
+            self._tries.done(task, self._clock.monotonic())
             self._counts[task.kind, "done"] += 1
-            self._done[key] = task, self._clock.monotonic()
             took_s = round(self._clock.monotonic() - began, 3)
             log.info(DONE, kind=task.kind, model=task.model, reason=task.reason, took_s=took_s)
         finally:
             self._running.pop(key, None)
             self._news.set()
 
-    def _fail(self, key: _Key, task: Task, reason: str) -> None:
-        before = self._failed.get(key)
-        pause_s = min(2 * before[2], AGAIN_S[1]) if before else AGAIN_S[0]
-        failure = FailedTask(
-            kind=task.kind,
-            model=task.model,
-            reason=reason[:_MAX_REASON],
-            at=self._clock.time(),
-            tries=before[0].tries + 1 if before else 1,
+    def _failed(self, task: Task, reason: str) -> None:
+        self._fail(
+            task, reason, self._tries.failed(task, reason, self._clock.monotonic(), self._clock.time())
         )
+
+    def _fail(self, task: Task, reason: str, pause_s: float) -> None:
         self._counts[task.kind, "failed"] += 1
-        self._failed[key] = (failure, self._clock.monotonic() + pause_s, pause_s)
         log.warning(FAILED, kind=task.kind, model=task.model, error=reason, again_in_s=pause_s)
 
     async def _do(self, task: Task) -> None:
@@ -196,6 +177,7 @@ class PlacementAgent:
                 await self._mirror.reach(revision)
 
     def _placed(self, inventory: Inventory, before: Placed | None) -> Placed:
+        self._loaded = frozenset(one.model for one in inventory.loaded)
         tasks = [task for task, _ in self._running.values()]
         said = before or Placed(node=self._node)
         # Plans take off what is on its way.
@@ -210,7 +192,7 @@ class PlacementAgent:
             loaded=tuple(sorted(inventory.loaded, key=lambda one: one.model)),
             fetching=tuple(sorted({files(t.model, t.digest) for t in tasks if t.kind == "fetch"})),
             loading=tuple(sorted(task.model for task in tasks if task.kind == "load")),
-            failed=tuple(self._failed[key][0] for key in sorted(self._failed)),
+            failed=self._tries.rows(),
         )
 
 

@@ -15,10 +15,11 @@ from tests.consensus_nodes import Cluster, Node, cluster, until
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load, ModelLoad
-from ollama_distributed.placement.agent import AGAIN_S, PlacementAgent
+from ollama_distributed.placement.agent import PlacementAgent
 from ollama_distributed.placement.facts import Device, Rules
 from ollama_distributed.placement.ports import Inventory
 from ollama_distributed.placement.service import PlacementService
+from ollama_distributed.placement.tries import AGAIN_S
 from ollama_distributed.placement.wishes import Policy
 from ollama_distributed.state import keys
 from ollama_distributed.state.changes import SetDrain
@@ -328,3 +329,25 @@ async def test_what_fails_again_and_again_is_done_elsewhere() -> None:
 def tries(there: World, node: NodeId) -> int:
     placed = there.cluster.nodes["a"].mirror.state.nodes[node].placed
     return max((one.tries for one in placed.failed), default=0) if placed is not None else 0
+
+
+async def test_what_requests_displace_again_and_again_is_loaded_elsewhere() -> None:
+    async with world("a", "b", "c") as there:
+        await there.order(SetReplicas(model=MODEL, replicas=2))
+        await until(lambda: len(there.holding()) == 2, 60)
+        await there.order(SetReplicas(model=MODEL, replicas=1, preload=True))
+        await until(lambda: bool(there.running()), 60)
+        (first,) = there.running()
+
+        async def displace() -> None:
+            while True:
+                await until(lambda: MODEL in there.movers[first].loaded, 60)
+                await anyio.sleep(3)
+                there.movers[first].loaded.clear()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(displace)
+            await until(lambda: bool(there.running() - {first}), 180)
+            group.cancel_scope.cancel()
+        count = there.movers[first].done.count(("load", MODEL))
+        assert count <= 4, "each pause is longer"
