@@ -175,7 +175,7 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
             first.kill()
             cluster.serve("n1")
     with cluster["n1"].admin() as client:
-        client.config.set({"share_rate_mib": 0, "placement_copies": 3})
+        client.config.set({"share_rate_mib": 0})
 
     def whole() -> bool:
         with cluster["n1"].admin() as client:
