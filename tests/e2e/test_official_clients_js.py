@@ -14,7 +14,7 @@ from tests.nodes import NodeProcess
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 JS = Path(__file__).parent / "js"
-LIMIT_S = 100
+LIMIT_S = 280
 
 
 def test_official_javascript_clients(node: NodeProcess, embedder: str) -> None:

