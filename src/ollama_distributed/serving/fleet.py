@@ -14,12 +14,10 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import anyio
 import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
-    DeadlineExceeded,
     EngineError,
     LoadFailed,
     NoCapacity,
@@ -158,15 +156,14 @@ class Fleet:
         ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot)
         self._queues.join(key, ticket)
         self._pump()
+        timer = asyncio.get_running_loop().call_later(self._settings.queue_timeout_s, ticket.expire)
         try:
-            with anyio.fail_after(self._settings.queue_timeout_s):
-                return await ticket.future
-        except TimeoutError:
-            self._leave(key, ticket)
-            raise DeadlineExceeded("the request waited too long for a free slot") from None
-        except asyncio.CancelledError:
+            return await ticket.future
+        except BaseException:  # also when the waiter was cancelled
             self._leave(key, ticket)
             raise
+        finally:
+            timer.cancel()
 
     def _leave(self, key: LoadKey, ticket: Ticket) -> None:
         if self._queues.leave(key, ticket):
@@ -259,7 +256,8 @@ class Fleet:
                     self._unload(resident)
                 break
             if not resident.takes(ticket.shape, slot=ticket.slot):
-                self._serve_questions(key, resident)
+                if self._queues.questions:
+                    self._serve_questions(key, resident)
                 break
             self._grant(key, ticket, resident)
 

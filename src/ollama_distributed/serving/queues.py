@@ -19,6 +19,8 @@ class Queues:
         """None of them is empty."""
         self.waiting = 0
         """Tickets in all of them."""
+        self.questions = 0
+        """Of them, those that need no slot."""
 
     def __contains__(self, key: LoadKey) -> bool:
         return key in self._queues
@@ -35,14 +37,22 @@ class Queues:
     def join(self, key: LoadKey, ticket: Ticket) -> None:
         self._queues.setdefault(key, deque()).append(ticket)
         self.waiting += 1
+        self.questions += not ticket.slot
 
     def leave(self, key: LoadKey, ticket: Ticket) -> bool:
         """False: it was not waiting any more."""
-        queue = self._queues.get(key, ())
-        if not queue or ticket not in queue:
+        queue = self._queues.get(key)
+        if queue is None:
             return False
-        queue.remove(ticket)
+        if queue[0] is ticket:
+            queue.popleft()
+        else:
+            try:
+                queue.remove(ticket)
+            except ValueError:
+                return False
         self.waiting -= 1
+        self.questions -= not ticket.slot
         if not queue:
             del self._queues[key]
         return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import Literal, Protocol
 
-from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied
+from ollama_distributed.base.errors import DeadlineExceeded, OllamaDistributedError, RunnerDied
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.options import Shape, serves
 from ollama_distributed.serving.plan import renewed
@@ -174,3 +174,7 @@ class Ticket:
         self.keep_alive_s = keep_alive_s
         self.slot = slot
         self.future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+
+    def expire(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded("the request waited too long for a free slot"))

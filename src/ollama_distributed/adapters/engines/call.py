@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import msgspec
 import structlog
@@ -38,14 +38,9 @@ class EventParser(Protocol):
     def feed(self, data: bytes, /) -> list[EngineEvent]: ...
 
 
-@runtime_checkable
-class TokenParser(EventParser, Protocol):
-    """One that has a shorter way for what nearly all of an answer is."""
-
-    def token(self, data: bytes, /) -> Tokens | None:
-        """Of a piece of the body, not cut yet, that is one event with one token; None: it is
-        something else, and for `feed`."""
-        ...
+ReadToken = Callable[[bytes], Tokens | None]
+"""An `EventParser` may have it as `token`, a shorter way for what nearly all of an answer is: the
+token of a piece of the body, not cut yet, that is one event. None: it is something else, for `feed`."""
 
 
 class Call:
@@ -73,7 +68,7 @@ class Call:
         self._exchange: Exchange | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._parser: EventParser | None = None
-        self._token: Callable[[bytes], Tokens | None] | None = None
+        self._token: ReadToken | None = None
         self._status = 200
         self._error_body = bytearray()
         self._paused = False
@@ -117,7 +112,7 @@ class Call:
         if self._over:
             return
         self._parser = parser
-        self._token = parser.token if isinstance(parser, TokenParser) else None
+        self._token = getattr(parser, "token", None)
         self._exchange = request(
             address,
             "POST",

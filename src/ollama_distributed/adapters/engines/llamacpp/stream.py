@@ -72,7 +72,7 @@ class CompletionStream:
         """Ids of tokens without text, held until it is known whether the last one is the end."""
 
     def token(self, data: bytes) -> Tokens | None:
-        """As `call.TokenParser` says: the short way of a long answer."""
+        """As `call.ReadToken` says: the short way of a long answer."""
         if self._stop_at is not None or not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
             return None
         try:
