@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 
 import pytest
 
@@ -34,6 +35,14 @@ def test_a_long_wait_ends_on_a_beat(delay_s: float) -> None:
         for when in (sleep, deadline):
             past = when % BEAT_S
             assert min(past, BEAT_S - past) <= 0.003
+
+
+def test_who_sleeps_for_ever_sleeps() -> None:
+    with asyncio.Runner(loop_factory=NodeLoop) as runner:
+        loop = runner.get_loop()
+        for handle in (loop.call_later(math.inf, nothing), loop.call_at(math.inf, nothing)):
+            assert not handle.cancelled()
+            handle.cancel()
 
 
 def test_a_deadline_never_comes_early() -> None:

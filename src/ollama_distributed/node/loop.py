@@ -34,7 +34,7 @@ class NodeLoop(uvloop.Loop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """To the nearest beat: who sleeps a second again and again does so once a second."""
-        if delay >= LEAST_S:
+        if LEAST_S <= delay < math.inf:  # for ever is no time on a beat
             now = self.time()
             delay = round((now + delay) / BEAT_S) * BEAT_S - now
         return super().call_later(delay, callback, *args, context=context)
@@ -49,6 +49,6 @@ class NodeLoop(uvloop.Loop):
         """Never early: a deadline that is not over yet would be set again, as anyio does two or
         three times within the last millisecond of uvloop's own."""
         now = self.time()
-        if when - now >= LEAST_S:
+        if LEAST_S <= when - now < math.inf:
             when = math.ceil(when / BEAT_S) * BEAT_S
         return super().call_later(when - now + STEP_S, callback, *args, context=context)
