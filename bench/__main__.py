@@ -36,6 +36,7 @@ console = Console(width=100)
 class Args(argparse.Namespace):
     what: list[str]
     rounds: int
+    pairs: int
     tokens: int
     seconds: float
     wheel: bool
@@ -84,7 +85,7 @@ async def overhead(store: Path, args: Args) -> list[str]:
         program = await wheel()
     else:
         program = (await choose(cache_dir=default_cache_dir() / "engines")).program
-    return await bench_overhead(console, store, program, args.rounds, args.tokens)
+    return await bench_overhead(console, store, program, args.pairs, args.tokens)
 
 
 async def bench_gateway(store: Path, args: Args) -> list[str]:
@@ -144,13 +145,15 @@ def main() -> int:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="*", choices=[*BENCHES, []], help="benches to run (all)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of which `engines` takes the median")
     parser.add_argument(
-        "--rounds",
+        "--pairs",
         type=int,
-        default=5,
-        help="rounds of which the median is taken; `overhead` has 2 to 6 pairs in each",
+        default=12,
+        help="pairs of `overhead` for each number of streams; up to four times as many while the limit "
+        "lies inside the interval",
     )
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of each answer")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each load on the gateway")
     parser.add_argument("--wheel", action="store_true", help="`overhead` over the wheel, whatever is built")
     parser.add_argument("--assert", dest="check", action="store_true", help="fail when a limit is not met")

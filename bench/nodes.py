@@ -42,6 +42,11 @@ class Node(msgspec.Struct, frozen=True):
     port: int
     pid: int
 
+    def processes(self) -> list[psutil.Process]:
+        """The node's own and its nats-server's: all but its runners."""
+        own = psutil.Process(self.pid)
+        return [own, *(child for child in own.children() if child.name().startswith("nats"))]
+
 
 async def make_store(folder: Path) -> None:
     """A model store with the packaged SmolLM2."""

@@ -11,6 +11,7 @@ import msgspec
 from ollama_distributed.adapters.engines.http import Address, request
 
 DEADLINE_S = 120.0
+SAMPLING = {"top_k": 40, "top_p": 0.9, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0}
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +47,9 @@ def chat_body(model: str, number: int, tokens: int) -> bytes:
             "max_tokens": tokens,
             "temperature": 1.0,
             "seed": number,
+            # Said to both, for their defaults differ; `options` is where a node looks for Ollama's.
+            **SAMPLING,
+            "options": SAMPLING,
             "stream": True,
             "stream_options": {"include_usage": True},
             "logit_bias": {"2": -100},  # the end of the turn: every stream is as long as the others
