@@ -1,10 +1,10 @@
 """Which nodes are asked for an answer, and in which order.
 
-Pure: standings, loads and dice in, an order out, with a reason for each node that was left
-out, so that a choice can be replayed. This node comes first when it holds the model, unless a
-request would wait here and not elsewhere: no hop is cheaper than none. Of the others the better of two that were drawn at random: it spreads
-load nearly as well as knowing everything, and stale figures do not send all to one node
-(Mitzenmacher, The Power of Two Choices, 2001).
+Pure: standings, loads and dice in, an order out, with a reason for each node that was left out, so
+that a choice can be replayed. This node comes first when it holds the model, unless a request would
+wait here and not elsewhere: no hop is cheaper than none. Of the others the better of two that were
+drawn at random: it spreads load nearly as well as knowing everything, and stale figures do not send
+all to one node (Mitzenmacher, The Power of Two Choices, 2001).
 """
 
 from __future__ import annotations
