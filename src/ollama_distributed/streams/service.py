@@ -47,6 +47,8 @@ class Answers:
         self.chance = chance
         self._generated = generated
         self._live: set[Answer] = set()
+        self._begun = anyio.Event()
+        """An answer has begun."""
         self._kept: Kept[Journal] = Kept()
         self._budget = Budget()
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
@@ -63,6 +65,7 @@ class Answers:
         """One that is to be begun."""
         answer = Answer(request, sink, self)
         self._live.add(answer)
+        self._begun.set()
         return answer
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
@@ -79,6 +82,9 @@ class Answers:
     async def watch(self) -> None:
         """Until it is cancelled: leave nodes that stalled."""
         while True:
+            if not self._live:
+                self._begun = anyio.Event()
+                await self._begun.wait()
             await anyio.sleep(LOOK_S)
             self.look()
 
