@@ -25,7 +25,7 @@ from tests.registries import DebianRegistry, debian_registry
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.untraced]
 
-ROUNDS = int(os.environ.get("FAULT_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("FAULT_ROUNDS", "2"))
 MIB = 1 << 20
 DEADLINE_S = 90.0
 HTPASSWD = "me:$2b$04$abcdefghijklmnopqrstuufznL8bkzdtHwLhca4To/v9Lo9bA7fR6"
@@ -63,6 +63,26 @@ def node_for(
         yield node
 
 
+@pytest.fixture(scope="module")
+def puller(registry: DebianRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    with node_for(registry, tmp_path_factory.mktemp("puller") / "node") as node:
+        yield node
+
+
+@pytest.fixture(scope="module")
+def slow(registry: DebianRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """Pulls 20 MiB in a second."""
+    with node_for(registry, tmp_path_factory.mktemp("slow") / "node", rate_mib=20) as node:
+        yield node
+
+
+def without(node: NodeProcess, name: str) -> None:
+    """The model has to be fetched anew."""
+    with node.http() as http:
+        http.request("DELETE", "/api/delete", json={"model": name})
+    until(lambda: not files(node), DEADLINE_S, "its files are gone")
+
+
 def pulled(node: NodeProcess, name: str) -> list[dict[str, object]]:
     with node.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
         assert answer.status_code == 200, answer.read()
@@ -82,42 +102,41 @@ def size_of_partials(node: NodeProcess) -> int:
 # ── clients ─────────────────────────────────────────────────────────────────────────
 
 
-def test_the_ollama_client_pulls_pushes_and_runs(registry: DebianRegistry, tmp_path: Path) -> None:
+def test_the_ollama_client_pulls_pushes_and_runs(registry: DebianRegistry, puller: NodeProcess) -> None:
     name = f"{registry.host}/me/smollm2:135m"
-    with node_for(registry, tmp_path / "node") as node:
-        client = ollama.Client(host=node.url)
-        lines = list(client.pull(name, stream=True))
-        assert lines[0].status == "pulling manifest"
-        assert [line.status for line in lines[-3:]] == [
-            "verifying sha256 digest",
-            "writing manifest",
-            "success",
-        ]
-        bars = [line for line in lines if line.digest]
-        assert all(re.fullmatch(r"pulling [0-9a-f]{12}", line.status or "") for line in bars)
-        assert max(line.completed or 0 for line in bars) == 98_362_432
-        question = [{"role": "user", "content": "What is the capital of France?"}]
-        said = client.chat(name, question, options={"temperature": 0, "num_predict": 12})
-        assert (said.eval_count, said.done_reason) == (12, "length")
-        assert said.message.content
+    client = ollama.Client(host=puller.url)
+    lines = list(client.pull(name, stream=True))
+    assert lines[0].status == "pulling manifest"
+    assert [line.status for line in lines[-3:]] == [
+        "verifying sha256 digest",
+        "writing manifest",
+        "success",
+    ]
+    bars = [line for line in lines if line.digest]
+    assert all(re.fullmatch(r"pulling [0-9a-f]{12}", line.status or "") for line in bars)
+    assert max(line.completed or 0 for line in bars) == 98_362_432
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    said = client.chat(name, question, options={"temperature": 0, "num_predict": 12})
+    assert (said.eval_count, said.done_reason) == (12, "length")
+    assert said.message.content
 
-        client.copy(name, f"{registry.host}/me/copy:1")
-        pushed = list(client.push(f"{registry.host}/me/copy:1", stream=True))
-        assert pushed[0].status == "retrieving manifest"
-        assert [line.status for line in pushed[-2:]] == ["pushing manifest", "success"]
-        assert client.pull(f"{registry.host}/me/copy:1").status == "success"
-        with pytest.raises(ollama.ResponseError, match="file does not exist"):
-            client.pull(f"{registry.host}/me/none")
-        with pytest.raises(ollama.ResponseError, match=r"add `\{host: evil\.example\}`"):
-            list(client.pull("evil.example/a/b", stream=True))
-        with pytest.raises(ollama.ResponseError, match="not found"):
-            client.push(f"{registry.host}/me/none")
-        client._client.close()
+    client.copy(name, f"{registry.host}/me/copy:1")
+    pushed = list(client.push(f"{registry.host}/me/copy:1", stream=True))
+    assert pushed[0].status == "retrieving manifest"
+    assert [line.status for line in pushed[-2:]] == ["pushing manifest", "success"]
+    assert client.pull(f"{registry.host}/me/copy:1").status == "success"
+    with pytest.raises(ollama.ResponseError, match="file does not exist"):
+        client.pull(f"{registry.host}/me/none")
+    with pytest.raises(ollama.ResponseError, match=r"add `\{host: evil\.example\}`"):
+        list(client.pull("evil.example/a/b", stream=True))
+    with pytest.raises(ollama.ResponseError, match="not found"):
+        client.push(f"{registry.host}/me/none")
+    client._client.close()
 
 
-def test_the_sdk_and_the_cli(registry: DebianRegistry, tmp_path: Path) -> None:
-    name = f"{registry.host}/me/scripted:latest"
-    with node_for(registry, tmp_path / "node") as node, node.admin() as client:
+def test_the_sdk_and_the_cli(registry: DebianRegistry, puller: NodeProcess) -> None:
+    name, node = f"{registry.host}/me/scripted:latest", puller
+    with node.admin() as client:
         client.models.download(name)
         assert client.models.get(name).size > 0
         client.models.delete(name)
@@ -215,35 +234,34 @@ def _is_whole(node: NodeProcess) -> bool:
     return not files(node, ".ollama-distributed") and bool(files(node))
 
 
-def test_the_registry_dies_while_it_serves(registry: DebianRegistry, tmp_path: Path) -> None:
+def test_the_registry_dies_while_it_serves(registry: DebianRegistry, slow: NodeProcess) -> None:
     name = f"{registry.host}/me/smollm2:135m"
     lines: list[dict[str, object]] = []
-    with node_for(registry, tmp_path / "node", rate_mib=20) as node:
-        pulling = threading.Thread(target=lambda: lines.extend(pulled(node, name)))
-        pulling.start()
-        for wanted in (20 * MIB, 50 * MIB):
-            until(lambda w=wanted: size_of_partials(node) >= w, DEADLINE_S, "some came")
-            registry.kill()
-            time.sleep(0.3)  # how long it is away; nothing is waited for
-            registry.start()
-        pulling.join(DEADLINE_S)
-        assert lines[-1] == {"status": "success"}, lines[-1]
+    pulling = threading.Thread(target=lambda: lines.extend(pulled(slow, name)))
+    pulling.start()
+    for wanted in (20 * MIB, 50 * MIB):
+        until(lambda w=wanted: size_of_partials(slow) >= w, DEADLINE_S, "some came")
+        registry.kill()
+        time.sleep(0.3)  # how long it is away; nothing is waited for
+        registry.start()
+    pulling.join(DEADLINE_S)
+    assert lines[-1] == {"status": "success"}, lines[-1]
 
 
-def test_who_goes_away_keeps_what_came(registry: DebianRegistry, tmp_path: Path) -> None:
+def test_who_goes_away_keeps_what_came(registry: DebianRegistry, slow: NodeProcess) -> None:
     name = f"{registry.host}/me/smollm2:135m"
-    with node_for(registry, tmp_path / "node", rate_mib=20) as node:
-        with node.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
-            for line in answer.iter_lines():
-                if json.loads(line).get("completed", 0) > 20 * MIB:
-                    break
-        until(lambda: "registry.part" in node.log() or _quiet(node), DEADLINE_S, "the fetch ends")
-        kept = size_of_partials(node)
-        assert 10 * MIB < kept < 90 * MIB
-        lines = pulled(node, name)
-        first = next(line for line in lines if line.get("completed"))
-        assert int(str(first["completed"])) > 10 * MIB, "it goes on from there"
-        assert lines[-1] == {"status": "success"}
+    without(slow, name)
+    with slow.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
+        for line in answer.iter_lines():
+            if json.loads(line).get("completed", 0) > 20 * MIB:
+                break
+    until(lambda: "registry.part" in slow.log() or _quiet(slow), DEADLINE_S, "the fetch ends")
+    kept = size_of_partials(slow)
+    assert 10 * MIB < kept < 90 * MIB
+    lines = pulled(slow, name)
+    first = next(line for line in lines if line.get("completed"))
+    assert int(str(first["completed"])) > 10 * MIB, "it goes on from there"
+    assert lines[-1] == {"status": "success"}
 
 
 def _quiet(node: NodeProcess) -> bool:
@@ -253,17 +271,17 @@ def _quiet(node: NodeProcess) -> bool:
     return size_of_partials(node) == before
 
 
-def test_a_stop_does_not_wait_for_a_pull(registry: DebianRegistry, tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_a_pull(registry: DebianRegistry, slow: NodeProcess) -> None:
     name = f"{registry.host}/me/smollm2:135m"
+    without(slow, name)
     lines: list[dict[str, object]] = []
-    with node_for(registry, tmp_path / "node", rate_mib=5) as node:
-        pulling = threading.Thread(target=lambda: lines.extend(pulled(node, name)))
-        pulling.start()
-        until(lambda: size_of_partials(node) > 2 * MIB, DEADLINE_S, "some came")
-        node.tell_to_stop()
-        pulling.join(DEADLINE_S)
-        assert "shutting down" in str(lines[-1]["error"])
-        assert node.stop() == 0
+    pulling = threading.Thread(target=lambda: lines.extend(pulled(slow, name)))
+    pulling.start()
+    until(lambda: size_of_partials(slow) > 2 * MIB, DEADLINE_S, "some came")
+    slow.tell_to_stop()
+    pulling.join(DEADLINE_S)
+    assert "shutting down" in str(lines[-1]["error"])
+    assert slow.stop() == 0
 
 
 # ── no room ─────────────────────────────────────────────────────────────────────────
