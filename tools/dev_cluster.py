@@ -270,11 +270,22 @@ def bring_up(nodes: Sequence[Node], formed: Path, stop: threading.Event) -> None
         here = {row.name for row in client.nodes.list()}
     for node in others:
         if node.process is None:
-            token = "" if node.name in here else cli(first, "cluster", "token", "create", "-o", "json")
-            node.start(*(("join", json.loads(token)["token"]) if token else ("serve",)))
+            node.start(*(("serve",) if node.name in here else ("join", new_token(first, stop))))
             node.wait_ready(stop)
     formed.touch()
     wait_together(first, len(nodes), stop)
+
+
+def new_token(first: Node, stop: threading.Event) -> str:
+    """Refused while coordination is not up yet, or busy elsewhere."""
+    deadline = time.monotonic() + TOGETHER_S
+    while True:
+        try:
+            token: str = json.loads(cli(first, "cluster", "token", "create", "-o", "json"))["token"]
+            return token
+        except Stopped:
+            if stop.wait(LOOK_S) or time.monotonic() > deadline:
+                raise
 
 
 def wait_together(node: Node, count: int, stop: threading.Event) -> None:

@@ -223,6 +223,8 @@ class Load:
             if not line.startswith("data:"):
                 continue
             config = json.loads(line.removeprefix("data:"))
+            if "error" in config:
+                return  # its node stops, or cannot read on
             self._saw(name, config)
             if config["version"] <= last:
                 self.wrong.append(f"{name}'s watch: {config['version']} after {last}")
