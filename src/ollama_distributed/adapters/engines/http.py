@@ -37,6 +37,8 @@ MAX_HEAD_BYTES = 65_536
 """Status line and headers of an answer; real ones stay under 1 KiB."""
 CONNECT_DEADLINE_S = 5.0
 _READ_BYTES = 65_536
+_SIZE_BYTES = 10
+"""Of the line before a chunk; what is longer is for the parser."""
 
 
 class UnixAddress(msgspec.Struct, frozen=True):
@@ -208,14 +210,11 @@ class Exchange(asyncio.Protocol):
         if self._idle_timer is not None:
             self._last_byte_at = self._loop.time()
         if self._between_chunks:
-            # A server that streams sends each token as a chunk of its own. Such a chunk goes past the
-            # parser, which waits for the size of a chunk before and after it.
-            size, _, chunk = data.partition(b"\r\n")
-            if chunk.endswith(b"\r\n") and _size(size) == len(chunk) - 2 > 0:
-                try:
-                    self._on_body(chunk[:-2])
-                except Exception as exc:
-                    self._fail(Internal("a callback failed on an engine's answer"), exc)
+            try:
+                data = self._past_whole_chunks(data)
+            except Exception as exc:
+                self._fail(Internal("a callback failed on an engine's answer"), exc)
+            if self._done or not data:
                 return
         if self._in_head:
             self._head_bytes += len(data)
@@ -228,6 +227,21 @@ class Exchange(asyncio.Protocol):
             self._fail(EngineError(f"{self._address} answered no valid HTTP: {exc}"), exc)
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(EngineError(f"{self._address} answered with a head over {MAX_HEAD_BYTES} B"))
+
+    def _past_whole_chunks(self, data: bytes) -> bytes:
+        """Deliver those that `data` begins with; the rest. A server that streams sends each token as
+        a chunk of its own: they go past the parser, which waits for the size of one before and
+        after them."""
+        at = 0
+        while not self._done:
+            line_end = data.find(b"\r\n", at, at + _SIZE_BYTES)
+            size = _size(data[at:line_end]) if line_end > 0 else 0
+            end = line_end + 2 + size
+            if size <= 0 or data[end : end + 2] != b"\r\n":
+                break
+            self._on_body(data[line_end + 2 : end])
+            at = end + 2
+        return data[at:]
 
     def eof_received(self) -> bool:
         return False
