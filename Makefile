@@ -9,6 +9,7 @@ UV_VERSION := 0.13.9
 SYNC := $(UV) sync --frozen --inexact --quiet
 PYTEST := $(BIN)/python -m pytest
 TESTS ?= tests
+# Much of the suite waits: one more than the cores of a small machine.
 WORKERS ?= 3
 SEEDS ?= 10000
 DEV_CLUSTER ?=
