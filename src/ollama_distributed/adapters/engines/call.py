@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 MAX_ERROR_BODY_BYTES = 1_048_576
 
+_DEFECT = "internal error; the node's log has it"
+
 ErrorReader = Callable[[int, bytes], OllamaDistributedError]
 """Status and body of a refusal -> our error."""
 
@@ -91,6 +93,19 @@ class Call:
 
     # ── the runner's side ───────────────────────────────────────────────────────────
 
+    def begin(self, step: Callable[[], None]) -> None:
+        """As `prepare`, for what need not wait for anything."""
+        error: OllamaDistributedError | None = None
+        try:
+            step()
+        except OllamaDistributedError as exc:
+            error = exc
+        except Exception:
+            log.exception("engines.call_defect")
+            error = Internal(_DEFECT)
+        if error is not None:  # the caller has not yet got what it would cancel
+            asyncio.get_running_loop().call_soon(self.fail, error)
+
     def prepare(self, steps: Callable[[], Awaitable[None]]) -> None:
         """Run `steps`, which ends in `send`; its errors end the call."""
 
@@ -102,7 +117,7 @@ class Call:
             except Exception:
                 # Nobody waits for this task: without a last event the stream would hang.
                 log.exception("engines.call_defect")
-                self.fail(Internal("internal error; the node's log has it"))
+                self.fail(Internal(_DEFECT))
 
         self._preparing = asyncio.get_running_loop().create_task(run(), name="prepare an answer")
 

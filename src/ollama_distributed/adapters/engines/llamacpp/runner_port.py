@@ -8,6 +8,7 @@ import base64
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -112,10 +113,7 @@ class LlamaCppRunner:
     def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
         call = self._open(sink)
 
-        async def steps() -> None:
-            prepared = request
-            if request.images and not isinstance(request.prompt, str):
-                prepared = msgspec.structs.replace(request, prompt=await self._as_text(request.prompt))
+        def send(prepared: CompletionRequest) -> None:
             body = completion_body(prepared, context_tokens=self._plan.context_tokens)
             parser = CompletionStream(
                 fragments=self._fragments,
@@ -128,7 +126,13 @@ class LlamaCppRunner:
             checked = parser if request.format is None else FormatStream(parser)
             call.send(self.process.address, completion_path(request), body, self._headers, checked)
 
-        call.prepare(steps)
+        async def send_text(prompt: tuple[Any, ...]) -> None:
+            send(msgspec.structs.replace(request, prompt=await self._as_text(prompt)))
+
+        if request.images and not isinstance(request.prompt, str):
+            call.prepare(partial(send_text, request.prompt))
+        else:
+            call.begin(partial(send, request))
         return call
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
