@@ -14,7 +14,7 @@ from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.http import UnixAddress
-from ollama_distributed.adapters.engines.intake import Intake, intake
+from ollama_distributed.adapters.engines.intake import MUCH_BYTES, Intake, intake
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, Tokens
@@ -48,12 +48,13 @@ class Pair:
         self._intake = intake
         intake.add(self.near.fileno(), self.read)
 
-    def read(self) -> None:
-        data = self.near.recv(4096)
+    def read(self) -> int:
+        data = self.near.recv(MUCH_BYTES)
         self.seen.append(data)
         self.news.set()
         if not data:
             self.close()
+        return len(data)
 
     def close(self) -> None:
         self._intake.remove(self.near.fileno())
@@ -113,6 +114,21 @@ def test_the_end_waits_for_nothing() -> None:
         two.close()
         slow.close()
         slow.close()
+
+    run(steps)
+
+
+def test_who_sends_much_is_not_kept_waiting() -> None:
+    async def steps() -> None:
+        reads = Intake(0.001)
+        one = Pair(reads)
+        one.far.send(b"x" * 3 * MUCH_BYTES)
+        assert await one.next() == b"x" * MUCH_BYTES
+        reads._pace_s = NEVER_S
+        assert await one.next() == b"x" * MUCH_BYTES
+        assert await one.next() == b"x" * MUCH_BYTES
+        one.close()
+        reads.close()
 
     run(steps)
 

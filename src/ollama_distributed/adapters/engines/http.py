@@ -191,18 +191,19 @@ class Exchange(asyncio.Protocol):
 
     # ── reading ─────────────────────────────────────────────────────────────────────
 
-    def _read(self) -> None:
+    def _read(self) -> int:
         try:
             data = os.read(self._connection, _READ_BYTES)
         except BlockingIOError:
-            return
+            return 0
         except OSError as exc:
             self.connection_lost(exc)
-            return
+            return 0
         if data:
             self.data_received(data)
         else:
             self.connection_lost(None)
+        return len(data)
 
     def data_received(self, data: bytes) -> None:
         if self._done:

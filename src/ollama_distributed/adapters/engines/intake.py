@@ -22,13 +22,18 @@ PACE_S = 0.02
 """Fifty times a second: nobody sees text come faster, and a small model makes two tokens in it."""
 
 
+MUCH_BYTES = 8192
+"""Sixty tokens. Of an engine that makes so many in `pace_s`, the socket would hold no more than a
+hundred, and the engine would wait for us."""
+
+
 class Intake:
     """For connections on one loop; make it there, and `close` it."""
 
     def __init__(self, pace_s: float) -> None:
         self._pace_s = pace_s
         self._loop = asyncio.get_running_loop()
-        self._read: dict[int, Callable[[], None]] = {}
+        self._read: dict[int, Callable[[], int]] = {}
         self._readable = select.epoll()
         self._closed = select.epoll()
         self._watching = False
@@ -37,9 +42,10 @@ class Intake:
         """Or for this: something was read less than `pace_s` ago."""
         self._loop.add_reader(self._closed.fileno(), self._take_closed)
 
-    def add(self, connection: int, read: Callable[[], None]) -> None:
+    def add(self, connection: int, read: Callable[[], int]) -> None:
         """`connection`: a file descriptor that was read just now. `read` is called when it can be
-        read again, or its end is there, until `remove`; it reads once and must not raise."""
+        read again, or its end is there, until `remove`; it reads once, says how many bytes that
+        were, and must not raise."""
         self._read[connection] = read
         self._readable.register(connection, select.EPOLLIN)
         self._closed.register(connection, select.EPOLLRDHUP)
@@ -68,21 +74,23 @@ class Intake:
         """What can be read now; then a rest, or a watch for what comes next."""
         self._timer = None
         ready = self._readable.poll(0)
-        for connection, _ in ready:
-            self._call(connection)
-        if ready:
+        most = self._call(ready)
+        if ready and most < MUCH_BYTES:
             self._rest()
         elif self._read:
             self._watch(True)
 
     def _take_closed(self) -> None:
-        for connection, _ in self._closed.poll(0):
-            self._call(connection)
+        self._call(self._closed.poll(0))
 
-    def _call(self, connection: int) -> None:
-        read = self._read.get(connection)
-        if read is not None:  # else whoever was called before has removed it
-            read()
+    def _call(self, ready: list[tuple[int, int]]) -> int:
+        """The most that one of them had to read."""
+        most = 0
+        for connection, _ in ready:
+            read = self._read.get(connection)
+            if read is not None:  # else whoever was called before has removed it
+                most = max(most, read())
+        return most
 
     def _rest(self) -> None:
         self._watch(False)
