@@ -315,6 +315,10 @@ class Replicas:
             raise Unavailable(f"node {node} cannot be reached")
         return self.answers[node].written(request)
 
+    async def hand_over(self, node: NodeId, request: InferenceRequest, written: Written) -> None:
+        self._there(node)
+        self.answers[node].handed(request, written)
+
     async def embed(self, node: NodeId, request: EmbedRequest) -> EmbedResult:
         return await self._there(node).embed(request)
 

@@ -129,7 +129,7 @@ class HopNode:
         closing.push_async_callback(self.pool.close)
         self.router = Router(self.serving, self.catalog, self.pool, self, random.Random(7).randrange)
         self.answers = Answers(self.router, SystemClock(), generated=self.door.answered.find)
-        open_written(self.door, self.answers.written)
+        open_written(self.door, self.answers)
 
     @property
     def hop(self) -> str:

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from tests.failing_replicas import Heard, Replicas
 
-from ollama_distributed.base.errors import Conflict, NotFound
+from ollama_distributed.base.errors import Conflict, NotFound, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, RequestId
 from ollama_distributed.base.inference import Failed, Finished, InferenceRequest, JsonObject, Sampling
@@ -122,6 +122,27 @@ async def test_a_connection_that_seems_alive_gives_way() -> None:
         assert isinstance(end.error, Conflict)
         assert isinstance(await rest.end(), Finished)
         assert has + rest.text == ANSWER
+
+
+async def test_a_gateway_that_stops_hands_its_answers_over() -> None:
+    async with replicas(2) as made:
+        heard = made.ask("a")  # its own runner: nobody else knows of it
+        calm = made.ask("a", text="another", request_id=RequestId("r2"))
+        has, other = await pieces(heard, 10), await pieces(calm, 3)
+        await made.answers["a"].leave()
+        for one in (heard, calm):
+            end = await one.end()
+            assert isinstance(end, Failed)
+            assert isinstance(end.error, Unavailable)
+        assert not made["a"].speaks
+        made["a"].kill()
+        made.restart("a")
+        rest = again(made, "g", has)
+        assert isinstance(await rest.end(), Finished)
+        assert has + rest.text == ANSWER
+        rest = again(made, "b", other, text="another", request_id=RequestId("r2"))
+        assert isinstance(await rest.end(), Finished)
+        assert other + rest.text == ANSWER
 
 
 async def test_only_the_same_request_of_the_same_caller_finds_it() -> None:

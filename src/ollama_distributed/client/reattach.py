@@ -1,4 +1,4 @@
-"""A stream whose connection is lost is taken up again, at this server or another. Pure.
+"""A stream whose connection is lost, or whose server stops, is taken up again, here or elsewhere. Pure.
 
 The server keeps an answer for a minute under its request id; it is told how many bytes of text
 came, and gives the rest. Where it cannot, the caller sees how the connection was lost.
@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ollama_distributed.client.calls import Call
-from ollama_distributed.client.errors import ClientError, ConnectionLost
+from ollama_distributed.client.errors import ClientError, Unavailable
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Held(Generic[T]):
         self._request_id = ""
         self._bytes = 0
         self._bytes_at_loss = -1
-        self._lost: ConnectionLost | None = None
+        self._lost: Unavailable | None = None
         self._complete = False
         self.retries = retries
         """Rounds over the servers for the next connection."""
@@ -48,7 +48,7 @@ class Held(Generic[T]):
         Raises:
             ClientError: there is none. Why it cannot be taken up says less than how it was lost.
         """
-        lost = error if isinstance(error, ConnectionLost) else None
+        lost = error if isinstance(error, Unavailable) else None
         again = self._may and not self._complete and self._bytes > self._bytes_at_loss
         if lost is None or not again or not self._request_id:
             raise error if self._lost is None else self._lost

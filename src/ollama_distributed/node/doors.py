@@ -7,7 +7,7 @@ import contextlib
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import uvicorn
 
@@ -18,12 +18,22 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
 from ollama_distributed.node.listeners import bound
 
+Leave = Callable[[], Awaitable[None]]
+LEAVE_S = 1.0
+"""Before the end of the drain."""
+
+
+async def _nothing() -> None:
+    pass
+
 
 class Stop:
     """SIGINT and SIGTERM. The first lets running answers end, the second cuts them."""
 
     def __init__(self) -> None:
         self.wanted = False
+        self.leave: Leave = _nothing
+        """Called before what still runs at the end of the drain is cut."""
         self._servers: list[_Server] = []
 
     @contextlib.contextmanager
@@ -63,10 +73,11 @@ class _Server(uvicorn.Server):
     """uvicorn that says when it listens, leaves signals to the node, and looks at nothing while
     nothing happens."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], stop: Stop) -> None:
         self._exit = asyncio.Event()
         super().__init__(config)
         self._on_started = on_started
+        self._stop = stop
 
     @property
     def should_exit(self) -> bool:
@@ -84,6 +95,19 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        drain_s = self.config.timeout_graceful_shutdown or 0
+
+        async def leave() -> None:
+            await asyncio.sleep(max(0.0, drain_s - LEAVE_S))
+            await self._stop.leave()
+
+        leaving = asyncio.create_task(leave(), name="leave what still runs")
+        try:
+            await super().shutdown(sockets)
+        finally:
+            await end([leaving])
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -117,7 +141,7 @@ async def serve(
             on_started()
 
     async def answer(group: list[socket.socket], context: ssl.SSLContext | None) -> None:
-        server = _Server(_http(app, limits, drain_s, context), started)
+        server = _Server(_http(app, limits, drain_s, context), started, stop)
         stop.adopt(server)
         try:
             if not stop.wanted:

@@ -255,7 +255,8 @@ async def _built(
         )
         door = here.keeper.parts.door
         answers = Answers(here.source, clock, generated=door.answered.find)
-        open_written(door, answers.written)
+        open_written(door, answers)
+        stop.leave = answers.leave
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
         app = create_app(
             inference=answers,

@@ -167,6 +167,17 @@ class Router:
                 asking.start_soon(ask, standing.node)
         return max(found, key=lambda one: len(one.ids), default=None)
 
+    async def hand_over(self, request: InferenceRequest, written: Written) -> None:
+        """To the first that takes it of those who are asked for it later (`written`)."""
+        for standing in self._directory.others(request.model):
+            try:
+                await self._peers.hand_over(standing.node, request, written)
+                return
+            except OllamaDistributedError as error:
+                log.debug(
+                    "routing.not_taken", request_id=request.request_id, node=standing.node, code=error.code
+                )
+
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         node, result = await self._ask(
             request.model,

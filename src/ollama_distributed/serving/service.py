@@ -128,6 +128,9 @@ class Serving:
         """Nothing: answers are kept by who asked for them."""
         return None
 
+    async def hand_over(self, request: InferenceRequest, written: Written) -> None:
+        """There is nobody."""
+
     async def count_tokens(self, request: InferenceRequest) -> int:
         """Tokens of the rendered prompt, images not counted."""
         request = msgspec.structs.replace(request, render_only=True)

@@ -193,6 +193,12 @@ class Answer:
             self._close()
             self._stop_source()
 
+    def halt(self) -> None:
+        """Take no more tokens; its last event is still to come."""
+        self._asked += 1
+        self._stop_source()
+        self._generation = None
+
     def give_up(self, error: OllamaDistributedError) -> None:
         """End it with an error: somebody else takes it up."""
         self._stop_source()

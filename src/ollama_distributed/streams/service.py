@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import Conflict
+from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.inference import (
     EmbedRequest,
     EmbedResult,
@@ -31,6 +31,9 @@ _REMEMBERED = 256
 """Models whose gaps are kept; all are forgotten when so many came together."""
 
 
+HAND_OVER_S = 2.0
+
+
 class Answers:
     """Implements `base.inference.Inference` and `answer.Home`."""
 
@@ -50,6 +53,7 @@ class Answers:
         self._begun = anyio.Event()
         """An answer has begun."""
         self._kept: Kept[Journal] = Kept()
+        self._handed: Kept[Written] = Kept()
         self._budget = Budget()
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
         """Of each model: between tokens, and between steps of reading a prompt."""
@@ -111,8 +115,32 @@ class Answers:
                 if same(answer.journal.request, request) and answer.journal.resumable:
                     answer.give_up(Conflict("the answer was taken up over another connection"))
                 break
-        journal = self._kept.find(request, self.clock.monotonic())
-        return journal.written() if journal is not None else self._generated(request)
+        now = self.clock.monotonic()
+        journal = self._kept.find(request, now)
+        own = journal.written() if journal is not None else None
+        return own or self._generated(request) or self._handed.find(request, now)
+
+    async def leave(self) -> None:
+        """This node stops: who still listens is told to take the answer up at another node, which
+        has been given what was said."""
+        leaving = [answer for answer in self._live if answer.journal.resumable]
+        for answer in leaving:
+            answer.halt()
+
+        async def hand_over(answer: Answer) -> None:
+            if (written := answer.journal.written()) is not None:
+                await self.source.hand_over(answer.journal.request, written)
+
+        with anyio.move_on_after(HAND_OVER_S):
+            async with anyio.create_task_group() as handing:
+                for answer in leaving:
+                    handing.start_soon(hand_over, answer)
+        for answer in leaving:
+            answer.give_up(Unavailable("this node is shutting down; take the answer up at another one"))
+
+    def handed(self, request: InferenceRequest, written: Written) -> None:
+        """By a node that stops."""
+        self._handed.keep(request, written, 40 * len(written.ids), self.clock.monotonic())
 
     # ── for answers ─────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ollama_distributed.client import calls, wire
-from ollama_distributed.client.errors import ClientError, ConnectionLost, NotFound
+from ollama_distributed.client.errors import ClientError, ConnectionLost, NotFound, Unavailable
 from ollama_distributed.client.reattach import MORE_RETRIES, Held
 
 CALL = calls.generate(wire.GenerateRequest(model="m", prompt="p"), stream=True)
@@ -38,6 +38,10 @@ def test_how_it_was_lost_is_told_when_it_cannot_be_taken_up() -> None:
     assert told.value is LOST
     with pytest.raises(ConnectionLost):
         one.lost(ConnectionLost("again, and nothing came"))
+
+
+def test_a_server_that_says_that_it_stops_is_left_too() -> None:
+    assert held().lost(Unavailable("shutting down")).headers["x-request-id"] == "r1"
 
 
 def test_what_is_not_taken_up() -> None:

@@ -140,6 +140,11 @@ class PeerPool:
         asked = await self._ask(node, wire.WRITTEN, wire.WrittenAsk(request=request), WRITTEN_DEADLINE_S)
         return asked.result(Written | None)  # type: ignore[arg-type]  # a union is no class
 
+    async def hand_over(self, node: NodeId, request: InferenceRequest, written: Written) -> None:
+        await self._ask(
+            node, wire.HANDED, wire.HandedAsk(request=request, written=written), WRITTEN_DEADLINE_S
+        )
+
     async def show(self, node: NodeId, name: str, *, verbose: bool = False) -> ShownModel:
         return (await self._ask(node, wire.SHOW, wire.ShowAsk(name=name, verbose=verbose), 30.0)).result(
             ShownModel

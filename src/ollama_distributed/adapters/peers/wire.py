@@ -31,11 +31,12 @@ from ollama_distributed.base.tokens import (
     Skipped,
     SourceEvent,
     Tokens,
+    Written,
 )
 
 PREFIX = "/cluster/v1/"
 GENERATE, EMBED, RERANK, COUNT_TOKENS = "generate", "embed", "rerank", "count_tokens"
-SHOW, UNLOAD, WRITTEN = "show", "unload", "written"
+SHOW, UNLOAD, WRITTEN, HANDED = "show", "unload", "written", "handed"
 FRAMES_TYPE = "application/vnd.ollama-distributed.frames"
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
@@ -64,6 +65,11 @@ class ShowAsk(msgspec.Struct, frozen=True, kw_only=True):
 class WrittenAsk(msgspec.Struct, frozen=True, kw_only=True):
     request: InferenceRequest
     """As the client repeats it."""
+
+
+class HandedAsk(msgspec.Struct, frozen=True, kw_only=True):
+    request: InferenceRequest
+    written: Written
 
 
 class UnloadAsk(msgspec.Struct, frozen=True, kw_only=True):

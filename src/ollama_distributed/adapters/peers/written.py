@@ -7,7 +7,7 @@ What is kept are the frames as they were sent, so that keeping them costs a refe
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -18,7 +18,13 @@ from ollama_distributed.base.tokens import Done, Prepared, Resume, Tokens, Writt
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.streams.kept import Kept, same
 
-Find = Callable[[InferenceRequest], Written | None]
+T = TypeVar("T")
+
+
+class Door(Protocol):
+    """`adapters.peers.door.PeerDoor`."""
+
+    def add(self, route: str, handler: Callable[[Peer, T], Awaitable[Any]], body: type[T]) -> None: ...
 
 
 class _Sent(msgspec.Struct, frozen=True, gc=False):
@@ -82,21 +88,22 @@ def written_of(resume: Resume | None, frames: Sequence[bytes]) -> Written | None
     return Written(prepared=prepared, ids=tuple(ids), said=b"".join(said), done=done)
 
 
-class Door(Protocol):
-    """`adapters.peers.door.PeerDoor`."""
+class Answers(Protocol):
+    """`streams.service.Answers`."""
 
-    def add(
-        self,
-        route: str,
-        handler: Callable[[Peer, wire.WrittenAsk], Awaitable[Any]],
-        body: type[wire.WrittenAsk],
-    ) -> None: ...
+    def written(self, request: InferenceRequest) -> Written | None: ...
+
+    def handed(self, request: InferenceRequest, written: Written) -> None: ...
 
 
-def open_written(door: Door, find: Find) -> None:
-    """Other nodes may ask what this one has of an answer."""
+def open_written(door: Door, answers: Answers) -> None:
+    """Other nodes may ask what this one has of an answer, and leave theirs when they stop."""
 
     async def written(_peer: Peer, ask: wire.WrittenAsk) -> Written | None:
-        return find(ask.request)
+        return answers.written(ask.request)
+
+    async def handed(_peer: Peer, ask: wire.HandedAsk) -> None:
+        answers.handed(ask.request, ask.written)
 
     door.add(wire.WRITTEN, written, wire.WrittenAsk)
+    door.add(wire.HANDED, handed, wire.HandedAsk)
