@@ -125,7 +125,7 @@ accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 
 	FAULT_KILLS=25 $(PYTEST) tests/integration/test_kills.py -s
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
 accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that answers, twenty under a real model (20 minutes)
-	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py -s
+	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 FAILOVER_GATEWAYS=5 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py tests/simulation/test_reattach.py -s
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)

@@ -129,7 +129,10 @@ async def test_a_gateway_that_stops_hands_its_answers_over() -> None:
         heard = made.ask("a")  # its own runner: nobody else knows of it
         calm = made.ask("a", text="another", request_id=RequestId("r2"))
         has, other = await pieces(heard, 10), await pieces(calm, 3)
+        waiting = [made.ask("a", text=str(i), request_id=RequestId(f"w{i}")) for i in range(9)]
         await made.answers["a"].leave()
+        for one in (*waiting, made.ask("a", request_id=RequestId("late"))):
+            assert isinstance(await refused(one), Unavailable)
         for one in (heard, calm):
             end = await one.end()
             assert isinstance(end, Failed)

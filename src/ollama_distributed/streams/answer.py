@@ -97,12 +97,12 @@ class Answer:
         "_paused",
         "_quiet",
         "_replica",
-        "_sent",
         "_signs",
         "_sink",
         "_timer",
         "_written",
         "journal",
+        "sent",
     )
 
     def __init__(self, request: InferenceRequest, sink: Sink, home: Home) -> None:
@@ -130,7 +130,7 @@ class Answer:
         self._replica: str | None = None
         """Of the source at work; None: it has not said."""
         self._opened = False
-        self._sent = False
+        self.sent = False
         """The client has a part of it."""
         self._paused = False
         self._over = False
@@ -160,7 +160,7 @@ class Answer:
     def _catch_up(self, written: Written) -> None:
         self._written = None
         self._account.first_s = self._clock.monotonic()
-        self._sent = True
+        self.sent = True
         self._open()
         delta = self._decoder.feed(Tokens(written.ids, "", (), written.said))
         if delta is not None and not self._over:
@@ -338,7 +338,7 @@ class Answer:
             self._went_on()
         if not self._account.first_s:
             self._account.first_s = self._clock.monotonic()
-            self._sent = self._sink is self._out
+            self.sent = self._sink is self._out
         self._open()
 
     def _open(self) -> None:
@@ -390,7 +390,7 @@ class Answer:
             now,
             self._home.chance(),
             began=self._account.first_s > 0.0 or stalled,
-            sent=self._sent,
+            sent=self.sent,
             resumable=self.journal.resumable,
         )
 

@@ -32,6 +32,7 @@ _REMEMBERED = 256
 
 
 HAND_OVER_S = 2.0
+STOPPING = "this node is shutting down; another one goes on"
 
 
 class Answers:
@@ -50,6 +51,8 @@ class Answers:
         self.chance = chance
         self._generated = generated
         self._live: set[Answer] = set()
+        self._left = False
+        """The node stops."""
         self._begun = anyio.Event()
         """An answer has begun."""
         self._kept: Kept[Journal] = Kept()
@@ -62,7 +65,10 @@ class Answers:
         if request.resume_at is not None:
             return Reattached(self, request, sink)
         answer = self.answer(request, sink)
-        answer.begin()
+        if self._left:
+            answer.give_up(Unavailable(STOPPING))
+        else:
+            answer.begin()
         return answer
 
     def answer(self, request: InferenceRequest, sink: Sink) -> Answer:
@@ -122,10 +128,14 @@ class Answers:
 
     async def leave(self) -> None:
         """This node stops: who still listens is told to take the answer up at another node, which
-        has been given what was said."""
+        has been given what was said; who waits for a first word, to ask there. Only answers that
+        cannot be continued go on."""
+        self._left = True
         leaving = [answer for answer in self._live if answer.journal.resumable]
         for answer in leaving:
             answer.halt()
+        for answer in [one for one in self._live if not (one.sent or one.journal.resumable)]:
+            answer.give_up(Unavailable(STOPPING))
 
         async def hand_over(answer: Answer) -> None:
             if (written := answer.journal.written()) is not None:
@@ -136,7 +146,7 @@ class Answers:
                 for answer in leaving:
                     handing.start_soon(hand_over, answer)
         for answer in leaving:
-            answer.give_up(Unavailable("this node is shutting down; take the answer up at another one"))
+            answer.give_up(Unavailable(STOPPING))
 
     def handed(self, request: InferenceRequest, written: Written) -> None:
         """By a node that stops."""
