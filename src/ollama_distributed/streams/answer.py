@@ -1,20 +1,18 @@
 """One answer between a source of tokens and a dialect's sink.
 
 It decodes, counts, measures, ends at stop sequences, turns every failure into one last event,
-and goes on with another source when its own is lost (`failover.py` decides): the decoder's
-state and the ids of all tokens are here, never at the source (migration rules R1 and R3).
-Called on the event loop, without tasks of its own.
+and goes on with another source when its own is lost (`sourcing.py`): the decoder's state and the
+ids of all tokens are here, never at the source (migration rules R1 and R3). Called on the event
+loop, without tasks of its own.
 """
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 import msgspec
 import structlog
 
-from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Internal, OllamaDistributedError, Unavailable
 from ollama_distributed.base.inference import (
     Delta,
@@ -22,7 +20,6 @@ from ollama_distributed.base.inference import (
     Failed,
     Finished,
     FinishReason,
-    Generation,
     InferenceRequest,
     Moved,
     Opened,
@@ -41,36 +38,18 @@ from ollama_distributed.base.tokens import (
     Tokens,
     Written,
 )
+from ollama_distributed.streams import sourcing
 from ollama_distributed.streams.account import Account
 from ollama_distributed.streams.decoder import Decoder, DecoderRules
-from ollama_distributed.streams.gaps import Gaps, Quiet
+from ollama_distributed.streams.gaps import Gaps
 from ollama_distributed.streams.journal import Journal
-from ollama_distributed.streams.losses import Losses
-from ollama_distributed.streams.ports import Source
+from ollama_distributed.streams.sourcing import STALLED, Next, Sourcing
 
 log = structlog.get_logger(__name__)
 
-MOST_STALLS = 3
-"""Of one answer: a model that is slow everywhere is not moved round and round."""
 
-
-_NO_LOSSES = Losses()
-"""Of every answer that lost nothing yet."""
-
-
-class Home(Protocol):
+class Home(sourcing.Home, Protocol):
     """What an answer needs of the node's `Answers`."""
-
-    clock: Clock
-    source: Source
-
-    def turn(self) -> float:
-        """Seconds until one more continuation may begin."""
-        ...
-
-    def chance(self) -> float:
-        """0..1"""
-        ...
 
     def over(self, answer: Answer) -> None:
         """Its last event is out, or it was cancelled."""
@@ -82,24 +61,18 @@ class Answer:
 
     __slots__ = (
         "_account",
-        "_asked",
         "_clock",
         "_decoder",
-        "_generation",
         "_held",
         "_home",
-        "_losses",
         "_new",
         "_node",
         "_opened",
         "_out",
         "_over",
-        "_paused",
-        "_quiet",
-        "_replica",
         "_signs",
         "_sink",
-        "_timer",
+        "_sources",
         "_written",
         "journal",
         "sent",
@@ -114,25 +87,15 @@ class Answer:
         self._held: list[Event] = []
         self._decoder = Decoder(DecoderRules())
         self._account = Account(self._clock.monotonic())
-        self._losses = _NO_LOSSES
-        self._quiet: Quiet | None = None
-        """The watch's, from its first look on: most answers end before it."""
-        self._generation: Generation | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        """Until the next source is asked."""
-        self._asked = 0
-        """Sources asked so far: a number for the one at work."""
+        self._sources = Sourcing(home, self.journal, self.hear)
         self._new = True
         """The source at work has said no word yet."""
         self._signs = 0
         """Of life, that were no tokens."""
         self._node = ""
-        self._replica: str | None = None
-        """Of the source at work; None: it has not said."""
         self._opened = False
         self.sent = False
         """The client has a part of it."""
-        self._paused = False
         self._over = False
         self._written: Written | None = None
         """What is taken up, until a source goes on with it."""
@@ -166,53 +129,33 @@ class Answer:
         if delta is not None and not self._over:
             self._sink(delta)
         if self._decoder.stopped is not None and not self._over:
-            self._stop_source()
             self._finish("stop", None)
 
     def _ask(self, resume: Resume | None) -> None:
-        self._timer = None
-        self._asked += 1
-        this = self._asked
         try:
-            generation = self._home.source.start(self.journal.request, self.hear, resume)
+            self._sources.ask(resume)
         except Exception as exc:
             self._defect(exc)
-            return
-        if self._over or self._asked != this:
-            # It ended, was cancelled or was lost before the source had returned the handle.
-            generation.cancel()
-            return
-        self._generation = generation
-        if self._paused:
-            generation.pause()
 
     # ── Generation ──────────────────────────────────────────────────────────────────
 
     def cancel(self) -> None:
         if not self._over:
             self._close()
-            self._stop_source()
 
     def halt(self) -> None:
         """Take no more tokens; its last event is still to come."""
-        self._asked += 1
-        self._stop_source()
-        self._generation = None
+        self._sources.stop()
 
     def give_up(self, error: OllamaDistributedError) -> None:
         """End it with an error: somebody else takes it up."""
-        self._stop_source()
         self._end(Failed(error))
 
     def pause(self) -> None:
-        self._paused = True
-        if self._generation is not None and not self._over:
-            self._generation.pause()
+        self._sources.pause()
 
     def resume(self) -> None:
-        self._paused = False
-        if self._generation is not None and not self._over:
-            self._generation.resume()
+        self._sources.resume()
 
     # ── events of the source ────────────────────────────────────────────────────────
 
@@ -233,7 +176,6 @@ class Answer:
             if delta is not None and not self._over:
                 self._sink(delta)
             if decoder.stopped is not None and not self._over:
-                self._stop_source()
                 self._finish("stop", None)
         except Exception as exc:
             self._defect(exc)
@@ -250,8 +192,10 @@ class Answer:
                     self._account.prompt_tokens, self._account.cached_tokens = total, cached
                     self._open()
             case Done():
+                self._sources.ended()
                 self._done(event)
             case Skipped():
+                self._sources.ended()
                 self._skip(event)
             case EngineFailed(error):
                 self._lost(error)
@@ -260,11 +204,11 @@ class Answer:
 
     def _prepare(self, event: Prepared) -> None:
         """Comes from each source, and again from one while no token came."""
-        self._node, self._replica = event.node, event.replica
+        self._node, self._sources.replica = event.node, event.replica
         before = self._account.before
         if before and (event.after, event.model_digest) != (before, self.journal.model_digest):
             # It would say again what was said: a version that does not know how to continue.
-            self._stop_source()
+            self._sources.stop()
             self._lost(Unavailable("a node did not go on where the answer was"))
             return
         if before:
@@ -302,11 +246,10 @@ class Answer:
                 Delta(text=text, thinking=event.thinking, tool_calls=event.tool_calls, logprobs=logprobs)
             )
         if self._decoder.stopped is not None and not self._over:
-            self._stop_source()
             self._finish("stop", None)
 
     def _done(self, event: Done) -> None:
-        if self._losses.tries:
+        if self._sources.searching:
             self._went_on()
         self.journal.done = event
         self._open()
@@ -334,7 +277,7 @@ class Answer:
     def _first_word(self) -> None:
         """Of the source at work."""
         self._new = False
-        if self._losses.tries:
+        if self._sources.searching:
             self._went_on()
         if not self._account.first_s:
             self._account.first_s = self._clock.monotonic()
@@ -351,84 +294,28 @@ class Answer:
 
     def _lost(self, error: OllamaDistributedError, *, stalled: bool = False) -> None:
         """Go on elsewhere, or end."""
-        losses, now = self._losses, self._clock.monotonic()
-        if losses is _NO_LOSSES:
-            losses = self._losses = Losses()
-        self._generation = None
-        self._asked += 1
-        wait_s = self._wait_before(error, now, stalled=stalled)
-        if wait_s is None:
-            # What the client lost, rather than why nobody else took it.
-            self._end(Failed(losses.why if losses.tries else error))
+        account = self._account
+        began = account.first_s > 0.0 or stalled
+        step = self._sources.lost(error, began=began, sent=self.sent, stalled=stalled)
+        if not isinstance(step, Next):
+            self._end(Failed(step))
             return
-        log.warning(
-            "streams.lost",
-            request_id=self.journal.request.request_id,
-            node=self._replica,
-            tokens=len(self.journal.ids),
-            code=error.code,
-            reason=error.message,
-            tries=losses.tries,
-        )
-        losses.lost(error, now, self._replica, stalled=stalled)
-        self._replica = None
         self._new = True
-        self._quiet = None
-        resume = self.journal.resume(losses.left, losses.deaths)
-        self._account.before = len(resume.ids)
-        if not resume.ids:
-            self._account.first_s = 0.0
-        wait_s = max(wait_s, self._home.turn())
-        if wait_s:
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._ask, resume)
-        else:
-            self._ask(resume)
-
-    def _wait_before(self, error: OllamaDistributedError, now: float, *, stalled: bool) -> float | None:
-        return self._losses.wait_before(
-            error,
-            now,
-            self._home.chance(),
-            began=self._account.first_s > 0.0 or stalled,
-            sent=self.sent,
-            resumable=self.journal.resumable,
-        )
+        account.before = len(step.resume.ids)
+        if not step.resume.ids:
+            account.first_s = 0.0
+        self._sources.go_on(step, self._ask)
 
     def _went_on(self) -> None:
-        self._losses.went_on()
-        log.info(
-            "streams.went_on",
-            request_id=self.journal.request.request_id,
-            node=self._replica,
-            tokens=self._account.before,
-            took_s=round(self._clock.monotonic() - self._losses.lost_s, 3),
-        )
+        self._sources.went_on(self._account.before)
         if self._opened and not self._over:
             self._out(Moved(node=self._node))
 
     def look(self, speaking: Gaps, reading: Gaps) -> None:
-        """Every `LOOK_S`: leave a source that stalled. A client that reads slowly is no stall."""
+        """Every `LOOK_S`: leave a source that stalled."""
         told = self._signs + self._decoder.completion_tokens
-        if self._over or self._paused or self._generation is None or not (told or self._losses.tries):
-            self._quiet = None
-            return
-        if self._quiet is None:
-            self._quiet = Quiet(told, speaks=not self._new)
-        elif self._quiet.look(told, speaking, reading, speaks=not self._new):
-            self._leave(self._quiet)
-
-    def _leave(self, quiet: Quiet) -> None:
-        """If there is another place for it."""
-        losses, error = self._losses, Unavailable("the node that answered said nothing any more")
-        if self._replica is None or losses.stalls >= MOST_STALLS:
-            return
-        if self._wait_before(error, self._clock.monotonic(), stalled=True) is None:
-            return
-        resume = self.journal.resume(losses.leaving(self._replica, stalled=True), losses.deaths)
-        if self._home.source.elsewhere(self.journal.request, resume):
-            quiet.left()
-            self._stop_source()
-            self._lost(error, stalled=True)
+        if self._sources.stalled(told, speaking, reading, speaks=not self._new, sent=self.sent):
+            self._lost(Unavailable(STALLED), stalled=True)
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 
@@ -449,7 +336,7 @@ class Answer:
                 usage=usage,
                 stop_sequence=self._decoder.stopped,
                 context=context,
-                moves=self._losses.moves,
+                moves=self._sources.moves,
             )
         )
 
@@ -460,14 +347,8 @@ class Answer:
 
     def _close(self) -> None:
         self._over = True
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._sources.stop()
         self._home.over(self)
-
-    def _stop_source(self) -> None:
-        if self._generation is not None:
-            self._generation.cancel()
 
     def _defect(self, exc: Exception) -> None:
         """Ours, not the caller's: the log has it whole, the client is told where to look."""
@@ -479,7 +360,6 @@ class Answer:
             request_id = self.journal.request.request_id
             log.error("streams.defect", request_id=request_id, exc_info=exc)
             error = Internal(f"internal error; the node's log has it under request {request_id}")
-        self._stop_source()
         if not over:
             try:
                 self._out(Failed(error))

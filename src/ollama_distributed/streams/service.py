@@ -33,6 +33,7 @@ _REMEMBERED = 256
 
 HAND_OVER_S = 2.0
 STOPPING = "this node is shutting down; another one goes on"
+CUT = "this node is shutting down"
 
 
 class Answers:
@@ -147,6 +148,13 @@ class Answers:
                     handing.start_soon(hand_over, answer)
         for answer in leaving:
             answer.give_up(Unavailable(STOPPING))
+
+    def cut(self) -> None:
+        """This node ends now: an answer that still runs ends with an error, and does not look for
+        another source. Idempotent."""
+        self._left = True
+        for answer in tuple(self._live):
+            answer.give_up(Unavailable(CUT))
 
     def handed(self, request: InferenceRequest, written: Written) -> None:
         """By a node that stops."""
