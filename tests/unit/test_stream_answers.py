@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_distributed.base.errors import EngineError, Internal
+from ollama_distributed.base.errors import EngineError, Internal, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import (
@@ -209,6 +209,19 @@ def test_a_source_that_raises_is_an_internal_error() -> None:
     assert isinstance(events[0].error, Internal)
     assert "r1" in events[0].error.message
     assert len(events) == 1
+
+
+def test_a_node_that_ends_cuts_its_answers_and_looks_for_no_other_source() -> None:
+    source, events = Scripted(), list[Event]()
+    answers = Answers(source, Clock())  # type: ignore[arg-type]
+    answers.open(request(), events.append)
+    say(source, Prepared(), Tokens((1,), "a"))
+    answers.cut()
+    say(source, EngineFailed(Unavailable("the engine ends too")))
+    assert source.calls == ["cancel"]
+    assert [type(event) for event in events] == [Opened, Delta, Failed]
+    assert isinstance(events[-1], Failed)
+    assert "shutting down" in events[-1].error.message
 
 
 def test_a_sink_that_raises_ends_its_answer_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -288,6 +288,7 @@ async def _built(
                 instruction_set=info.instruction_set,
                 devices=info.devices,
             )
+        closing.callback(answers.cut)
         yield app, here.keeper, preload
 
 
