@@ -48,6 +48,10 @@ from ollama_distributed.streams.sourcing import STALLED, Next, Sourcing
 log = structlog.get_logger(__name__)
 
 
+_IDLE = Decoder(DecoderRules())
+"""Of answers that were told nothing to decode yet. It is never fed."""
+
+
 class Home(sourcing.Home, Protocol):
     """What an answer needs of the node's `Answers`."""
 
@@ -85,9 +89,9 @@ class Answer:
         self._out = self._sink = sink
         """`_sink` is that of `_held` while the answer may still begin again."""
         self._held: list[Event] = []
-        self._decoder = Decoder(DecoderRules())
+        self._decoder = _IDLE
         self._account = Account(self._clock.monotonic())
-        self._sources = Sourcing(home, self.journal, self.hear)
+        self._sources = Sourcing(home, self.journal)
         self._new = True
         """The source at work has said no word yet."""
         self._signs = 0
@@ -133,7 +137,7 @@ class Answer:
 
     def _ask(self, resume: Resume | None) -> None:
         try:
-            self._sources.ask(resume)
+            self._sources.ask(resume, self.hear)
         except Exception as exc:
             self._defect(exc)
 
@@ -146,6 +150,11 @@ class Answer:
     def halt(self) -> None:
         """Take no more tokens; its last event is still to come."""
         self._sources.stop()
+
+    @property
+    def complete(self) -> bool:
+        """All of it was said, though perhaps not heard."""
+        return self.journal.done is not None or self._decoder.stopped is not None
 
     def give_up(self, error: OllamaDistributedError) -> None:
         """End it with an error: somebody else takes it up."""
@@ -277,6 +286,8 @@ class Answer:
     def _first_word(self) -> None:
         """Of the source at work."""
         self._new = False
+        if self._decoder is _IDLE:
+            self._decoder = Decoder(DecoderRules())
         if self._sources.searching:
             self._went_on()
         if not self._account.first_s:

@@ -20,6 +20,9 @@ TTL_S = 60.0
 """So long at least, twice as long at most, while there is room."""
 MOST_BYTES = 64 << 20
 """Of prompts and answers together, estimated."""
+MOST_CUT, MOST_COMPLETE = 4096, 512
+"""Answers kept. Of complete ones only the last bytes can be missing, and soon; and the garbage
+collector walks through all that is kept, which may not stop the loop."""
 ENTRY_BYTES = 1_000
 """Of what an entry holds besides."""
 
@@ -27,9 +30,10 @@ ENTRY_BYTES = 1_000
 class Kept(Generic[T]):
     """By request id. `now` is a monotonic clock's."""
 
-    __slots__ = ("_bytes", "_most_bytes", "_new", "_old", "_ttl_s", "_turn_s")
+    __slots__ = ("_bytes", "_most", "_most_bytes", "_new", "_old", "_ttl_s", "_turn_s")
 
-    def __init__(self, ttl_s: float = TTL_S, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most: int = MOST_CUT, *, ttl_s: float = TTL_S, most_bytes: int = MOST_BYTES) -> None:
+        self._most = most // 2
         self._ttl_s = ttl_s
         self._most_bytes = most_bytes // 2
         """Of a generation."""
@@ -56,10 +60,27 @@ class Kept(Generic[T]):
         return entry[1]
 
     def _move_on(self, now: float) -> None:
-        if now < self._turn_s and self._bytes <= self._most_bytes:
+        if now < self._turn_s and self._bytes <= self._most_bytes and len(self._new) < self._most:
             return
         self._old = self._new if now < self._turn_s + self._ttl_s else {}
         self._new, self._bytes, self._turn_s = {}, 0, now + self._ttl_s
+
+
+class CutAndComplete(Generic[T]):
+    """Answers whose client went away before their end, and answers that ended."""
+
+    def __init__(self) -> None:
+        self._cut: Kept[T] = Kept(MOST_CUT)
+        self._complete: Kept[T] = Kept(MOST_COMPLETE)
+
+    def keep(
+        self, request: InferenceRequest, value: T, said_bytes: int, now: float, *, complete: bool
+    ) -> None:
+        (self._complete if complete else self._cut).keep(request, value, said_bytes, now)
+
+    def find(self, request: InferenceRequest, now: float) -> T | None:
+        found = self._complete.find(request, now)
+        return found if found is not None else self._cut.find(request, now)
 
 
 def same(one: InferenceRequest, other: InferenceRequest) -> bool:

@@ -23,7 +23,7 @@ from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.failover import Budget
 from ollama_distributed.streams.gaps import LOOK_S, READING_LOOKS, Gaps
 from ollama_distributed.streams.journal import Journal
-from ollama_distributed.streams.kept import Kept, same
+from ollama_distributed.streams.kept import CutAndComplete, Kept, same
 from ollama_distributed.streams.ports import Source
 from ollama_distributed.streams.reattached import Reattached
 
@@ -56,7 +56,7 @@ class Answers:
         """The node stops."""
         self._begun = anyio.Event()
         """An answer has begun."""
-        self._kept: Kept[Journal] = Kept()
+        self._kept: CutAndComplete[Journal] = CutAndComplete()
         self._handed: Kept[Written] = Kept()
         self._budget = Budget()
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
@@ -169,4 +169,5 @@ class Answers:
         self._live.discard(answer)
         journal = answer.journal
         if journal.resumable:
-            self._kept.keep(journal.request, journal, 40 * len(journal.ids), self.clock.monotonic())
+            size, now = 40 * len(journal.ids), self.clock.monotonic()
+            self._kept.keep(journal.request, journal, size, now, complete=answer.complete)

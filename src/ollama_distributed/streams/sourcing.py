@@ -54,12 +54,12 @@ class Next(msgspec.Struct, frozen=True):
 
 
 class Sourcing:
-    """Of one answer. `hear`: takes the events of whichever source is at work."""
+    """Of one answer. Does not keep who hears: two that hold each other would be left to the
+    garbage collector, which stops the loop."""
 
     __slots__ = (
         "_asked",
         "_generation",
-        "_hear",
         "_home",
         "_journal",
         "_losses",
@@ -69,10 +69,9 @@ class Sourcing:
         "replica",
     )
 
-    def __init__(self, home: Home, journal: Journal, hear: SourceSink) -> None:
+    def __init__(self, home: Home, journal: Journal) -> None:
         self._home = home
         self._journal = journal
-        self._hear = hear
         self._generation: Generation | None = None
         self._asked = 0
         """Sources asked so far: a number for the one at work."""
@@ -87,12 +86,12 @@ class Sourcing:
 
     # ── the source at work ──────────────────────────────────────────────────────────
 
-    def ask(self, resume: Resume | None) -> None:
-        """Raises what the source raises, which then is none."""
+    def ask(self, resume: Resume | None, hear: SourceSink) -> None:
+        """`hear`: takes its events. Raises what the source raises, which then is none."""
         self._timer = None
         self._asked += 1
         this = self._asked
-        generation = self._home.source.start(self._journal.request, self._hear, resume)
+        generation = self._home.source.start(self._journal.request, hear, resume)
         if self._asked != this:
             # It ended, was cancelled or was lost before the source had returned the handle.
             generation.cancel()

@@ -60,6 +60,11 @@ class Outlet:
         self._sending = 0
         """Writes that wait for the caller to read."""
 
+    @property
+    def complete(self) -> bool:
+        """The last event came."""
+        return self._complete
+
     # ── what goes out ───────────────────────────────────────────────────────────────
 
     def hear(self, event: SourceEvent) -> None:

@@ -16,7 +16,7 @@ from ollama_distributed.adapters.peers.outlet import Outlet
 from ollama_distributed.base.inference import InferenceRequest
 from ollama_distributed.base.tokens import Done, Prepared, Resume, Tokens, Written
 from ollama_distributed.cluster.identity.ca import Peer
-from ollama_distributed.streams.kept import Kept, same
+from ollama_distributed.streams.kept import CutAndComplete, same
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Answered:
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._running: dict[str, tuple[wire.GenerateAsk, Outlet]] = {}
-        self._kept: Kept[_Sent] = Kept()
+        self._kept: CutAndComplete[_Sent] = CutAndComplete()
 
     def begins(self, ask: wire.GenerateAsk, outlet: Outlet) -> None:
         self._running[ask.request.request_id] = (ask, outlet)
@@ -47,7 +47,8 @@ class Answered:
         if self._running.get(ask.request.request_id, (None, None))[1] is outlet:
             del self._running[ask.request.request_id]
         size = sum(map(len, outlet.sent))
-        self._kept.keep(ask.request, _Sent(ask.resume, outlet.sent), size, self._now())
+        sent = _Sent(ask.resume, outlet.sent)
+        self._kept.keep(ask.request, sent, size, self._now(), complete=outlet.complete)
 
     def find(self, request: InferenceRequest) -> Written | None:
         """What it said to the same request. One that runs still ends: its caller is given up."""
