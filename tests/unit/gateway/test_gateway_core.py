@@ -298,6 +298,21 @@ def test_what_nobody_sees_before_its_end_may_begin_again():
             assert request.whole == (not stream and bool(bound))
 
 
+def test_a_client_says_what_it_has():
+    one = Bench(ScriptedInference(HELLO))
+    assert one.post("/api/generate", GEN, x_request_id="r1", x_ollama_resume_at="12").status == 200
+    assert one.post("/api/generate", GEN, x_request_id="r1").status == 200
+    assert [request.resume_at for request in one.inference.requests] == [12, None]
+    for bad in ("-1", "x", "", "9" * 13, "1.5"):
+        assert one.post("/api/generate", GEN, x_request_id="r1", x_ollama_resume_at=bad).status == 400
+    assert one.post("/api/generate", GEN, x_ollama_resume_at="1").status == 400
+    several = Bench(ScriptedInference(HELLO), routes=HOT_ROUTES)
+    out = several.post(
+        "/v1/chat/completions", {**MESSAGES, "n": 2}, x_request_id="r1", x_ollama_resume_at="1"
+    )
+    assert out.status == 400
+
+
 # ── the summary ─────────────────────────────────────────────────────────────────────
 
 
