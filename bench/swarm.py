@@ -70,7 +70,9 @@ async def node(folder: Path, me: str) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     blob, size, naive, addresses = BlobId(plan["blob"]), plan["size"], plan["naive"], plan["addresses"]
     store = BlobStore(folder / me / "models")
-    given = Shelves(store, SystemClock())
+    # Who has it from the holder alone gives nothing to the others, not even when it has it all.
+    alone = naive and me != "n0"
+    given = Shelves(BlobStore(folder / me / "nothing") if alone else store, SystemClock())
     if naive and me == "n0":  # the rule that it sends no piece twice is not for those who ask only it
         table = await make_table(size, lambda at, length: store.read_range(blob, at, length), given._threads)
         shelf = given.lay(blob, table, lambda at, length: store.read_range(blob, at, length))
