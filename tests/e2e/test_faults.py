@@ -10,11 +10,12 @@ import itertools
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,21 +44,13 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def runners(node: NodeProcess) -> dict[int, psutil.Process]:
-    """The child processes that hold a model, by process id."""
-    found = {}
-    for child in psutil.Process(node.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "runner" in " ".join(child.cmdline()):
-                found[child.pid] = child
-    return found
-
-
-def new_runner(node: NodeProcess, known: set[int]) -> psutil.Process:
-    """The one that is not known; it is from now on."""
-    (pid,) = runners(node).keys() - known
-    known.add(pid)
-    return psutil.Process(pid)
+def runners(node: NodeProcess) -> list[psutil.Process]:
+    """The child processes that hold a model."""
+    return [
+        child
+        for child in psutil.Process(node.pid).children(recursive=True)
+        if "runner" in " ".join(child.cmdline())
+    ]
 
 
 @pytest.fixture
@@ -71,34 +64,31 @@ def talker(node: NodeProcess) -> str:
     return name
 
 
-def _moves(node: NodeProcess) -> int:
-    """How many answers went on with another runner so far."""
-    return node.log_file.read_text().count("streams.went_on")
+@contextmanager
+def new_runner(node: NodeProcess) -> Iterator[Callable[[], psutil.Process]]:
+    """Gives the one runner that was started inside the `with`."""
+    before = {runner.pid for runner in runners(node)}
 
+    def find() -> psutil.Process:
+        (found,) = (runner for runner in runners(node) if runner.pid not in before)
+        return found
 
-def killed_twice(node: NodeProcess, answer: httpx.Response, at: int, known: set[int]) -> list[str]:
-    """The lines of an answer whose runner is killed at line `at`, and so is the one that goes on
-    with it. `known`: runners of before."""
-    moves, killed, lines = _moves(node), 0, []
-    for line in answer.iter_lines():
-        lines.append(line)
-        moved = killed == 1 and len(lines) % 8 == 0 and _moves(node) > moves
-        if moved or (killed == 0 and len(lines) == at):
-            new_runner(node, known).kill()
-            killed += 1
-    return lines
+    yield find
 
 
 @pytest.mark.parametrize("round_", range(ROUNDS))
-def test_kill_9_of_two_runners_in_mid_stream(node: NodeProcess, talker: str, round_: int) -> None:
-    """The first is made up for (`test_failover.py`); a request under which two die is the suspect."""
+def test_kill_9_of_a_runner_in_mid_stream(node: NodeProcess, talker: str, round_: int) -> None:
     kill_at = random.Random(round_).randint(1, 40)
+    lines: list[dict[str, object]] = []
     body = {"model": talker, "prompt": "x", "options": {"num_predict": -1}}
-    known = set(runners(node))
     with node.http() as http:
-        with http.stream("POST", "/api/generate", json=body) as answer:
+        http.post("/api/generate", json={"model": "scripted", "stream": False}).raise_for_status()
+        with new_runner(node) as runner, http.stream("POST", "/api/generate", json=body) as answer:
             assert answer.status_code == 200
-            lines = [json.loads(line) for line in killed_twice(node, answer, kill_at, known)]
+            for line in answer.iter_lines():
+                lines.append(json.loads(line))
+                if len(lines) == kill_at:
+                    os.kill(runner().pid, signal.SIGKILL)
         assert str(lines[-1].get("error", "")).strip(), lines[-1]
         assert not any(line.get("done") for line in lines)
 
@@ -107,6 +97,7 @@ def test_kill_9_of_two_runners_in_mid_stream(node: NodeProcess, talker: str, rou
         assert other.json()["response"] == ANSWER
         again = http.post("/api/generate", json={**body, "stream": False, "options": {"num_predict": 5}})
         assert again.status_code == 200, again.text
+        http.post("/api/generate", json={"model": talker, "keep_alive": 0}).raise_for_status()
 
 
 @pytest.mark.parametrize(
@@ -120,27 +111,30 @@ def test_kill_9_of_two_runners_in_mid_stream(node: NodeProcess, talker: str, rou
         ("/api/v1/generate", {"prompt": "x"}),
     ],
 )
-def test_kill_9_of_two_runners_speaks_each_dialect(
+def test_kill_9_of_a_runner_speaks_each_dialect(
     node: NodeProcess, talker: str, path: str, body: dict[str, object]
 ) -> None:
-    request, known = {"model": talker, "stream": True, **body}, set(runners(node))
-    with node.http() as http, http.stream("POST", path, json=request) as answer:
+    seen: list[str] = []
+    request = {"model": talker, "stream": True, **body}
+    with node.http() as http, new_runner(node) as runner, http.stream("POST", path, json=request) as answer:
         assert answer.status_code == 200
-        seen = killed_twice(node, answer, 24, known)
+        for line in answer.iter_lines():
+            seen.append(line)
+            if len(seen) == 24:
+                os.kill(runner().pid, signal.SIGKILL)
     assert '"error"' in "".join(seen[-3:]), seen[-3:]
     assert "[DONE]" not in "".join(seen)
 
 
 def test_a_model_that_keeps_crashing_is_quarantined_with_the_reason(node: NodeProcess, talker: str) -> None:
-    body, known = {"model": talker, "prompt": "x"}, set(runners(node))
+    body = {"model": talker, "prompt": "x"}
     with node.http() as http:
-        with http.stream("POST", "/api/generate", json=body) as answer:
-            assert "error" in killed_twice(node, answer, 1, known)[-1]
-        with http.stream("POST", "/api/generate", json=body) as answer:
-            next(answer.iter_lines())
-            new_runner(node, known).kill()
-        one = {**body, "options": {"num_predict": 1}, "stream": False}
-        wait_for(lambda: http.post("/api/v1/generate", json=one).status_code == 503, "the third death counts")
+        for _ in range(3):
+            with new_runner(node) as runner, http.stream("POST", "/api/generate", json=body) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                os.kill(runner().pid, signal.SIGKILL)
+                assert "error" in list(lines)[-1]
         refused = http.post("/api/v1/generate", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "quarantined")
         assert "SIGKILL" in refused.json()["error"]["message"]
@@ -149,13 +143,12 @@ def test_a_model_that_keeps_crashing_is_quarantined_with_the_reason(node: NodePr
 
 
 def test_a_client_that_goes_away_frees_the_slot(node: NodeProcess, talker: str) -> None:
-    known = set(runners(node))
-    with node.http() as http:
+    with node.http() as http, new_runner(node) as runner:
         # An answer ends after ten times the context: this one not while we wait.
         body = {"model": talker, "prompt": "x", "options": {"num_ctx": 65_536}}
         with http.stream("POST", "/api/generate", json=body) as answer:
             next(answer.iter_lines())
-            process = new_runner(node, known)
+            process = runner()
         wait_for(lambda: process.cpu_percent(0.1) < 20, "the runner is idle")
 
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import OllamaDistributedError, Unavailable
+from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied, Unavailable
 from ollama_distributed.base.inference import Generation
 from ollama_distributed.base.tokens import Resume, SourceSink
 from ollama_distributed.streams.gaps import Gaps, Quiet
@@ -145,6 +145,8 @@ class Sourcing:
         self._generation = None
         self._asked += 1
         wait_s = self._wait_before(error, now, began=began, sent=sent)
+        if isinstance(error, RunnerDied) and began and not self._elsewhere(stalled=stalled):
+            wait_s = None  # a new runner for what may have killed the last one: only on request
         if wait_s is None:
             # What the client lost, rather than why nobody else took it.
             return losses.why if losses.tries else error
@@ -211,7 +213,11 @@ class Sourcing:
             return False
         if self._wait_before(Unavailable(STALLED), now, began=True, sent=sent) is None:
             return False
-        resume = self._journal.resume(losses.leaving(self.replica, stalled=True), losses.deaths)
+        return self._elsewhere(stalled=True)
+
+    def _elsewhere(self, *, stalled: bool) -> bool:
+        left = self._losses.leaving(self.replica or "", stalled=stalled)
+        resume = self._journal.resume(left, self._losses.deaths)
         return self._home.source.elsewhere(self._journal.request, resume)
 
 
