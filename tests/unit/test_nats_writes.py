@@ -6,6 +6,7 @@ import base64
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+import anyio
 import msgspec
 import pytest
 
@@ -26,9 +27,14 @@ def acknowledged(sequence: int) -> Answer:
     return lambda _: {"stream": "KV_cfg", "seq": sequence}
 
 
-def stored(sequence: int, *, ours: bool) -> Answer:
+def stored(sequence: int, *, ours: bool, over: int = 7) -> Answer:
+    """`over`: the sequence that this write expected, and replaced."""
+
     def answer(write_id: str) -> Any:
-        headers = f"NATS/1.0\r\n{wire.WRITE_ID}: {write_id if ours else 'other'}\r\n\r\n"
+        headers = (
+            f"NATS/1.0\r\n{wire.WRITE_ID}: {write_id if ours else 'other'}\r\n"
+            f"{wire.EXPECTED_SEQUENCE}: {over}\r\n\r\n"
+        )
         message = {
             "subject": "$KV.cfg.k",
             "seq": sequence,
@@ -58,11 +64,15 @@ class Scripted:
         return msgspec.json.encode(self.answers.pop(0)(self._write_id))
 
 
-async def put(*answers: Answer, revision: int = 7) -> int:
-    """The outcome of a write over a key that stood at `revision`; all answers must be used."""
+async def put(*answers: Answer, revision: int = 7, known: int = 7, troubled: bool = False) -> int:
+    """The outcome of a write over a key that stood at `revision`; all answers must be used.
+    `known`: the newest revision that its node had seen. `troubled`: there was an election lately."""
     coordination = NatsCoordination(Address(urls=("tls://nowhere:1",), login=cast(Login, None)), name="n1")
     session = Scripted(*answers)
     coordination._session = cast(Session, session)
+    coordination._written = known
+    if troubled:
+        coordination._troubled_at = anyio.current_time()
     try:
         return await coordination.put("k", b"v", revision=revision)
     finally:
@@ -85,6 +95,20 @@ async def test_a_newer_state_is_a_conflict_at_once() -> None:
     with pytest.raises(Conflict) as conflict:
         await put(REFUSED, stored(8, ours=False))
     assert conflict.value.revision == 8
+
+
+async def test_a_server_that_led_once_may_refuse_what_was_written_and_replaced() -> None:
+    after_two = stored(9, ours=False, over=8)
+    with pytest.raises(DeadlineExceeded):
+        await put(REFUSED, after_two, troubled=True)
+    # Not if what stands was there before, or follows what was expected, or nobody was elected.
+    for answer, known, troubled in (
+        (after_two, 9, True),
+        (stored(8, ours=False), 7, True),
+        (after_two, 7, False),
+    ):
+        with pytest.raises(Conflict):
+            await put(REFUSED, answer, known=known, troubled=troubled)
 
 
 async def test_a_write_under_way_is_waited_for() -> None:

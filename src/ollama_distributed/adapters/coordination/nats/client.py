@@ -61,6 +61,9 @@ PAUSE_S = 0.05
 STALE_S = 0.5
 """How long a state that is older than what the writer knows is looked at again. A server that
 wakes as the leader of old hears of the new one at its next word."""
+UNSETTLED_S = 10.0
+"""So long after that two servers may answer as leaders: an election takes up to 9 s."""
+AMONG_OTHERS = "the write may have happened: another one followed it, or was first"
 PROBE_S = (0.3, 0.6)
 """Between probes while writes are refused: they are back 1 s after the quorum (M5)."""
 
@@ -89,6 +92,8 @@ class NatsCoordination:
         self._fanout = Fanout()
         self._feed = Feed(self._session, self._bucket, self._fanout)
         self._written = 0
+        self._troubled_at = float("-inf")
+        """When a write last met servers that elect, or were away."""
         self._probing: asyncio.Task[None] | None = None
         self._feeding: asyncio.Task[None] | None = None
 
@@ -183,6 +188,7 @@ class NatsCoordination:
             raise Unavailable("coordination has no quorum; writes are refused until it is back")
         expected = {write.key: write.revision for write in writes}
         write_id = random_id(20)
+        known = max(self._written, self._fanout.revision)
         began_at = anyio.current_time()
         deadline = began_at + REFUSAL_S
         uncertain = False
@@ -191,15 +197,18 @@ class NatsCoordination:
                 last = await self._attempt(writes, expected, fence, write_id, min(left_s, ATTEMPT_S))
             except TimeoutError:
                 uncertain = True
+                self._troubled_at = anyio.current_time()
             except _Unproven:
                 uncertain = True
+                self._troubled_at = anyio.current_time()
                 await anyio.sleep(PAUSE_S)
             except (NoResponders, Unavailable):
+                self._troubled_at = anyio.current_time()
                 await anyio.sleep(PAUSE_S)
             except _Refused:
                 try:
                     last_or_none = await self._after_refusal(
-                        writes, expected, fence, write_id, uncertain, patient_until=began_at + STALE_S
+                        writes, expected, fence, write_id, uncertain, known, patient_until=began_at + STALE_S
                     )
                 except Unavailable as exc:
                     if uncertain:  # an earlier attempt may have won: that cannot be told now
@@ -265,11 +274,12 @@ class NatsCoordination:
         fence: Fence | None,
         write_id: str,
         uncertain: bool,
+        known: int,
         *,
         patient_until: float,
     ) -> int | None:
         """Why a sequence did not match: ours (the last sequence), tombstones or an answer from an
-        older state than the writer's (None), or a conflict."""
+        older state than the writer's (None), or a conflict. `known`: what stood before we wrote."""
         stored = {write.key: await self._last(write.key) for write in writes}
         ours = [m.seq for m in stored.values() if m is not None and m.headers.get(wire.WRITE_ID) == write_id]
         if ours:
@@ -278,7 +288,12 @@ class NatsCoordination:
                 return last.seq
             raise DeadlineExceeded("the write happened, and another one followed it at once")
         if uncertain:
-            raise DeadlineExceeded("the write may have happened: another one followed it, or was first")
+            raise DeadlineExceeded(AMONG_OTHERS)
+        # A server that led before an election may refuse what the one that leads now takes. Of a
+        # batch all or nothing is written, so one key without it is proof enough.
+        absent = anyio.current_time() - self._troubled_at > UNSETTLED_S or any(
+            _is_not_below(stored[write.key], expected[write.key], known) for write in writes
+        )
         if fence is not None:
             holder = await self._last(fence.key)
             if _older(holder, fence.revision) and anyio.current_time() < patient_until:
@@ -286,6 +301,8 @@ class NatsCoordination:
                 return None
             standing = ABSENT if holder is None or wire.OPERATION in holder.headers else holder.seq
             if standing != fence.revision:
+                if not absent:
+                    raise DeadlineExceeded(AMONG_OTHERS)
                 raise Conflict(f"the fence {fence.key} moved on to {standing}", revision=standing)
         moved = False
         for write in writes:
@@ -301,6 +318,8 @@ class NatsCoordination:
             if _older(message, write.revision) and anyio.current_time() < patient_until:
                 moved = False
                 break
+            if not absent:
+                raise DeadlineExceeded(AMONG_OTHERS)
             raise Conflict(f"{write.key} stands at {standing}, not at {write.revision}", revision=standing)
         if not moved:
             await anyio.sleep(PAUSE_S)  # another write is under way on a key of ours
@@ -330,6 +349,7 @@ class NatsCoordination:
                 log.debug(QUORUM_LOST)
             await anyio.sleep(random.uniform(*PROBE_S))  # noqa: S311  # spreads load
         log.info(QUORUM_BACK)
+        self._troubled_at = anyio.current_time()
         self._probing = None
 
     # ── messages ────────────────────────────────────────────────────────────────────
@@ -391,6 +411,14 @@ class NatsCoordination:
         finally:
             await self._session.unsubscribe(subscription)
             await end(list(tasks))
+
+
+def _is_not_below(message: wire.RawMessage | None, expected: int | None, known: int) -> bool:
+    """Whether a write over `expected` cannot have been between that and what stands now: this
+    stood already when we wrote (`known`), or follows what we expected itself."""
+    if message is None or message.seq <= known or message.seq == expected:
+        return True
+    return expected is not None and message.headers.get(wire.EXPECTED_SEQUENCE) == str(expected)
 
 
 def _older(message: wire.RawMessage | None, revision: int) -> bool:
