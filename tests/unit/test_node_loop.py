@@ -27,7 +27,7 @@ def test_a_short_wait_is_kept(delay_s: float) -> None:
         assert now + delay_s <= deadline <= now + delay_s + slack
 
 
-@pytest.mark.parametrize("delay_s", [LEAST_S, 0.7, 1.0, 1.01, 30.0])
+@pytest.mark.parametrize("delay_s", [LEAST_S + 0.2, 1.0, 1.01, 30.0])
 def test_a_long_wait_ends_on_a_beat(delay_s: float) -> None:
     with asyncio.Runner(loop_factory=NodeLoop) as runner:
         loop = runner.get_loop()
