@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.abc
 import msgspec
 import pytest
 from cryptography import x509
@@ -98,6 +99,15 @@ async def _refused(trust: Trust, server: NatsServer, node: str) -> None:
     session = Session(trust.address(server, node=node, role="node"), name=node)
     with pytest.raises(Unavailable, match="uthorization"):
         await session.open(1.0)
+
+
+async def test_a_server_that_never_shakes_hands_is_given_up(trust: Trust) -> None:
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as silent:
+        port = silent.extra(anyio.abc.SocketAttribute.local_port)
+        url = f"tls://127.0.0.1:{port}"  # connects: the kernel accepts; nobody reads
+        session = Session(Address(urls=(url,), login=trust.login("n1")), name="n1")
+        with anyio.fail_after(SOON_S), pytest.raises(Unavailable):
+            await session.open(0.2)
 
 
 async def test_an_expired_login_comes_back_with_the_renewed_one(trust: Trust) -> None:

@@ -43,6 +43,7 @@ from ollama_distributed.base.tokens import Resume, Tokens
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings
 from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.service import Serving
 from ollama_distributed.testing import echo_text
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
 
@@ -351,6 +352,24 @@ async def test_a_request_that_kills_each_runner_takes_two_at_most() -> None:
         assert engine.loads == 2
 
 
+async def test_on_a_node_alone_an_answer_ends_with_its_runner() -> None:
+    engine = EchoEngine(EchoSettings(fail_after_tokens=2, crashes=1))
+    async with node(engine=engine) as n:
+        listener, _ = n.ask(chat("hello world"))
+        end = await listener.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, RunnerDied)
+        assert (listener.text, engine.loads) == ("hello ", 1)
+        again, _ = await n.finished(chat("hello world"))
+        assert (again.text, engine.loads) == ("hello world", 2)
+
+
+@pytest.fixture
+def _a_peer_has_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Serving, "elsewhere", lambda *_: True)
+
+
+@pytest.mark.usefixtures("_a_peer_has_the_model")
 async def test_an_answer_lives_through_the_death_of_its_runner() -> None:
     engine = EchoEngine(EchoSettings(fail_after_tokens=2, crashes=1))
     async with node(engine=engine) as n:
@@ -362,6 +381,7 @@ async def test_an_answer_lives_through_the_death_of_its_runner() -> None:
         assert end.usage.prompt_tokens == opened.prompt_tokens
 
 
+@pytest.mark.usefixtures("_a_peer_has_the_model")
 async def test_an_answer_that_kills_two_runners_gets_no_third() -> None:
     engine = EchoEngine(EchoSettings(fail_after_tokens=1))
     async with node(engine=engine) as n:

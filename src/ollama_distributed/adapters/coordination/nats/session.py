@@ -87,11 +87,15 @@ class Subscription:
 
 
 class _Transport(TcpTransport):
-    """Closes at once: TLS would wait 30 s for the farewell of a server that hangs."""
+    """Closes at once: TLS would wait 30 s for the farewell of a server that hangs, and for ever
+    where the handshake was broken off (asyncio's stream is not told of that end)."""
 
     def close(self) -> None:
         if self._io_writer is not None:
             self._io_writer.transport.abort()
+
+    async def wait_closed(self) -> None:
+        await asyncio.sleep(0)  # an aborted socket is closed at the loop's next turn
 
 
 class Connection(Client):
