@@ -17,6 +17,7 @@ import msgspec
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.priority import Priority as Priority
 
 # ── what is asked ───────────────────────────────────────────────────────────────────
 
@@ -162,6 +163,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     its text already, thinking included, in UTF-8."""
     render_only: bool = False
     """Answer with the rendered prompt instead of generating (Ollama's _debug_render_only)."""
+    priority: Priority = "normal"
+    """The class in which it waits for a slot."""
+    within_s: float | None = None
+    """Seconds from now within which it must have a slot; None: as long as the node lets wait."""
 
 
 # ── what comes back ─────────────────────────────────────────────────────────────────
@@ -283,6 +288,10 @@ class EmbedRequest(msgspec.Struct, frozen=True, kw_only=True):
     normalize: bool = True
     keep_alive_s: float | None = None
     options: LoadOptions = LoadOptions()
+    priority: Priority = "normal"
+    """As in `InferenceRequest`."""
+    within_s: float | None = None
+    """As in `InferenceRequest`."""
 
 
 class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -301,6 +310,10 @@ class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
     documents: tuple[str, ...]
     keep_alive_s: float | None = None
     options: LoadOptions = LoadOptions()
+    priority: Priority = "normal"
+    """As in `InferenceRequest`."""
+    within_s: float | None = None
+    """As in `InferenceRequest`."""
 
 
 class RerankResult(msgspec.Struct, frozen=True, kw_only=True):

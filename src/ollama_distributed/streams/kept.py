@@ -87,7 +87,14 @@ def same(one: InferenceRequest, other: InferenceRequest) -> bool:
     """Asked by the same caller in the same words."""
     if (one.identity.role, one.identity.key_id) != (other.identity.role, other.identity.key_id):
         return False
-    return msgspec.structs.replace(other, identity=one.identity, resume_at=one.resume_at) == one
+    alike = msgspec.structs.replace(
+        other,
+        identity=one.identity,
+        resume_at=one.resume_at,
+        priority=one.priority,
+        within_s=one.within_s,
+    )
+    return alike == one
 
 
 def _size_of(request: InferenceRequest) -> int:
