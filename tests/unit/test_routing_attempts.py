@@ -86,7 +86,7 @@ def test_a_refusal_leads_to_the_next_unseen() -> None:
     assert nodes.heard == [
         Prepared(load_s=1.0, node="a", replica="a"),
         Progress(4, 2),
-        Prepared(node="c", replica="c"),
+        Prepared(node="c", replica="c", route="retry"),
         Tokens((1,), "x"),
         DONE,
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.load import Load
+from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
 from ollama_distributed.routing.service import Router
 from ollama_distributed.state import keys
@@ -76,8 +76,8 @@ def directory(view: View) -> Directory:
 class Local:
     """This node's serving, that has room."""
 
-    def full(self, model: str) -> bool:
-        return False
+    def work(self, key: str) -> ModelLoad | None:
+        return ModelLoad(name=key, slots=4)
 
 
 def router(view: View, *own: str) -> Router:

@@ -192,6 +192,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     """0 when the engine has not said yet."""
     node: str = ""
     """Name of the node that answers; empty: this one."""
+    route: str = ""
+    """Why that node, in a word; empty: there was no choice."""
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
@@ -218,6 +220,9 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
     total_s: float = 0.0
     load_s: float = 0.0
+    """Until a runner was there."""
+    wait_s: float = 0.0
+    """Of that, for a slot of a model that was loaded."""
     prompt_s: float = 0.0
     completion_s: float = 0.0
 
@@ -300,6 +305,8 @@ class EmbedResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     node: str = ""
     """Name of the node that answered; empty: this one."""
+    route: str = ""
+    """As in `Opened`."""
 
 
 class RerankRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -322,6 +329,8 @@ class RerankResult(msgspec.Struct, frozen=True, kw_only=True):
     usage: Usage = Usage()
     node: str = ""
     """As in `EmbedResult`."""
+    route: str = ""
+    """As in `Opened`."""
 
 
 class Inference(Protocol):

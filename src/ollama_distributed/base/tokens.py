@@ -122,6 +122,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
 
     load_s: float = 0.0
     """From the request's start until the runner was there."""
+    wait_s: float = 0.0
+    """Of that, after the model was loaded: for a free slot."""
     stop: tuple[str, ...] = ()
     thinking_tags: tuple[str, str] | None = None
     """None: reasoning is not taken apart (the model has none, or `think` is false)."""
@@ -138,6 +140,8 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag="prepared"):
     """Name of the node whose runner it is; empty: this one."""
     replica: str = ""
     """That node's id; empty: this one."""
+    route: str = ""
+    """Why that node, in a word; empty: there was no choice."""
     after: int = 0
     """Tokens of other runners that this one goes on after (`Resume.ids`)."""
 

@@ -61,6 +61,10 @@ class ModelLoad(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When it goes if nobody uses it, seconds since the Unix epoch; None: never."""
     engine: str = ""
     """`name/variant/version`."""
+    read_tokens_per_s: float = 0.0
+    """Of a prompt, as measured; 0: not yet."""
+    life: int = 0
+    """Another number after each load: what was cached before is gone."""
     used_at: float = 0.0
     """When it was used last, by the node's clock, in steps of ten seconds."""
 

@@ -14,8 +14,9 @@ import structlog
 
 from ollama_distributed.base.errors import Internal, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId, RequestId
-from ollama_distributed.base.inference import Generation
+from ollama_distributed.base.inference import Generation, Queued
 from ollama_distributed.base.tokens import (
+    Done,
     EngineFailed,
     Prepared,
     Progress,
@@ -24,6 +25,7 @@ from ollama_distributed.base.tokens import (
     SourceSink,
     Tokens,
 )
+from ollama_distributed.routing.caches import Caches, Trip
 from ollama_distributed.routing.plan import ELSEWHERE, most_telling
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -53,6 +55,7 @@ class Attempts:
         "_request_id",
         "_sink",
         "_spoke",
+        "_trip",
         "_try",
     )
 
@@ -64,12 +67,14 @@ class Attempts:
         request_id: RequestId,
         name_of: Callable[[NodeId], str] = str,
         noted: Noted = _nobody,
+        trip: Trip | None = None,
     ) -> None:
         self._begin = begin
         self._sink = sink
         self._request_id = request_id
         self._name_of = name_of
         self._noted = noted
+        self._trip = trip or Trip(Caches(), "")
         self._left = list(order)
         self._errors: list[OllamaDistributedError] = []
         self._generation: Generation | None = None
@@ -85,6 +90,7 @@ class Attempts:
     def cancel(self) -> None:
         if not self._over:
             self._over = True
+            self._trip.over()
             if self._generation is not None:
                 self._generation.cancel()
 
@@ -103,6 +109,7 @@ class Attempts:
     def _next(self) -> None:
         self._node = self._left.pop(0)
         self._try = this = self._try + 1
+        self._trip.to(self._node, again=this > 1)
 
         def hear(event: SourceEvent) -> None:
             if self._try == this and not self._over:
@@ -129,18 +136,31 @@ class Attempts:
         if kind is Tokens:
             if not self._spoke:
                 self._spoke = True
+                self._trip.spoke()
                 self._noted(self._node, None)
         elif kind is EngineFailed:
             assert isinstance(event, EngineFailed)
             self._refused(event.error)
             return
         elif isinstance(event, Prepared):
-            event = msgspec.structs.replace(event, node=self._name_of(self._node), replica=self._node)
+            event = msgspec.structs.replace(
+                event, node=self._name_of(self._node), replica=self._node, route=self._trip.reason
+            )
+        elif isinstance(event, Queued):
+            event = msgspec.structs.replace(event, node=self._name_of(self._node))
         elif isinstance(event, Skipped):
             self._spoke = True
             event = msgspec.structs.replace(event, node=self._name_of(self._node))
-        elif kind is not Progress:
+            self._trip.over()
+        elif isinstance(event, Progress):
+            self._trip.reads(event)
+        elif isinstance(event, Done):
             self._spoke = True
+            self._trip.done(event)
+            self._trip.over()
+        elif not self._spoke:
+            self._spoke = True
+            self._trip.spoke()
         self._sink(event)
 
     def _refused(self, error: OllamaDistributedError) -> None:
@@ -164,4 +184,5 @@ class Attempts:
 
     def _end(self, error: OllamaDistributedError) -> None:
         self._over = True
+        self._trip.over()
         self._sink(EngineFailed(error))

@@ -1,10 +1,12 @@
 """Which nodes are asked for an answer, and in which order.
 
-Pure: standings, loads and dice in, an order out, with a reason for each node that was left out, so
-that a choice can be replayed. This node comes first when it holds the model, unless a request would
-wait here and not elsewhere: no hop is cheaper than none. Of the others the better of two that were
-drawn at random: it spreads load nearly as well as knowing everything, and stale figures do not send
-all to one node (Mitzenmacher, The Power of Two Choices, 2001).
+Pure: standings, loads, what caches are believed to hold and dice in; an order out, with a reason for
+each node that was left out, so that a choice can be replayed. The choice goes by the time until the
+first token: tokens to read ÷ the speed of reading, the wait for a slot, loading, the hop. Among
+equals: this node, since no hop is cheaper than none; else the better of two that were drawn at random,
+so that gateways with the same stale figures do not all send to one node (Mitzenmacher, The Power of
+Two Choices, 2001). A replica that is crowded gives way however much of the prompt it holds
+(consistent hashing with bounded loads, Mirrokni et al., 2016).
 """
 
 from __future__ import annotations
@@ -25,9 +27,25 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.routing import Policy
 
 MAX_TRIES = 3
 """Nodes asked for one answer: more would make a cluster that is full work only on refusals."""
+
+HOP_S = 0.002
+"""To another node: a connection that is open, and its loop's turn."""
+LOAD_S = 2.0
+"""Loading a model, where nothing better is known."""
+ANSWER_S = 4.0
+"""How long an answer holds its slot, where nothing better is known."""
+READ_TOKENS_PER_S = 500.0
+"""Where no replica has measured it: between a CPU's 250 and a GPU's thousands."""
+LEAST_TOKENS = 32
+"""Read of any prompt: its last words, and the template around them."""
+EQUAL_S, EQUAL_SHARE = 0.02, 0.1
+"""Times until the first token that differ by no more are equal: figures are a second old."""
+CROWDED = 2.0
+"""Requests for each slot from which on a replica takes no more while another has a free slot."""
 
 ELSEWHERE: tuple[type[OllamaDistributedError], ...] = (
     Unavailable,
@@ -45,7 +63,7 @@ Dice = Callable[[int], int]
 """`Random.randrange`: a number from 0 to below the argument."""
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
+class Load(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a node said last of its work on one model, or of all its work."""
 
     slots: int = 0
@@ -53,9 +71,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     loaded: bool = False
     """The model is in its memory."""
+    read_tokens_per_s: float = 0.0
+    """How fast it reads a prompt alone; 0: not measured."""
 
 
-class Standing(msgspec.Struct, frozen=True, kw_only=True):
+class Standing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A node that holds the model, as the replicated state has it."""
 
     node: NodeId
@@ -65,17 +85,49 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """It has told an address for forwarded requests."""
     shunned: bool = False
     """Its replica failed lately (`health.py`): others come first."""
+    load_s: float = LOAD_S
+    """How long loading the model may take."""
+    labels: Mapping[str, str] = {}
 
 
-class LeftOut(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Of the request, in estimated tokens."""
+
+    tokens: int = 0
+    cached: Mapping[NodeId, int] = {}
+    """Of them, those that a replica is believed to hold."""
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """What is expected of a replica; times in seconds."""
+
+    node: NodeId
+    ttft_s: float
+    """Until the first token: the sum of the next four."""
+    hop_s: float
+    load_s: float
+    wait_s: float
+    read_s: float
+    cached_tokens: int
+    read_tokens_per_s: float
+    load: Load
+    crowded: bool
+
+
+class LeftOut(msgspec.Struct, frozen=True, gc=False):
     node: NodeId
     reason: str
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     order: tuple[NodeId, ...] = ()
     """Whom to ask, one after the other until one takes it; empty: nobody holds the model."""
     left_out: tuple[LeftOut, ...] = ()
+    scores: tuple[Score, ...] = ()
+    """Of all that could be asked."""
+    reason: str = "only"
+    """Why the first one, in a word: `X-Ollama-Route`."""
+    policy: Policy = "prefix"
 
 
 _LAST_RESORT: Mapping[NodeStatus, int] = {
@@ -89,6 +141,10 @@ _SHUNNED = 3
 """Lower is asked earlier. Offline nodes last, but asked: the state may be old, for it is
 frozen while consensus is away, and only a try tells."""
 
+NO_PROMPT = Prompt()
+_UNKNOWN = Load()
+_NO_LABELS: Mapping[str, str] = {}
+
 
 def plan(
     holders: Sequence[Standing],
@@ -96,67 +152,146 @@ def plan(
     loads: Mapping[NodeId, Load],
     dice: Dice,
     *,
-    full: bool = False,
+    prompt: Prompt = NO_PROMPT,
+    policy: Policy = "prefix",
+    turn: int = 0,
+    wanted: Mapping[str, str] = _NO_LABELS,
 ) -> Plan:
     """Choose up to `MAX_TRIES` nodes. The order of `holders` decides nothing but what the dice mean.
-    `full`: a request would wait here, and goes first where it would not."""
-    left_out: list[LeftOut] = []
-    mine: list[NodeId] = []
-    tiers: dict[int, list[NodeId]] = {}
-    for standing in holders:
-        tier = max(_LAST_RESORT[standing.status], _SHUNNED if standing.shunned else 0)
-        if standing.node == me and not standing.shunned and standing.status != "draining":
-            mine.append(me)
-        elif standing.node != me and not standing.reachable:
-            left_out.append(LeftOut(standing.node, "it has no address for forwarded requests"))
-        else:
-            tiers.setdefault(tier, []).append(standing.node)
-    order = mine
-    for tier in sorted(tiers):
-        order += _drawn(tiers[tier], MAX_TRIES - len(order), loads, dice)
-    free = [node for node in order if node in tiers.get(0, ()) and _work(loads.get(node))[0] == 0]
-    if mine and full and free:
-        order.remove(free[0])
-        order.insert(0, free[0])
-    left_out += [
-        LeftOut(s.node, "it failed lately" if s.shunned else "others come first")
-        for s in holders
-        if _unused(s, order, left_out)
-    ]
-    return Plan(order=tuple(order), left_out=tuple(left_out))
 
-
-def _unused(standing: Standing, order: Sequence[NodeId], left_out: Sequence[LeftOut]) -> bool:
-    return standing.node not in order and all(one.node != standing.node for one in left_out)
-
-
-def _drawn(nodes: list[NodeId], count: int, loads: Mapping[NodeId, Load], dice: Dice) -> list[NodeId]:
-    """`count` of them, each the better of two that the dice drew of those that are left."""
-    left = list(nodes)
-    drawn: list[NodeId] = []
-    while left and len(drawn) < count:
-        if len(left) == 1:
-            drawn += left
-            break
-        first = dice(len(left))
-        second = dice(len(left) - 1)
-        second += second >= first
-        better = min(left[first], left[second], key=lambda node: _work(loads.get(node)))
-        left.remove(better)
-        drawn.append(better)
-    return drawn
-
-
-def _work(load: Load | None) -> tuple[int, float]:
-    """How long a request would wait there, coarsely: lower is better.
-
-    A free slot of a loaded model, then a node that says nothing or would have to load it,
-    then a queue by its length for each slot.
+    `turn`: a number that grows with each request, for the policies that go in turn. `wanted`: only
+    nodes with these labels.
     """
-    if load is None or not load.loaded:
-        return (1, 0.0 if load is None else float(load.busy + load.queued))
-    waiting = (load.busy + load.queued) / max(1, load.slots)
-    return (0, waiting) if load.queued == 0 and load.busy < load.slots else (2, waiting)
+    left_out: list[LeftOut] = []
+    tiers: dict[int, list[Score]] = {}
+    fastest = max((load.read_tokens_per_s for load in loads.values()), default=0.0) or READ_TOKENS_PER_S
+    some_free = False
+    for standing in holders:
+        node = standing.node
+        if wanted and not wanted.items() <= standing.labels.items():
+            left_out.append(LeftOut(node, f"it lacks the labels {_labels_text(wanted)}"))
+            continue
+        if node != me and not standing.reachable:
+            left_out.append(LeftOut(node, "it has no address for forwarded requests"))
+            continue
+        tier = max(_LAST_RESORT[standing.status], _SHUNNED if standing.shunned else 0)
+        score = _score(standing, loads.get(node, _UNKNOWN), prompt, 0.0 if node == me else HOP_S, fastest)
+        some_free = some_free or (tier == 0 and score.load.loaded and score.wait_s == 0.0)
+        tiers.setdefault(tier, []).append(score)
+    order: list[NodeId] = []
+    first: Score | None = None
+    for tier in sorted(tiers):
+        left = tiers[tier]
+        if policy != "prefix":
+            ranked = _in_turn(left, policy, turn)
+        elif len(left) == 1:
+            ranked = left
+        else:
+            ranked = _by_time(left, me, dice, MAX_TRIES - len(order), some_free=some_free)
+        if first is None:
+            first, lowest = ranked[0], tier
+        order += [score.node for score in ranked[: MAX_TRIES - len(order)]]
+    if first is None:
+        return Plan(left_out=tuple(left_out), policy=policy)
+    for standing in holders:
+        node = standing.node
+        if node not in order and all(one.node != node for one in left_out):
+            left_out.append(LeftOut(node, "it failed lately" if standing.shunned else "others come first"))
+    return Plan(
+        order=tuple(order),
+        left_out=tuple(left_out),
+        scores=tuple(score for tier in sorted(tiers) for score in tiers[tier]),
+        reason=_reason(first, tiers[lowest], me, policy, last_resort=lowest > 0),
+        policy=policy,
+    )
+
+
+def _score(standing: Standing, load: Load, prompt: Prompt, hop_s: float, fastest: float) -> Score:
+    cached = min(prompt.cached.get(standing.node, 0), prompt.tokens) if prompt.cached else 0
+    rate = load.read_tokens_per_s or fastest
+    slots, work = max(load.slots, 1), load.busy + load.queued
+    load_s = wait_s = 0.0
+    if not load.loaded:
+        load_s = standing.load_s
+        work = 0  # of other models
+    elif work >= slots:
+        wait_s = (work + 1 - slots) / slots * ANSWER_S
+    # Slots that work share the machine: a prompt is read more slowly beside others.
+    read_s = max(prompt.tokens - cached, LEAST_TOKENS) / rate * (1.0 + min(work / slots, 1.0))
+    return Score(
+        standing.node,
+        hop_s + load_s + wait_s + read_s,
+        hop_s,
+        load_s,
+        wait_s,
+        read_s,
+        cached,
+        rate,
+        load,
+        work >= CROWDED * slots,
+    )
+
+
+def _by_time(scores: list[Score], me: NodeId, dice: Dice, count: int, *, some_free: bool) -> list[Score]:
+    """`count` of them, the shortest time until the first token first."""
+    left = [one for one in scores if not (one.crowded and some_free)]
+    last = [one for one in scores if one.crowded and some_free]
+    ranked: list[Score] = []
+    while left and len(ranked) < count:
+        best = _best(left, me, dice)
+        left.remove(best)
+        ranked.append(best)
+    return ranked if len(ranked) >= count else ranked + sorted(last, key=lambda one: one.ttft_s)
+
+
+def _best(scores: list[Score], me: NodeId, dice: Dice) -> Score:
+    least = min(one.ttft_s for one in scores)
+    enough = least + max(EQUAL_S, EQUAL_SHARE * least)
+    equal = [one for one in scores if one.ttft_s <= enough]
+    if len(equal) > 1:
+        most = max(one.cached_tokens for one in equal)
+        if most:
+            equal = [one for one in equal if one.cached_tokens == most]
+    here = next((one for one in equal if one.node == me), None)
+    if here is not None or len(equal) == 1:
+        return here or equal[0]
+    first = dice(len(equal))
+    second = dice(len(equal) - 1)
+    second += second >= first
+    return min(equal[first], equal[second], key=_work)
+
+
+def _work(score: Score) -> float:
+    return (score.load.busy + score.load.queued) / max(score.load.slots, 1)
+
+
+def _in_turn(scores: list[Score], policy: Policy, turn: int) -> list[Score]:
+    scores = sorted(scores, key=lambda one: one.node)
+    start = turn % len(scores)
+    scores = scores[start:] + scores[:start]
+    if policy == "least-connections":
+        scores.sort(key=lambda one: one.load.busy + one.load.queued)
+    return scores
+
+
+def _reason(first: Score, peers: Sequence[Score], me: NodeId, policy: Policy, *, last_resort: bool) -> str:
+    if last_resort:
+        return "last-resort"
+    if len(peers) == 1:
+        return "only"
+    if policy != "prefix":
+        return policy
+    if any(one.cached_tokens > first.cached_tokens for one in peers):
+        return "spill"
+    if first.cached_tokens:
+        return "prefix"
+    if first.node == me:
+        return "local"
+    return "load" if all(one.load.loaded for one in peers) or not first.load.loaded else "warm"
+
+
+def _labels_text(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(labels.items()))
 
 
 def most_telling(errors: Sequence[OllamaDistributedError]) -> OllamaDistributedError:

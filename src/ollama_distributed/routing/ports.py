@@ -16,6 +16,7 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.base.tokens import Resume, SourceSink, Written
 from ollama_distributed.cluster.load import Load as LoadReport
+from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.state.cluster import ClusterState
 
 
@@ -26,8 +27,8 @@ class Local(Protocol):
         self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None
     ) -> Generation: ...
 
-    def full(self, key: str) -> bool:
-        """Whether a request for this model, by its canonical name, would wait for a slot."""
+    def work(self, key: str) -> ModelLoad | None:
+        """What the model of this canonical name has to do here; None: it is not loaded."""
         ...
 
     async def embed(self, request: EmbedRequest) -> EmbedResult: ...

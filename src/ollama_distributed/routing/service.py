@@ -10,7 +10,7 @@ state calls offline is still tried when no other holds the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
@@ -18,7 +18,8 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock, SystemClock
-from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.cluster import NodeStatus
+from ollama_distributed.base.errors import NoCapacity, OllamaDistributedError
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import (
@@ -31,6 +32,7 @@ from ollama_distributed.base.inference import (
     Sampling,
     TextPrompt,
 )
+from ollama_distributed.base.routing import Policy, RouteDecision
 from ollama_distributed.base.tokens import (
     Done,
     EngineFailed,
@@ -40,17 +42,23 @@ from ollama_distributed.base.tokens import (
     Tokens,
     Written,
 )
-from ollama_distributed.cluster.load import Load as LoadReport
+from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
+from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
+from ollama_distributed.routing.caches import Caches, Trip
+from ollama_distributed.routing.decisions import Decisions, Record
 from ollama_distributed.routing.directory import Directory
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.plan import (
     ELSEWHERE,
+    LOAD_S,
     MAX_TRIES,
+    NO_PROMPT,
     Dice,
     Load,
     Plan,
+    Prompt,
     Standing,
     most_telling,
     plan,
@@ -60,6 +68,22 @@ from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+Wanted = Callable[[InferenceRequest], Mapping[str, str]]
+
+
+class Routed(msgspec.Struct, frozen=True, gc=False):
+    """A choice, and what it was made of."""
+
+    plan: Plan
+    chain: Chain
+    prompt: Prompt
+    trip: Trip
+
+
+def no_labels(request: InferenceRequest) -> Mapping[str, str]:  # noqa: ARG001
+    """Any node may answer."""
+    return {}
+
 
 PROBE_ID = RequestId("probe")
 STALE_S = 15.0
@@ -68,7 +92,8 @@ STALE_S = 15.0
 
 class Router:
     """Implements `streams.ports.Source`. `dice`: `random.Random(seed).randrange`. `missed`: hears
-    of each request for a model that is not on this node's disk."""
+    of each request for a model that is not on this node's disk. `wanted`: labels that a node must
+    have to answer a request."""
 
     def __init__(
         self,
@@ -79,8 +104,19 @@ class Router:
         dice: Dice,
         missed: Callable[[], None] = lambda: None,
         clock: Clock | None = None,
+        *,
+        policy: Policy = "prefix",
+        wanted: Wanted = no_labels,
     ) -> None:
-        self._ejections = Ejections(clock or SystemClock(), dice)
+        self._clock = clock or SystemClock()
+        self._ejections = Ejections(self._clock, dice)
+        self.policy: Policy = policy
+        self._wanted = wanted
+        self._turn = 0
+        """Choices made so far."""
+        self._salt = dice(2**64)
+        self._caches = Caches()
+        self.decisions = Decisions(lambda: view.me, self._called)
         self._local = local
         self._missed = missed
         self._shelf = shelf
@@ -90,26 +126,109 @@ class Router:
         self._directory = Directory(view, dice)
 
     def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
-        order = self.plan(request.model).order if resume is None else self._again(request.model, resume)
+        me, key = self._view.me, name_key(request.model)
+        if resume is None:
+            routed = self._route(request)
+            self.decisions.add(self._record(request, routed))
+            order, trip = routed.plan.order, routed.trip
+            if not order and (lacking := self._lacking(request, routed.plan)) is not None:
+                sink(EngineFailed(lacking))
+                return NOTHING
+        else:
+            order, trip = self._again(request.model, resume), Trip(self._caches, key, reason="failover")
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
-        if order in ((), (self._view.me,)):
+        if order in ((), (me,)):
             # Nobody else could do it; a model that nobody holds is refused in the usual words.
             return self._local.start(request, sink, resume)
 
         def begin(node: NodeId, hear: SourceSink) -> Generation:
-            if node == self._view.me:
+            if node == me:
                 return self._local.start(request, hear, resume)
             return self._peers.start(node, request, hear, resume)
 
-        key = name_key(request.model)
         if resume is not None and resume.left and resume.left[-1].stalled:
-            self._ejections.stalled(NodeId(resume.left[-1].replica) or self._view.me, key)
+            self._ejections.stalled(NodeId(resume.left[-1].replica) or me, key)
 
         def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
             self._ejections.note(node, key, error)
 
-        return Attempts(order, begin, sink, request.request_id, self._name_of, noted)
+        return Attempts(order, begin, sink, request.request_id, self._name_of, noted, trip)
+
+    # ── the choice ──────────────────────────────────────────────────────────────────
+
+    def explain(self, request: InferenceRequest) -> RouteDecision:
+        """What would be chosen for it now; nothing is sent, and nothing is remembered."""
+        routed = self._route(request, look=True)
+        record = self._record(request, routed)
+        record.request_id = ""
+        return self.decisions.shown(record)
+
+    def _route(self, request: InferenceRequest, *, look: bool = False) -> Routed:
+        """`look`: it is not sent anywhere."""
+        model, key = request.model, name_key(request.model)
+        holders = self._holders(model)
+        chain, prompt = NO_CHAIN, NO_PROMPT
+        if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
+            chain = chain_of(request, key, self._directory.digest(model), self._salt)
+            prompt = self._caches.prompt(key, chain)
+            unseen = prompt.cached.keys() - {one.node for one in holders}
+            if unseen:
+                # A model with very many holders: those that know the prompt beside those drawn.
+                holders = (*holders, *self._directory.named(model, unseen))
+        made = self._planned(model, key, holders, prompt, self._wanted(request), look=look)
+        return Routed(made, chain, prompt, Trip(self._caches, key, chain, prompt.cached, made.reason))
+
+    def _planned(
+        self,
+        model: str,
+        key: str,
+        holders: tuple[Standing, ...],
+        prompt: Prompt,
+        wanted: Mapping[str, str],
+        *,
+        look: bool = False,
+    ) -> Plan:
+        me = self._view.me
+        if len(holders) == 1 and holders[0].node == me and not wanted:
+            return Plan(order=(me,))
+        if not look and all(holder.node != me for holder in holders):
+            self._missed()
+        if not holders:
+            return Plan()
+        if wanted and holders[0].node == me:
+            labels = self._directory.labels(me)
+            holders = (msgspec.structs.replace(holders[0], labels=labels), *holders[1:])
+        self._turn += 1
+        return plan(
+            self._ejections.judged(holders, key),
+            me,
+            self._loads(model, holders),
+            self._dice,
+            prompt=prompt,
+            policy=self.policy,
+            turn=self._turn,
+            wanted=wanted,
+        )
+
+    def _record(self, request: InferenceRequest, routed: Routed) -> Record:
+        return Record(
+            request.request_id,
+            request.identity.team,
+            request.model,
+            self._clock.time(),
+            routed.plan,
+            routed.chain.keys,
+            routed.prompt.tokens,
+        )
+
+    def _lacking(self, request: InferenceRequest, made: Plan) -> NoCapacity | None:
+        """Why nobody may be asked, where labels are the reason."""
+        wanted = self._wanted(request)
+        if not wanted or not made.left_out:
+            return None
+        labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
+        return NoCapacity(f"no node with the labels {labels} holds {request.model}")
 
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
@@ -207,16 +326,7 @@ class Router:
 
     def plan(self, model: str) -> Plan:
         """Which nodes would be asked now, and why not the others."""
-        holders, me = self._holders(model), self._view.me
-        if len(holders) == 1 and holders[0].node == me:
-            return Plan(order=(me,))
-        if all(holder.node != me for holder in holders):
-            self._missed()
-        if not holders:
-            return Plan()
-        key = name_key(model)
-        loads, judged = self._loads(model, holders), self._ejections.judged(holders, key)
-        return plan(judged, me, loads, self._dice, full=self._local.full(key))
+        return self._planned(model, name_key(model), self._holders(model), NO_PROMPT, {})
 
     async def probe(self) -> None:
         """Until it is cancelled: see whether replicas that failed are well again."""
@@ -260,18 +370,30 @@ class Router:
         if not here or self._directory.superseded(model, here):
             return others
         draining = bool(others) and self._directory.draining(me)
-        return (Standing(node=me, status="draining" if draining else "online"), *others)
+        status: NodeStatus = "draining" if draining else "online"
+        load_s = others[0].load_s if others else LOAD_S
+        return (Standing(node=me, status=status, load_s=load_s), *others)
 
     def _loads(self, model: str, holders: tuple[Standing, ...]) -> dict[NodeId, Load]:
-        """What the other holders said lately of this model; from now on they are listened to."""
-        others = [holder.node for holder in holders if holder.node != self._view.me]
-        self._view.interest(others)
-        key = name_key(model)
-        loads: dict[NodeId, Load] = {}
-        for node in others:
+        """What the holders have to do for this model: the others as they said lately, and from now
+        on they are listened to; what this gateway sent them meanwhile counts."""
+        me, key = self._view.me, name_key(model)
+        self._view.interest([holder.node for holder in holders if holder.node != me])
+        index, loads = self._caches.index(key), {}
+        for holder in holders:
+            node = holder.node
+            if node == me:
+                own = self._local.work(key)
+                index.live(node, None if own is None else own.life)
+                loads[node] = Load() if own is None else _load(own, 0)
+                continue
             report = self._view.report(node)
-            if report is not None and (report.age_s or 0.0) <= STALE_S:
-                loads[node] = _load(report, key)
+            if report is None or (report.age_s or 0.0) > STALE_S:
+                continue
+            one = next((one for one in report.models if one.name == key), None)
+            index.live(node, None if one is None else (report.boot, one.life))
+            sent = self._caches.sent(node, key)
+            loads[node] = Load() if one is None else _load(one, sent)
         return loads
 
     async def _ask(
@@ -298,15 +420,33 @@ class Router:
 
     def _name_of(self, node: NodeId) -> str:
         """That people see, if a header can carry it; empty: this one."""
-        if node == self._view.me:
-            return ""
+        return "" if node == self._view.me else self._called(node)
+
+    def _called(self, node: NodeId) -> str:
         known = self._view.state().nodes.get(node)
         name = known.name if known is not None else node
         return name if name.isascii() and name.isprintable() else node
 
 
-def _load(report: LoadReport, key: str) -> Load:
-    for one in report.models:
-        if one.name.lower() == key:
-            return Load(slots=one.slots, busy=one.busy, queued=one.queued, loaded=True)
-    return Load(slots=report.slots, busy=report.busy, queued=report.queued)
+def _load(one: ModelLoad, sent: int) -> Load:
+    """`sent`: requests of this gateway that are there, whether the report knows of them or not."""
+    busy, queued = one.busy, one.queued
+    if sent > busy + queued:
+        busy = min(sent, one.slots)
+        queued = sent - busy
+    return Load(
+        slots=one.slots, busy=busy, queued=queued, loaded=True, read_tokens_per_s=one.read_tokens_per_s
+    )
+
+
+class _Nothing:
+    """A generation that ended before it began."""
+
+    def cancel(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+NOTHING = _Nothing()

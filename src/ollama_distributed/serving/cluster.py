@@ -91,6 +91,8 @@ def load_of(
                 queued=one.queued,
                 # Two digits, and steps of ten seconds: what hardly changes must look unchanged.
                 tokens_per_s=float(f"{one.tokens_per_s:.2g}"),
+                read_tokens_per_s=float(f"{one.read_tokens_per_s:.2g}"),
+                life=one.life,
                 used_at=int(one.used_at / USED_STEP_S) * USED_STEP_S,
                 memory_bytes=one.memory_bytes,
                 vram_bytes=one.vram_bytes,

@@ -360,6 +360,7 @@ class Fleet:
         now = self._clock.monotonic()
         log.info("serving.loaded", model=name, took_s=round(now - started, 3), threads=resident.plan.threads)
         resident.runner, resident.state, resident.last_used = runner, "ready", now
+        resident.ready_at = now
         runner.on_exit(partial(self._exited, resident))
         self._pump()
         if resident.state == "ready" and resident.active == 0:

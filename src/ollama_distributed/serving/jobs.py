@@ -66,7 +66,7 @@ class Desk(Protocol):
 
     async def unload(self, name: str) -> None: ...
 
-    def measured(self, lease: Lease, tokens: int, took_s: float) -> None: ...
+    def measured(self, lease: Lease, done: Done) -> None: ...
 
     def finished(self, job: Job) -> None:
         """The job's last event is out, or it was cancelled."""
@@ -99,6 +99,7 @@ class Job:
         "_started",
         "_task",
         "_thought",
+        "_wait_s",
     )
 
     def __init__(
@@ -113,7 +114,7 @@ class Job:
         self._sink = sink
         self._resume = resume
         self._started = desk.clock.monotonic()
-        self._load_s = 0.0
+        self._load_s = self._wait_s = 0.0
         self._spec: ModelSpec | None = None
         self._asked = self._sampling = Sampling()
         self._shape: Shape | None = None
@@ -201,7 +202,9 @@ class Job:
         self._lease = lease = await self._desk.acquire(
             self._spec, self._shape, request.keep_alive_s, slot=generates
         )
-        self._load_s = self._desk.clock.monotonic() - self._started
+        now = self._desk.clock.monotonic()
+        self._load_s = now - self._started
+        self._wait_s = now - max(self._started, lease.ready_at)
         if request.load_only:
             self._end(Skipped(reason="load", load_s=self._load_s))
             return
@@ -249,6 +252,7 @@ class Job:
         self._sink(
             Prepared(
                 load_s=self._load_s,
+                wait_s=self._wait_s,
                 stop=self._sampling.stop or (),
                 thinking_tags=prompt.thinking_tags,
                 starts_in_thinking=prompt.starts_in_thinking,
@@ -315,7 +319,7 @@ class Job:
             )
         if not self._over:
             if self._lease is not None:
-                self._desk.measured(self._lease, event.completion_tokens, event.completion_s)
+                self._desk.measured(self._lease, event)
             self._end(event)
 
     def _watch(self, reasoning: Reasoning, event: Tokens) -> None:

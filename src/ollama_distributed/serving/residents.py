@@ -40,6 +40,7 @@ class Resident:
         "memory_bytes",
         "oversized",
         "plan",
+        "ready_at",
         "runner",
         "shape",
         "slots_busy",
@@ -67,6 +68,8 @@ class Resident:
         self.drain_from: int | None = None
         """Requests from this number on wait: another model needs the room, and came before."""
         self.last_used = 0.0
+        self.ready_at = 0.0
+        """When its runner was there, by a monotonic clock: tells this load from the next."""
         self.keep_alive_s = 0.0
         self.expiry: asyncio.TimerHandle | None = None
         self.expiry_due = 0.0
@@ -124,7 +127,7 @@ class Keeper(Protocol):
 class Lease:
     """A runner that will not be unloaded until `release`; with a slot, if one was asked for."""
 
-    __slots__ = ("_alone", "_crowds", "_keeper", "_resident", "_slot", "plan", "runner")
+    __slots__ = ("_alone", "_crowds", "_keeper", "_resident", "_slot", "plan", "ready_at", "runner")
 
     def __init__(self, keeper: Keeper, resident: Resident, runner: Runner, *, slot: bool) -> None:
         self._keeper = keeper
@@ -134,11 +137,17 @@ class Lease:
         self._crowds = resident.crowds
         self.runner = runner
         self.plan = resident.plan
+        self.ready_at = resident.ready_at
 
     def heard(self) -> None:
         """The runner gave a sign of life."""
         if self._resident is not None:
             self._resident.heard = True
+
+    @property
+    def resident(self) -> Resident | None:
+        """None: it was given back."""
+        return self._resident
 
     @property
     def alone(self) -> Resident | None:

@@ -26,7 +26,8 @@ from ollama_distributed.base.inference import (
     Sampling,
     Usage,
 )
-from ollama_distributed.base.tokens import Resume, SourceSink, Written
+from ollama_distributed.base.tokens import Done, Resume, SourceSink, Written
+from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings, options, plan, prompts
@@ -73,6 +74,10 @@ class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
     """When the last request ended, or now; seconds since the Unix epoch."""
     tokens_per_s: float = 0.0
     """Of one answer alone, as measured; 0: not yet."""
+    read_tokens_per_s: float = 0.0
+    """Of a prompt, as measured; 0: not yet."""
+    life: int = 0
+    """Another number after each load."""
     reserved_bytes: int = 0
     """Memory that it counts for when another is to be loaded."""
     held: tuple[str, ...] = ()
@@ -244,6 +249,8 @@ class Serving:
             queued=self._fleet.queued(resident.key),
             used_at=self.clock.time() - (now - since),
             tokens_per_s=self.speeds.of(_device(resident), resident.spec.weights_bytes),
+            read_tokens_per_s=self.speeds.reads(_device(resident), resident.spec.weights_bytes),
+            life=_life(resident),
             reserved_bytes=resident.memory_bytes,
             held=held,
         )
@@ -253,13 +260,19 @@ class Serving:
         """Requests in the queues."""
         return self._fleet.waiting
 
-    def full(self, key: str) -> bool:
-        """Whether the model of this `name_key` is loaded and all its slots work."""
-        return any(
-            resident.slots_busy >= resident.plan.slots
-            for resident in self._fleet.residents
-            if resident.state == "ready" and resident.spec.name.lower() == key
-        )
+    def work(self, key: str) -> ModelLoad | None:
+        """What the model of this `name_key` has to do here; None: it is not loaded."""
+        for resident in self._fleet.residents:
+            if resident.state == "ready" and resident.spec.name.lower() == key:
+                return ModelLoad(
+                    name=key,
+                    slots=resident.plan.slots,
+                    busy=resident.slots_busy,
+                    queued=self._fleet.queued(resident.key),
+                    read_tokens_per_s=self.speeds.reads(_device(resident), resident.spec.weights_bytes),
+                    life=_life(resident),
+                )
+        return None
 
     async def unload(self, name: str) -> None:
         """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
@@ -400,13 +413,24 @@ class Serving:
         self._used(spec)
         return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot)
 
-    def measured(self, lease: Lease, tokens: int, took_s: float) -> None:
+    def measured(self, lease: Lease, done: Done) -> None:
         """An answer has ended, and its lease not yet."""
-        if (resident := lease.alone) is not None:
-            self.speeds.add(_device(resident), resident.spec.weights_bytes, tokens, took_s)
+        resident = lease.resident
+        if resident is None:
+            return
+        device, size, alone = _device(resident), resident.spec.weights_bytes, lease.alone is not None
+        if alone:
+            self.speeds.add(device, size, done.completion_tokens, done.completion_s)
+        self.speeds.add_read(
+            device, size, done.prompt_tokens - done.cached_tokens, done.prompt_s, alone=alone
+        )
 
     def finished(self, job: Job) -> None:
         self._jobs.discard(job)
+
+
+def _life(resident: Resident) -> int:
+    return round(resident.ready_at * 1000)
 
 
 def _device(resident: Resident) -> Device:

@@ -19,11 +19,12 @@ class Account:
         "prepared_s",
         "prompt_tokens",
         "started_s",
+        "wait_s",
     )
 
     def __init__(self, now: float) -> None:
         self.started_s = now
-        self.load_s = 0.0
+        self.load_s = self.wait_s = 0.0
         self.prepared_s = 0.0
         self.first_s = 0.0
         """When the first token came; 0: not yet."""
@@ -53,6 +54,7 @@ class Account:
             reasoning_tokens=seen.reasoning_tokens,
             total_s=now - self.started_s,
             load_s=self.load_s,
+            wait_s=self.wait_s,
             prompt_s=prompt_s,
             completion_s=completion_s,
         )

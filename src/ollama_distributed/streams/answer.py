@@ -74,6 +74,7 @@ class Answer:
         "_opened",
         "_out",
         "_over",
+        "_route",
         "_signs",
         "_sink",
         "_sources",
@@ -96,7 +97,7 @@ class Answer:
         """The source at work has said no word yet."""
         self._signs = 0
         """Of life, that were no tokens."""
-        self._node = ""
+        self._node = self._route = ""
         self._opened = False
         self.sent = False
         """The client has a part of it."""
@@ -213,7 +214,7 @@ class Answer:
 
     def _prepare(self, event: Prepared) -> None:
         """Comes from each source, and again from one while no token came."""
-        self._node, self._sources.replica = event.node, event.replica
+        self._node, self._route, self._sources.replica = event.node, event.route, event.replica
         before = self._account.before
         if before and (event.after, event.model_digest) != (before, self.journal.model_digest):
             # It would say again what was said: a version that does not know how to continue.
@@ -225,7 +226,8 @@ class Answer:
                 self._catch_up(self._written)
             return
         self._decode_by(event)
-        self._account.load_s, self._account.prepared_s = event.load_s, self._clock.monotonic()
+        self._account.load_s, self._account.wait_s = event.load_s, event.wait_s
+        self._account.prepared_s = self._clock.monotonic()
         self.journal.opened(event)
         if self.journal.request.whole and not event.resumable:
             # Nobody sees it until it is complete, and so it may begin again (R2).
@@ -299,7 +301,7 @@ class Answer:
         if not self._opened and not self._over:
             self._opened = True
             prompt_tokens = self._account.prompt_tokens or len(self.journal.prompt_ids)
-            self._out(Opened(prompt_tokens=prompt_tokens, node=self._node))
+            self._out(Opened(prompt_tokens=prompt_tokens, node=self._node, route=self._route))
 
     # ── another source ──────────────────────────────────────────────────────────────
 
