@@ -22,6 +22,7 @@ from ollama_distributed.base.inference import (
     InferenceRequest,
     Message,
     Opened,
+    Queued,
 )
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import Engine
@@ -58,10 +59,15 @@ class Listener:
 
     def __init__(self) -> None:
         self.events: list[Event] = []
+        """But where it stands while it waits."""
+        self.places: list[Queued] = []
         self.changed = asyncio.Event()
 
     def __call__(self, event: Event) -> None:
-        self.events.append(event)
+        if isinstance(event, Queued):
+            self.places.append(event)
+        else:
+            self.events.append(event)
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.limits import SOON_S
 
+from ollama_distributed.admission.bounds import Bounds
+from ollama_distributed.admission.service import Admission
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
@@ -28,6 +30,7 @@ from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.fleet import Fleet
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import LoadPlan
+from ollama_distributed.serving.queues import Fifo, Waiting
 from ollama_distributed.serving.residents import Lease, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
@@ -53,11 +56,14 @@ async def running(
     engine: EchoEngine | None = None,
     *,
     estimate: Callable[[ModelSpec, LoadPlan], int] = hundred_mib,
+    fifo: bool = False,
     **settings: object,
 ) -> AsyncIterator[tuple[Fleet, EchoEngine]]:
     engine = engine or EchoEngine()
     settings = {"memory_limit_bytes": 1000 * MIB, **settings}
-    fleet = Fleet([engine], FixedMachine(), SystemClock(), estimate, ServingSettings(**settings))  # type: ignore[arg-type]
+    made = ServingSettings(**settings)  # type: ignore[arg-type]
+    queue: Waiting = Fifo(made.max_queue) if fifo else Admission(SystemClock(), Bounds(total=made.max_queue))
+    fleet = Fleet([engine], FixedMachine(), SystemClock(), estimate, made, queue)
     try:
         yield fleet, engine
     finally:

@@ -167,6 +167,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The class in which it waits for a slot."""
     within_s: float | None = None
     """Seconds from now within which it must have a slot; None: as long as the node lets wait."""
+    progress: bool = False
+    """While it waits it is told how its place changes."""
 
 
 # ── what comes back ─────────────────────────────────────────────────────────────────
@@ -194,6 +196,17 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag="opened"):
     """Name of the node that answers; empty: this one."""
     route: str = ""
     """Why that node, in a word; empty: there was no choice."""
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True, tag="queued"):
+    """It waits for a slot; may come several times, before `Opened` only."""
+
+    position: int
+    """1: the next one, unless somebody comes who goes before."""
+    eta_s: float | None = None
+    """Seconds that the wait will take, as far as can be told; None: it cannot."""
+    node: str = ""
+    """Name of the node where it waits; empty: this one."""
 
 
 class Moved(msgspec.Struct, frozen=True, kw_only=True, tag="moved"):
@@ -251,13 +264,14 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     error: OllamaDistributedError
 
 
-Event = Opened | Moved | Delta | Finished | Failed
+Event = Queued | Opened | Moved | Delta | Finished | Failed
 
 
 class Sink(Protocol):
     """Takes the events of one answer, in order; called on the event loop, never blocks.
 
-    `Opened` comes at most once and first; then any `Delta`s and `Moved`; then exactly one of
+    `Queued` comes while it waits; `Opened` at most once and then first; then any `Delta`s and `Moved`;
+    then exactly one of
     `Finished` or `Failed`, after which nothing comes. Nothing comes after `cancel()`.
     """
 

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from ollama_distributed.base.errors import OllamaDistributedError
-from ollama_distributed.base.inference import TokenLogprob, ToolCall
+from ollama_distributed.base.inference import Queued, TokenLogprob, ToolCall
 
 # ── an answer that changes its runner ───────────────────────────────────────────────
 
@@ -157,7 +157,8 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True, tag="skipped"):
     """As in `Prepared`."""
 
 
-SourceEvent = Prepared | Skipped | EngineEvent
+SourceEvent = Queued | Prepared | Skipped | EngineEvent
+"""`Queued` comes before anything else only."""
 
 
 class SourceSink(Protocol):

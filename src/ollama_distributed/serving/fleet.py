@@ -1,8 +1,8 @@
 """The models that are loaded on this node, and the requests that wait for them.
 
 `acquire` gives a `Lease` on a ready runner: at once when there is one with a free slot,
-else after its turn. Turns are first come, first served per model; a model that has to be
-loaded takes its room by `plan.make_room`. Runs on one event loop; every change of state
+else after its turn, which the queue decides; a model that has to be loaded takes its room by
+`plan.make_room`. Runs on one event loop; every change of state
 ends in `_pump`, which is not asynchronous, so that no two changes interleave.
 """
 
@@ -18,13 +18,15 @@ import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
+    DeadlineExceeded,
     EngineError,
     LoadFailed,
     NoCapacity,
     OllamaDistributedError,
-    QueueFull,
     Unavailable,
 )
+from ollama_distributed.base.inference import Queued
+from ollama_distributed.base.queue import ANYONE, Ask, Run
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.holds import Holds
 from ollama_distributed.serving.loading import end_runner, load_runner
@@ -42,7 +44,7 @@ from ollama_distributed.serving.plan import (
 )
 from ollama_distributed.serving.ports import Engine, Machine, Runner
 from ollama_distributed.serving.quarantine import Quarantine
-from ollama_distributed.serving.queues import Queues
+from ollama_distributed.serving.queues import Fifo, Waiting, refuse
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.room import Room
 from ollama_distributed.serving.settings import ServingSettings
@@ -51,13 +53,12 @@ from ollama_distributed.serving.watch import watch
 
 log = structlog.get_logger(__name__)
 
-BUSY = "server busy, please try again.  maximum pending requests exceeded"
-"""Ollama's text, two spaces and all: clients match on it."""
-
 CLOSING = "the node is shutting down"
 LOADING, WATCHING, UNLOADING = "loading", "watching", "unloading"
 """Names of the fleet's tasks."""
 
+TELL_S = 1.0
+"""Who waits and wants to know hears of its place so often, if it changed."""
 LONGEST_TIMER_S = 86_400.0
 """Loops differ in the longest timer they take; one that fires early looks again."""
 
@@ -70,6 +71,7 @@ class Fleet:
         clock: Clock,
         estimate: Estimate,
         settings: ServingSettings,
+        queue: Waiting | None = None,
     ) -> None:
         self._engines = tuple(engines)
         self._room = Room(machine, settings)
@@ -78,7 +80,7 @@ class Fleet:
         self._settings = settings
         self._cores = settings.threads or machine.cores()
         self._residents: dict[LoadKey, Resident] = {}
-        self._queues = Queues()
+        self._queues: Waiting = queue if queue is not None else Fifo(settings.max_queue)
         self._numbers = itertools.count()
         self._quarantine = Quarantine(clock)
         self.holds = Holds()
@@ -122,6 +124,16 @@ class Fleet:
     def waiting(self) -> int:
         return self._queues.waiting
 
+    def names(self) -> dict[LoadKey, str]:
+        """Of the models that are loaded or waited for, as people see them."""
+        waited = {key: self._queues.of(key)[0].spec.display for key in self._queues}
+        return waited | {resident.key: resident.spec.display for resident in self.residents}
+
+    @property
+    def saturated(self) -> bool:
+        """No loaded model has a free slot."""
+        return all(r.state != "ready" or r.slots_busy >= r.plan.slots for r in self._residents.values())
+
     def queued(self, key: LoadKey) -> int:
         """Requests that wait for this model."""
         return len(self._queues.of(key))
@@ -133,9 +145,18 @@ class Fleet:
     # ── requests ────────────────────────────────────────────────────────────────────
 
     async def acquire(
-        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+        self,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        *,
+        slot: bool = True,
+        ask: Ask = ANYONE,
+        told: Callable[[Queued], None] | None = None,
     ) -> Lease:
         """A lease on a runner of this model. Cancel-safe: the place in the queue is given up.
+
+        `told`: hears where the request stands if it has to wait.
 
         Raises:
             QueueFull, Quarantined, NoCapacity, LoadFailed, Unavailable, DeadlineExceeded.
@@ -150,20 +171,40 @@ class Fleet:
             and key not in self._queues
             and resident.takes(shape, slot=slot)
         ):
-            return self._lease(resident, keep_alive_s, slot=slot)
-        if self._queues.waiting >= self._settings.max_queue:
-            raise QueueFull(BUSY)
-        ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot)
-        self._queues.join(key, ticket)
+            return self._lease(resident, keep_alive_s, ask if slot else None)
+        ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot, ask)
+        place = self._queues.join(key, ticket)
         self._pump()
-        timer = asyncio.get_running_loop().call_later(self._settings.queue_timeout_s, ticket.expire)
+        most_s = self._settings.queue_timeout_s
+        most_s = most_s if ask.within_s is None else min(most_s, ask.within_s)
+        timer = asyncio.get_running_loop().call_later(most_s, self._expire, key, ticket)
         try:
+            loads = place.position == 1 and (resident is None or resident.state == "loading")
+            if told is not None and not ticket.future.done() and (ask.progress or not loads):
+                told(place)
+                if ask.progress:
+                    await self._tell(key, ticket, place, told)
             return await ticket.future
         except BaseException:  # also when the waiter was cancelled
             self._leave(key, ticket)
             raise
         finally:
             timer.cancel()
+
+    async def _tell(
+        self, key: LoadKey, ticket: Ticket, place: Queued, told: Callable[[Queued], None]
+    ) -> None:
+        """Until it waits no more."""
+        while not (await asyncio.wait({ticket.future}, timeout=TELL_S))[0]:
+            if (now := self._queues.place(key, ticket)) != place:
+                place = now
+                told(place)
+
+    def _expire(self, key: LoadKey, ticket: Ticket) -> None:
+        if not ticket.future.done():
+            error = DeadlineExceeded("the request waited too long for a free slot")
+            self._queues.expired(key, ticket, error)
+            self._pump()
 
     def _leave(self, key: LoadKey, ticket: Ticket) -> None:
         if self._queues.leave(key, ticket):
@@ -172,9 +213,11 @@ class Fleet:
             # Granted in the very moment that the waiter left.
             ticket.future.result().release()
 
-    def released(self, resident: Resident, *, slot: bool) -> None:
+    def released(self, resident: Resident, run: Run | None) -> None:
         resident.active -= 1
-        resident.slots_busy -= slot
+        if run is not None:
+            resident.slots_busy -= 1
+            self._queues.ended(run)
         resident.last_used = self._clock.monotonic()
         if self._queues.waiting:
             self._pump()
@@ -246,8 +289,8 @@ class Fleet:
 
     def _serve(self, key: LoadKey, resident: Resident) -> None:
         while key in self._queues and resident.state == "ready":
-            ticket = self._queues.first(key)
-            if resident.drain_from is not None and ticket.number >= resident.drain_from:
+            ticket = self._queues.first(key, resident.drain_from)
+            if ticket is None:
                 break
             again = resident.oversized and resident.active == 0
             if again or not serves(resident.shape, ticket.shape):
@@ -256,7 +299,7 @@ class Fleet:
                     self._unload(resident)
                 break
             if not resident.takes(ticket.shape, slot=ticket.slot):
-                if self._queues.questions:
+                if self._queues.questions(key):
                     self._serve_questions(key, resident)
                 break
             self._grant(key, ticket, resident)
@@ -264,21 +307,25 @@ class Fleet:
     def _serve_questions(self, key: LoadKey, resident: Resident) -> None:
         """All slots are busy: those who need none (to count tokens) do not wait for one."""
         for ticket in self._queues.of(key):
-            waits = resident.drain_from is not None and ticket.number >= resident.drain_from
+            drained = resident.drain_from
+            waits = drained is not None and self._queues.order_of(key, ticket) >= drained
             if not waits and resident.takes(ticket.shape, slot=ticket.slot):
                 self._grant(key, ticket, resident)
 
     def _grant(self, key: LoadKey, ticket: Ticket, resident: Resident) -> None:
-        self._queues.leave(key, ticket)
+        self._queues.grant(key, ticket)
         if not ticket.future.done():
-            ticket.future.set_result(self._lease(resident, ticket.keep_alive_s, slot=ticket.slot))
+            ask = ticket.ask if ticket.slot else None
+            ticket.future.set_result(self._lease(resident, ticket.keep_alive_s, ask))
 
-    def _lease(self, resident: Resident, keep_alive_s: float | None, *, slot: bool) -> Lease:
+    def _lease(self, resident: Resident, keep_alive_s: float | None, ask: Ask | None) -> Lease:
+        """`ask`: who gets a slot with it."""
         if resident.active == 0:
             self._look_at_threads(resident)
         if resident.watch is None:
             resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
-        return resident.lease(self, keep_alive_s, slot=slot)
+        run = None if ask is None else self._queues.began(resident.key, ask, resident.plan.slots)
+        return resident.lease(self, keep_alive_s, run)
 
     def _look_at_threads(self, starting: Resident) -> None:
         """Remember who is busy beside others with too many threads; when idle, it is loaded again."""
@@ -292,15 +339,16 @@ class Fleet:
                 resident.oversized = True
 
     def _begin_loads(self) -> None:
-        """In the order of arrival; one that must wait for room lets nobody pass it."""
+        """In the order of the queue; one that must wait for room lets nobody pass it."""
         reserved: list[Held] = []
         absent = [key for key in self._queues if key not in self._residents]
-        for key in sorted(absent, key=lambda key: self._queues.first(key).number):
+        for order, key in sorted((self._queues.order(key), key) for key in absent):
             ticket = self._queues.first(key)
+            assert ticket is not None, "somebody waits"
             try:
                 decision, engine = self._decide(key, ticket, tuple(reserved))
             except OllamaDistributedError as error:
-                self._queues.refuse(key, error, ticket.shape)
+                refuse(self._queues, key, error, ticket.shape)
                 if key in self._queues:
                     # Another shape of the same model may still do.
                     asyncio.get_running_loop().call_soon(self._pump)
@@ -308,7 +356,7 @@ class Fleet:
             if isinstance(decision, Wait):
                 for drained in decision.drain:
                     if drained in self._residents:
-                        self._residents[drained].drain_from = ticket.number
+                        self._residents[drained].drain_from = order
                 return
             for evicted in decision.evict:
                 log.info("serving.evicted", model=self._residents[evicted].spec.display)
@@ -372,7 +420,7 @@ class Fleet:
         self._remove(resident)
         if isinstance(error, EngineError):
             self._quarantine.crashed(resident.key, error.message)
-        self._queues.refuse(resident.key, error, resident.shape)
+        refuse(self._queues, resident.key, error, resident.shape)
         self._pump()
 
     def _exited(self, resident: Resident, error: OllamaDistributedError | None) -> None:
@@ -436,7 +484,7 @@ class Fleet:
         """From now on nobody gets a lease; those who wait are told."""
         self._closing = True
         for key in self._queues:
-            self._queues.refuse(key, Unavailable(CLOSING))
+            refuse(self._queues, key, Unavailable(CLOSING))
 
     async def unload_all(self) -> None:
         """End all runners and all loads, whoever uses them. After `refuse_new`."""

@@ -25,7 +25,8 @@ from ollama_distributed.base.errors import (
     RunnerDied,
     Unsupported,
 )
-from ollama_distributed.base.inference import Generation, InferenceRequest, Sampling
+from ollama_distributed.base.inference import Generation, InferenceRequest, Queued, Sampling
+from ollama_distributed.base.queue import Ask
 from ollama_distributed.base.tokens import (
     Done,
     EngineEvent,
@@ -39,7 +40,7 @@ from ollama_distributed.base.tokens import (
     Tokens,
 )
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.serving import prompts
+from ollama_distributed.serving import asking, prompts
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
 from ollama_distributed.serving.prompts import Prompt
@@ -61,7 +62,14 @@ class Desk(Protocol):
         ...
 
     async def acquire(
-        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+        self,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        *,
+        slot: bool,
+        ask: Ask,
+        told: Callable[[Queued], None],
     ) -> Lease: ...
 
     async def unload(self, name: str) -> None: ...
@@ -200,7 +208,12 @@ class Job:
         assert self._shape is not None
         request, generates = self._request, not (self._request.load_only or self._request.render_only)
         self._lease = lease = await self._desk.acquire(
-            self._spec, self._shape, request.keep_alive_s, slot=generates
+            self._spec,
+            self._shape,
+            request.keep_alive_s,
+            slot=generates,
+            ask=asking.generation(request),
+            told=self._sink,
         )
         now = self._desk.clock.monotonic()
         self._load_s = now - self._started
@@ -319,6 +332,7 @@ class Job:
             )
         if not self._over:
             if self._lease is not None:
+                self._lease.answered(event.completion_tokens)
                 self._desk.measured(self._lease, event)
             self._end(event)
 

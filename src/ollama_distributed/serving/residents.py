@@ -6,15 +6,18 @@ State only; the fleet moves it.
 from __future__ import annotations
 
 import asyncio
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
-from ollama_distributed.base.errors import DeadlineExceeded, OllamaDistributedError, RunnerDied
+from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied
+from ollama_distributed.base.queue import ANYONE, Ask, Run
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.options import Shape, serves
 from ollama_distributed.serving.plan import renewed
 from ollama_distributed.serving.ports import LoadPlan, Runner
 
 LoadKey = str
+Order: TypeAlias = tuple[int, int]
+"""Who comes before whom, whatever model they wait for: the lower. A ticket's number comes last."""
 
 
 def load_key(spec: ModelSpec) -> LoadKey:
@@ -65,8 +68,8 @@ class Resident:
         """Of them, those that generate."""
         self.crowds = 0
         """How often one began to generate beside others."""
-        self.drain_from: int | None = None
-        """Requests from this number on wait: another model needs the room, and came before."""
+        self.drain_from: Order | None = None
+        """Requests from here on wait: another model needs the room, and comes before."""
         self.last_used = 0.0
         self.ready_at = 0.0
         """When its runner was there, by a monotonic clock: tells this load from the next."""
@@ -79,13 +82,15 @@ class Resident:
         """Its runner gave a sign of life since the watch looked last."""
         self.watch: asyncio.Task[None] | None = None
 
-    def lease(self, keeper: Keeper, keep_alive_s: float | None, *, slot: bool) -> Lease:
+    def lease(self, keeper: Keeper, keep_alive_s: float | None, run: Run | None) -> Lease:
+        """`run`: with a slot."""
+        slot = run is not None
         assert self.runner is not None
         self.active += 1
         self.slots_busy += slot
         self.crowds += slot and self.slots_busy > 1
         self.keep_alive_s = renewed(self.keep_alive_s, keep_alive_s)
-        return Lease(keeper, self, self.runner, slot=slot)
+        return Lease(keeper, self, self.runner, run)
 
     @property
     def on_gpu(self) -> bool:
@@ -119,7 +124,7 @@ class Resident:
 class Keeper(Protocol):
     """Who gave the lease; the fleet."""
 
-    def released(self, resident: Resident, *, slot: bool) -> None: ...
+    def released(self, resident: Resident, run: Run | None) -> None: ...
 
     def died(self, resident: Resident, error: OllamaDistributedError) -> None: ...
 
@@ -127,13 +132,13 @@ class Keeper(Protocol):
 class Lease:
     """A runner that will not be unloaded until `release`; with a slot, if one was asked for."""
 
-    __slots__ = ("_alone", "_crowds", "_keeper", "_resident", "_slot", "plan", "ready_at", "runner")
+    __slots__ = ("_alone", "_crowds", "_keeper", "_resident", "_run", "plan", "ready_at", "runner")
 
-    def __init__(self, keeper: Keeper, resident: Resident, runner: Runner, *, slot: bool) -> None:
+    def __init__(self, keeper: Keeper, resident: Resident, runner: Runner, run: Run | None) -> None:
         self._keeper = keeper
         self._resident: Resident | None = resident
-        self._slot = slot
-        self._alone = slot and resident.slots_busy == 1
+        self._run = run
+        self._alone = run is not None and resident.slots_busy == 1
         self._crowds = resident.crowds
         self.runner = runner
         self.plan = resident.plan
@@ -149,6 +154,11 @@ class Lease:
         """None: it was given back."""
         return self._resident
 
+    def answered(self, tokens: int) -> None:
+        """The answer has ended well, and has so many."""
+        if self._run is not None:
+            self._run.tokens = tokens
+
     @property
     def alone(self) -> Resident | None:
         """The resident, if nobody else has generated on it since this lease began."""
@@ -159,7 +169,7 @@ class Lease:
         """Idempotent."""
         resident, self._resident = self._resident, None
         if resident is not None:
-            self._keeper.released(resident, slot=self._slot)
+            self._keeper.released(resident, self._run)
 
     def broken(self, error: RunnerDied) -> None:
         """The runner died under this request: release, and let nobody have it again."""
@@ -170,20 +180,28 @@ class Lease:
 
 
 class Ticket:
-    """One request's place in the queue of its model."""
+    """One request's place in the queue of its model; a `base.queue.Waiter`."""
 
-    __slots__ = ("future", "keep_alive_s", "number", "shape", "slot", "spec")
+    __slots__ = ("ask", "cost", "future", "keep_alive_s", "number", "shape", "slot", "spec")
 
     def __init__(
-        self, number: int, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, slot: bool
+        self,
+        number: int,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        slot: bool,
+        ask: Ask = ANYONE,
     ) -> None:
         self.number = number
         self.spec = spec
         self.shape = shape
         self.keep_alive_s = keep_alive_s
         self.slot = slot
+        self.ask = ask
+        self.cost = 1.0
         self.future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
 
-    def expire(self) -> None:
+    def refuse(self, error: OllamaDistributedError) -> None:
         if not self.future.done():
-            self.future.set_exception(DeadlineExceeded("the request waited too long for a free slot"))
+            self.future.set_exception(error)

@@ -21,20 +21,23 @@ from ollama_distributed.base.inference import (
     Generation,
     InferenceRequest,
     LoadOptions,
+    Queued,
     RerankRequest,
     RerankResult,
     Sampling,
     Usage,
 )
+from ollama_distributed.base.queue import ANYONE, Ask
 from ollama_distributed.base.tokens import Done, Resume, SourceSink, Written
 from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.serving import embeddings, options, plan, prompts
+from ollama_distributed.serving import asking, embeddings, options, plan, prompts
 from ollama_distributed.serving.fleet import CLOSING, Fleet
 from ollama_distributed.serving.jobs import Job
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import Catalogue, Engine, EngineInfo, Machine
+from ollama_distributed.serving.queues import Waiting
 from ollama_distributed.serving.residents import Lease, Resident, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, estimate_bytes
@@ -95,14 +98,15 @@ class Serving:
         *,
         estimate: Estimate = estimate_bytes,
         used: Callable[[ModelSpec], None] = lambda _: None,
+        queue: Waiting | None = None,
     ) -> None:
         """`engines` in order of preference: the first that can load a model gets it. `used`: hears
-        of each request which model it is for."""
+        of each request which model it is for. `queue`: of those who wait; None: the simplest."""
         self.clock = clock
         self._used = used
         self._settings = settings or ServingSettings()
         self._catalogue = catalogue
-        self._fleet = Fleet(engines, machine, clock, estimate, self._settings)
+        self._fleet = Fleet(engines, machine, clock, estimate, self._settings, queue)
         self._jobs: set[Job] = set()
         self.speeds = Speeds()
         self._samplings: dict[str, Sampling] = {}
@@ -145,7 +149,8 @@ class Serving:
             prompt = await prompts.prepare(lease.runner, spec, request, sampling)
             return len(prompt.ids or await lease.runner.tokenize(prompt.rendered))
 
-        tokens, _ = await self._ask(spec, shape, request.keep_alive_s, count, slot=False)
+        ask = asking.generation(request)
+        tokens, _ = await self._ask(spec, shape, request.keep_alive_s, count, ask, slot=False)
         return tokens
 
     # ── vectors and scores ──────────────────────────────────────────────────────────
@@ -165,7 +170,8 @@ class Serving:
             return await lease.runner.embed(inputs)
 
         slot = bool(request.inputs)
-        (raw, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, vectors, slot=slot)
+        ask = asking.question(request)
+        (raw, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, vectors, ask, slot=slot)
 
         def finish() -> tuple[tuple[float, ...], ...]:
             return tuple(
@@ -187,7 +193,8 @@ class Serving:
         async def scores(lease: Lease) -> tuple[list[float], int]:
             return await lease.runner.rerank(request.query, request.documents)
 
-        (found, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, scores)
+        ask = asking.question(request)
+        (found, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, scores, ask)
         return RerankResult(scores=tuple(found), usage=self._usage(started, load_s, tokens))
 
     async def _ask(
@@ -196,13 +203,14 @@ class Serving:
         shape: Shape,
         keep_alive_s: float | None,
         question: Callable[[Lease], Awaitable[_Answer]],
+        ask: Ask,
         *,
         slot: bool = True,
     ) -> tuple[_Answer, float]:
         """The answer and the seconds until a runner was there; once more if the first one dies."""
         for last in (False, True):
             started = self.clock.monotonic()
-            lease = await self.acquire(spec, shape, keep_alive_s, slot=slot)
+            lease = await self.acquire(spec, shape, keep_alive_s, slot=slot, ask=ask)
             load_s = self.clock.monotonic() - started
             try:
                 return await question(lease), load_s
@@ -259,6 +267,15 @@ class Serving:
     def waiting(self) -> int:
         """Requests in the queues."""
         return self._fleet.waiting
+
+    def names(self) -> dict[str, str]:
+        """Of the loads that the queue knows, as people see them."""
+        return self._fleet.names()
+
+    @property
+    def saturated(self) -> bool:
+        """No loaded model has a free slot."""
+        return self._fleet.saturated
 
     def work(self, key: str) -> ModelLoad | None:
         """What the model of this `name_key` has to do here; None: it is not loaded."""
@@ -408,10 +425,17 @@ class Serving:
         return shape
 
     async def acquire(
-        self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, *, slot: bool = True
+        self,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        *,
+        slot: bool = True,
+        ask: Ask = ANYONE,
+        told: Callable[[Queued], None] | None = None,
     ) -> Lease:
         self._used(spec)
-        return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot)
+        return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot, ask=ask, told=told)
 
     def measured(self, lease: Lease, done: Done) -> None:
         """An answer has ended, and its lease not yet."""

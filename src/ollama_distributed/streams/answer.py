@@ -23,6 +23,7 @@ from ollama_distributed.base.inference import (
     InferenceRequest,
     Moved,
     Opened,
+    Queued,
     Sink,
     Usage,
 )
@@ -207,6 +208,9 @@ class Answer:
             case Skipped():
                 self._sources.ended()
                 self._skip(event)
+            case Queued():
+                if not self._opened:
+                    self._out(event)
             case EngineFailed(error):
                 self._lost(error)
             case Tokens():

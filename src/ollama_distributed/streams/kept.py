@@ -93,6 +93,7 @@ def same(one: InferenceRequest, other: InferenceRequest) -> bool:
         resume_at=one.resume_at,
         priority=one.priority,
         within_s=one.within_s,
+        progress=one.progress,
     )
     return alike == one
 

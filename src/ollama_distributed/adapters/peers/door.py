@@ -37,7 +37,8 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, RerankRequest
+from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, Queued, RerankRequest
+from ollama_distributed.base.tokens import SourceEvent, SourceSink
 from ollama_distributed.catalog.wire import ShownModel
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.streams.ports import Source
@@ -258,7 +259,8 @@ class PeerDoor:
         ask = _decoded(self._generate_form, body)
         self.answered.begins(ask, outlet)
         try:
-            generation = self._source.start(ask.request, outlet.hear, ask.resume)
+            hear = outlet.hear if ask.hears_place else _without_place(outlet.hear)
+            generation = self._source.start(ask.request, hear, ask.resume)
             await outlet.run(generation)
         finally:
             self.answered.ended(ask, outlet)
@@ -326,6 +328,16 @@ def _decoded(form: msgspec.msgpack.Decoder[T], body: bytes) -> T:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # Not chained: the decoder's text may quote the prompt.
         raise Malformed("the request of the other node cannot be read; do both versions fit?") from None
+
+
+def _without_place(hear: SourceSink) -> SourceSink:
+    """For a caller of an older version."""
+
+    def heard(event: SourceEvent) -> None:
+        if type(event) is not Queued:
+            hear(event)
+
+    return heard
 
 
 async def _unused(_peer: Peer, _asked: Any) -> None:

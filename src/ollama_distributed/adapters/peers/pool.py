@@ -121,7 +121,7 @@ class PeerPool:
         Raises:
             Invalid: the request cannot be said in msgpack.
         """
-        asked = wire.GenerateAsk(request=request, resume=resume)
+        asked = wire.GenerateAsk(request=request, resume=resume, hears_place=True)
         generation = RemoteGeneration(self, node, message(wire.GENERATE, asked), sink)
         self.send(generation, node)
         return generation

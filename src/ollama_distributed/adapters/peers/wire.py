@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from ollama_distributed.base.errors import BodyTooLarge, Invalid, OllamaDistributedError, Unavailable
-from ollama_distributed.base.inference import InferenceRequest
+from ollama_distributed.base.inference import InferenceRequest, Queued
 from ollama_distributed.base.refusal import Refusal, error_of, refusal_of
 from ollama_distributed.base.tokens import (
     ChatDelta,
@@ -55,6 +55,8 @@ PING = bytes(_LENGTH_BYTES)
 class GenerateAsk(msgspec.Struct, frozen=True, kw_only=True):
     request: InferenceRequest
     resume: Resume | None = None
+    hears_place: bool = False
+    """Who asks understands `Queued`."""
 
 
 class ShowAsk(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +89,7 @@ class Result(msgspec.Struct, frozen=True, tag="result"):
     """The answer in msgpack; of an embedding only its usage."""
 
 
-WireEvent: TypeAlias = Prepared | Skipped | Progress | Tokens | ChatDelta | Done | Refusal
+WireEvent: TypeAlias = Queued | Prepared | Skipped | Progress | Tokens | ChatDelta | Done | Refusal
 Reply: TypeAlias = Rows | Result | Refusal
 
 _encoder = msgspec.msgpack.Encoder()

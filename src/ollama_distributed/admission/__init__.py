@@ -1,0 +1,1 @@
+"""Who waits for a slot of this node, in which order, for how long, and who is refused."""

@@ -1,0 +1,66 @@
+"""What a request says of its turn: who asks, how urgently, for about how many tokens. Pure."""
+
+from __future__ import annotations
+
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.inference import (
+    ChatPrompt,
+    EmbedRequest,
+    InferenceRequest,
+    RerankRequest,
+    TextPrompt,
+)
+from ollama_distributed.base.queue import Ask
+
+BYTES_PER_TOKEN = 4
+"""Of English text; only how requests compare matters here."""
+IMAGE_TOKENS = 500
+"""Vision models take 256 to 1,500 for one."""
+
+
+def generation(request: InferenceRequest) -> Ask:
+    most = request.sampling.num_predict
+    return Ask(
+        key=key_of(request.identity),
+        team=request.identity.team,
+        priority=request.priority,
+        prompt_tokens=_prompt_tokens(request),
+        most_tokens=most if most is not None and most >= 0 else None,
+        within_s=request.within_s,
+        progress=request.progress,
+    )
+
+
+def question(request: EmbedRequest | RerankRequest) -> Ask:
+    """For vectors or scores: prompts only."""
+    if isinstance(request, EmbedRequest):
+        size = sum(
+            len(one) // BYTES_PER_TOKEN if isinstance(one, str) else len(one) for one in request.inputs
+        )
+    else:
+        size = sum(len(one) + len(request.query) for one in request.documents) // BYTES_PER_TOKEN
+    return Ask(
+        key=key_of(request.identity),
+        team=request.identity.team,
+        priority=request.priority,
+        prompt_tokens=size,
+        most_tokens=0,
+        within_s=request.within_s,
+    )
+
+
+def key_of(identity: Identity) -> str:
+    """Those of one key take turns together; who has none shares with all of the same role."""
+    return identity.key_id or identity.role
+
+
+def _prompt_tokens(request: InferenceRequest) -> int:
+    prompt = request.prompt
+    if isinstance(prompt, ChatPrompt):
+        text = sum(len(one.content) for one in prompt.messages)
+        images = sum(len(one.images) for one in prompt.messages)
+        return text // BYTES_PER_TOKEN + images * IMAGE_TOKENS
+    if isinstance(prompt, TextPrompt):
+        text = len(prompt.text) + len(prompt.system or "") + len(prompt.suffix)
+        return text // BYTES_PER_TOKEN + len(prompt.context) + len(prompt.images) * IMAGE_TOKENS
+    return len(prompt.ids)
