@@ -17,6 +17,7 @@ import msgspec
 
 from ollama_distributed.base.identity import Role
 from ollama_distributed.base.ids import KeyId, random_id
+from ollama_distributed.state.access import KeyRecord as KeyRecord
 
 PREFIX = "odk_"
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -26,33 +27,35 @@ _FORM = re.compile(r"odk_([0-9a-z]{8})_([0-9A-Za-z]{43})_([0-9A-Za-z]{6})", re.A
 _NO_HASH = "0" * 64
 
 
-class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What the server keeps of a key."""
-
-    id: KeyId
-    secret_sha256: str
-    """64 hex digits."""
-    role: Role
-    name: str = ""
-    team: str = "default"
-    created_at: float = 0.0
-    """Seconds since the Unix epoch."""
-    expires_at: float | None = None
-    """Seconds since the Unix epoch; None: never."""
-
-
 class ParsedKey(msgspec.Struct, frozen=True):
     id: KeyId
     secret: str
 
 
-def make_key(role: Role, *, now: float, name: str = "", team: str = "default") -> tuple[str, KeyRecord]:
-    """A new key: its plain text, to be shown once, and the record to keep."""
-    key_id = KeyId(random_id(8))
+def make_key(
+    role: Role,
+    *,
+    now: float,
+    name: str = "",
+    team: str = "default",
+    policy: str = "",
+    expires_at: float | None = None,
+    key_id: KeyId | None = None,
+) -> tuple[str, KeyRecord]:
+    """A new key: its plain text, to be shown once, and the record to keep. `key_id`: of the key that
+    gets a new secret; None: a new one."""
+    key_id = key_id or KeyId(random_id(8))
     secret = _base62(secrets.token_bytes(32), _SECRET_CHARS)
     body = f"{PREFIX}{key_id}_{secret}"
     record = KeyRecord(
-        id=key_id, secret_sha256=_hash(secret), role=role, name=name, team=team, created_at=now
+        id=key_id,
+        secret_sha256=_hash(secret),
+        role=role,
+        name=name,
+        team=team,
+        created_at=now,
+        policy=policy,
+        expires_at=expires_at,
     )
     return f"{body}_{_check(body)}", record
 
@@ -73,13 +76,15 @@ def parse_key(text: str) -> ParsedKey | None:
     return ParsedKey(KeyId(key_id), secret)
 
 
-def proves(key: ParsedKey, record: KeyRecord | None) -> bool:
-    """Whether the secret belongs to the record.
+def proves(key: ParsedKey, record: KeyRecord | None, now: float = 0.0) -> bool:
+    """Whether the secret belongs to the record; the one before the last rotation, until its time ends.
 
     Takes the same time for an unknown id (`record` None): it compares with a dummy.
     """
-    same = hmac.compare_digest(_hash(key.secret), _NO_HASH if record is None else record.secret_sha256)
-    return same and record is not None
+    sent = _hash(key.secret)
+    same = hmac.compare_digest(sent, _NO_HASH if record is None else record.secret_sha256)
+    old = hmac.compare_digest(sent, _NO_HASH if record is None else record.old_sha256 or _NO_HASH)
+    return record is not None and (same or (old and now < record.old_until))
 
 
 def _hash(secret: str) -> str:

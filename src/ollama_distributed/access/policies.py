@@ -64,10 +64,6 @@ def _forms(name: str) -> tuple[str, ...]:
     return shown, shown.removesuffix(":latest"), parsed.key
 
 
-def allows_path(policy: Policy, path: str) -> bool:
-    return "*" in policy.routes or any(fnmatchcase(path, glob) for glob in policy.routes)
-
-
 def visible(identity: Identity, names: Iterable[str]) -> list[str]:
     return [name for name in names if allows_model(identity, name)]
 

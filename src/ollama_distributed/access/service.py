@@ -1,6 +1,7 @@
 """Who asks: a key, or a person at this machine without one.
 
-Knows no HTTP: the gateway says what it saw of the caller, this room says who it is.
+Knows no HTTP: the gateway says what it saw of the caller, this room says who it is. Each key's
+identity, its policy included, is made once when keys or policies change; a request looks it up.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from ollama_distributed.access.keys import PREFIX, KeyRecord, parse_key, proves
-from ollama_distributed.base.errors import Unauthenticated
-from ollama_distributed.base.identity import Identity
+from ollama_distributed.access.policies import policy_of
+from ollama_distributed.base.errors import Forbidden, Unauthenticated
+from ollama_distributed.base.identity import Identity, Role
 from ollama_distributed.base.ids import KeyId
+from ollama_distributed.base.policies import Policy
 
-LOCAL = Identity(role="local")
+NOT_VALID = "the API key is not valid"
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -26,6 +29,12 @@ class Caller(msgspec.Struct, frozen=True):
     """Peer and Host are loopback, and no proxy header was sent."""
 
 
+class _Known(msgspec.Struct, frozen=True, gc=False):
+    record: KeyRecord
+    identity: Identity | None
+    """None: its policy is not known here, so nothing is allowed."""
+
+
 class Authenticator:
     """Turns a `Caller` into an `Identity`.
 
@@ -35,35 +44,97 @@ class Authenticator:
     """
 
     def __init__(self, keys: Iterable[KeyRecord], *, require_key: bool, wall: Callable[[], float]) -> None:
-        self._keys = {key.id: key for key in keys}
+        self._own = {key.id: key for key in keys}
         self._shared: Mapping[KeyId, KeyRecord] = {}
+        self._policies: Mapping[str, Policy] = {}
         self._require_key = require_key
         self._wall = wall
+        self._uses: dict[KeyId, float] = {}
+        self._known: dict[KeyId, _Known] = {}
+        self._local = Identity(role="local")
+        self._bind()
 
     @property
     def own(self) -> tuple[KeyRecord, ...]:
         """The keys that this node was made with."""
-        return tuple(self._keys.values())
+        return tuple(self._own.values())
 
-    def share(self, keys: Mapping[KeyId, KeyRecord]) -> None:
-        """Know these keys of the cluster, in place of those shared before, beside this node's own."""
+    def share(self, keys: Mapping[KeyId, KeyRecord], policies: Mapping[str, Policy] | None = None) -> None:
+        """Know these keys and policies of the cluster, in place of those shared before, beside this
+        node's own keys. What the cluster says of a key counts more."""
         self._shared = keys
+        self._policies = policies or {}
+        self._bind()
+
+    def bound(self, role: Role, team: str, *, user: str = "", policy: str = "") -> Identity:
+        """The identity of somebody who was known otherwise than by a key.
+
+        Raises:
+            Forbidden: a policy is named that is not known here.
+        """
+        held = policy_of(self._policies, role, team, policy)
+        return Identity(role=role, team=team, user=user, policy=held)
+
+    def used(self) -> Mapping[KeyId, float]:
+        """When each key was last used here, seconds since the Unix epoch; only grows."""
+        return self._uses
+
+    def _bind(self) -> None:
+        known = {id_: self._held(record) for id_, record in {**self._own, **self._shared}.items()}
+        self._known = known
+        self._local = self.bound("local", "default")
+        for id_ in self._uses.keys() - known.keys():
+            del self._uses[id_]
+
+    def _held(self, record: KeyRecord) -> _Known:
+        try:
+            policy = policy_of(self._policies, record.role, record.team, record.policy)
+        except Forbidden:
+            return _Known(record, None)
+        return _Known(record, Identity(role=record.role, key_id=record.id, team=record.team, policy=policy))
 
     def identify(self, caller: Caller) -> Identity:
-        """Raises `Unauthenticated`; the message never tells which part was wrong."""
+        """Raises `Unauthenticated`; the message never tells which part was wrong. `Forbidden`: the key
+        is good, and its policy is not known here."""
         if caller.credential.startswith(PREFIX):
             return self._by_key(caller.credential)
         if caller.at_this_machine and not self._require_key:
-            return LOCAL
+            return self._local
         raise Unauthenticated("an API key is needed: send it as 'Authorization: Bearer odk_…'")
 
     def _by_key(self, text: str) -> Identity:
         key = parse_key(text)
         if key is None:
-            raise Unauthenticated("the API key is not valid")
-        record = self._keys.get(key.id) or self._shared.get(key.id)
-        if not proves(key, record) or record is None:
-            raise Unauthenticated("the API key is not valid")
-        if record.expires_at is not None and record.expires_at <= self._wall():
-            raise Unauthenticated("the API key is not valid")
-        return Identity(role=record.role, key_id=record.id, team=record.team)
+            raise Unauthenticated(NOT_VALID)
+        known = self._known.get(key.id)
+        record = known.record if known is not None else None
+        now = self._wall()
+        if not proves(key, record, now) or known is None or not is_good(known.record, now):
+            raise Unauthenticated(NOT_VALID)
+        if known.identity is None:
+            raise Forbidden(f"the policy {known.record.policy!r} of this key is not known here")
+        self._uses[key.id] = now
+        return known.identity
+
+    def vouch(self, identity: Identity) -> Identity:
+        """The same identity as this node knows it; for one that another node tells of.
+
+        Raises:
+            Forbidden: there is no such key, it is no longer good, or it is another's.
+        """
+        if identity.key_id is None:
+            return identity
+        known = self._known.get(identity.key_id)
+        if (
+            known is None
+            or known.identity is None
+            or not is_good(known.record, self._wall())
+            or (known.record.role, known.record.team) != (identity.role, identity.team)
+        ):
+            raise Forbidden("the key that this request is for is not good here")
+        return known.identity
+
+
+def is_good(record: KeyRecord, now: float) -> bool:
+    """Neither revoked nor expired."""
+    return record.revoked_at is None and (record.expires_at is None or now < record.expires_at)

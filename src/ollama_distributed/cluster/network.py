@@ -26,10 +26,12 @@ from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.cluster.tasks import end
 
-MessageType: TypeAlias = Literal["model-sync", "consensus", "health-check", "config-update", "membership"]
+MessageType: TypeAlias = Literal[
+    "model-sync", "consensus", "health-check", "config-update", "membership", "key-uses"
+]
 """`model-sync`: models of the sender changed; `consensus`: leadership or voters did;
 `config-update`: the cluster's config did; `membership`: a node comes or goes; `health-check`:
-answered by every node, by itself."""
+answered by every node, by itself; `key-uses`: when keys were used last at the sender."""
 TYPES: tuple[MessageType, ...] = get_args(MessageType)
 
 MAX_BODY_BYTES = 256 * 1024

@@ -12,7 +12,7 @@ voters. `actor` is the proposer's word.
 
 from __future__ import annotations
 
-from typing import TypeAlias, assert_never
+from typing import TypeAlias, assert_never, get_args
 
 import anyio
 import msgspec
@@ -34,6 +34,7 @@ from ollama_distributed.cluster.leadership.service import Leadership
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.ports import Message, Write, check_key
 from ollama_distributed.state import keys
+from ollama_distributed.state.access import AccessChange
 from ollama_distributed.state.changes import Proposal, RemoveNode, SetVoters, plan_change
 from ollama_distributed.state.codec import decode, encode
 
@@ -48,8 +49,9 @@ MAX_WAITING = 64
 MAX_PROPOSAL_BYTES = 256 * 1024
 MAX_TRIES = 16
 """Conflicts with writes that are not the leader's own (a node's advert) are rare and short."""
-ONLY_SERVERS = (RemoveNode, SetVoters)
-"""A removal for good and who votes: a mere node that was broken into must not get so far."""
+ONLY_SERVERS = (RemoveNode, SetVoters, *get_args(AccessChange))
+"""A removal for good, who votes, and who may do what: a mere node that was broken into must not get
+so far."""
 IN_DOUBT = "the change may have been made; look before you repeat it"
 LEADER_S = 1.7
 """What the leader has for a proposal: it answers before the asker's deadline."""
@@ -175,7 +177,7 @@ def _check_allowed(proposal: Proposal, subject: str) -> None:
     proposer = subject.split(".")[3:]
     if proposer and isinstance(proposal.change, ONLY_SERVERS):
         log.warning(FORBIDDEN, kind=type(proposal.change).__name__, node=proposer[0])
-        raise Forbidden("only a server of the cluster may remove nodes or change voters")
+        raise Forbidden("only a server of the cluster may remove nodes, change voters, keys or policies")
 
 
 def result(data: bytes) -> int | NotLeader:

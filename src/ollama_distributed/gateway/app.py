@@ -34,6 +34,7 @@ from ollama_distributed.gateway.ports import (
     Transfers,
     VersionInfo,
 )
+from ollama_distributed.gateway.rights import right_of
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
@@ -184,7 +185,7 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
     for route in routes:
         app.add_api_route(
             route.path,
-            handler(route.verb, route.run),
+            handler(right_of(route.method, route.path, route.verb), route.run),
             methods=[route.method],
             summary=route.summary,
             tags=[route.tag],

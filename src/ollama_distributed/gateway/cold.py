@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from ollama_distributed.access.roles import MAY, Verb, demand
+from ollama_distributed.access.roles import Resource, Right, Verb, demand, may
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -37,6 +37,7 @@ from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, 
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.out import RawHeaders, cors_headers
+from ollama_distributed.gateway.rights import PUBLIC
 from ollama_distributed.gateway.shapes import renderer_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
@@ -45,8 +46,6 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-PUBLIC = frozenset({"/healthz", "/readyz"})
-"""Paths that need no identity: probes of a supervisor that has no key. They tell nothing else."""
 _KEY = "ollama_distributed.request"
 
 
@@ -69,9 +68,9 @@ class ColdRequest:
         found: ColdRequest = request.scope[_KEY]
         return found
 
-    def may(self, verb: Verb) -> bool:
+    def may(self, verb: Verb, resource: Resource) -> bool:
         """Whether who asks could also do this."""
-        return self.identity is not None and verb in MAY[self.identity.role]
+        return self.identity is not None and may(self.identity, Right(verb, resource))
 
     async def body(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         """The JSON body, decoded; raises as `raw_body`, and `Invalid`."""
@@ -110,24 +109,23 @@ class ColdRequest:
 
 
 def handler(
-    verb: Verb | None, run: Callable[[ColdRequest, Request], Awaitable[Response]]
+    right: Right | None, run: Callable[[ColdRequest, Request], Awaitable[Response]]
 ) -> Callable[[Request], Awaitable[Response]]:
-    """A FastAPI endpoint that demands `verb` (None: public) and shapes errors."""
+    """A FastAPI endpoint that demands `right` (None: public) and shapes errors."""
 
     async def endpoint(request: Request) -> Response:
         cold = ColdRequest.of(request)
         try:
-            if verb is not None:
+            if right is not None:
                 if cold.identity is None:
                     raise Forbidden("this route needs an identity")
-                demand(cold.identity, verb)
+                demand(cold.identity, right, cold.head.path)
             return await run(cold, request)
         except ClientDisconnect:
             raise
         except Exception as exc:
             return error_response(cold, exc)
 
-    endpoint.verb = verb  # type: ignore[attr-defined]  # the route table test reads it
     endpoint.__name__ = run.__name__
     endpoint.__doc__ = run.__doc__
     return endpoint
@@ -208,7 +206,7 @@ class ColdPath:
             ):
                 return _preflight(head)
             if head.path not in PUBLIC:
-                cold.identity = self._gate.admit(head, "read").identity
+                cold.identity = self._gate.admit(head, None).identity
         except OllamaDistributedError as exc:
             response = error_response(cold, exc)
             response.headers["connection"] = "close"

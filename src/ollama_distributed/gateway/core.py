@@ -18,7 +18,7 @@ from typing import Any, Protocol, assert_never
 import msgspec
 import structlog
 
-from ollama_distributed.access.roles import Verb
+from ollama_distributed.access.roles import INFERENCE
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     Cancelled,
@@ -70,7 +70,6 @@ from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _JSON = b"application/json; charset=utf-8"
-_VERB: Verb = "inference"
 _INLINE_NUMBERS = 16_384
 """Of vectors: their text takes 0.5 ms."""
 
@@ -201,7 +200,7 @@ class Exchange:
     def _judge(self) -> None:
         """Everything that the head alone decides."""
         try:
-            admission = self._means.gate.admit(self._head, _VERB)
+            admission = self._means.gate.admit(self._head, INFERENCE)
             self._identity = admission.identity
             if admission.origin is not None:
                 self._call_headers += cors_headers(admission.origin)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ollama_distributed.access.roles import Verb, demand
+from ollama_distributed.access.roles import Right, demand
 from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.errors import BodyTooLarge, Invalid
 from ollama_distributed.base.identity import Identity
@@ -94,8 +94,9 @@ class Gate:
         loopback = self._policy.check_host(head.headers, head.host_fields)
         return loopback, self._policy.check_browser(head.method, head.headers)
 
-    def admit(self, head: Head, verb: Verb) -> Admission:
-        """All checks of the head, in the order in which they leak least.
+    def admit(self, head: Head, right: Right | None) -> Admission:
+        """All checks of the head, in the order in which they leak least. `right` None: which one is
+        needed is not known yet, and asked for later.
 
         Raises:
             Invalid, ForeignHost, Forbidden, Unauthenticated
@@ -109,7 +110,8 @@ class Gate:
             and not _came_by_proxy(head.headers)
         )
         identity = self._authenticator.identify(Caller(credential(head.headers), here))
-        demand(identity, verb)
+        if right is not None:
+            demand(identity, right, head.path)
         return Admission(identity, origin)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ollama_distributed.access.roles import INFERENCE
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import MethodNotAllowed
 from ollama_distributed.base.inference import Inference
@@ -13,6 +14,7 @@ from ollama_distributed.gateway.dialects.contract import HotRoute
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.out import Out
+from ollama_distributed.gateway.rights import resource_of
 from ollama_distributed.gateway.summary import Observer
 from ollama_distributed.gateway.workers import Offload
 
@@ -45,6 +47,8 @@ class HotPath:
         )
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:
+            if resource_of(route.method, route.path) != INFERENCE.resource:
+                raise LookupError(f"{route.path} is no route of inference; see gateway/rights.py")
             methods = self._routes.setdefault(route.path, {})
             if route.method in methods:
                 raise ValueError(f"two hot routes for {route.method} {route.path}")

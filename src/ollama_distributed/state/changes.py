@@ -15,6 +15,18 @@ from ollama_distributed.base.errors import Conflict, Invalid, NotFound
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.state import keys
+from ollama_distributed.state.access import (
+    AccessChange,
+    DeletePolicy,
+    MakeKey,
+    RevokeKey,
+    RotateKey,
+    SetPolicy,
+    check_unused,
+    key_after,
+    outdated,
+    policy_after,
+)
 from ollama_distributed.state.cluster import ABSENT, ClusterState, NodeState
 from ollama_distributed.state.codec import encode
 from ollama_distributed.state.deleting import DeleteModel, deletion, forgotten
@@ -76,7 +88,15 @@ class SetVoters(msgspec.Struct, frozen=True, kw_only=True, tag="set_voters"):
 
 
 Change: TypeAlias = (
-    SetConfig | RollbackConfig | SetDrain | SetLabels | RemoveNode | SetVoters | Wanting | DeleteModel
+    SetConfig
+    | RollbackConfig
+    | SetDrain
+    | SetLabels
+    | RemoveNode
+    | SetVoters
+    | Wanting
+    | DeleteModel
+    | AccessChange
 )
 
 
@@ -127,8 +147,7 @@ def _writes(state: ClusterState, proposal: Proposal) -> tuple[KeyWrite, ...]:
         case RollbackConfig(version=version, base=base, comment=comment):
             return _new_version(state, proposal, _old(state, version).values, base, comment)
         case SetDrain(node=node, drain=drain):
-            intent = _intent(_known(state, node))
-            return (_put_intent(state, proposal, msgspec.structs.replace(intent, drain=drain)),)
+            return (_put_intent(state, proposal, _drained(_known(state, node), drain=drain)),)
         case SetLabels(node=node, labels=labels):
             return (_put_intent(state, proposal, _labelled(_known(state, node), labels)),)
         case RemoveNode(node=node, force=force):
@@ -139,6 +158,8 @@ def _writes(state: ClusterState, proposal: Proposal) -> tuple[KeyWrite, ...]:
             return (_desired(state, proposal, change),)
         case DeleteModel(model=model):
             return _deletion(state, proposal, model)
+        case MakeKey() | RotateKey() | RevokeKey() | SetPolicy() | DeletePolicy() as change:
+            return _access(state, proposal, change)
         case _:
             assert_never(proposal.change)
 
@@ -186,6 +207,13 @@ def _known(state: ClusterState, node: NodeId) -> NodeState:
 
 def _intent(node: NodeState) -> Intent:
     return node.intent or Intent(node=node.id)
+
+
+def _drained(node: NodeState, *, drain: bool) -> Intent:
+    """What is said by hand stands above the node's own policy: one that rests is woken."""
+    rest = node.rest
+    woken = rest.since if rest is not None and not drain else msgspec.UNSET
+    return msgspec.structs.replace(_intent(node), drain=drain, woken=woken)
 
 
 def _put_intent(state: ClusterState, proposal: Proposal, intent: Intent) -> KeyWrite:
@@ -253,6 +281,32 @@ def _deletion(state: ClusterState, proposal: Proposal, model: str) -> tuple[KeyW
     # What is wanted of its places is not wanted of the next model of this name.
     old += [keys.desired(model)] if keys.desired(model) in state.raw else []
     return (_put(state, key, record), *(_delete(state, one) for one in old if one != key))
+
+
+# ── keys and policies ───────────────────────────────────────────────────────────────
+
+
+def _access(state: ClusterState, proposal: Proposal, change: AccessChange) -> tuple[KeyWrite, ...]:
+    match change:
+        case SetPolicy(policy=policy):
+            after = policy_after(state.policies, change, by=proposal.actor, at=proposal.at)
+            return (_put(state, _readable(state, keys.policy(policy.name)), after),)
+        case DeletePolicy(name=name):
+            check_unused(state.keys, state.policies, name)
+            return (_delete(state, keys.policy(name)),)
+        case _:
+            entry = key_after(state.keys, state.policies, change, by=proposal.actor, at=proposal.at)
+            old = outdated(state.keys, proposal.at)[:DELETIONS_AT_ONCE]
+            return (
+                _put(state, _readable(state, keys.access_key(entry.record.id)), entry),
+                *(_delete(state, keys.access_key(id_)) for id_ in old if id_ != entry.record.id),
+            )
+
+
+def _readable(state: ClusterState, key: str) -> str:
+    if (unreadable := state.rejected.get(key)) is not None:
+        raise Conflict(f"it was written by a newer version; upgrade the leader first ({unreadable})")
+    return key
 
 
 # ── writes ──────────────────────────────────────────────────────────────────────────

@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias, assert_never, cast
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from ollama_distributed.base.cluster import NodeStatus
 from ollama_distributed.base.errors import Conflict, Invalid, NotFound
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import KeyId, NodeId
+from ollama_distributed.base.policies import Policy
+from ollama_distributed.state.access import KeyEntry
 from ollama_distributed.state.codec import decode
 from ollama_distributed.state.holders import Holders, divided, held
 from ollama_distributed.state.keys import (
@@ -25,8 +28,10 @@ from ollama_distributed.state.keys import (
     NodePart,
     OfChange,
     OfDeletion,
+    OfKey,
     OfModel,
     OfNode,
+    OfPolicy,
     OfVersion,
     Single,
     Subject,
@@ -48,6 +53,7 @@ from ollama_distributed.state.records import (
     Lease,
     Member,
     Placed,
+    Rest,
     Term,
     Voters,
 )
@@ -94,21 +100,37 @@ class NodeState(msgspec.Struct, frozen=True, gc=False):
         return self.member is None or self.member.status != "offline"
 
     @property
-    def draining(self) -> bool:
+    def drained(self) -> bool:
         """An operator wants no new work on it."""
         return self.intent is not None and self.intent.drain
 
     @property
+    def rest(self) -> Rest | None:
+        """It takes no work by its own policy, and nobody has woken it by hand."""
+        rest = self.advert.rest if self.advert is not None else UNSET
+        if isinstance(rest, UnsetType) or (self.intent is not None and self.intent.woken == rest.since):
+            return None
+        return rest
+
+    @property
+    def draining(self) -> bool:
+        """It is to get no new work."""
+        return self.drained or self.rest is not None
+
+    @property
     def status(self) -> NodeStatus:
-        """As people see it: a node that lives and is to be drained shows that."""
+        """As people see it: a node that lives and is to get no work shows that."""
         status: NodeStatus = self.member.status if self.member else "joining"
         return "draining" if self.draining and status in ("joining", "online") else status
 
     @property
     def since(self) -> float:
         """When `status` began, seconds since the Unix epoch; 0.0: not known."""
-        if self.status == "draining" and self.intent:
-            return self.intent.at
+        if self.status == "draining":
+            if self.drained and self.intent is not None:
+                return self.intent.at
+            if (rest := self.rest) is not None:
+                return rest.since
         return self.member.since if self.member else (self.advert.started_at if self.advert else 0.0)
 
     @property
@@ -141,6 +163,9 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
     """All nodes with the role `server`, sorted."""
     counts: Mapping[NodeStatus, int] = {}
     """How many nodes there are of each status that is shown."""
+    keys: SortedMap[KeyId, KeyEntry] = msgspec.field(default_factory=SortedMap)
+    """API keys, also those that were revoked."""
+    policies: SortedMap[str, Policy] = msgspec.field(default_factory=SortedMap)
     config: Config = Config()
     history: SortedMap[str, Config] = msgspec.field(default_factory=SortedMap)
     """By version, as `str`; see `version` and `versions`."""
@@ -215,7 +240,9 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
         return named[0]
 
 
-_Record: TypeAlias = _OfNode | Desired | Deleted | Config | Voters | Lease | Term | Applied
+_Record: TypeAlias = (
+    _OfNode | Desired | Deleted | Config | Voters | Lease | Term | Applied | KeyEntry | Policy
+)
 
 
 def apply(
@@ -283,6 +310,16 @@ def _decoded(about: Subject, value: bytes) -> _Record:
             return config
         case OfChange():
             return decode(value, Applied)
+        case OfKey(id_):
+            entry = decode(value, KeyEntry)
+            if entry.record.id != id_:
+                raise Invalid(f"it is about another key: {entry.record.id[:40]!r}")
+            return entry
+        case OfPolicy(name):
+            policy = decode(value, Policy)
+            if policy.name != name:
+                raise Invalid(f"it is about another policy: {policy.name[:40]!r}")
+            return policy
         case Single(key):
             return decode(value, _SINGLES[key][1])
         case _:
@@ -304,6 +341,10 @@ def _changed(state: ClusterState, about: Subject, record: _Record | None) -> dic
             return {"history": _set(state.history, str(version), cast("Config | None", record))}
         case OfChange(proposal):
             return {"applied": _set(state.applied, proposal, cast("Applied | None", record))}
+        case OfKey(id_):
+            return {"keys": _set(state.keys, id_, cast("KeyEntry | None", record))}
+        case OfPolicy(name):
+            return {"policies": _set(state.policies, name, cast("Policy | None", record))}
         case Single(key):
             field, kind = _SINGLES[key]
             return {field: Config() if record is None and kind is Config else record}
@@ -311,7 +352,7 @@ def _changed(state: ClusterState, about: Subject, record: _Record | None) -> dic
             assert_never(about)
 
 
-def _set(records: SortedMap[str, Any], key: str, record: _Record | None) -> SortedMap[str, Any]:
+def _set(records: SortedMap[Any, Any], key: str, record: _Record | None) -> SortedMap[Any, Any]:
     return records.without(key) if record is None else records.with_(key, record)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import KeyId, NodeId
 
 LEASE = "leader.lease"
 FENCE = "leader.fence"
@@ -19,6 +19,8 @@ _MEMBERS = "members."
 _INTENTS = "intents."
 _HISTORY = "config.history."
 _CHANGES = "changes."
+ACCESS_KEYS = "access.keys."
+ACCESS_POLICIES = "access.policies."
 
 _MODELS = "models."
 _DELETED = "deleted."
@@ -56,13 +58,25 @@ class OfChange(msgspec.Struct, frozen=True):
     id: str
 
 
+class OfKey(msgspec.Struct, frozen=True):
+    """`access.keys.<id>`."""
+
+    id: KeyId
+
+
+class OfPolicy(msgspec.Struct, frozen=True):
+    """`access.policies.<name>`."""
+
+    name: str
+
+
 class Single(msgspec.Struct, frozen=True):
     """A key that there is once."""
 
     key: str
 
 
-Subject: TypeAlias = OfNode | OfModel | OfDeletion | OfVersion | OfChange | Single
+Subject: TypeAlias = OfNode | OfModel | OfDeletion | OfVersion | OfChange | OfKey | OfPolicy | Single
 
 
 def advert(node: str) -> str:
@@ -114,6 +128,14 @@ def change(proposal: str) -> str:
     return _CHANGES + proposal
 
 
+def access_key(id_: str) -> str:
+    return ACCESS_KEYS + id_
+
+
+def policy(name: str) -> str:
+    return ACCESS_POLICIES + name
+
+
 def of_node(node: str) -> tuple[str, ...]:
     """Every key that is about a node."""
     return advert(node), holdings(node), member(node), intent(node), assigned(node), placed(node)
@@ -144,6 +166,10 @@ def subject(key: str) -> Subject | None:
             return OfVersion(int(number))
         case ["changes", proposal]:
             return OfChange(proposal)
+        case ["access", "keys", id_]:
+            return OfKey(KeyId(id_))
+        case ["access", "policies", name]:
+            return OfPolicy(name)
         case _ if key in _SINGLES:
             return Single(key)
         case _:

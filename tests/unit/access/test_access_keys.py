@@ -1,14 +1,15 @@
 import string
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_distributed.access.keys import make_admin_key, make_key, parse_key, proves
-from ollama_distributed.access.roles import MAY, demand
+from ollama_distributed.access.roles import MAY, Resource, Right, Verb, demand
 from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.errors import Forbidden, Unauthenticated
-from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.identity import ROLES, Identity
 
 HERE = Caller(credential="", at_this_machine=True)
 AWAY = Caller(credential="", at_this_machine=False)
@@ -78,10 +79,20 @@ def test_an_expired_key_is_refused():
     assert authenticator(valid).identify(Caller(plain, at_this_machine=True)).role == "admin"
 
 
-def test_only_an_admin_administers():
-    demand(Identity(role="admin"), "admin")
-    for verb in ("inference", "read", "models"):
-        demand(Identity(role="local"), verb)
-    with pytest.raises(Forbidden):
-        demand(Identity(role="local"), "admin")
-    assert set(MAY) == {"admin", "local"}
+def test_the_table_has_a_cell_for_every_role_and_denies_by_default():
+    assert set(MAY) == set(ROLES)
+    for role in ROLES:
+        for resource in get_args(Resource):
+            for verb in get_args(Verb):
+                right = Right(verb, resource)
+                if right in MAY[role]:
+                    demand(Identity(role=role), right)
+                else:
+                    with pytest.raises(Forbidden):
+                        demand(Identity(role=role), right)
+
+
+def test_only_an_admin_says_who_may_do_what():
+    for resource in ("keys", "policies", "users", "members", "tokens", "config", "cluster"):
+        may_change = {role for role in ROLES if Right("admin", resource) in MAY[role]}
+        assert may_change == {"admin"}, resource

@@ -15,6 +15,7 @@ from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.adapters.coordination.memory import MemoryEngine
 from ollama_distributed.base.errors import Unauthenticated
 from ollama_distributed.base.ids import KeyId, NodeId, NodeRole
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keys import KEYS, SharedKeys
 
@@ -49,9 +50,9 @@ class Node:
         self.shared: Mapping[KeyId, KeyRecord] = {}
         self.keys = SharedKeys(folder, node, own, self.use)
 
-    def use(self, keys: Mapping[KeyId, KeyRecord]) -> None:
+    def use(self, keys: Mapping[KeyId, KeyRecord], policies: Mapping[str, Policy]) -> None:
         self.shared = keys
-        self.authenticator.share(keys)
+        self.authenticator.share(keys, policies)
 
     def knows(self, key: str) -> bool:
         try:

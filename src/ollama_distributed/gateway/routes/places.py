@@ -129,7 +129,7 @@ class _Handlers:
             _name(request),
             context_tokens=_number(request, "context"),
             slots=_number(request, "slots"),
-            look=cold.may("models"),  # a registry is asked for those only who may pull from it
+            look=cold.may("models", "models"),  # a registry is asked for those only who may pull from it
         )
         return json_response(answer)
 
