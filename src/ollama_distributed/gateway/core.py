@@ -37,6 +37,7 @@ from ollama_distributed.base.inference import (
     Inference,
     Moved,
     Opened,
+    Queued,
     Usage,
 )
 from ollama_distributed.gateway.body import Bodies, RequestBody
@@ -63,7 +64,8 @@ from ollama_distributed.gateway.out import (
     node_header,
     with_moves,
 )
-from ollama_distributed.gateway.resuming import requests_of
+from ollama_distributed.gateway.queueing import USUAL, Shed, place_comment, place_headers, turn_of, with_turn
+from ollama_distributed.gateway.resuming import RESUME_AT, requests_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
@@ -93,6 +95,8 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
     bodies: Bodies
     node: str = ""
     """What this one is called in `X-Ollama-Node`; empty: answers do not say."""
+    shed: Shed | None = None
+    """Says before a body is parsed that its request would be refused."""
 
 
 class Exchange:
@@ -115,12 +119,14 @@ class Exchange:
         "_node",
         "_out",
         "_paused",
+        "_place",
         "_request_body",
         "_request_id",
         "_route",
         "_start",
         "_stop_task",
         "_streaming",
+        "_turn",
         "_usage",
         "ended",
     )
@@ -142,6 +148,9 @@ class Exchange:
         self._moves = 0
         self._node = ""
         """Another node that answers."""
+        self._place: Queued | None = None
+        """Where it stood when it began to wait."""
+        self._turn = USUAL
         self._usage: Usage | None = None
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
@@ -173,6 +182,7 @@ class Exchange:
             self._means.spawn(self._read_large(self._identity))
             return
         try:
+            self._shed(self._identity)
             self._run(self._parse(self._request_body.take(), self._identity))
         except Exception as exc:
             self._fail_by(exc)
@@ -204,9 +214,17 @@ class Exchange:
             self._identity = admission.identity
             if admission.origin is not None:
                 self._call_headers += cors_headers(admission.origin)
+            self._turn = turn_of(self._head.headers, admission.identity)
             check_body(self._head.headers, self._limit)
+            if int(self._head.headers.get("content-length", 0)) > INLINE_BYTES:
+                self._shed(admission.identity)
         except OllamaDistributedError as exc:
             self.fail(exc, close=True)
+
+    def _shed(self, identity: Identity) -> None:
+        """What would be refused is refused before it is read: under a flood that is most of the work."""
+        if self._means.shed is not None and RESUME_AT not in self._head.headers:
+            self._means.shed(identity, self._turn)
 
     async def _read_large(self, identity: Identity) -> None:
         """The task of a large body; a task root, so it catches everything.
@@ -240,7 +258,7 @@ class Exchange:
             headers=self._head.headers,
             wall=clock.time,
         )
-        return self._route.parse(body, context)
+        return with_turn(self._route.parse(body, context), self._turn)
 
     # ── the call ────────────────────────────────────────────────────────────────────
 
@@ -279,6 +297,9 @@ class Exchange:
             if type(event) is Moved:
                 self._moved(event)
                 return
+            if type(event) is Queued:
+                self._waits(encoder, index, event)
+                return
             if self._first_byte_at is None and type(event) is Opened:
                 self._node = event.node
         try:
@@ -310,6 +331,19 @@ class Exchange:
             self._call_headers = with_moves(self._call_headers, self._moves)
         elif self._encoder.content_type == sse.CONTENT_TYPE:
             self._out.write(sse.comment(f"goes on at {self._served_by or 'another node'}"))
+
+    def _waits(self, encoder: Encoder, index: int, place: Queued) -> None:
+        """Who asked for it hears at once, as far as the dialect has words; all others with the head."""
+        if self._place is None:
+            self._place = place
+            self._call_headers += place_headers(place)
+        if not (self._turn.progress and self._streaming):
+            return
+        self._node = place.node
+        if encoder.content_type == sse.CONTENT_TYPE:
+            self._write(encoder, place_comment(place))
+        elif line := encoder.feed(index, place):
+            self._write(encoder, line)
 
     def _write(self, encoder: Encoder, data: bytes) -> None:
         if not self._streaming:

@@ -14,6 +14,7 @@ from ollama_distributed.gateway.dialects.contract import HotRoute
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.out import Out
+from ollama_distributed.gateway.queueing import Shed
 from ollama_distributed.gateway.rights import resource_of
 from ollama_distributed.gateway.summary import Observer
 from ollama_distributed.gateway.workers import Offload
@@ -33,6 +34,7 @@ class HotPath:
         spawn: Spawn,
         offload: Offload,
         node: str = "",
+        shed: Shed | None = None,
     ) -> None:
         self.means = Means(
             inference=inference,
@@ -44,6 +46,7 @@ class HotPath:
             guard=JsonGuard(gate.limits),
             bodies=Bodies(gate.limits.bodies_bytes),
             node=node,
+            shed=shed,
         )
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:

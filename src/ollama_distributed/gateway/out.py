@@ -30,6 +30,8 @@ class Out(Protocol):
 
 
 _FAILOVERS = b"x-ollama-failovers"
+_EXPOSED = b"x-request-id, x-ollama-node, x-ollama-failovers, x-queue-position, x-queue-eta"
+"""Headers of ours that scripts of other origins may read."""
 
 
 def with_moves(headers: RawHeaders, moves: int) -> RawHeaders:
@@ -40,7 +42,7 @@ def with_moves(headers: RawHeaders, moves: int) -> RawHeaders:
 def cors_headers(origin: str) -> RawHeaders:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"x-request-id, x-ollama-node, x-ollama-failovers"),
+        (b"access-control-expose-headers", _EXPOSED),
         (b"vary", b"origin"),
     ]
 

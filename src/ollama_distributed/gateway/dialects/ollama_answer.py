@@ -20,6 +20,7 @@ from ollama_distributed.base.inference import (
     Failed,
     Finished,
     Opened,
+    Queued,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -113,8 +114,16 @@ class LineStream:
             return self._last(event)
         if type(event) is Failed:
             return self._error_line(event.error) + b"\n"
+        if type(event) is Queued:
+            return self._waits(event)
         assert type(event) is Opened
         return b""
+
+    def _waits(self, place: Queued) -> bytes:
+        """A line without text, for who asked to be told."""
+        body = self._shape.delta("", "", []) + b',"done":false,"queue":'
+        told = {"position": place.position, "eta_s": None if place.eta_s is None else round(place.eta_s, 1)}
+        return self._head + timestamp(self._wall()) + b'",' + body + _encode(told) + b"}\n"
 
     def _rich(self, delta: Delta) -> bytes:
         for fragment in delta.tool_calls:
