@@ -10,6 +10,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.inference import Inference
@@ -35,6 +36,7 @@ from ollama_distributed.gateway.ports import (
     VersionInfo,
 )
 from ollama_distributed.gateway.rights import right_of
+from ollama_distributed.gateway.routes.access import access_routes
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
@@ -117,6 +119,7 @@ def create_app(
     bundles: Bundles | None = None,
     disks: Disks | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
+    access: AccessDesk | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
@@ -169,6 +172,8 @@ def create_app(
         *ollama_routes(node),
         *openai_routes(node),
     ]
+    if access is not None:
+        routes += access_routes(access)
     if cluster is not None:
         routes += [*cluster_routes(cluster), *nodes_routes(cluster), *config_routes(cluster, ready)]
     cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import structlog
 
 from ollama_distributed._version import __version__
+from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
@@ -33,6 +34,7 @@ from ollama_distributed.node import data_dir, doors
 from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.book import ClusterBook, KeyUses
 from ollama_distributed.node.cluster.keeper import Keeper, join_first
 from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.seat import SeatFile
@@ -155,6 +157,7 @@ async def _built(
             disk.use(live)
 
         placing = Placing(settings)
+        key_uses = KeyUses(settings.data_dir, authenticator.used, clock.time)
         transfers = await closing.enter_async_context(
             registry_transfers(settings, node, store, catalog, clock)
         )
@@ -168,7 +171,7 @@ async def _built(
                 engines=[engine.info for engine in engines.all],
                 api=urls,
                 apply=apply,
-                keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share),
+                keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share, key_uses),
                 placing=placing,
                 missed=uses.miss,
                 outside=transfers.looking,
@@ -275,6 +278,9 @@ async def _built(
             bundles=moves.bundles,
             disks=disk.everywhere,
             preloaded=preload.rows,
+            access=AccessDesk(
+                ClusterBook(here.keeper), authenticator, clock.time, node=node, last_used=key_uses.last
+            ),
         )
         closing.push_async_callback(app.close)
         await closing.enter_async_context(here.keeper)

@@ -17,6 +17,7 @@ from ollama_distributed.base.errors import Unauthenticated
 from ollama_distributed.base.ids import KeyId, NodeId, NodeRole
 from ollama_distributed.base.policies import Policy
 from ollama_distributed.cluster.tasks import end
+from ollama_distributed.node.cluster.book import KeyUses
 from ollama_distributed.node.cluster.keys import KEYS, SharedKeys
 
 CLUSTER = "c1"
@@ -48,7 +49,7 @@ class Node:
         folder.mkdir(exist_ok=True)
         self.authenticator = Authenticator(own, require_key=True, wall=lambda: 0.0)
         self.shared: Mapping[KeyId, KeyRecord] = {}
-        self.keys = SharedKeys(folder, node, own, self.use)
+        self.keys = SharedKeys(folder, node, own, self.use, KeyUses(folder, dict, lambda: 0.0))
 
     def use(self, keys: Mapping[KeyId, KeyRecord], policies: Mapping[str, Policy]) -> None:
         self.shared = keys

@@ -20,6 +20,7 @@ from ollama_distributed.base.errors import Conflict, DiskFull
 from ollama_distributed.base.ids import KeyId, NodeId, NodeRole
 from ollama_distributed.base.policies import Policy
 from ollama_distributed.cluster.ports import Coordination, Entry, Removed, Resync
+from ollama_distributed.node.cluster.book import KeyUses
 from ollama_distributed.node.data_dir import read_file, write_file
 from ollama_distributed.state.access import KeyEntry
 from ollama_distributed.state.keys import ACCESS_KEYS as KEYS
@@ -46,9 +47,13 @@ Use = Callable[[Mapping[KeyId, KeyRecord], Mapping[str, Policy]], None]
 
 
 class SharedKeys:
-    """`own`: the keys of this node's data folder. `use` is called with all that holds."""
+    """`own`: the keys of this node's data folder. `use` is called with all that holds. `uses`: when
+    they were used."""
 
-    def __init__(self, data_dir: Path, node: NodeId, own: Sequence[KeyRecord], use: Use) -> None:
+    def __init__(
+        self, data_dir: Path, node: NodeId, own: Sequence[KeyRecord], use: Use, uses: KeyUses
+    ) -> None:
+        self.uses = uses
         self._path = data_dir / "cluster-keys.json"
         self._node = node
         self._own = tuple(KeyEntry(node=node, record=record) for record in own)

@@ -91,6 +91,8 @@ async def linked(
         network = await stack.enter_async_context(
             NetworkManager(coordination, node=node, clock=clock, chance=chance)
         )
+        stack.callback(network.subscribe("key-uses", parts.keys.uses.hear))
+        await _run(stack, "key uses", partial(parts.keys.uses.step, network), chance)
         loads = await stack.enter_async_context(
             LoadReports(coordination, node=node, clock=clock, chance=chance, own=parts.load)
         )
