@@ -235,7 +235,7 @@ class Evictions:
     def _copy(self, ask: KeepAsk) -> StoredModel | None:
         """What is here to be promised. A node that drains is about to give its copies away."""
         known = self._state().nodes.get(self._me)
-        if known is not None and known.draining:
+        if known is not None and known.drained:
             return None
         mine = next((one for one in self._models.stored() if one.key == ask.model), None)
         return mine if mine is not None and mine.digest == ask.digest and not mine.lacking else None

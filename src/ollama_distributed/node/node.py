@@ -40,10 +40,12 @@ from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.disk import disk_care, read_uses
+from ollama_distributed.node.draining import Draining
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.placing import NodeMover, Placing
+from ollama_distributed.node.polite.settings import policy_of
 from ollama_distributed.node.preload import Preload
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
@@ -151,10 +153,12 @@ async def _built(
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))
+            freeing.patience_s = live.drain_timeout
             transfers.limit(live)
             uplink.use(live)
             placing.use(live)
             disk.use(live)
+            here.polite.use(policy_of(live))
 
         placing = Placing(settings)
         key_uses = KeyUses(settings.data_dir, authenticator.used, clock.time)
@@ -257,9 +261,21 @@ async def _built(
             )
         )
         door = here.keeper.parts.door
-        answers = Answers(here.source, clock, generated=door.answered.find)
+        answers = Answers(here.source, clock, generated=door.answered.find, paced=here.source.paced)
         open_written(door, answers)
         stop.leave = answers.leave
+        freeing = Draining(
+            node,
+            answers=answers,
+            door=door,
+            runs=serving,
+            state=lambda: here.keeper.state,
+            draining=here.view.draining,
+            resting=lambda: here.polite.rest is not None and here.view.draining(),
+            patience_s=settings.drain_timeout,
+            clock=clock,
+        )
+        closing.push_async_callback(end, [asyncio.create_task(freeing.run(), name="drain")])
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
         app = create_app(
             inference=answers,

@@ -37,6 +37,7 @@ from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
+from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
 from ollama_distributed.node.registry_settings import RegistrySettings
 
 PREFIX = "OLLAMA_DISTRIBUTED_"
@@ -294,6 +295,11 @@ class Settings(BaseSettings):
         default_factory=list,
         description="More names that a Host header may carry, beside loopback (guards against rebinding).",
         json_schema_extra=LIVE,
+    polite_hours: PoliteHours = ""
+    polite_owner: PoliteOwner = 0.0
+    polite_battery: PoliteBattery = False
+    polite_cpu: PoliteCpu = 0.0
+
     )
     allowed_origins: list[str] = Field(
         default_factory=list,
@@ -303,7 +309,8 @@ class Settings(BaseSettings):
     drain_timeout: Duration = Field(
         default=30.0,
         ge=0,
-        description="On stop, running answers may take so long to end, seconds.",
+        description="On stop, and when a node drains, running answers may take so long to end, seconds; "
+        "then another node goes on with them.",
         json_schema_extra=LIVE,
     )
 

@@ -40,11 +40,14 @@ _PRESENCE: Mapping[NodeStatus, Presence] = {
 
 
 def presence(
-    status: NodeStatus, *, offline_for_s: float, draining: bool, grace_s: float = GRACE_S
+    status: NodeStatus, *, offline_for_s: float, draining: bool, grace_s: float = GRACE_S, rests: bool = False
 ) -> Presence:
-    """What a node counts for. One that an operator drains is not waited for."""
+    """What a node counts for. One that an operator drains is not waited for; one that `rests` by its
+    own policy comes back with what it has: its copies stay, and others run its models meanwhile."""
     if status == "offline":
         return "lost" if draining or offline_for_s >= grace_s else "away"
+    if rests and not draining:
+        return "away"
     return "leaving" if draining else _PRESENCE[status]
 
 

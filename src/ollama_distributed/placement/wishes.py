@@ -42,7 +42,7 @@ class Around(msgspec.Struct, frozen=True, kw_only=True):
 def around(state: ClusterState, policy: Policy) -> Around:
     takers, draining = 0, []
     for node in state.nodes.values():
-        if node.draining:
+        if node.drained:
             draining.append(node.id)
         else:
             takers += node.alive and node.placed is not None

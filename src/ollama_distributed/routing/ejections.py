@@ -70,6 +70,13 @@ class Ejections:
     def stalled(self, node: NodeId, key: str) -> None:
         self._failed(node, key, "stalled", "it said nothing any more")
 
+    def slow(self, node: NodeId, key: str) -> None:
+        self._failed(node, key, "slow", "it speaks much slower than before, or than its peers")
+
+    def open(self, node: NodeId, key: str) -> bool:
+        """Whether it is left alone now (what others call an open circuit)."""
+        return self._health.ejected((node, key))
+
     def _failed(self, node: NodeId, key: str, code: str, reason: str) -> None:
         self._news.set()
         if self._health.failed((node, key), self._clock.monotonic()):

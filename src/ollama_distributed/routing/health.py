@@ -96,6 +96,11 @@ class Health:
             del self._records[replica]
         return back_s < RETURN_S and chance() >= back_s / RETURN_S
 
+    def ejected(self, replica: Replica) -> bool:
+        """It waits for a probe that goes well."""
+        record = self._records.get(replica)
+        return record is not None and record.returned_s is None
+
     def due(self, now: float) -> list[Replica]:
         """Those to probe now; each is named once until `failed` or `well` is told of it."""
         found = []

@@ -10,7 +10,7 @@ state calls offline is still tried when no other holds the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -50,8 +50,9 @@ from ollama_distributed.routing.caches import Caches, Trip
 from ollama_distributed.routing.decisions import Decisions, Record
 from ollama_distributed.routing.directory import Directory
 from ollama_distributed.routing.ejections import Ejections
+from ollama_distributed.routing.hedging import Hedges, first_answer, kind_of
+from ollama_distributed.routing.paces import Paces
 from ollama_distributed.routing.plan import (
-    ELSEWHERE,
     LOAD_S,
     MAX_TRIES,
     NO_PROMPT,
@@ -60,7 +61,6 @@ from ollama_distributed.routing.plan import (
     Plan,
     Prompt,
     Standing,
-    most_telling,
     plan,
 )
 from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
@@ -110,6 +110,8 @@ class Router:
     ) -> None:
         self._clock = clock or SystemClock()
         self._ejections = Ejections(self._clock, dice)
+        self._paces = Paces()
+        self._hedges = Hedges()
         self.policy: Policy = policy
         self._wanted = wanted
         self._turn = 0
@@ -248,9 +250,14 @@ class Router:
         return order
 
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
-        """Whether a node that it did not leave could go on with it."""
-        left = {one.replica or self._view.me for one in resume.left}
-        return any(node not in left for node in self._again(request.model, resume))
+        """Whether a node that it did not leave, lives and takes work could go on with it."""
+        left, nodes = {one.replica or self._view.me for one in resume.left}, self._view.state().nodes
+        return any(
+            node not in left
+            and (known := nodes.get(node)) is not None
+            and known.status not in ("offline", "draining")
+            for node in self._again(request.model, resume)
+        )
 
     def _again(self, model: str, resume: Resume) -> tuple[NodeId, ...]:
         """Who may go on with an answer: nodes that it left come last, one where it stalled never,
@@ -303,6 +310,7 @@ class Router:
             request.request_id,
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
+            sum(map(len, request.inputs)),
         )
         return msgspec.structs.replace(result, node=node) if node else result
 
@@ -312,6 +320,7 @@ class Router:
             request.request_id,
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
+            len(request.query) + sum(map(len, request.documents)),
         )
         return msgspec.structs.replace(result, node=node) if node else result
 
@@ -328,13 +337,22 @@ class Router:
         """Which nodes would be asked now, and why not the others."""
         return self._planned(model, name_key(model), self._holders(model), NO_PROMPT, {})
 
+    def paced(self, model: str, replica: str, tokens: int, seconds: float) -> None:
+        """What a replica said in the last second, in answers that were spoken for `seconds` together."""
+        node, key = NodeId(replica) or self._view.me, name_key(model)
+        if self._paces.said((node, key), tokens, seconds):
+            self._ejections.slow(node, key)
+
     async def probe(self) -> None:
         """Until it is cancelled: see whether replicas that failed are well again."""
         await self._ejections.probe(self._probe, self._known)
 
     def _known(self, replica: tuple[NodeId, str]) -> bool:
         node, key = replica
-        return node == self._view.me or node in self._view.state().models.get(key, ())
+        if node == self._view.me:
+            return True
+        # One that drains comes last anyway, and refuses probes.
+        return node in self._view.state().models.get(key, ()) and not self._directory.draining(node)
 
     async def _probe(self, node: NodeId, key: str) -> None:
         held = self._view.state().models.get(key)
@@ -402,21 +420,42 @@ class Router:
         request_id: RequestId,
         here: Callable[[], Awaitable[T]],
         there: Callable[[NodeId], Awaitable[T]],
+        size: int | None = None,
     ) -> tuple[str, T]:
-        """The answer and the name of the node that gave it; empty: this one."""
+        """The answer and the name of the node that gave it; empty: this one. `size`: of the question, in
+        characters; one that has a size is asked twice where its answer is late (`hedging.py`)."""
         order, key = self.plan(model).order or (self._view.me,), name_key(model)
-        errors: list[OllamaDistributedError] = []
-        for node in order:
-            try:
-                answer = await (here() if node == self._view.me else there(node))
-                self._ejections.note(node, key, None)
-                return self._name_of(node), answer
-            except ELSEWHERE as error:
-                errors.append(error)
-                self._ejections.note(node, key, error)
-                if len(order) > 1:
-                    log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
-        raise most_telling(errors)
+
+        def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
+            self._ejections.note(node, key, error)
+            if error is not None and len(order) > 1:
+                log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
+
+        async def ask(node: NodeId) -> T:
+            return await (here() if node == self._view.me else there(node))
+
+        def may() -> bool:
+            taken = self._hedges.take()
+            if taken:
+                log.info("routing.asked_twice", request_id=request_id, node=second)
+            return taken
+
+        second = self._second(order, key) if size is not None else None
+        kind = kind_of(key, size or 0)
+        after_s = self._hedges.begin(kind) if second is not None else None
+        began = self._clock.monotonic()
+        node, answer = await first_answer(order, ask, noted, after_s=after_s, second=second, may=may)
+        if second is not None:
+            self._hedges.ended(kind, self._clock.monotonic() - began)
+        return self._name_of(node), answer
+
+    def _second(self, order: Sequence[NodeId], key: str) -> NodeId | None:
+        """Who may be asked beside the first one of `order`: only a replica that is well."""
+        for node in order[1:]:
+            known = self._view.state().nodes.get(node)
+            if known is not None and known.status == "online" and not self._ejections.open(node, key):
+                return node
+        return None
 
     def _name_of(self, node: NodeId) -> str:
         """That people see, if a header can carry it; empty: this one."""

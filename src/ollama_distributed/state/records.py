@@ -57,6 +57,14 @@ class EngineSummary(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     devices: tuple[str, ...] = ()
 
 
+class Rest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A node leaves its machine to the owner, and takes no work."""
+
+    reason: str
+    since: float
+    """Seconds since the Unix epoch, by the node's clock: a number for this rest."""
+
+
 class Advert(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a node says of itself."""
 
@@ -80,6 +88,8 @@ class Advert(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     engines: tuple[EngineSummary, ...] = ()
     labels: Mapping[str, str] = {}
     """From its own settings; an operator's labels are in `Intent`."""
+    rest: Rest | msgspec.UnsetType = msgspec.UNSET
+    """By its own policy (`node.polite`)."""
 
 
 class HeldModel(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -135,6 +145,9 @@ class Intent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Over the node's own; None takes one away."""
     by: str = ""
     at: float = 0.0
+    woken: float | msgspec.UnsetType = msgspec.UNSET
+    """`since` of the rest that was ended by hand: the node works in spite of its policy until that
+    rest would have ended anyway."""
 
 
 class Desired(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -44,7 +44,7 @@ from ollama_distributed.streams.account import Account
 from ollama_distributed.streams.decoder import Decoder, DecoderRules
 from ollama_distributed.streams.gaps import Gaps
 from ollama_distributed.streams.journal import Journal
-from ollama_distributed.streams.sourcing import STALLED, Next, Sourcing
+from ollama_distributed.streams.sourcing import DRAINS, STALLED, Next, Sourcing
 
 log = structlog.get_logger(__name__)
 
@@ -152,6 +152,19 @@ class Answer:
     def halt(self) -> None:
         """Take no more tokens; its last event is still to come."""
         self._sources.stop()
+
+    @property
+    def replica(self) -> str | None:
+        """That makes it now; None: not known, or there is none."""
+        return self._sources.replica
+
+    def move(self) -> bool:
+        """Leave the source, which drains, for another one, if there is one; whether it does."""
+        if self._over or not self._sources.can_move(sent=self.sent):
+            return False
+        self._sources.stop()
+        self._lost(Unavailable(DRAINS), leaves=True)
+        return True
 
     @property
     def complete(self) -> bool:
@@ -309,10 +322,10 @@ class Answer:
 
     # ── another source ──────────────────────────────────────────────────────────────
 
-    def _lost(self, error: OllamaDistributedError, *, stalled: bool = False) -> None:
-        """Go on elsewhere, or end."""
+    def _lost(self, error: OllamaDistributedError, *, stalled: bool = False, leaves: bool = False) -> None:
+        """Go on elsewhere, or end. `leaves`: it was the answer that left."""
         account = self._account
-        began = account.first_s > 0.0 or stalled
+        began = account.first_s > 0.0 or stalled or leaves
         step = self._sources.lost(error, began=began, sent=self.sent, stalled=stalled)
         if not isinstance(step, Next):
             self._end(Failed(step))
@@ -328,11 +341,12 @@ class Answer:
         if self._opened and not self._over:
             self._out(Moved(node=self._node))
 
-    def look(self, speaking: Gaps, reading: Gaps) -> None:
-        """Every `LOOK_S`: leave a source that stalled."""
+    def look(self, speaking: Gaps, reading: Gaps) -> int | None:
+        """Every `LOOK_S`: leave a source that stalled. Tokens since the look before, if it speaks."""
         told = self._signs + self._decoder.completion_tokens
         if self._sources.stalled(told, speaking, reading, speaks=not self._new, sent=self.sent):
             self._lost(Unavailable(STALLED), stalled=True)
+        return self._sources.spoken
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 

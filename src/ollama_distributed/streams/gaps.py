@@ -69,7 +69,7 @@ ASK_AGAIN_LOOKS = 4
 class Quiet:
     """How long one answer has said nothing."""
 
-    __slots__ = ("_looks", "_speaks", "_told", "gaps")
+    __slots__ = ("_looks", "_speaks", "_told", "gaps", "spoken")
 
     def __init__(self, told: int, *, speaks: bool) -> None:
         """From its first look on; as in `look`."""
@@ -78,12 +78,15 @@ class Quiet:
         self._speaks = speaks
         self.gaps: Gaps | None = None
         """Those that the answer is measured by now."""
+        self.spoken: int | None = None
+        """Tokens between the last two looks; None: it was reading."""
 
     def look(self, told: int, speaking: Gaps, reading: Gaps, *, speaks: bool) -> bool:
         """Whether to leave. `told`: signs of life so far; `speaks`: tokens come, so that it has
         less time than one that reads its prompt."""
         passed, self._told = told - self._told, told
         gaps = self.gaps = speaking if self._speaks else reading
+        self.spoken = passed if self._speaks else None
         if passed > 0:
             gaps.passed(passed, self._looks)
             self._looks, self._speaks = 0, speaks

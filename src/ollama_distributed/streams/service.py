@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import anyio
 
@@ -31,9 +32,16 @@ _REMEMBERED = 256
 """Models whose gaps are kept; all are forgotten when so many came together."""
 
 
+PACE_S = 1.0
 HAND_OVER_S = 2.0
 STOPPING = "this node is shutting down; another one goes on"
 CUT = "this node is shutting down"
+
+
+class Paced(Protocol):
+    """A replica said so many tokens in answers that were spoken for so long, together."""
+
+    def __call__(self, model: str, replica: str, tokens: int, seconds: float, /) -> None: ...
 
 
 class Answers:
@@ -45,12 +53,18 @@ class Answers:
         clock: Clock,
         chance: Callable[[], float] = random.random,
         generated: Callable[[InferenceRequest], Written | None] = lambda _: None,
+        paced: Paced = lambda _model, _replica, _tokens, _seconds: None,
     ) -> None:
-        """`generated`: what this node generated for the same request of another gateway."""
+        """`generated`: what this node generated for the same request of another gateway. `paced`: hears
+        each second how fast each replica speaks."""
         self.source = source
         self.clock = clock
         self.chance = chance
         self._generated = generated
+        self._paced = paced
+        self._looks = 0
+        self._spoken: dict[tuple[str, str], tuple[int, int]] = {}
+        """Of model and replica: tokens, and looks at answers that spoke, since `paced` heard."""
         self._live: set[Answer] = set()
         self._left = False
         """The node stops."""
@@ -102,7 +116,16 @@ class Answers:
     def look(self) -> None:
         """One look at every live answer; all that watching costs."""
         for answer in tuple(self._live):
-            answer.look(*self._gaps_of(answer.journal.request.model))
+            model, replica = answer.journal.request.model, answer.replica
+            tokens = answer.look(*self._gaps_of(model))
+            if tokens is not None and replica is not None:
+                before = self._spoken.get((model, replica), (0, 0))
+                self._spoken[model, replica] = (before[0] + tokens, before[1] + 1)
+        self._looks += 1
+        if self._looks * LOOK_S >= PACE_S:
+            spoken, self._spoken, self._looks = self._spoken, {}, 0
+            for (model, replica), (tokens, looks) in spoken.items():
+                self._paced(model, replica, tokens, looks * LOOK_S)
 
     def _gaps_of(self, model: str) -> tuple[Gaps, Gaps]:
         found = self._gaps.get(model)
@@ -111,6 +134,10 @@ class Answers:
                 self._gaps.clear()
             found = self._gaps[model] = (Gaps(), Gaps(READING_LOOKS))
         return found
+
+    def move(self, away_from: Sequence[str]) -> int:
+        """Let answers that these replicas make go on at other nodes, where some can; how many."""
+        return sum(answer.move() for answer in tuple(self._live) if answer.replica in away_from)
 
     # ── re-attach ───────────────────────────────────────────────────────────────────
 

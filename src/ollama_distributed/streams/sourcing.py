@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 MOST_STALLS = 3
 """Of one answer: a model that is slow everywhere is not moved round and round."""
 STALLED = "the node that answered said nothing any more"
+DRAINS = "the node that answered drains"
 
 _NO_LOSSES = Losses()
 """Of every answer that lost nothing yet."""
@@ -190,6 +191,11 @@ class Sourcing:
             error, now, self._home.chance(), began=began, sent=sent, resumable=resumable
         )
 
+    @property
+    def spoken(self) -> int | None:
+        """Tokens between the last two looks of the watch; None: it was not speaking, or not heard."""
+        return self._quiet.spoken if self._quiet is not None else None
+
     # ── the watch ───────────────────────────────────────────────────────────────────
 
     def stalled(self, told: int, speaking: Gaps, reading: Gaps, *, speaks: bool, sent: bool) -> bool:
@@ -208,12 +214,19 @@ class Sourcing:
         return True
 
     def _can_leave(self, *, sent: bool) -> bool:
-        losses, now = self._losses, self._home.clock.monotonic()
-        if self.replica is None or losses.stalls >= MOST_STALLS:
+        return self._losses.stalls < MOST_STALLS and self._can_go(STALLED, sent=sent, stalled=True)
+
+    def can_move(self, *, sent: bool) -> bool:
+        """Whether the answer can leave its source, and another one has the model."""
+        return self._generation is not None and self._can_go(DRAINS, sent=sent, stalled=False)
+
+    def _can_go(self, why: str, *, sent: bool, stalled: bool) -> bool:
+        if self.replica is None:
             return False
-        if self._wait_before(Unavailable(STALLED), now, began=True, sent=sent) is None:
+        now = self._home.clock.monotonic()
+        if self._wait_before(Unavailable(why), now, began=True, sent=sent) is None:
             return False
-        return self._elsewhere(stalled=True)
+        return self._elsewhere(stalled=stalled)
 
     def _elsewhere(self, *, stalled: bool) -> bool:
         left = self._losses.leaving(self.replica or "", stalled=stalled)

@@ -239,6 +239,7 @@ def test_every_record_and_every_change_is_pinned_here() -> None:
         LoadedPlace,
         MeasuredSpeed,
         FailedTask,
+        records.Rest,
     }  # inside others
     structs = {
         kind

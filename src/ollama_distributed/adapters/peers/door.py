@@ -153,6 +153,14 @@ class PeerDoor:
             self._ticker.cancel()
             self._ticker = None
 
+    def move(self, elsewhere: Callable[[str], bool]) -> int:
+        """End generations so that their callers go on with them at another node; how many. Left alone
+        is what cannot be continued. `elsewhere`: another node has the model."""
+        moving = [one for one in self._outlets if one.generates and one.movable and elsewhere(one.model)]
+        for outlet in moving:
+            outlet.end_with(Unavailable(f"node {self._me} drains; another one goes on"))
+        return len(moving)
+
     def drop(self, node: NodeId) -> None:
         """End what runs for a node that was removed from the cluster."""
         for outlet in list(self._outlets):
@@ -257,6 +265,7 @@ class PeerDoor:
 
     async def _generate(self, body: bytes, outlet: Outlet) -> None:
         ask = _decoded(self._generate_form, body)
+        outlet.model = ask.request.model
         self.answered.begins(ask, outlet)
         try:
             hear = outlet.hear if ask.hears_place else _without_place(outlet.hear)

@@ -41,6 +41,9 @@ class Outlet:
         self.started = False
         self.sent: list[bytes] = []
         """Frames of a generation; nothing of its text is missing in them that the caller has."""
+        self.model = ""
+        self.movable = True
+        """Another node can go on with it, as far as is known."""
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
@@ -65,6 +68,10 @@ class Outlet:
         """The last event came."""
         return self._complete
 
+    @property
+    def generates(self) -> bool:
+        return self._generation is not None and not self._complete
+
     # ── what goes out ───────────────────────────────────────────────────────────────
 
     def hear(self, event: SourceEvent) -> None:
@@ -77,7 +84,9 @@ class Outlet:
         elif len(self._events) >= MOST_WAITING and not self._paused and self._generation is not None:
             self._paused = True
             self._generation.pause()
-        if type(event) is not Prepared:  # that goes with what it prepares, or in place of a ping
+        if type(event) is Prepared:  # goes with what it prepares, or in place of a ping
+            self.movable = event.resumable
+        else:
             self._due = True
             self._stir()
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from msgspec import UNSET
+
 from ollama_distributed._version import __version__
 from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.catalog.cluster import held_model
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.state.records import Advert, EngineSummary, Hardware, Holdings
+from ollama_distributed.state.records import Advert, EngineSummary, Hardware, Holdings, Rest
 
 MAX_MODELS = 1000
 """Told to others: some 300 KB, under what a value may have. The newest ones."""
@@ -29,6 +31,7 @@ def advert(
     hardware: Hardware,
     engines: Iterable[EngineInfo],
     labels: Mapping[str, str],
+    rest: Rest | None = None,
 ) -> Advert:
     return Advert(
         node=node,
@@ -44,6 +47,7 @@ def advert(
         hardware=hardware,
         engines=tuple(map(_summary, engines)),
         labels=dict(labels),
+        rest=UNSET if rest is None else rest,
     )
 
 

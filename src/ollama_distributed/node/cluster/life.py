@@ -164,6 +164,7 @@ class Life:
             hardware=parts.hardware(),
             engines=parts.engines,
             labels=parts.settings.labels,
+            rest=parts.rest(),
         )
 
     def holdings(self) -> Holdings:

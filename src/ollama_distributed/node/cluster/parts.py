@@ -19,7 +19,7 @@ from ollama_distributed.node.placing import Placing
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.ports import EngineInfo
 from ollama_distributed.serving.service import LoadedModel
-from ollama_distributed.state.records import Config, Deleted, Hardware
+from ollama_distributed.state.records import Config, Deleted, Hardware, Rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Parts:
     loaded: Callable[[], Sequence[LoadedModel]]
     usage: Callable[[], NodeUsage]
     load: Callable[[], Load]
+    rest: Callable[[], Rest | None]
+    """Why this node takes no work by its own policy; None: it does."""
     pool: PeerPool
     door: PeerDoor
     keys: SharedKeys

@@ -33,7 +33,7 @@ def node_row(
         name=node.name,
         status=node.status,
         since=node.since,
-        reason=node.member.reason if node.member else "",
+        reason=_reason(node),
         voter=node.id in voters,
         leader=node.id == leader,
         this=node.id == me,
@@ -58,6 +58,13 @@ def node_row(
         system=hardware.system,
         engines=tuple(map(engine_text, advert.engines)),
     )
+
+
+def _reason(node: NodeState) -> str:
+    """Of its status: why it rests, unless an operator drains it."""
+    if node.status == "draining" and not node.drained and (rest := node.rest) is not None:
+        return rest.reason
+    return node.member.reason if node.member else ""
 
 
 def engine_text(engine: EngineSummary) -> str:

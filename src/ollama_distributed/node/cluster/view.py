@@ -7,17 +7,24 @@ from collections.abc import Callable, Iterable, Sequence
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load, LoadReports
 from ollama_distributed.state.cluster import ClusterState
+from ollama_distributed.state.records import Rest
 
 
 class View:
     """`state` and `loads` of now: they change hands when this node joins another cluster."""
 
     def __init__(
-        self, me: NodeId, state: Callable[[], ClusterState], loads: Callable[[], LoadReports | None]
+        self,
+        me: NodeId,
+        state: Callable[[], ClusterState],
+        loads: Callable[[], LoadReports | None],
+        rest: Callable[[], Rest | None] = lambda: None,
     ) -> None:
+        """`rest`: of this node, which the state may show later."""
         self._me = me
         self.state = state
         self._loads = loads
+        self._rest = rest
 
     @property
     def me(self) -> NodeId:
@@ -39,5 +46,8 @@ class View:
 
     def draining(self) -> bool:
         """This node is to get no new work from others."""
-        own = self.state().nodes.get(self._me)
-        return own is not None and own.draining
+        own, rest = self.state().nodes.get(self._me), self._rest()
+        if own is not None and own.draining:
+            return True
+        woken = own.intent.woken if own is not None and own.intent is not None else None
+        return rest is not None and rest.since != woken

@@ -14,6 +14,7 @@ import anyio
 import msgspec
 
 from ollama_distributed.adapters.hardware import Sampler, describe
+from ollama_distributed.adapters.hardware.owner import OwnerProbe
 from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.names import NameExchange, open_names
@@ -35,6 +36,8 @@ from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
 from ollama_distributed.node.cluster.view import View
 from ollama_distributed.node.placing import RULES, Placing
+from ollama_distributed.node.polite.service import Politeness
+from ollama_distributed.node.polite.settings import policy_of
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.placement.desk import Desk
 from ollama_distributed.placement.ports import Outside
@@ -65,6 +68,8 @@ class InCluster(msgspec.Struct, frozen=True):
     desk: Desk
     keeper: Keeper
     """To be entered when all else is there: from then on the node takes part."""
+    polite: Politeness
+    view: View
 
 
 class _CurrentTLS:
@@ -150,7 +155,7 @@ async def in_cluster(
         def state() -> ClusterState:
             return keeper.state
 
-        view = View(node, state, lambda: keeper.loads)
+        view = View(node, state, lambda: keeper.loads, lambda: polite.rest)
         tls = _CurrentTLS(lambda: keeper)
         pool = await stack.enter_async_context(PeerPool(view.addresses, tls, tls.check))
         door = PeerDoor(node, serving, catalog, serving.unload, draining=view.draining, status_of=status_of)
@@ -169,6 +174,7 @@ async def in_cluster(
                 loaded=serving.loaded,
                 usage=usage,
                 load=load,
+                rest=lambda: polite.rest,
                 pool=pool,
                 door=door,
                 keys=keys,
@@ -177,6 +183,9 @@ async def in_cluster(
                 apply_config=LiveConfig(settings, apply),
             )
         )
+        polite = Politeness(policy_of(settings), OwnerProbe(clock), clock, keeper.changed)
+        minding = asyncio.create_task(polite.run(), name="the machine's owner")
+        stack.push_async_callback(end, [minding])
         catalog.follow(lambda key: history_in(keeper.state, key))
         service = ClusterService(keeper)
         stack.push_async_callback(service.close)
@@ -209,4 +218,6 @@ async def in_cluster(
                 figures=lambda: placing.figures(keeper.plan),
             ),
             keeper=keeper,
+            polite=polite,
+            view=view,
         )
