@@ -27,11 +27,13 @@ from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.cluster.identity.tokens import parse_token
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway, create_app
+from ollama_distributed.gateway.inside import Inside
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir, doors
 from ollama_distributed.node.api_tls import CertificateFiles
+from ollama_distributed.node.batches import batch_care, owners
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.book import ClusterBook, KeyUses
@@ -150,6 +152,7 @@ async def _built(
         def apply(live: Settings) -> None:
             """Settings that the cluster set, while the node runs."""
             serving.configure(serving_settings(live))
+            here.source.policy = live.routing_policy
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))
@@ -277,6 +280,18 @@ async def _built(
         )
         closing.push_async_callback(end, [asyncio.create_task(freeing.run(), name="drain")])
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
+        batches = await closing.enter_async_context(
+            batch_care(
+                settings,
+                node,
+                pool=here.keeper.parts.pool,
+                door=door,
+                state=lambda: here.keeper.state,
+                loaded=here.residents.loaded,
+                known=owners(authenticator),
+                clock=clock,
+            )
+        )
         app = create_app(
             inference=answers,
             catalog=here.catalog,
@@ -293,12 +308,16 @@ async def _built(
             places=here.desk,
             bundles=moves.bundles,
             disks=disk.everywhere,
+            batches=batches.everywhere,
             preloaded=preload.rows,
+            routing=here.source,
             access=AccessDesk(
                 ClusterBook(here.keeper), authenticator, clock.time, node=node, last_used=key_uses.last
             ),
         )
         closing.push_async_callback(app.close)
+        batches.begin(Inside(app.hot))
+        closing.push_async_callback(batches.close)
         await closing.enter_async_context(here.keeper)
         for engine in engines.all:
             info = engine.info

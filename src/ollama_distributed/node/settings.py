@@ -34,6 +34,8 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.labels import check_node_label
+from ollama_distributed.base.routing import Policy
+from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
@@ -178,6 +180,13 @@ class Settings(BaseSettings):
         "until a request says otherwise. What is not here is copied from a node that has it, else pulled. A "
         "failure is logged, tried again for a while, and stops nothing. Ollama has no variable for this.",
     )
+    routing_policy: Policy = Field(
+        default="prefix",
+        description="How the node that answers is chosen among those that hold a model. `prefix`: the one with "
+        "the shortest time until the first token, which counts what its cache holds of the prompt. "
+        "`round-robin` and `least-connections` are for comparison.",
+        json_schema_extra=LIVE,
+    )
     load_timeout: Duration = Field(
         default=300.0,
         gt=0,
@@ -257,6 +266,10 @@ class Settings(BaseSettings):
     scrub_every: ScrubEvery = 30 * 86_400.0
     scrub_rate_mib: ScrubRate = 8.0
 
+    batch_file_mib: BatchFile = 200.0
+    batch_disk_mib: BatchDisk = 10_240.0
+    batch_keep: BatchKeep = 30 * 86_400.0
+
     share_rate_mib: float = Field(
         default=0.0,
         ge=0,
@@ -287,6 +300,11 @@ class Settings(BaseSettings):
         json_schema_extra=LIVE,
     )
 
+    polite_hours: PoliteHours = ""
+    polite_owner: PoliteOwner = 0.0
+    polite_battery: PoliteBattery = False
+    polite_cpu: PoliteCpu = 0.0
+
     require_key: bool = Field(
         default=False,
         description="Ask for a key even from this machine (else loopback has the role `local`).",
@@ -295,11 +313,6 @@ class Settings(BaseSettings):
         default_factory=list,
         description="More names that a Host header may carry, beside loopback (guards against rebinding).",
         json_schema_extra=LIVE,
-    polite_hours: PoliteHours = ""
-    polite_owner: PoliteOwner = 0.0
-    polite_battery: PoliteBattery = False
-    polite_cpu: PoliteCpu = 0.0
-
     )
     allowed_origins: list[str] = Field(
         default_factory=list,
