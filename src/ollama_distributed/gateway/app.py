@@ -16,6 +16,7 @@ from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.inference import Inference
 from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
+from ollama_distributed.gateway.batch_port import BatchLane
 from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
@@ -37,6 +38,7 @@ from ollama_distributed.gateway.ports import (
 )
 from ollama_distributed.gateway.rights import right_of
 from ollama_distributed.gateway.routes.access import access_routes
+from ollama_distributed.gateway.routes.batches import batch_routes
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
@@ -118,13 +120,15 @@ def create_app(
     places: Places | None = None,
     bundles: Bundles | None = None,
     disks: Disks | None = None,
+    batches: BatchLane | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
     access: AccessDesk | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
-    are wanted; `bundles`: models in one file; `disks`: what they are on;
+    are wanted; `bundles`: models in one file; `disks`: what they are on; `batches`: what
+    nobody waits for;
     `preloaded`: those that were to be loaded at the start."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
@@ -171,6 +175,7 @@ def create_app(
         *seed_routes(node),
         *ollama_routes(node),
         *openai_routes(node),
+        *(batch_routes(batches) if batches is not None else ()),
     ]
     if access is not None:
         routes += access_routes(access)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTOR_SHARE = 0.8
 """Of the process's file descriptors; the rest is for models, runners and logs."""
-_UPLOADS = (b"/api/blobs/", b"/api/v1/bundles")
+_UPLOADS = (b"/api/blobs/", b"/api/v1/bundles", b"/v1/files")
 """Bodies of any length: no total deadline, only the rate."""
 
 

@@ -34,6 +34,7 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.labels import check_node_label
+from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.base.routing import Policy
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate

@@ -1,0 +1,1 @@
+"""Files and batches on this node's disk."""
