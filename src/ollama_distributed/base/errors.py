@@ -8,7 +8,10 @@ It never holds a secret, a prompt or a memory address.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from ollama_distributed.base.usage import Left
 
 
 class OllamaDistributedError(Exception):
@@ -114,6 +117,17 @@ class Unauthenticated(OllamaDistributedError):
     code = "unauthenticated"
 
 
+class TooManyAttempts(OllamaDistributedError):
+    """Too many wrong passwords for a name, or from an address; the next try must wait."""
+
+    code = "too_many_attempts"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class Forbidden(OllamaDistributedError):
     """A known identity without the permission."""
 
@@ -174,6 +188,24 @@ class QueueFull(OllamaDistributedError):
     def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(OllamaDistributedError):
+    """A key or team has had what it may have in a minute or month, or runs as much as it may."""
+
+    code = "rate_limited"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, left: Left | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        self.left = left
+
+
+class BudgetSpent(OllamaDistributedError):
+    """A key's or team's money for the month is spent."""
+
+    code = "budget_spent"
 
 
 class Unavailable(OllamaDistributedError):

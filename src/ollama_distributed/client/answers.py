@@ -25,6 +25,7 @@ _QUOTE_CHARS = 300
 _BY_STATUS: dict[int, type[errors.ClientError]] = {
     400: errors.Invalid,
     401: errors.Unauthenticated,
+    402: errors.BudgetSpent,
     403: errors.Forbidden,
     404: errors.NotFound,
     405: errors.MethodNotAllowed,

@@ -97,6 +97,13 @@ class Unauthenticated(ClientError):
     code = "unauthenticated"
 
 
+class TooManyAttempts(ClientError):
+    """Too many wrong passwords; `retry_after_s` says when the next one is looked at."""
+
+    code = "too_many_attempts"
+    retryable = True
+
+
 class Forbidden(ClientError):
     code = "forbidden"
 
@@ -137,6 +144,20 @@ class NotOffered(ClientError):
 class QueueFull(ClientError):
     code = "queue_full"
     retryable = True
+
+
+class RateLimited(ClientError):
+    """The key or its team has had what it may have in a minute or a month; `retry_after_s` says when
+    there is more."""
+
+    code = "rate_limited"
+    retryable = True
+
+
+class BudgetSpent(ClientError):
+    """The money of the key or its team for the month is spent."""
+
+    code = "budget_spent"
 
 
 class Unavailable(ClientError):

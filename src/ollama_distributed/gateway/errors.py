@@ -36,6 +36,7 @@ STATUS: Mapping[type[e.OllamaDistributedError], int] = {
     e.Unsupported: 400,
     e.ContextExceeded: 400,
     e.Unauthenticated: 401,
+    e.TooManyAttempts: 429,
     e.Forbidden: 403,
     e.ForeignHost: 403,
     e.NotFound: 404,
@@ -45,6 +46,8 @@ STATUS: Mapping[type[e.OllamaDistributedError], int] = {
     e.Conflict: 409,
     e.NotOffered: 501,
     e.QueueFull: 429,
+    e.RateLimited: 429,
+    e.BudgetSpent: 402,
     e.Unavailable: 503,
     e.NoCapacity: 503,
     e.DiskFull: 507,
@@ -95,6 +98,10 @@ def error_headers(error: e.OllamaDistributedError, request_id: str) -> tuple[tup
     if isinstance(error, e.QueueFull):
         jitter_s = zlib.crc32(request_id.encode()) % _SPREAD_S
         return (("retry-after", str(max(1, math.ceil(error.retry_after_s)) + jitter_s)),)
+    if isinstance(error, e.RateLimited):
+        return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
+    if isinstance(error, e.TooManyAttempts):
+        return (("retry-after", str(max(1, math.ceil(error.retry_after_s)))),)
     if isinstance(error, e.Unavailable):
         return (("retry-after", str(_UNAVAILABLE_RETRY_S)),)
     if isinstance(error, e.Unauthenticated):

@@ -34,7 +34,6 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.labels import check_node_label
-from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.base.routing import Policy
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
@@ -42,6 +41,14 @@ from ollama_distributed.node.durations import Duration
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
 from ollama_distributed.node.registry_settings import RegistrySettings
+from ollama_distributed.node.usage_settings import (
+    Currency,
+    HoursKept,
+    KwhPrice,
+    PowerWatts,
+    Prices,
+    UsageKept,
+)
 
 PREFIX = "OLLAMA_DISTRIBUTED_"
 
@@ -183,8 +190,8 @@ class Settings(BaseSettings):
     )
     routing_policy: Policy = Field(
         default="prefix",
-        description="How the node that answers is chosen among those that hold a model. `prefix`: the one with "
-        "the shortest time until the first token, which counts what its cache holds of the prompt. "
+        description="How the node that answers is chosen among those that hold a model. `prefix`: the one "
+        "with the shortest time until the first token, which counts what its cache holds of the prompt. "
         "`round-robin` and `least-connections` are for comparison.",
         json_schema_extra=LIVE,
     )
@@ -327,6 +334,13 @@ class Settings(BaseSettings):
         "then another node goes on with them.",
         json_schema_extra=LIVE,
     )
+
+    prices: Prices = {}  # noqa: RUF012  pydantic copies it
+    currency: Currency = ""
+    kwh_price: KwhPrice = 0.0
+    power_watts: PowerWatts = 0.0
+    usage_hours_kept: HoursKept = 31 * 86400.0
+    usage_kept: UsageKept = 400 * 86400.0
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",

@@ -64,6 +64,12 @@ class Nvml:
             memory=used / total if total else None,
         )
 
+    def energy_j(self) -> float | None:
+        """Drawn since the driver was loaded, by all together; None: they do not say."""
+        told = [self._ask(self._nvml.nvmlDeviceGetTotalEnergyConsumption, device) for device in self._devices]
+        known = [int(millijoules) for millijoules in told if millijoules is not None]
+        return sum(known) / 1000.0 if known else None
+
     def _ask(self, question: Any, *arguments: Any) -> Any:
         """None where the driver does not say."""
         try:

@@ -1,0 +1,442 @@
+"""Lets a request in within the limits of its key or team, or says how long to wait.
+
+The verdict is local: this gateway's share of the minute (`quotas.py`), and of the month what all
+gateways had when they were asked last. Where the share is short, others are asked for some of
+theirs, over the hop between nodes, which needs no consensus. Where they cannot be reached the
+local share holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import anyio
+import msgspec
+import structlog
+
+from ollama_distributed.access.quotas import MINUTE_S, Account, Amounts, Resource
+from ollama_distributed.access.usage import month_of
+from ollama_distributed.base.errors import BudgetSpent, OllamaDistributedError, RateLimited
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.policies import Limits
+from ollama_distributed.base.usage import Left, Sums
+
+log = structlog.get_logger("access.metering")
+
+NOT_LENT = "quota.not_lent"
+BORROW_S = 1.0
+"""A request that could be served with another gateway's share waits so long for it."""
+TOP_UP_EVERY_S = 0.1
+FRESH_S = 30.0
+"""What others had in this month is old after so long: then each gateway keeps to its part of the rest."""
+SYNC_S = 5.0
+IDLE_S = 600.0
+"""An account that nobody uses is forgotten."""
+MAX_ACCOUNTS = 10_000
+KEEP_BUSY_S = 60.0
+
+
+class BorrowAsk(msgspec.Struct, frozen=True, kw_only=True):
+    """One gateway asks another for a part of its share."""
+
+    scope: str
+    limits: Limits
+    minute: int
+    wanted: Mapping[str, int] = {}
+    """Resource -> how much."""
+    running: int | None = None
+    """How many of the other's places for running requests it still holds; None: says nothing."""
+
+
+class Borrowed(msgspec.Struct, frozen=True, kw_only=True):
+    amounts: Mapping[str, int] = {}
+
+
+class Peers(Protocol):
+    """Other gateways (`adapters.peers.usage.UsageExchange`)."""
+
+    async def borrow(self, node: NodeId, ask: BorrowAsk) -> Borrowed: ...
+
+
+class Gateways(Protocol):
+    """Which there are, from memory."""
+
+    def holders(self) -> tuple[NodeId, ...]:
+        """Who holds shares; sorted, and equal objects while nothing changes."""
+        ...
+
+    def living(self, nodes: Sequence[NodeId]) -> Sequence[NodeId]:
+        """Those that can be asked."""
+        ...
+
+
+class Months(Protocol):
+    """What was had in this month."""
+
+    def own(self, at: float, *, key: str, team: str) -> Sums:
+        """At this gateway, as far as it is in the ledger or about to be."""
+        ...
+
+    async def others(self, at: float, *, key: str, team: str) -> Sums:
+        """At all others that answer."""
+        ...
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Whose limits they are: one key's, or one team's together."""
+
+    name: str
+    key: str
+    team: str
+
+
+def scope_of(identity: Identity) -> Scope:
+    policy = identity.policy.name if identity.policy is not None else ""
+    if identity.limits.shared_by == "team":
+        return Scope(f"team/{identity.team}/{policy}", "", identity.team)
+    who = identity.key_id or (f"user:{identity.user}" if identity.user else identity.role)
+    return Scope(f"key/{who}/{policy}", who, "")
+
+
+class _Month:
+    """What one scope had of the month, and may still have at this gateway."""
+
+    def __init__(self, first: float) -> None:
+        self.first = first
+        self.others = Sums()
+        self.own_then = Sums()
+        """When the others were asked."""
+        self.asked_at: float | None = None
+        self.reserved = Sums()
+
+    def rest(self, limit: float, own: float, others: float, own_then: float, now: float, nodes: int) -> float:
+        if self.asked_at is not None and now - self.asked_at <= FRESH_S:
+            return limit - own - others
+        # The others may have had their parts of what was left meanwhile.
+        return (limit - own_then - others) / max(nodes, 1) - (own - own_then)
+
+
+class Ticket:
+    """A request that was let in. `close` it once, whatever became of it."""
+
+    __slots__ = ("_account", "_cost", "_meter", "_minute", "_month", "_taken", "left")
+
+    def __init__(
+        self, meter: Meter, account: Account, month: _Month, taken: Amounts, cost: float, left: Left
+    ) -> None:
+        self._meter = meter
+        self._account = account
+        self._minute = account.minute
+        self._month = month
+        self._taken = taken
+        self._cost = cost
+        self.left = left
+
+    def close(self, tokens: int) -> None:
+        """It took so many, of prompt and answer."""
+        self._account.give_back(self._minute, self._taken, tokens)
+        reserved = self._month.reserved
+        reserved.requests -= 1
+        reserved.prompt_tokens -= self._taken.tokens
+        reserved.cost -= self._cost
+
+
+class Meter:
+    """`wall`: seconds since the Unix epoch."""
+
+    def __init__(
+        self, me: NodeId, gateways: Gateways, peers: Peers, months: Months, wall: Callable[[], float]
+    ) -> None:
+        self._me = me
+        self._gateways = gateways
+        self._peers = peers
+        self._months = months
+        self._wall = wall
+        self._accounts: dict[str, Account] = {}
+        self._by_month: dict[str, tuple[Scope, _Month]] = {}
+        self._known: dict[str, Limits] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.refused: dict[str, int] = {"requests": 0, "tokens": 0, "running": 0, "month": 0, "budget": 0}
+        """Since the start, by what was short."""
+        self.borrowed = 0
+        """Times that another gateway handed something over."""
+
+    @property
+    def accounts(self) -> int:
+        return len(self._accounts)
+
+    # ── in the request path ─────────────────────────────────────────────────────────
+
+    def admit(self, identity: Identity, ask: Amounts, cost: float) -> Ticket | None:
+        """Take what the request may need at most. None: it is not here; see `borrow`.
+
+        Raises:
+            RateLimited, BudgetSpent: nobody has it.
+        """
+        now, limits, scope = self._wall(), identity.limits, scope_of(identity)
+        account = self._account(scope, limits, now)
+        month = self._month(scope, limits, ask, cost, now)
+        missing = account.short(ask)
+        if missing:
+            impossible = account.never(ask)
+            if impossible is not None:
+                raise self._too_much(impossible, account, ask, now)
+            if self._others(account):
+                return None
+            raise self._refused(next(iter(missing)), account, now)
+        return self._taken(account, month, ask, cost, now)
+
+    async def borrow(self, identity: Identity, ask: Amounts, cost: float) -> Ticket:
+        """As `admit`, with what other gateways hand over.
+
+        Raises:
+            RateLimited, BudgetSpent
+        """
+        scope, limits = scope_of(identity), identity.limits
+        async with self._asking(scope.name):
+            now = self._wall()
+            account = self._account(scope, limits, now)
+            wanted = {
+                resource: account.wanted(resource, missing, now)
+                for resource, missing in account.short(ask).items()
+            }
+            await self._ask(scope, limits, account, wanted)
+        now = self._wall()
+        account = self._account(scope, limits, now)
+        month = self._month(scope, limits, ask, cost, now)
+        missing = account.short(ask)
+        if missing:
+            raise self._refused(next(iter(missing)), account, now)
+        return self._taken(account, month, ask, cost, now)
+
+    def left(self, identity: Identity) -> Left:
+        now = self._wall()
+        return _left(self._account(scope_of(identity), identity.limits, now), now)
+
+    def _account(self, scope: Scope, limits: Limits, now: float) -> Account:
+        account = self._accounts.get(scope.name)
+        if account is None:
+            account = self._accounts[scope.name] = Account()
+        self._known[scope.name] = limits
+        return account.at(now, limits, self._me, self._gateways.holders())
+
+    def _taken(self, account: Account, month: _Month, ask: Amounts, cost: float, now: float) -> Ticket:
+        account.take(ask)
+        month.reserved.requests += 1
+        month.reserved.prompt_tokens += ask.tokens
+        month.reserved.cost += cost
+        return Ticket(self, account, month, ask, cost, _left(account, now))
+
+    def _month(self, scope: Scope, limits: Limits, ask: Amounts, cost: float, now: float) -> _Month:
+        first, following = month_of(now // MINUTE_S * MINUTE_S)
+        held = self._by_month.get(scope.name)
+        if held is None or held[1].first != first:
+            held = (scope, _Month(first))
+            self._by_month[scope.name] = held
+        month = held[1]
+        wanted = (
+            ("requests", limits.requests_per_month, _requests, 1.0),
+            ("tokens", limits.tokens_per_month, _tokens, float(ask.tokens)),
+            ("budget", limits.budget_per_month, _cost, cost),
+        )
+        if all(limit is None for _, limit, _, _ in wanted):
+            return month
+        own = self._months.own(now, key=scope.key, team=scope.team)
+        nodes = len(self._gateways.holders())
+        for name, limit, of, amount in wanted:
+            if limit is None:
+                continue
+            rest = month.rest(limit, of(own), of(month.others), of(month.own_then), now, nodes)
+            rest -= of(month.reserved)
+            if amount <= rest and rest > 0:
+                continue
+            if name == "budget":
+                self.refused["budget"] += 1
+                raise BudgetSpent(
+                    f"the budget of this {_whose(scope)} for the month is spent, or would be with this "
+                    f"request; what is left: {max(rest, 0.0):.6g} of {limit:.6g}"
+                )
+            self.refused["month"] += 1
+            raise RateLimited(
+                f"the limit of this {_whose(scope)} is {limit} {name} a month; {max(int(rest), 0)} are left",
+                retry_after_s=following - now,
+            )
+        return month
+
+    def _refused(self, resource: Resource, account: Account, now: float) -> RateLimited:
+        self.refused[resource] += 1
+        share = account.shares[resource]
+        if resource == "running":
+            return RateLimited(
+                f"the limit is {share.limit} requests at once; try again when one has ended",
+                retry_after_s=1.0,
+                left=_left(account, now),
+            )
+        return RateLimited(
+            f"the limit is {share.limit} {resource} per minute, and this request may need more than is left "
+            "of it; prompt and longest possible answer count",
+            retry_after_s=MINUTE_S - now % MINUTE_S,
+            left=_left(account, now),
+        )
+
+    def _too_much(self, resource: Resource, account: Account, ask: Amounts, now: float) -> RateLimited:
+        self.refused[resource] += 1
+        limit = account.shares[resource].limit
+        return RateLimited(
+            f"this request may need {ask.of(resource)} {resource} and the limit is {limit} per minute: it "
+            "will never fit; ask for fewer tokens (max_tokens, num_predict) or shorten the prompt",
+            retry_after_s=MINUTE_S - now % MINUTE_S,
+            left=_left(account, now),
+        )
+
+    def _others(self, account: Account) -> Sequence[NodeId]:
+        """Who may have something to hand over."""
+        return self._gateways.living([node for node in account.holders if node != self._me])
+
+    # ── between gateways ────────────────────────────────────────────────────────────
+
+    def lend(self, to: NodeId, ask: BorrowAsk) -> Borrowed:
+        """Another gateway asks for a part of this one's share. It is gone from here before the answer
+        leaves."""
+        now = self._wall()
+        scope = ask.scope
+        if scope not in self._accounts and len(self._accounts) >= MAX_ACCOUNTS:
+            return Borrowed()
+        account = self._accounts.get(scope)
+        if account is None:
+            account = self._accounts[scope] = Account()
+        account.at(now, self._known.get(scope, ask.limits), self._me, self._gateways.holders())
+        if ask.running is not None:
+            account.shares["running"].lent[to] = ask.running
+        if ask.minute != account.minute:
+            return Borrowed()  # clocks apart: its minute is not the one that is known here
+        found: dict[str, int] = {}
+        for resource, share in account.shares.items():
+            wanted = ask.wanted.get(resource, 0)
+            if wanted > 0 and share.limit is not None:
+                found[resource] = account.lend(resource, to, wanted, now)
+        return Borrowed(amounts=found)
+
+    def _asking(self, scope: str) -> asyncio.Lock:
+        """One exchange with others at a time: what is returned and what is asked for must not cross."""
+        return self._locks.setdefault(scope, asyncio.Lock())
+
+    async def _ask(
+        self, scope: Scope, limits: Limits, account: Account, wanted: Mapping[Resource, int]
+    ) -> None:
+        """Have others hand over what is wanted, one after the other until it is enough."""
+        minute = account.minute
+        left: dict[str, int] = {str(resource): amount for resource, amount in wanted.items()}
+        with anyio.move_on_after(BORROW_S):
+            for node in self._others(account):
+                if not left:
+                    return
+                ask = BorrowAsk(scope=scope.name, limits=limits, minute=minute, wanted=dict(left))
+                try:
+                    answer = await self._peers.borrow(node, ask)
+                except OllamaDistributedError as failure:
+                    log.debug(NOT_LENT, node=node, reason=failure.message)
+                    continue
+                for resource, share in account.shares.items():
+                    amount = answer.amounts.get(resource, 0)
+                    if amount > 0 and (resource == "running" or account.minute == minute):
+                        self.borrowed += 1
+                        share.gain(node, amount)
+                        left[resource] = left.get(resource, 0) - amount
+                left = {resource: amount for resource, amount in left.items() if amount > 0}
+
+    async def step(self) -> None:
+        """What is done in the background, every `TOP_UP_EVERY_S`: have more before it is missing, give
+        back places of running requests, and forget what nobody uses."""
+        now = self._wall()
+        for name, account in list(self._accounts.items()):
+            if now - account.touched > IDLE_S and not account.busy:
+                del self._accounts[name]
+                self._known.pop(name, None)
+                self._by_month.pop(name, None)
+                self._locks.pop(name, None)
+                continue
+            held = self._by_month.get(name)
+            if held is None:
+                continue  # it only lends
+            scope, limits = held[0], self._known[name]
+            account.at(now, limits, self._me, self._gateways.holders())
+            async with self._asking(name):
+                await self._top_up(scope, limits, account)
+                await self._return_places(scope, limits, account)
+
+    async def _top_up(self, scope: Scope, limits: Limits, account: Account) -> None:
+        low = account.low()
+        if low and account.minute != account.topped_out:
+            before = sum(share.held for share in account.shares.values())
+            await self._ask(scope, limits, account, low)
+            if sum(share.held for share in account.shares.values()) <= before:
+                account.topped_out = account.minute  # nobody has more
+
+    async def _return_places(self, scope: Scope, limits: Limits, account: Account) -> None:
+        running = account.shares["running"]
+        for node, left in running.surplus().items():
+            if left == running.gained[node]:
+                continue
+            running.gained[node] = left
+            if not left:
+                del running.gained[node]
+            ask = BorrowAsk(scope=scope.name, limits=limits, minute=account.minute, running=left)
+            try:
+                with anyio.move_on_after(BORROW_S):
+                    await self._peers.borrow(node, ask)
+            except OllamaDistributedError as failure:
+                # Said again with the next place that is returned; until then the other has fewer.
+                log.debug(NOT_LENT, node=node, reason=failure.message)
+        for node in [node for node in running.lent if not self._gateways.living([node])]:
+            del running.lent[node]
+
+    async def sync_months(self) -> None:
+        """Ask the others what those had in this month that have a limit of it and are in use."""
+        now = self._wall()
+        for name, (scope, month) in list(self._by_month.items()):
+            limits = self._known.get(name)
+            account = self._accounts.get(name)
+            if limits is None or account is None or now - account.touched > KEEP_BUSY_S:
+                continue
+            if (limits.requests_per_month, limits.tokens_per_month, limits.budget_per_month) == (None,) * 3:
+                continue
+            own = copy_of(self._months.own(now, key=scope.key, team=scope.team))
+            month.others = await self._months.others(now, key=scope.key, team=scope.team)
+            month.own_then, month.asked_at = own, now
+
+
+def copy_of(sums: Sums) -> Sums:
+    found = Sums()
+    found.add(sums)
+    return found
+
+
+def _left(account: Account, now: float) -> Left:
+    requests, tokens = account.shares["requests"], account.shares["tokens"]
+    return Left(
+        limit_requests=requests.limit,
+        requests=max(requests.free, 0),
+        limit_tokens=tokens.limit,
+        tokens=max(tokens.free, 0),
+        reset_s=MINUTE_S - now % MINUTE_S,
+    )
+
+
+def _whose(scope: Scope) -> str:
+    return "team" if scope.team else "key"
+
+
+def _requests(sums: Sums) -> float:
+    return float(sums.requests)
+
+
+def _tokens(sums: Sums) -> float:
+    return float(sums.prompt_tokens + sums.completion_tokens)
+
+
+def _cost(sums: Sums) -> float:
+    return sums.cost

@@ -1,0 +1,1 @@
+"""The usage ledger on this node's disk."""
