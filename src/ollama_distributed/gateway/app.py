@@ -37,6 +37,7 @@ from ollama_distributed.gateway.ports import (
     VersionInfo,
 )
 from ollama_distributed.gateway.rights import right_of
+from ollama_distributed.gateway.route_port import Routes, told
 from ollama_distributed.gateway.routes.access import access_routes
 from ollama_distributed.gateway.routes.batches import batch_routes
 from ollama_distributed.gateway.routes.bundles import bundle_routes
@@ -48,10 +49,11 @@ from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
 from ollama_distributed.gateway.routes.places import places_routes
+from ollama_distributed.gateway.routes.route import route_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 from ollama_distributed.gateway.routes.transfers import transfer_routes
-from ollama_distributed.gateway.summary import Summary
+from ollama_distributed.gateway.summary import Observer, Summary
 from ollama_distributed.gateway.tasks import Tasks
 from ollama_distributed.gateway.workers import Workers
 
@@ -123,19 +125,21 @@ def create_app(
     batches: BatchLane | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
     access: AccessDesk | None = None,
+    routing: Routes | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
     are wanted; `bundles`: models in one file; `disks`: what they are on; `batches`: what
     nobody waits for;
-    `preloaded`: those that were to be loaded at the start."""
+    `preloaded`: those that were to be loaded at the start; `routing`: what chooses the nodes."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
+    keep: Observer = told(routing.decisions, version.name) if routing is not None else lambda _: None
     # Bound once: the lazy logger would make a new one for each request.
-    observe = functools.partial(_observe, metrics, log.bind())
+    observe = functools.partial(_observe, metrics, log.bind(), keep)
     offload = Workers()
     hot = HotPath(
         routes=HOT_ROUTES,
@@ -179,6 +183,8 @@ def create_app(
     ]
     if access is not None:
         routes += access_routes(access)
+    if routing is not None:
+        routes += route_routes(routing)
     if cluster is not None:
         routes += [*cluster_routes(cluster), *nodes_routes(cluster), *config_routes(cluster, ready)]
     cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)
@@ -205,9 +211,10 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
     return app
 
 
-def _observe(metrics: GatewayMetrics, logger: Any, summary: Summary) -> None:
+def _observe(metrics: GatewayMetrics, logger: Any, keep: Observer, summary: Summary) -> None:
     """One log line and the counters of a request that ended."""
     metrics.observe(summary)
+    keep(summary)
     usage = summary.usage
     logger.info(
         "gateway.request",

@@ -40,7 +40,9 @@ from ollama_distributed.base.inference import (
     Queued,
     Usage,
 )
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.gateway.body import Bodies, RequestBody
+from ollama_distributed.gateway.bounds import needs_count, within_context, within_policy
 from ollama_distributed.gateway.dialects import sse
 from ollama_distributed.gateway.dialects.contract import (
     Call,
@@ -62,6 +64,7 @@ from ollama_distributed.gateway.out import (
     cors_headers,
     error_response_headers,
     node_header,
+    route_header,
     with_moves,
 )
 from ollama_distributed.gateway.queueing import USUAL, Shed, place_comment, place_headers, turn_of, with_turn
@@ -128,6 +131,7 @@ class Exchange:
         "_streaming",
         "_turn",
         "_usage",
+        "_why",
         "ended",
     )
 
@@ -152,6 +156,8 @@ class Exchange:
         """Where it stood when it began to wait."""
         self._turn = USUAL
         self._usage: Usage | None = None
+        self._why = ""
+        """That node answers, as routing says."""
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
         self._paused = False
@@ -263,6 +269,26 @@ class Exchange:
     # ── the call ────────────────────────────────────────────────────────────────────
 
     def _run(self, call: Call) -> None:
+        policy = self._identity.policy if self._identity is not None else None
+        if policy is not None:
+            call = within_policy(call, policy)
+            if needs_count(call, policy):
+                self._stop_task = self._means.spawn(self._count(call, policy))
+                return
+        self._begin(call)
+
+    async def _count(self, call: Call, policy: Policy) -> None:
+        """The task of a call whose length the policy limits; a task root, so it catches everything."""
+        try:
+            call = await within_context(call, policy, self._means.inference)
+            self._stop_task = None  # this very task: it ends by itself
+            if not self.ended:
+                self._begin(call)
+        except Exception as exc:
+            self._stop_task = None
+            self._fail_by(exc)
+
+    def _begin(self, call: Call) -> None:
         if isinstance(call, Generate):
             self._generate(call)
             return
@@ -301,7 +327,7 @@ class Exchange:
                 self._waits(encoder, index, event)
                 return
             if self._first_byte_at is None and type(event) is Opened:
-                self._node = event.node
+                self._node, self._why = event.node, event.route
         try:
             data = encoder.feed(index, event)
             if not data:
@@ -352,7 +378,7 @@ class Exchange:
         if self._first_byte_at is None:
             self._first_byte_at = self._means.clock.monotonic()
             kind = (b"content-type", encoder.content_type.encode("ascii"))
-            self._out.start(200, [kind, *STREAM_HEADERS, *node_header(self._served_by), *self._call_headers])
+            self._out.start(200, [kind, *STREAM_HEADERS, *self._origin, *self._call_headers])
         self._bytes_out += len(data)
         self._out.write(data)
 
@@ -372,10 +398,12 @@ class Exchange:
                 case Embed():
                     embedded = await inference.embed(call.request)
                     self._usage, self._node = embedded.usage, embedded.node
+                    self._why = embedded.route
                     body = await self._encoded(call, embedded)
                 case Rerank():
                     ranked = await inference.rerank(call.request)
                     self._usage, self._node = ranked.usage, ranked.node
+                    self._why = ranked.route
                     body = call.encode(ranked)
                 case CountTokens():
                     body = call.encode(await inference.count_tokens(call.request))
@@ -453,11 +481,16 @@ class Exchange:
             [
                 (b"content-type", content_type),
                 (b"content-length", b"%d" % len(body)),
-                *(node_header(self._served_by) if status == 200 else ()),
+                *(self._origin if status == 200 else ()),
                 *self._call_headers,
             ],
             body,
         )
+
+    @property
+    def _origin(self) -> RawHeaders:
+        """Who answers, and why that one."""
+        return [*node_header(self._served_by), route_header(self._why)]
 
     @property
     def _served_by(self) -> str:

@@ -30,7 +30,7 @@ class Out(Protocol):
 
 
 _FAILOVERS = b"x-ollama-failovers"
-_EXPOSED = b"x-request-id, x-ollama-node, x-ollama-failovers, x-queue-position, x-queue-eta"
+_EXPOSED = b"x-request-id, x-ollama-node, x-ollama-route, x-ollama-failovers, x-queue-position, x-queue-eta"
 """Headers of ours that scripts of other origins may read."""
 
 
@@ -53,6 +53,12 @@ def node_header(node: str) -> tuple[tuple[bytes, bytes], ...]:
     if not (node and node.isascii() and node.isprintable()):
         return ()
     return ((b"x-ollama-node", node.encode("ascii")),)
+
+
+@functools.lru_cache(maxsize=64)
+def route_header(reason: str) -> tuple[bytes, bytes]:
+    """Why that node answered, in a word; empty: there was no choice."""
+    return (b"x-ollama-route", (reason or "only").encode("ascii"))
 
 
 def error_response_headers(rendered: ErrorResponse, *, close: bool) -> RawHeaders:

@@ -305,27 +305,27 @@ class Router:
                 )
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
-        node, result = await self._ask(
+        node, why, result = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
             sum(map(len, request.inputs)),
         )
-        return msgspec.structs.replace(result, node=node) if node else result
+        return msgspec.structs.replace(result, node=node, route=why)
 
     async def rerank(self, request: RerankRequest) -> RerankResult:
-        node, result = await self._ask(
+        node, why, result = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
             len(request.query) + sum(map(len, request.documents)),
         )
-        return msgspec.structs.replace(result, node=node) if node else result
+        return msgspec.structs.replace(result, node=node, route=why)
 
     async def count_tokens(self, request: InferenceRequest) -> int:
-        _, tokens = await self._ask(
+        *_, tokens = await self._ask(
             request.model,
             request.request_id,
             lambda: self._local.count_tokens(request),
@@ -421,10 +421,12 @@ class Router:
         here: Callable[[], Awaitable[T]],
         there: Callable[[NodeId], Awaitable[T]],
         size: int | None = None,
-    ) -> tuple[str, T]:
-        """The answer and the name of the node that gave it; empty: this one. `size`: of the question, in
-        characters; one that has a size is asked twice where its answer is late (`hedging.py`)."""
-        order, key = self.plan(model).order or (self._view.me,), name_key(model)
+    ) -> tuple[str, str, T]:
+        """The name of the node that answered (empty: this one), why that one, the answer. `size`: of
+        the question, in characters; one that has a size is asked twice where its answer is late
+        (`hedging.py`)."""
+        made, key = self.plan(model), name_key(model)
+        order = made.order or (self._view.me,)
 
         def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
             self._ejections.note(node, key, error)
@@ -432,7 +434,11 @@ class Router:
                 log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
 
         async def ask(node: NodeId) -> T:
-            return await (here() if node == self._view.me else there(node))
+            self._caches.started(node, key)
+            try:
+                return await (here() if node == self._view.me else there(node))
+            finally:
+                self._caches.ended(node, key)
 
         def may() -> bool:
             taken = self._hedges.take()
@@ -447,7 +453,7 @@ class Router:
         node, answer = await first_answer(order, ask, noted, after_s=after_s, second=second, may=may)
         if second is not None:
             self._hedges.ended(kind, self._clock.monotonic() - began)
-        return self._name_of(node), answer
+        return self._name_of(node), made.reason if node == order[0] else "retry", answer
 
     def _second(self, order: Sequence[NodeId], key: str) -> NodeId | None:
         """Who may be asked beside the first one of `order`: only a replica that is well."""

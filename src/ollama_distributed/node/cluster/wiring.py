@@ -198,7 +198,8 @@ async def in_cluster(
 
         open_names(door, catalog)
         everywhere = ClusterCatalog(catalog, NameExchange(pool), node, state, _Consensus(node, keeper.linked))
-        router = Router(serving, catalog, pool, view, chance.randrange, missed, clock)
+        policy = settings.routing_policy
+        router = Router(serving, catalog, pool, view, chance.randrange, missed, clock, policy=policy)
         probing = asyncio.create_task(router.probe(), name="probes of replicas")
         stack.push_async_callback(end, [probing])
         yield InCluster(
