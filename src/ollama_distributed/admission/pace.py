@@ -59,7 +59,7 @@ class Pace:
         held_s = now - run.began_s
         if run.tokens <= 0 or held_s <= 0.0:
             return
-        rate = held_s / run.cost
+        rate = held_s / (run.prompt_tokens + run.tokens)
         known = self._s_per_token
         self._s_per_token = rate if not known else known + NEW * (rate - known)
         typical = self._answers.pop(run.key, None)

@@ -140,7 +140,7 @@ class Admission(Generic[W]):
     def began(self, key: str, ask: Ask, slots: int) -> Run:
         """A request has one of so many slots."""
         pace = self._pace(key)
-        run = Run(key, ask.key, self._clock.monotonic(), pace.cost_of(ask))
+        run = Run(key, ask.key, self._clock.monotonic(), pace.cost_of(ask), ask.prompt_tokens)
         pace.began(run, slots)
         return run
 

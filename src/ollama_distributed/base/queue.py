@@ -61,6 +61,8 @@ class Run(msgspec.Struct, eq=False):
     began_s: float
     """By a monotonic clock."""
     cost: float
+    """Tokens that it is expected to take, prompt and answer."""
+    prompt_tokens: int = 0
     tokens: int = 0
     """Of its answer, once it ended well."""
 

@@ -36,6 +36,7 @@ from ollama_distributed.gateway.ports import (
     Transfers,
     VersionInfo,
 )
+from ollama_distributed.gateway.queue_port import Queues
 from ollama_distributed.gateway.rights import right_of
 from ollama_distributed.gateway.route_port import Routes, told
 from ollama_distributed.gateway.routes.access import access_routes
@@ -50,6 +51,7 @@ from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
 from ollama_distributed.gateway.routes.places import places_routes
 from ollama_distributed.gateway.routes.route import route_routes
+from ollama_distributed.gateway.routes.queue import queue_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 from ollama_distributed.gateway.routes.transfers import transfer_routes
@@ -124,6 +126,7 @@ def create_app(
     disks: Disks | None = None,
     batches: BatchLane | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
+    queues: Queues | None = None,
     access: AccessDesk | None = None,
     routing: Routes | None = None,
 ) -> Gateway:
@@ -150,6 +153,7 @@ def create_app(
         spawn=tasks,
         offload=offload,
         node=version.name,
+        shed=queues.shed if queues is not None else None,
     )
     node = Node(
         catalog=catalog,
@@ -164,6 +168,7 @@ def create_app(
         disks=disks,
         places=places,
         preloaded=preloaded,
+        queues=queues,
     )
 
     @functools.cache
@@ -176,6 +181,7 @@ def create_app(
         *(bundle_routes(bundles) if bundles is not None else ()),
         *(places_routes(places) if places is not None else ()),
         *(disk_routes(disks, cluster) if disks is not None else ()),
+        *(queue_routes(queues, cluster) if queues is not None else ()),
         *seed_routes(node),
         *ollama_routes(node),
         *openai_routes(node),

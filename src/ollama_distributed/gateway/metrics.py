@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from ollama_distributed.base.disk import DiskFigures
 from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.base.placement import PlacementFigures
+from ollama_distributed.base.queue import QueueFigures
 from ollama_distributed.base.transfers import TransferFigures
+from ollama_distributed.gateway.queue_metrics import queue_lines
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.transfer_metrics import transfer_lines
 from ollama_distributed.serving.service import LoadedModel
@@ -112,6 +114,7 @@ class GatewayMetrics:
         pieces: PieceFigures | None = None,
         places: PlacementFigures | None = None,
         moving: TransferFigures | None = _NO_TRANSFERS,
+        waiting: QueueFigures | None = None,
     ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
@@ -138,6 +141,7 @@ class GatewayMetrics:
             lines.append(f"{prefix}_pieces_{name}_total {getattr(pieces, name)}")
         lines += _placement(f"{prefix}_placement", places) if places is not None else []
         lines += transfer_lines(prefix, moving, pieces or PieceFigures()) if moving is not None else []
+        lines += queue_lines(prefix, waiting) if waiting is not None else []
         return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import msgspec
 
@@ -22,8 +21,6 @@ from ollama_distributed.gateway.dialects.contract import Call, Generate
 PRIORITY, TIMEOUT, PROGRESS = "x-ollama-priority", "x-request-timeout", "x-ollama-progress"
 LONGEST_S = 86_400.0
 """Nobody waits longer for a slot."""
-
-R = TypeVar("R", InferenceRequest, EmbedRequest, RerankRequest)
 
 
 Shed = Callable[[Identity, "Turn"], None]
@@ -87,12 +84,18 @@ def with_turn(call: Call, turn: Turn) -> Call:
     if isinstance(call, Generate):
         requests = tuple(_waiting(one, turn) for one in call.requests)
         return msgspec.structs.replace(call, requests=requests)
-    return msgspec.structs.replace(call, request=_waiting(call.request, turn))
+    request = call.request
+    waiting = _waiting(request, turn) if isinstance(request, InferenceRequest) else _asking(request, turn)
+    return msgspec.structs.replace(call, request=waiting)
 
 
-def _waiting(request: R, turn: Turn) -> R:
-    if isinstance(request, InferenceRequest):
-        request = msgspec.structs.replace(request, progress=turn.progress)
+def _waiting(request: InferenceRequest, turn: Turn) -> InferenceRequest:
+    return msgspec.structs.replace(
+        request, priority=turn.priority, within_s=turn.within_s, progress=turn.progress
+    )
+
+
+def _asking(request: EmbedRequest | RerankRequest, turn: Turn) -> EmbedRequest | RerankRequest:
     return msgspec.structs.replace(request, priority=turn.priority, within_s=turn.within_s)
 
 

@@ -17,6 +17,7 @@ import structlog
 from ollama_distributed._version import __version__
 from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.service import Authenticator
+from ollama_distributed.admission.service import Admission
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.peers.written import open_written
@@ -49,12 +50,14 @@ from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.polite.settings import policy_of
 from ollama_distributed.node.preload import Preload
+from ollama_distributed.node.queue import NodeQueue, bounds_of
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
 from ollama_distributed.node.together import work_together
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.residents import Ticket
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.streams.service import Answers
@@ -143,8 +146,15 @@ async def _built(
         refreshing = asyncio.create_task(catalog.run(), name="catalog refresh")
         closing.push_async_callback(end, [refreshing])
         uses = read_uses(settings.data_dir, clock)
+        waiting: Admission[Ticket] = Admission(clock, bounds_of(settings))
         serving = Serving(
-            catalog, engines.all, LocalMachine(), clock, serving_settings(settings), used=uses.served
+            catalog,
+            engines.all,
+            LocalMachine(),
+            clock,
+            serving_settings(settings),
+            used=uses.served,
+            queue=waiting,
         )
         # The HTTP server has let answers end by then: what still runs has had its time.
         closing.push_async_callback(serving.close, 0.0)
@@ -152,6 +162,7 @@ async def _built(
         def apply(live: Settings) -> None:
             """Settings that the cluster set, while the node runs."""
             serving.configure(serving_settings(live))
+            waiting.configure(bounds_of(live))
             here.source.policy = live.routing_policy
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
@@ -310,6 +321,15 @@ async def _built(
             disks=disk.everywhere,
             batches=batches.everywhere,
             preloaded=preload.rows,
+            queues=NodeQueue(
+                node,
+                settings.name,
+                waiting,
+                serving,
+                pool=here.keeper.parts.pool,
+                door=door,
+                state=lambda: here.keeper.state,
+            ),
             routing=here.source,
             access=AccessDesk(
                 ClusterBook(here.keeper), authenticator, clock.time, node=node, last_used=key_uses.last

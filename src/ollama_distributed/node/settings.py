@@ -172,7 +172,27 @@ class Settings(BaseSettings):
     max_queue: int = Field(
         default=512,
         ge=1,
-        description="Most requests that wait; the next is refused. 512 as in Ollama.",
+        description="Most requests that wait; the next is refused, or takes the place of a less urgent one "
+        "or of the key that holds most. 512 as in Ollama.",
+        json_schema_extra=LIVE,
+    )
+    queue_per_model: int = Field(
+        default=0,
+        ge=0,
+        description="Most requests that wait for one model; 0: `max_queue`.",
+        json_schema_extra=LIVE,
+    )
+    queue_per_team: int = Field(
+        default=0,
+        ge=0,
+        description="Most requests of one team that wait; 0: `max_queue`, since a team gives way when "
+        "others need the places.",
+        json_schema_extra=LIVE,
+    )
+    queue_per_key: int = Field(
+        default=0,
+        ge=0,
+        description="Most requests of one key that wait; 0: `max_queue`, for the same reason.",
         json_schema_extra=LIVE,
     )
     context_length: int = Field(
@@ -335,7 +355,7 @@ class Settings(BaseSettings):
         json_schema_extra=LIVE,
     )
 
-    prices: Prices = {}  # noqa: RUF012  pydantic copies it
+    prices: Prices = {}
     currency: Currency = ""
     kwh_price: KwhPrice = 0.0
     power_watts: PowerWatts = 0.0

@@ -45,7 +45,8 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
         pieces = node.moves.figures() if node.moves is not None else None
         places = node.places.figures() if node.places is not None else None
         moving = node.transfers.figures() if node.transfers is not None else None
-        text = node.metrics.render(node.residents.loaded(), disk, pieces, places, moving)
+        waiting = node.queues.figures() if node.queues is not None else None
+        text = node.metrics.render(node.residents.loaded(), disk, pieces, places, moving, waiting)
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def openapi(_cold: ColdRequest, _request: Request) -> Response:

@@ -16,6 +16,7 @@ from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import Catalog, Moves, Preloaded, Residents, Transfers, VersionInfo
+from ollama_distributed.gateway.queue_port import Queues
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
 
@@ -63,6 +64,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     disks: Disks | None = None
     """None: this gateway has no disk."""
     places: Places | None = None
+    queues: Queues | None = None
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
     """Models that were to be loaded at the start, by name."""
 
