@@ -1,4 +1,4 @@
-"""Who asks: a key, or a person at this machine without one.
+"""Who asks: a key, a person who signed in, or one at this machine without either.
 
 Knows no HTTP: the gateway says what it saw of the caller, this room says who it is. Each key's
 identity, its policy included, is made once when keys or policies change; a request looks it up.
@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 import msgspec
 
 from ollama_distributed.access.keys import PREFIX, KeyRecord, parse_key, proves
+from ollama_distributed.access.people import PREFIX as SESSION_PREFIX
+from ollama_distributed.access.people import People, UserRecord
 from ollama_distributed.access.policies import policy_of
+from ollama_distributed.access.tokens import looks_like_token
 from ollama_distributed.base.errors import Forbidden, Unauthenticated
 from ollama_distributed.base.identity import Identity, Role
 from ollama_distributed.base.ids import KeyId
@@ -24,7 +27,7 @@ class Caller(msgspec.Struct, frozen=True):
     """What the gateway saw of a caller."""
 
     credential: str
-    """Bearer token or API key as sent; empty when there was none."""
+    """API key, session or token as sent; empty when there was none."""
     at_this_machine: bool
     """Peer and Host are loopback, and no proxy header was sent."""
 
@@ -51,6 +54,9 @@ class Authenticator:
         self._wall = wall
         self._uses: dict[KeyId, float] = {}
         self._known: dict[KeyId, _Known] = {}
+        self._people: People | None = None
+        self._bound: dict[str, tuple[UserRecord, Identity]] = {}
+        """Identities of persons, each with the record that it was made of."""
         self._local = Identity(role="local")
         self._bind()
 
@@ -65,6 +71,10 @@ class Authenticator:
         self._shared = keys
         self._policies = policies or {}
         self._bind()
+
+    def know(self, people: People) -> None:
+        """Know those who signed in, too."""
+        self._people = people
 
     def bound(self, role: Role, team: str, *, user: str = "", policy: str = "") -> Identity:
         """The identity of somebody who was known otherwise than by a key.
@@ -83,6 +93,7 @@ class Authenticator:
         known = {id_: self._held(record) for id_, record in {**self._own, **self._shared}.items()}
         self._known = known
         self._local = self.bound("local", "default")
+        self._bound.clear()
         for id_ in self._uses.keys() - known.keys():
             del self._uses[id_]
 
@@ -98,9 +109,33 @@ class Authenticator:
         is good, and its policy is not known here."""
         if caller.credential.startswith(PREFIX):
             return self._by_key(caller.credential)
+        if self._people is not None:
+            if caller.credential.startswith(SESSION_PREFIX):
+                return self._person(self._people.by_session(caller.credential))
+            if looks_like_token(caller.credential):
+                return self._by_token(self._people.by_token(caller.credential))
         if caller.at_this_machine and not self._require_key:
             return self._local
-        raise Unauthenticated("an API key is needed: send it as 'Authorization: Bearer odk_…'")
+        raise Unauthenticated(
+            "an API key or a sign-in is needed: send it as 'Authorization: Bearer odk_…' (or ods_…, or a JWT)"
+        )
+
+    def _by_token(self, held: UserRecord | KeyId) -> Identity:
+        """Whom a token of ours stands for: a person, or a key that is still good."""
+        if isinstance(held, UserRecord):
+            return self._person(held)
+        known = self._known.get(held)
+        if known is None or known.identity is None or not is_good(known.record, self._wall()):
+            raise Unauthenticated("the key that this token was made from is not valid any more")
+        return known.identity
+
+    def _person(self, user: UserRecord) -> Identity:
+        made = self._bound.get(user.name)
+        if made is not None and made[0] is user:
+            return made[1]
+        identity = self.bound(user.role, user.team, user=user.name, policy=user.policy)
+        self._bound[user.name] = (user, identity)
+        return identity
 
     def _by_key(self, text: str) -> Identity:
         key = parse_key(text)
@@ -122,6 +157,8 @@ class Authenticator:
         Raises:
             Forbidden: there is no such key, it is no longer good, or it is another's.
         """
+        if identity.user:
+            return self._vouched_person(identity)
         if identity.key_id is None:
             return identity
         known = self._known.get(identity.key_id)
@@ -133,6 +170,12 @@ class Authenticator:
         ):
             raise Forbidden("the key that this request is for is not good here")
         return known.identity
+
+    def _vouched_person(self, identity: Identity) -> Identity:
+        user = self._people.users.get(identity.user) if self._people is not None else None
+        if user is None or user.disabled or (user.role, user.team) != (identity.role, identity.team):
+            raise Forbidden("the person whom this request is for is not known here")
+        return self._person(user)
 
 
 def is_good(record: KeyRecord, now: float) -> bool:

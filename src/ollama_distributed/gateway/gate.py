@@ -14,9 +14,10 @@ import msgspec
 
 from ollama_distributed.access.roles import Right, demand
 from ollama_distributed.access.service import Authenticator, Caller
-from ollama_distributed.base.errors import BodyTooLarge, Invalid
+from ollama_distributed.base.errors import BodyTooLarge, Invalid, Unauthenticated
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
+from ollama_distributed.gateway.cookies import SESSION, check_csrf, read_cookie
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy, check_encoding, check_type, is_loopback
 
@@ -73,6 +74,11 @@ def credential(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "")
 
 
+def sent_credential(head: Head) -> str:
+    """What the caller sent to prove itself; a browser's session comes as a cookie."""
+    return credential(head.headers) or read_cookie(head.headers, SESSION, secure=head.secure)
+
+
 class Gate:
     """The checks, with their policy bound once."""
 
@@ -109,10 +115,24 @@ class Gate:
             and is_loopback(head.peer)
             and not _came_by_proxy(head.headers)
         )
-        identity = self._authenticator.identify(Caller(credential(head.headers), here))
+        identity = self._identify(head, here)
         if right is not None:
             demand(identity, right, head.path)
         return Admission(identity, origin)
+
+    def _identify(self, head: Head, here: bool) -> Identity:
+        text = credential(head.headers)
+        if text or "cookie" not in head.headers:
+            return self._authenticator.identify(Caller(text, here))
+        session = read_cookie(head.headers, SESSION, secure=head.secure)
+        if session:
+            try:
+                identity = self._authenticator.identify(Caller(session, at_this_machine=False))
+            except Unauthenticated:  # a browser sends the cookie of a session that is over, too
+                return self._authenticator.identify(Caller("", here))
+            check_csrf(head.method, head.headers, session)
+            return identity
+        return self._authenticator.identify(Caller("", here))
 
 
 def _came_by_proxy(headers: Mapping[str, str]) -> bool:

@@ -1,4 +1,5 @@
-"""The two pages for people: front page and API documentation. No script, nothing from elsewhere."""
+"""The pages for people: front page, API documentation, the end of a sign-in. No script, nothing from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -71,6 +72,26 @@ def docs_page(document: Mapping[str, Any]) -> str:
     )
 
 
+def signed_in_page(name: str) -> str:
+    """Leads to the front page by itself: a link of this site, so the new cookie goes along (it would
+    not with a redirect, which still counts as the provider's)."""
+    return _page(
+        "Signed in",
+        f'<h1>Signed in</h1><p>You are signed in as <b>{html.escape(name)}</b>. <a href="/">Go on</a></p>',
+        head='<meta http-equiv="refresh" content="0;url=/">',
+    )
+
+
+def to_program_page(url: str) -> str:
+    """A person must say yes: a page elsewhere could have started this sign-in."""
+    return _page(
+        "Sign in a program",
+        "<h1>Sign in a program?</h1><p>A program on this computer wants to be signed in as you. "
+        "If you have just run <code>ollama-distributed login --browser</code>, go on; else close this page."
+        f'</p><p><a href="{html.escape(url)}" rel="noreferrer">Sign the program in</a></p>',
+    )
+
+
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     body = ""
     content = operation.get("requestBody", {}).get("content", {})
@@ -84,9 +105,9 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     )
 
 
-def _page(title: str, body: str) -> str:
+def _page(title: str, body: str, head: str = "") -> str:
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body>{body}</body></html>"
     )

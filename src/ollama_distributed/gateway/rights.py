@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from ollama_distributed.access.roles import Resource, Right, Verb
 
-PUBLIC = frozenset({"/healthz", "/readyz"})
+PUBLIC = frozenset(
+    {
+        "/healthz",
+        "/readyz",
+        "/api/v1/auth/login",
+        "/api/v1/auth/oidc/start",
+        "/api/v1/auth/oidc/callback",
+    }
+)
 """Paths that need no identity. They tell nothing that anyone may not know."""
 
 _ROWS: tuple[tuple[str, str, Resource], ...] = (

@@ -22,18 +22,19 @@ class WrongTries:
 
     def wait_s(self, source: str, now: float) -> float:
         """Seconds until `source` may try; 0: now."""
-        full_at = self._full_at.get(_bucket(source), now)
+        full_at = self._full_at.get(bucket_of(source), now)
         return max(0.0, full_at - now - WINDOW_S + WINDOW_S / MAX_WRONG)
 
     def wrong(self, source: str, now: float) -> None:
         """`source` did not know the secret."""
-        bucket = _bucket(source)
+        bucket = bucket_of(source)
         self._full_at[bucket] = max(self._full_at.pop(bucket, now), now) + WINDOW_S / MAX_WRONG
         if len(self._full_at) > MAX_SOURCES:
             self._full_at.popitem(last=False)
 
 
-def _bucket(source: str) -> str:
+def bucket_of(source: str) -> str:
+    """The address, or the /64 of an IPv6 one."""
     try:
         address = ipaddress.ip_address(source.partition("%")[0])
     except ValueError:

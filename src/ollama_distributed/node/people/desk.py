@@ -1,0 +1,509 @@
+"""Changes people, on a server of the cluster: sign-in, sessions, tokens, users.
+
+Every write is a compare-and-set of one record. What was written is known here at once, and
+everywhere as soon as the state brings it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Protocol, assert_never
+
+import msgspec
+import structlog
+
+from ollama_distributed.access import tokens
+from ollama_distributed.access.attempts import Attempts
+from ollama_distributed.access.passwords import Passwords
+from ollama_distributed.access.people import (
+    PREFIX,
+    People,
+    SessionRecord,
+    UserRecord,
+    check_name,
+    check_team,
+    is_current,
+    make_session,
+    renew,
+    session_id,
+    user_key,
+)
+from ollama_distributed.access.roles import Right, demand
+from ollama_distributed.access.service import Authenticator, Caller
+from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.errors import (
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    NotOffered,
+    QueueFull,
+    TooManyAttempts,
+    Unauthenticated,
+)
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import random_id
+from ollama_distributed.base.users import UserRole
+from ollama_distributed.cluster.ports import ABSENT, Coordination
+from ollama_distributed.node.people import ops
+from ollama_distributed.node.people.mirror import SESSIONS, USERS, SharedPeople
+from ollama_distributed.node.people.signers import Signers
+
+log = structlog.get_logger("cluster.people")
+
+MAX_USERS = 10_000
+MAX_SESSIONS = 32
+"""Of one user; the one that was quiet longest makes room."""
+MAX_WAITING = 64
+"""Sign-ins that wait for their turn to be hashed: some seconds' worth."""
+TRIES = 8
+WRONG = "the name or the password is not right"
+ADMINISTRATION = Right("admin", "users")
+
+
+class Person(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom an OIDC provider vouches for, and what the settings make of it."""
+
+    subject: str
+    """`issuer|sub`."""
+    name: str
+    role: UserRole
+    team: str
+
+
+class Provider(Protocol):
+    """An OIDC provider: `node.people.provider.ConfiguredProvider`."""
+
+    async def start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
+        """Where the browser is to go."""
+        ...
+
+    async def finish(self, *, code: str, redirect_uri: str, nonce: str, verifier: str) -> Person:
+        """
+        Raises:
+            Unauthenticated, Forbidden, Unavailable
+        """
+        ...
+
+
+class Desk:
+    def __init__(
+        self,
+        shared: SharedPeople,
+        signers: Signers,
+        authenticator: Authenticator,
+        clock: Clock,
+        coordination: Callable[[], Awaitable[Coordination]],
+        *,
+        passwords: Passwords | None = None,
+        provider: Provider | None = None,
+    ) -> None:
+        """`coordination`: raises `Unavailable` while there is none."""
+        self._shared = shared
+        self._people: People = shared.people
+        self._signers = signers
+        self._authenticator = authenticator
+        self._clock = clock
+        self._coordination = coordination
+        self._passwords = passwords or Passwords()
+        self._provider = provider
+        self._attempts = Attempts()
+        self._waiting = 0
+
+    async def do(self, op: ops.Op) -> ops.Done:
+        """
+        Raises:
+            Unauthenticated, Forbidden, TooManyAttempts, NotFound, Conflict, Invalid, NotOffered,
+            Unavailable
+        """
+        match op:
+            case ops.SignIn():
+                return await self._sign_in(op)
+            case ops.Redeem():
+                return await self._redeem(op)
+            case ops.OidcStart():
+                return ops.Done(
+                    token=await self._need_provider().start(
+                        redirect_uri=op.redirect_uri, state=op.state, nonce=op.nonce, challenge=op.challenge
+                    )
+                )
+            case ops.OidcFinish():
+                return await self._oidc_finish(op)
+            case ops.SignOut():
+                return await self._sign_out(op)
+            case ops.Renew():
+                return await self._renew(op)
+            case ops.Exchange():
+                return self._exchange(op)
+            case ops.Touch():
+                return await self._touch(op)
+            case ops.ChangeOwnPassword():
+                return await self._change_own_password(op)
+            case ops.CreateUser():
+                return await self._create(op)
+            case ops.ChangeUser():
+                return await self._change(op)
+            case ops.SetPassword():
+                who = self._admin(op.credential)
+                return await self._put_password(op.name, op.ask.password, by=who)
+            case ops.DeleteUser():
+                return await self._delete(op)
+            case ops.EndSessions():
+                return await self._end_all(op)
+            case _:
+                assert_never(op)
+
+    # ── signing in ──────────────────────────────────────────────────────────────────
+
+    async def _sign_in(self, op: ops.SignIn) -> ops.Done:
+        await self._coordination()  # without it no session can be made, whatever the password
+        known = self._people.users.get(op.name)
+        usable = known if known is not None and not known.disabled and known.password else None
+        await self._proved(op.name[:128], op.password, usable.password if usable else "", op.address)
+        assert usable is not None, "nobody has no password"
+        if self._passwords.outdated(usable.password):
+            hashed = await self._passwords.hash(op.password)
+            usable = await self._update(op.name, lambda user: msgspec.structs.replace(user, password=hashed))
+        return await self._begin(usable, address=op.address, agent=op.agent, how="password")
+
+    async def _proved(self, name: str, password: str, kept: str, address: str) -> None:
+        """Returns where `password` is that of `kept`; takes as long where there is none.
+
+        Raises:
+            TooManyAttempts, QueueFull, Unauthenticated
+        """
+        now = self._clock.monotonic()
+        wait_s = self._attempts.wait_s(name, address, now)
+        if wait_s > 0:
+            raise TooManyAttempts("too many wrong passwords; wait before the next try", retry_after_s=wait_s)
+        if self._waiting >= MAX_WAITING:
+            raise QueueFull("too many people sign in at once", retry_after_s=1.0)
+        # Counted first, so that many tries at once are many tries.
+        self._attempts.wrong(name, address, now)
+        self._waiting += 1
+        try:
+            right = await self._passwords.matches(password, kept)
+        finally:
+            self._waiting -= 1
+        if not right:
+            log.warning("people.wrong_password", user=name, address=address)
+            raise Unauthenticated(WRONG)
+        self._attempts.right(name, address)
+
+    async def _begin(
+        self, user: UserRecord, *, address: str, agent: str, how: str, session: str = ""
+    ) -> ops.Done:
+        token, record = make_session(
+            user, now=self._clock.time(), address=address, agent=agent, session_id=session
+        )
+        coordination = await self._coordination()
+        await self._write(coordination, SESSIONS + record.id, record, ABSENT)
+        held = sorted(self._people.sessions_of(user.name), key=lambda one: one.seen_at)
+        for old in held[: max(len(held) - MAX_SESSIONS, 0)]:
+            await self._end(coordination, old.id)
+        log.info("people.signed_in", user=user.name, session=record.id, address=address, how=how)
+        return ops.Done(user=user, session=record, token=token)
+
+    def _need_provider(self) -> Provider:
+        if self._provider is None:
+            raise NotOffered("no OIDC provider is configured on this server (the setting `oidc`)")
+        return self._provider
+
+    async def _oidc_finish(self, op: ops.OidcFinish) -> ops.Done:
+        person = await self._need_provider().finish(
+            code=op.code, redirect_uri=op.redirect_uri, nonce=op.nonce, verifier=op.verifier
+        )
+        user = await self._vouched(person)
+        if not op.program_challenge:
+            return await self._begin(user, address=op.address, agent=op.agent, how="oidc")
+        code = self._signed(
+            f"user:{user.name}",
+            version=user.version,
+            challenge=op.program_challenge,
+            lifetime_s=tokens.CODE_LIFETIME_S,
+            type_=tokens.CODE_TYPE,
+        )
+        return ops.Done(user=user, token=code)
+
+    async def _vouched(self, person: Person) -> UserRecord:
+        """The provider's user here: made at the first sign-in, role and team as they are now."""
+        known = self._people.users.get(check_name(person.name))
+        if known is None:
+            made = UserRecord(
+                name=person.name,
+                role=person.role,
+                team=check_team(person.team),
+                subject=person.subject,
+                version=self._version(),
+                created_at=self._clock.time(),
+                created_by="oidc",
+            )
+            return await self._put_new(made)
+        if known.subject != person.subject:
+            raise Forbidden(
+                f"the name {person.name} belongs to somebody else here; an administrator can delete that user"
+            )
+        if known.disabled:
+            raise Forbidden("this user is locked; ask an administrator")
+        if (known.role, known.team) == (person.role, person.team):
+            return known
+        return await self._update(
+            person.name, lambda user: msgspec.structs.replace(user, role=person.role, team=person.team)
+        )
+
+    async def _redeem(self, op: ops.Redeem) -> ops.Done:
+        claims = self._people.claims_of(op.code, type_=tokens.CODE_TYPE)
+        digest = hashlib.sha256(op.verifier.encode()).digest()
+        challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+        user = self._people.users.get(claims.sub.removeprefix("user:"))
+        if (
+            not hmac.compare_digest(challenge.encode(), claims.cch.encode())
+            or self._clock.time() >= claims.exp
+            or user is None
+            or user.disabled
+            or user.version != claims.ver
+        ):
+            raise Unauthenticated("the code does not hold (any more); sign in again")
+        try:
+            # The session takes the code's own id, so the same code makes no second one.
+            return await self._begin(user, address=op.address, agent=op.agent, how="oidc", session=claims.jti)
+        except Conflict:
+            log.warning("people.code_used_twice", user=user.name, session=claims.jti, alarm=True)
+            await self._end(await self._coordination(), claims.jti)
+            raise Unauthenticated("the code was used already; sign in again") from None
+
+    # ── sessions and tokens ─────────────────────────────────────────────────────────
+
+    def _who(self, credential: str) -> Identity:
+        return self._authenticator.identify(Caller(credential, at_this_machine=False))
+
+    def _admin(self, credential: str) -> str:
+        """Who administrates users, for the record.
+
+        Raises:
+            Unauthenticated, Forbidden
+        """
+        who = self._who(credential)
+        demand(who, ADMINISTRATION)
+        return who.user or who.key_id or who.role
+
+    async def _sign_out(self, op: ops.SignOut) -> ops.Done:
+        own = session_id(op.credential) if op.credential.startswith(PREFIX) else None
+        wanted = op.session or own
+        if wanted is None:
+            raise Invalid("only a session can sign out; a key is revoked, and a token ends by itself")
+        known = self._people.sessions.get(wanted)
+        who = self._who(op.credential)
+        if known is None or known.user != who.user:
+            try:
+                demand(who, ADMINISTRATION)
+            except Forbidden:
+                known = None  # another's session is as if it did not exist
+        if known is None:
+            raise NotFound(f"there is no session {wanted[:40]!r}")
+        await self._end(await self._coordination(), known.id)
+        log.info("people.signed_out", user=known.user, session=known.id)
+        return ops.Done(ended=(known.id,))
+
+    async def _renew(self, op: ops.Renew) -> ops.Done:
+        record, user = self._people.session_of(op.credential)
+        coordination = await self._coordination()
+        stored = await coordination.get(SESSIONS + record.id)
+        if stored is None:
+            raise Unauthenticated("the session is over; sign in again")
+        token, renewed = renew(record, now=self._clock.time())
+        await self._write(coordination, SESSIONS + record.id, renewed, stored.revision)
+        return ops.Done(user=user, session=renewed, token=token)
+
+    def _exchange(self, op: ops.Exchange) -> ops.Done:
+        if tokens.looks_like_token(op.credential):
+            raise Forbidden("a token cannot ask for the next one; do it with the session or key it came from")
+        who = self._who(op.credential)
+        if who.user:
+            record, user = self._people.session_of(op.credential)
+            token = self._signed(f"user:{user.name}", version=user.version, session=record.id)
+        elif who.key_id is not None:
+            token = self._signed(f"key:{who.key_id}")
+        else:
+            raise Invalid("send a key or a session: only these can be exchanged for a token")
+        return ops.Done(token=token)
+
+    def _signed(
+        self,
+        subject: str,
+        *,
+        version: int = 0,
+        session: str = "",
+        challenge: str = "",
+        lifetime_s: int = tokens.LIFETIME_S,
+        type_: str = tokens.TYPE,
+    ) -> str:
+        now = int(self._clock.time())
+        claims = tokens.Claims(
+            iss=self._people.issuer,
+            aud=tokens.AUDIENCE,
+            sub=subject,
+            iat=now,
+            nbf=now,
+            exp=now + lifetime_s,
+            jti=random_id(16),
+            ver=version,
+            sid=session,
+            cch=challenge,
+        )
+        return self._signers.sign(claims, type_=type_)
+
+    async def _touch(self, op: ops.Touch) -> ops.Done:
+        coordination, now = await self._coordination(), self._clock.time()
+        for name, at in op.seen.items():
+            stored = await coordination.get(SESSIONS + name) if name in self._people.sessions else None
+            if stored is None:
+                continue
+            record = msgspec.json.decode(stored.value, type=SessionRecord)
+            seen = msgspec.structs.replace(record, seen_at=min(max(record.seen_at, at), now))
+            try:
+                await self._write(coordination, SESSIONS + name, seen, stored.revision)
+            except Conflict:
+                continue  # it was renewed or ended meanwhile
+        return ops.Done()
+
+    async def forget_old(self) -> None:
+        """Delete sessions that are over."""
+        now, coordination = self._clock.time(), await self._coordination()
+        for record in list(self._people.sessions.values()):
+            user = self._people.users.get(record.user)
+            if user is None or user.version != record.version or not is_current(record, now):
+                await self._end(coordination, record.id)
+
+    async def _end(self, coordination: Coordination, session: str) -> None:
+        stored = await coordination.get(SESSIONS + session)
+        while stored is not None:
+            try:
+                await coordination.delete(SESSIONS + session, revision=stored.revision)
+                break
+            except Conflict:
+                stored = await coordination.get(SESSIONS + session)
+        self._shared.forget(SESSIONS + session)
+
+    async def _end_all_of(self, name: str) -> tuple[str, ...]:
+        coordination = await self._coordination()
+        ended = tuple(one.id for one in self._people.sessions.values() if one.user == name)
+        for session in ended:
+            await self._end(coordination, session)
+        return ended
+
+    # ── users ───────────────────────────────────────────────────────────────────────
+
+    async def _create(self, op: ops.CreateUser) -> ops.Done:
+        who, ask = self._admin(op.credential), op.ask
+        user = UserRecord(
+            name=check_name(ask.name),
+            role=ask.role,
+            team=check_team(ask.team),
+            password=await self._passwords.hash(ask.password),
+            version=self._version(),
+            created_at=self._clock.time(),
+            created_by=who,
+        )
+        made = await self._put_new(user)
+        log.info("people.user_made", user=made.name, role=made.role, team=made.team, by=who)
+        return ops.Done(user=made)
+
+    async def _put_new(self, user: UserRecord) -> UserRecord:
+        if len(self._people.users) >= MAX_USERS:
+            raise Conflict(f"there are {MAX_USERS} users already")
+        try:
+            await self._write(await self._coordination(), USERS + user_key(user.name), user, ABSENT)
+        except Conflict:
+            raise Conflict(f"there is a user {user.name!r} already") from None
+        return user
+
+    async def _change(self, op: ops.ChangeUser) -> ops.Done:
+        who, ask = self._admin(op.credential), op.ask
+        given = {name: value for name, value in msgspec.structs.asdict(ask).items() if value is not None}
+        if ask.team is not None:
+            check_team(ask.team)
+        if ask.disabled:
+            given["version"] = self._version()
+        user = await self._update(op.name, lambda user: msgspec.structs.replace(user, **given))
+        ended = await self._end_all_of(op.name) if ask.disabled else ()
+        log.info("people.user_changed", user=op.name, by=who, **given)
+        return ops.Done(user=user, ended=ended)
+
+    async def _change_own_password(self, op: ops.ChangeOwnPassword) -> ops.Done:
+        who = self._who(op.credential)
+        user = self._people.users.get(who.user)
+        if user is None or not user.password:
+            raise Invalid("only a user who signs in by password has one to change")
+        await self._proved(user.name, op.ask.current, user.password, op.address)
+        return await self._put_password(user.name, op.ask.password, by=user.name)
+
+    async def _put_password(self, name: str, password: str, *, by: str) -> ops.Done:
+        known = self._people.users.get(name)
+        if known is not None and known.subject:
+            raise Invalid(f"{name} signs in by OIDC and has no password here")
+        hashed, version = await self._passwords.hash(password), self._version()
+        user = await self._update(
+            name, lambda user: msgspec.structs.replace(user, password=hashed, version=version)
+        )
+        ended = await self._end_all_of(name)
+        log.info("people.password_changed", user=name, by=by)
+        return ops.Done(user=user, ended=ended)
+
+    async def _delete(self, op: ops.DeleteUser) -> ops.Done:
+        who, coordination = self._admin(op.credential), await self._coordination()
+        key = USERS + user_key(op.name)
+        stored = await coordination.get(key)
+        if stored is None:
+            raise _no_user(op.name)
+        await coordination.delete(key, revision=stored.revision)
+        self._shared.forget(key)
+        ended = await self._end_all_of(op.name)
+        log.info("people.user_deleted", user=op.name, by=who)
+        return ops.Done(deleted=op.name, ended=ended)
+
+    async def _end_all(self, op: ops.EndSessions) -> ops.Done:
+        who = self._admin(op.credential)
+        if op.name not in self._people.users:
+            raise _no_user(op.name)
+        version = self._version()  # ends the tokens too that were made for them
+        user = await self._update(op.name, lambda user: msgspec.structs.replace(user, version=version))
+        ended = await self._end_all_of(op.name)
+        log.info("people.sessions_ended", user=op.name, by=who, sessions=len(ended))
+        return ops.Done(user=user, ended=ended)
+
+    async def _update(self, name: str, change: Callable[[UserRecord], UserRecord]) -> UserRecord:
+        """
+        Raises:
+            NotFound, Conflict, Unavailable
+        """
+        coordination, key = await self._coordination(), USERS + user_key(name)
+        for _ in range(TRIES):
+            stored = await coordination.get(key)
+            if stored is None:
+                raise _no_user(name)
+            changed = change(msgspec.json.decode(stored.value, type=UserRecord))
+            try:
+                await self._write(coordination, key, changed, stored.revision)
+            except Conflict:
+                continue
+            return changed
+        raise Conflict(f"the user {name!r} is being changed by others; try again")
+
+    async def _write(
+        self, coordination: Coordination, key: str, record: UserRecord | SessionRecord, revision: int
+    ) -> None:
+        value = msgspec.json.encode(record)
+        await coordination.put(key, value, revision=revision)
+        self._shared.learn(key, value)
+
+    def _version(self) -> int:
+        """Never the same again, also for a later user of the same name."""
+        return int(self._clock.time() * 1000)
+
+
+def _no_user(name: str) -> NotFound:
+    return NotFound(f"there is no user {name[:80]!r}")

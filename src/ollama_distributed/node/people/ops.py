@@ -1,0 +1,182 @@
+"""What may be asked of the server that changes people, by its own gateway or over the hop.
+
+Who asks is proved again there by the credential that the person sent: another node's word is not
+enough to become an administrator (ADR 12, ADR 25).
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from ollama_distributed.access.people import SessionRecord, UserRecord
+from ollama_distributed.base.users import NewUserAsk, PasswordAsk, UserAsk
+
+
+class SignIn(msgspec.Struct, frozen=True, kw_only=True, tag="sign_in"):
+    name: str
+    password: str
+    address: str = ""
+    agent: str = ""
+
+    def __repr__(self) -> str:
+        return f"SignIn({self.name})"
+
+
+class Redeem(msgspec.Struct, frozen=True, kw_only=True, tag="redeem"):
+    """The code that a sign-in in the browser handed to a program of the same person."""
+
+    code: str
+    verifier: str
+    address: str = ""
+    agent: str = ""
+
+    def __repr__(self) -> str:
+        return "Redeem()"
+
+
+class OidcStart(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_start"):
+    redirect_uri: str
+    state: str
+    nonce: str
+    challenge: str
+
+
+class OidcFinish(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_finish"):
+    code: str
+    redirect_uri: str
+    nonce: str
+    verifier: str
+    address: str = ""
+    agent: str = ""
+    program_challenge: str = ""
+    """Of a program that waits for a code; empty: a session is made."""
+
+    def __repr__(self) -> str:
+        return "OidcFinish()"
+
+
+class SignOut(msgspec.Struct, frozen=True, kw_only=True, tag="sign_out"):
+    """One session; without an id the one that asks."""
+
+    credential: str
+    session: str = ""
+
+    def __repr__(self) -> str:
+        return f"SignOut({self.session})"
+
+
+class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
+    credential: str
+
+    def __repr__(self) -> str:
+        return "Renew()"
+
+
+class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
+    """A token of short life for a key or a session."""
+
+    credential: str
+
+    def __repr__(self) -> str:
+        return "Exchange()"
+
+
+class ChangeOwnPassword(msgspec.Struct, frozen=True, kw_only=True, tag="own_password"):
+    credential: str
+    ask: PasswordAsk
+    address: str = ""
+
+    def __repr__(self) -> str:
+        return "ChangeOwnPassword()"
+
+
+class CreateUser(msgspec.Struct, frozen=True, kw_only=True, tag="create_user"):
+    credential: str
+    ask: NewUserAsk
+
+    def __repr__(self) -> str:
+        return f"CreateUser({self.ask.name})"
+
+
+class ChangeUser(msgspec.Struct, frozen=True, kw_only=True, tag="change_user"):
+    credential: str
+    name: str
+    ask: UserAsk
+
+    def __repr__(self) -> str:
+        return f"ChangeUser({self.name})"
+
+
+class SetPassword(msgspec.Struct, frozen=True, kw_only=True, tag="set_password"):
+    credential: str
+    name: str
+    ask: PasswordAsk
+
+    def __repr__(self) -> str:
+        return f"SetPassword({self.name})"
+
+
+class DeleteUser(msgspec.Struct, frozen=True, kw_only=True, tag="delete_user"):
+    credential: str
+    name: str
+
+    def __repr__(self) -> str:
+        return f"DeleteUser({self.name})"
+
+
+class EndSessions(msgspec.Struct, frozen=True, kw_only=True, tag="end_sessions"):
+    """All of a user."""
+
+    credential: str
+    name: str
+
+    def __repr__(self) -> str:
+        return f"EndSessions({self.name})"
+
+
+class Touch(msgspec.Struct, frozen=True, kw_only=True, tag="touch"):
+    """Sessions that were used, and when: it only keeps them from ending for want of use."""
+
+    seen: dict[str, float]
+
+
+Op: TypeAlias = (
+    SignIn
+    | Redeem
+    | OidcStart
+    | OidcFinish
+    | SignOut
+    | Renew
+    | Exchange
+    | ChangeOwnPassword
+    | CreateUser
+    | ChangeUser
+    | SetPassword
+    | DeleteUser
+    | EndSessions
+    | Touch
+)
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """The body on the hop."""
+
+    op: Op
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it. The records are learned by who asked, before the state brings them."""
+
+    user: UserRecord | None = None
+    session: SessionRecord | None = None
+    token: str = ""
+    """A session's, a JWT, a code or a URL, as was asked for."""
+    ended: tuple[str, ...] = ()
+    """Sessions."""
+    deleted: str = ""
+    """A user."""
+
+    def __repr__(self) -> str:
+        return f"Done({self.user}, {self.ended})"
