@@ -77,7 +77,6 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         usage = self.usage
         if usage is None:
             return Sums(requests=1, errors=errors, cancelled=cancelled)
-        known_s = usage.load_s + usage.prompt_s + usage.completion_s
         return Sums(
             requests=1,
             errors=errors,
@@ -85,7 +84,7 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
-            wait_s=max(usage.total_s - known_s, 0.0),
+            wait_s=usage.wait_s,
             load_s=usage.load_s,
             prompt_s=usage.prompt_s,
             completion_s=usage.completion_s,

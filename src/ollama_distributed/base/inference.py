@@ -256,6 +256,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     rendered_images: int = 0
     moves: int = 0
     """Times that it went on at another node."""
+    spent: Usage | None = None
+    """What was had of it here, where an earlier part was had by another request (it was taken up
+    again); None: all of `usage`."""
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -290,6 +293,14 @@ class Generation(Protocol):
         ...
 
     def resume(self) -> None: ...
+
+
+class LiveAnswer(Generation, Protocol):
+    """A generation that counts."""
+
+    def used(self) -> Usage:
+        """What was had of it so far; when it has ended, in all."""
+        ...
 
 
 # ── the other questions ─────────────────────────────────────────────────────────────
@@ -350,7 +361,7 @@ class RerankResult(msgspec.Struct, frozen=True, kw_only=True):
 class Inference(Protocol):
     """What every dialect asks of the rest of the node."""
 
-    def open(self, request: InferenceRequest, sink: Sink) -> Generation:
+    def open(self, request: InferenceRequest, sink: Sink) -> LiveAnswer:
         """Start an answer. Never raises: refusals come as `Failed`."""
         ...
 

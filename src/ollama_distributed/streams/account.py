@@ -3,6 +3,8 @@ seen from here. With several sources one after the other they are of all of them
 
 from __future__ import annotations
 
+import msgspec
+
 from ollama_distributed.base.inference import Usage
 from ollama_distributed.base.tokens import Done
 from ollama_distributed.streams.decoder import Decoder
@@ -15,6 +17,7 @@ class Account:
         "before",
         "cached_tokens",
         "first_s",
+        "had",
         "load_s",
         "prepared_s",
         "prompt_tokens",
@@ -32,6 +35,15 @@ class Account:
         self.cached_tokens = 0
         self.before = 0
         """Tokens that came from sources before the one at work."""
+        self.had: int | None = None
+        """Of an answer that was taken up: tokens that the request before had."""
+
+    def spent(self, usage: Usage) -> Usage:
+        """Without what another request had, with which it was counted."""
+        if self.had is None:
+            return usage
+        rest = max(usage.completion_tokens - self.had, 0)
+        return msgspec.structs.replace(usage, prompt_tokens=0, cached_tokens=0, completion_tokens=rest)
 
     def usage(self, now: float, seen: Decoder, done: Done | None) -> Usage:
         first = self.first_s or now

@@ -68,6 +68,7 @@ class Answer:
         "_account",
         "_clock",
         "_decoder",
+        "_ended_at",
         "_held",
         "_home",
         "_new",
@@ -103,6 +104,7 @@ class Answer:
         self.sent = False
         """The client has a part of it."""
         self._over = False
+        self._ended_at = 0.0
         self._written: Written | None = None
         """What is taken up, until a source goes on with it."""
 
@@ -113,6 +115,7 @@ class Answer:
         """Begin with what was said already, and go on where it ended."""
         self._decode_by(written.prepared)
         self.journal.take(written)
+        self._account.had = len(written.ids)
         self._account.prepared_s = self._clock.monotonic()
         self._account.prompt_tokens = written.done.prompt_tokens if written.done is not None else 0
         if written.done is not None:
@@ -152,6 +155,10 @@ class Answer:
     def halt(self) -> None:
         """Take no more tokens; its last event is still to come."""
         self._sources.stop()
+
+    def used(self) -> Usage:
+        now = self._ended_at or self._clock.monotonic()
+        return self._account.spent(self._account.usage(now, self._decoder, self.journal.done))
 
     @property
     def replica(self) -> str | None:
@@ -368,6 +375,7 @@ class Answer:
                 stop_sequence=self._decoder.stopped,
                 context=context,
                 moves=self._sources.moves,
+                spent=self._account.spent(usage) if self._account.had is not None else None,
             )
         )
 
@@ -377,7 +385,7 @@ class Answer:
             self._out(event)
 
     def _close(self) -> None:
-        self._over = True
+        self._over, self._ended_at = True, self._clock.monotonic()
         self._sources.stop()
         self._home.over(self)
 

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.errors import Internal, NotFound, OllamaDistributedError
-from ollama_distributed.base.inference import Delta, Event, Failed, InferenceRequest, Sink
+from ollama_distributed.base.inference import Delta, Event, Failed, InferenceRequest, Sink, Usage
 from ollama_distributed.base.tokens import Written
 from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.ports import Source
@@ -70,6 +70,9 @@ class Reattached:
             self._answer.cancel()
         else:
             self._looking.cancel()
+
+    def used(self) -> Usage:
+        return self._answer.used() if self._answer is not None else Usage()
 
     def pause(self) -> None:
         self._paused = True

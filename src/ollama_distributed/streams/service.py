@@ -13,8 +13,8 @@ from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.inference import (
     EmbedRequest,
     EmbedResult,
-    Generation,
     InferenceRequest,
+    LiveAnswer,
     RerankRequest,
     RerankResult,
     Sink,
@@ -76,7 +76,7 @@ class Answers:
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
         """Of each model: between tokens, and between steps of reading a prompt."""
 
-    def open(self, request: InferenceRequest, sink: Sink) -> Generation:
+    def open(self, request: InferenceRequest, sink: Sink) -> LiveAnswer:
         if request.resume_at is not None:
             return Reattached(self, request, sink)
         answer = self.answer(request, sink)

@@ -17,6 +17,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     RerankResult,
     Sink,
+    Usage,
 )
 
 
@@ -26,6 +27,8 @@ class ScriptedGeneration:
     def __init__(self, request: InferenceRequest, sink: Sink) -> None:
         self.request = request
         self.cancelled = 0
+        self.spent = Usage()
+        """What a test says that was had of it."""
         self.paused = False
         self.pauses = 0
         self._sink = sink
@@ -36,6 +39,9 @@ class ScriptedGeneration:
 
     def cancel(self) -> None:
         self.cancelled += 1
+
+    def used(self) -> Usage:
+        return self.spent
 
     def pause(self) -> None:
         self.paused = True

@@ -128,11 +128,6 @@ def test_the_month_is_kept_at_hand_by_key_and_by_team() -> None:
     assert month_of(check_day("2026-12-31", "from"))[1] == check_day("2027-01-01", "from")
 
 
-def test_waiting_is_what_nobody_else_took() -> None:
-    usage = Usage(total_s=10.0, load_s=1.0, prompt_s=2.0, completion_s=3.0)
-    assert one(NOON, usage=usage).sums().wait_s == pytest.approx(4.0)
-
-
 def test_energy_goes_to_who_had_the_work_done() -> None:
     usage = Usage(prompt_tokens=1, prompt_s=1.0)
     rows = [
