@@ -8,7 +8,6 @@ owner that sent it and no longer than that owner's key holds.
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Callable
 
 import anyio
@@ -19,11 +18,14 @@ import structlog
 from ollama_distributed.base.batches import FINAL, Batch, BatchFault, BatchFaults, BatchStatus, RequestCounts
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import NotFound, OllamaDistributedError, QueueFull
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.batches.files import Files
+from ollama_distributed.batches.flights import Flights, Results
 from ollama_distributed.batches.plan import (
     Judge,
     Line,
+    Owner,
     check_ask,
     lanes,
     may_see,
@@ -46,12 +48,12 @@ DRIVES = 64
 """Batches that are worked on at once; the rest wait their turn."""
 LOOK_S = 0.5
 """Between two looks for an idle slot."""
-MEMORY_S = 2.0
-"""Reports of other nodes are so old: they still count lines that have ended."""
 AGAIN: frozenset[int] = frozenset({408, 429, 503, 504})
 """Nothing is wrong with the line: it is asked again until the window closes."""
 BROKEN: frozenset[int] = frozenset({500, 502})
 BROKEN_TRIES = 3
+UNKNOWN_S = 60.0
+"""A key that is not known may come with the state of the cluster, after a start; lines wait for it."""
 MOST_PAUSE_S = 30.0
 FAILED_PAUSE_S = 10.0
 """After the disk refused."""
@@ -74,26 +76,6 @@ class _One:
     @property
     def batch(self) -> Batch:
         return self.record.batch
-
-
-class _Flights:
-    """Lines of one model that run, and how many ran a moment ago."""
-
-    def __init__(self, now: float) -> None:
-        self.running = 0
-        self.began_at = now
-        self._past: deque[tuple[float, int]] = deque()
-
-    def changed(self, by: int, now: float) -> None:
-        self._past.append((now, self.running))
-        self.running += by
-        if by > 0:
-            self.began_at = now
-
-    def most(self, now: float) -> int:
-        while self._past and self._past[0][0] < now - MEMORY_S:
-            self._past.popleft()
-        return max([self.running, *(count for _, count in self._past)])
 
 
 class Batches:
@@ -124,7 +106,7 @@ class Batches:
         self._clock = clock
         self._chance = chance
         self._all: dict[str, _One] = {}
-        self._flights: dict[str, _Flights] = {}
+        self._flights: dict[str, Flights] = {}
         self._landed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._turns = anyio.Semaphore(DRIVES)
@@ -301,7 +283,7 @@ class Batches:
         done = await self._disk.done(one.batch.id)
         finished = done.completed | done.failed
         self._count(one, completed=len(done.completed), failed=len(done.failed))
-        results = _Results(self._disk, one.batch.id, lambda ok, bad: self._add(one, ok, bad), scope)
+        results = Results(self._disk, one.batch.id, lambda ok, bad: self._add(one, ok, bad), scope)
         try:
             async with anyio.create_task_group() as tasks:
                 async with anyio.create_task_group() as lines:
@@ -322,7 +304,7 @@ class Batches:
     async def _seat(self, model: str) -> None:
         """Wait until one more line may run, and take its place."""
         now = self._clock.monotonic()
-        flights = self._flights.setdefault(model, _Flights(now))
+        flights = self._flights.setdefault(model, Flights(now))
         while True:
             now = self._clock.monotonic()
             most = lanes(self._room(model), flights.most(now), now - flights.began_at)
@@ -333,7 +315,7 @@ class Batches:
             with anyio.move_on_after(LOOK_S):
                 await landed.wait()
 
-    async def _line(self, one: _One, line: Line, results: _Results) -> None:
+    async def _line(self, one: _One, line: Line, results: Results) -> None:
         try:
             result = await self._answered(one, line)
         finally:
@@ -347,7 +329,7 @@ class Batches:
         """None: the batch cannot go on."""
         tries = 0
         while True:
-            identity = self._known(one.record.owner)
+            identity = await self._identity(one.record.owner)
             if identity is None:
                 said = "the key that sent this batch was revoked or has expired"
                 one.refused = BatchFault(code="key_not_valid", message=said)
@@ -363,6 +345,14 @@ class Batches:
                 )
                 return Result(id=request_id, custom_id=line.custom_id, response=response)
             await anyio.sleep(self._pause_s(answer, tries))
+
+    async def _identity(self, owner: Owner) -> Identity | None:
+        since = self._clock.monotonic()
+        while True:
+            identity = self._known(owner)
+            if identity is not None or self._clock.monotonic() - since > UNKNOWN_S:
+                return identity
+            await anyio.sleep(LOOK_S)
 
     def _pause_s(self, answer: Answer, tries: int) -> float:
         wanted = max(2.0 ** min(tries, 6) / 4, answer.retry_after_s or 0.0)
@@ -469,56 +459,6 @@ class Batches:
                 counts = one.batch.request_counts
                 after = _with(after, msgspec.structs.replace(after.batch, request_counts=counts))
             one.record = after
-
-
-class _Results:
-    """Answers on their way to the disk: those that came while the last were written go together."""
-
-    def __init__(
-        self, disk: Disk, batch_id: str, told: Callable[[int, int], None], scope: anyio.CancelScope
-    ) -> None:
-        self.failure: OllamaDistributedError | None = None
-        """They cannot be written; `scope` is cancelled then."""
-        self._scope = scope
-        self._disk = disk
-        self._batch_id = batch_id
-        self._told = told
-        self._waiting: list[Result] = []
-        self._news = anyio.Event()
-        self._closed = False
-        self._writing = anyio.Lock()
-
-    def add(self, result: Result) -> None:
-        self._waiting.append(result)
-        self._news.set()
-
-    def close(self) -> None:
-        """No more will come."""
-        self._closed = True
-        self._news.set()
-
-    async def run(self) -> None:
-        while not (self._closed and not self._waiting):
-            await self._news.wait()
-            self._news = anyio.Event()
-            await self.flush()
-
-    async def flush(self) -> None:
-        async with self._writing:
-            taken = self._waiting
-            if not taken or self.failure is not None:
-                return
-            self._waiting = []
-            try:
-                # Shielded: a write that is given up in the middle would be written twice.
-                with anyio.CancelScope(shield=True):
-                    await self._disk.append(self._batch_id, taken)
-            except OllamaDistributedError as error:
-                self.failure = error
-                self._scope.cancel()
-                return
-            failed = sum(result.failed for result in taken)
-            self._told(len(taken) - failed, failed)
 
 
 def _with(record: BatchRecord, batch: Batch) -> BatchRecord:

@@ -282,7 +282,12 @@ async def test_its_window_closes(tmp_path: Path) -> None:
 async def test_a_key_that_is_revoked_ends_its_batches(tmp_path: Path) -> None:
     async with working(Node(tmp_path)) as node:
         node.owner = None
-        ended = await node.ended((await node.submit(3)).id)
+        batch = await node.submit(3)
+        await until(lambda: node.batch(batch.id).status == "in_progress")
+        await asyncio.sleep(0.02)
+        assert node.batch(batch.id).status == "in_progress", "it may come with the cluster's state"
+        node.clock.now += 100
+        ended = await node.ended(batch.id)
         assert ended.status == "failed"
         assert ended.errors is not None
         assert ended.errors.data[0].code == "key_not_valid"
