@@ -35,6 +35,7 @@ from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 
 NAMES = ("n1", "n2", "n3")
 CONTEXT_TOKENS = 2048
+STOP_S = 120.0
 SILENCE_S = 60.0
 """A client gives up a stream that says nothing for so long."""
 
@@ -161,7 +162,8 @@ def roll(folder: Path, *, streams: int, plain: int, drain_s: float, words: int) 
 def _restart(nodes: Nodes, name: str, urls: dict[str, str], rolling: Rolling) -> None:
     began_s = time.monotonic()
     rolling.in_turn = [url for other, url in urls.items() if other != name]
-    status = nodes[name].stop()
+    nodes[name].tell_to_stop()
+    status = nodes[name].process.wait(STOP_S)
     stopped_s = time.monotonic()
     nodes.serve(name, "--listen", urls[name].removeprefix("http://"))
     with nodes[name].admin() as client:

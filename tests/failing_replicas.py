@@ -47,7 +47,7 @@ from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.state import keys as state_keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
-from ollama_distributed.state.records import Advert, Holdings, Member
+from ollama_distributed.state.records import Advert, Holdings, Intent, Member
 from ollama_distributed.streams.kept import same
 from ollama_distributed.streams.service import Answers
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
@@ -145,6 +145,10 @@ class Replica:
         wires, self.wires = self.wires, set()
         for wire in wires:
             wire.cut()
+
+    def speed(self, tokens_per_s: float) -> None:
+        """From now on."""
+        self.engine.speaks(tokens_per_s)
 
     def hang(self) -> None:
         self.hangs = True
@@ -253,7 +257,8 @@ class Replicas:
         self.answers = {name: self._answers(name) for name in self.all}
 
     def _answers(self, name: str) -> Answers:
-        return Answers(self.routers[name], self._clock, self.random.random, self.all[name].written)
+        router = self.routers[name]
+        return Answers(router, self._clock, self.random.random, self.all[name].written, router.paced)
 
     def restart(self, name: str) -> None:
         """The gateway `name` remembers nothing."""
@@ -280,6 +285,10 @@ class Replicas:
             prompt=ChatPrompt(messages=(Message(role="user", content=text),)),
         )
         return msgspec.structs.replace(request, **fields)
+
+    def drain(self, name: str) -> None:
+        """As an operator says it."""
+        self._write(state_keys.intent(self.all[name].id), Intent(node=self.all[name].id, drain=True))
 
     def holds_another(self, name: str) -> None:
         """Its model of that name has other content."""

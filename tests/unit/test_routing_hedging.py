@@ -26,11 +26,14 @@ def test_it_is_the_95th_percentile_of_what_such_questions_took() -> None:
         hedges.ended("k", 1.0 + number)
     assert hedges.begin("k") is None, "of so few a percentile says little"
     hedges.ended("k", float(LEAST))
-    assert hedges.begin("k") == LEAST
+    assert hedges.begin("k") == LEAST, "1.5 times the median is less"
     assert hedges.begin("other") is None
     for _ in range(500):
         hedges.ended("k", 0.0)
     assert hedges.begin("k") == SHORTEST_S
+    for _ in range(500):
+        hedges.ended("k", 2.0)
+    assert hedges.begin("k") == 3.0, "where all take alike nothing is late"
 
 
 def test_questions_of_about_the_same_size_are_compared() -> None:

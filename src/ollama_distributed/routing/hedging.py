@@ -26,6 +26,8 @@ SHARE = 0.05
 BURST = 4.0
 """Second questions that may be asked at once after a quiet time."""
 QUANTILE = 0.95
+LATE = 1.5
+"""Times the median, at least: where all take alike, nothing is late."""
 LEAST = 20
 """Answers of a kind that must have been measured: a percentile of fewer says little."""
 MEMORY = 256
@@ -50,7 +52,9 @@ class _Took:
         self._new += 1
         if self._new >= LEAST:
             self._new = 0
-            self.after_s = max(SHORTEST_S, sorted(self._last)[int(QUANTILE * len(self._last))])
+            ordered = sorted(self._last)
+            usual, late = ordered[len(ordered) // 2], ordered[int(QUANTILE * len(ordered))]
+            self.after_s = max(SHORTEST_S, late, LATE * usual)
 
 
 class Hedges:

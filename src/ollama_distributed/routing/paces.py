@@ -26,6 +26,8 @@ WINDOW = 5
 """Seconds in which it spoke; a long prompt of a neighbour holds a slot for one or two."""
 KNOWN_S = 20.0
 """Of answers."""
+DOUBTED = 0.05
+"""How much a slow second counts for what is usual: a sickness of minutes is none of it."""
 FADES_S = 600.0
 """Half of what was usual is from the last so many seconds of answers."""
 MOST = 4096
@@ -50,7 +52,9 @@ class _Pace(msgspec.Struct):
     def pass_on(self) -> None:
         """The oldest second becomes a part of what is usual."""
         tokens, seconds = self.recent.popleft()
-        self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
+        usual = self.usual
+        weight = DOUBTED if usual is not None and tokens / seconds * SLOWER < usual else 1.0
+        self.tokens, self.seconds = self.tokens + weight * tokens, self.seconds + weight * seconds
         if self.seconds > FADES_S:
             self.tokens, self.seconds = self.tokens / 2, self.seconds / 2
 

@@ -109,6 +109,12 @@ class EchoEngine:
         runner.on_exit(lambda error: self._ended(runner, error))
         return runner
 
+    def speaks(self, tokens_per_s: float) -> None:
+        """From now on so fast, as a machine whose processor throttles."""
+        self.settings = msgspec.structs.replace(self.settings, tokens_per_s=tokens_per_s)
+        for runner in self.runners:
+            runner.use(self.settings)
+
     def _ended(self, runner: EchoRunner, error: OllamaDistributedError | None) -> None:
         self.runners.remove(runner)
         if error is not None:
@@ -214,6 +220,9 @@ class EchoRunner:
 
     def speed(self) -> float:
         return self._settings.tokens_per_s
+
+    def use(self, settings: EchoSettings) -> None:
+        self._settings = settings
 
     # ── life ────────────────────────────────────────────────────────────────────────
 
