@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from ollama_distributed.access.policies import allows_model
 from ollama_distributed.access.roles import Resource, Right, Verb, demand, may
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
@@ -25,6 +26,7 @@ from ollama_distributed.base.errors import (
     Invalid,
     MethodNotAllowed,
     MissingBody,
+    ModelNotFound,
     NotFound,
     OllamaDistributedError,
 )
@@ -47,6 +49,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 T = TypeVar("T")
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _KEY = "ollama_distributed.request"
+_OF_MODELS = frozenset({"models", "transfers", "placement", "disk"})
+"""Resources whose paths name a model."""
 
 
 class ColdRequest:
@@ -71,6 +75,18 @@ class ColdRequest:
     def may(self, verb: Verb, resource: Resource) -> bool:
         """Whether who asks could also do this."""
         return self.identity is not None and may(self.identity, Right(verb, resource))
+
+    def sees(self, model: str) -> bool:
+        """Whether the model exists for who asks."""
+        return self.identity is None or allows_model(self.identity, model)
+
+    def check_model(self, model: str) -> None:
+        """
+        Raises:
+            ModelNotFound: as where there is none.
+        """
+        if not self.sees(model):
+            raise ModelNotFound(f"model '{model}' not found")
 
     async def body(self, request: Request, decoder: msgspec.json.Decoder[T]) -> T:
         """The JSON body, decoded; raises as `raw_body`, and `Invalid`."""
@@ -120,6 +136,9 @@ def handler(
                 if cold.identity is None:
                     raise Forbidden("this route needs an identity")
                 demand(cold.identity, right, cold.head.path)
+                named = request.path_params.get("name") or request.path_params.get("model")
+                if named and right.resource in _OF_MODELS:
+                    cold.check_model(named)
             return await run(cold, request)
         except ClientDisconnect:
             raise

@@ -40,7 +40,9 @@ from ollama_distributed.base.inference import (
     Queued,
     Usage,
 )
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.gateway.body import Bodies, RequestBody
+from ollama_distributed.gateway.bounds import needs_count, within_context, within_policy
 from ollama_distributed.gateway.dialects import sse
 from ollama_distributed.gateway.dialects.contract import (
     Call,
@@ -267,6 +269,26 @@ class Exchange:
     # ── the call ────────────────────────────────────────────────────────────────────
 
     def _run(self, call: Call) -> None:
+        policy = self._identity.policy if self._identity is not None else None
+        if policy is not None:
+            call = within_policy(call, policy)
+            if needs_count(call, policy):
+                self._stop_task = self._means.spawn(self._count(call, policy))
+                return
+        self._begin(call)
+
+    async def _count(self, call: Call, policy: Policy) -> None:
+        """The task of a call whose length the policy limits; a task root, so it catches everything."""
+        try:
+            call = await within_context(call, policy, self._means.inference)
+            self._stop_task = None  # this very task: it ends by itself
+            if not self.ended:
+                self._begin(call)
+        except Exception as exc:
+            self._stop_task = None
+            self._fail_by(exc)
+
+    def _begin(self, call: Call) -> None:
         if isinstance(call, Generate):
             self._generate(call)
             return

@@ -10,7 +10,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.errors import Forbidden, OllamaDistributedError
 from ollama_distributed.distribution.packing import Bundle
 from ollama_distributed.distribution.unpacking import Imported
 from ollama_distributed.gateway.asgi import Send
@@ -77,9 +77,14 @@ class _Handlers:
         return await self._export(cold, request.query_params.getlist("model"))
 
     async def _export(self, cold: ColdRequest, names: Sequence[str]) -> Response:
+        for name in names:
+            cold.check_model(name)
         return _File(cold, await self._bundles.pack(names))
 
     async def take(self, cold: ColdRequest, request: Request) -> Response:
+        policy = cold.identity.policy if cold.identity is not None else None
+        if policy is not None and not policy.all_models:  # what the file holds is not known before
+            raise Forbidden(f"the policy {policy.name!r} of this key allows some models only, and so not this")
         done = await self._bundles.unpack(
             cold.upload(request), name=request.query_params.get("name", ""), replace=flag(request, "replace")
         )

@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ollama_distributed.base.errors import BlobNotFound, Invalid
+from ollama_distributed.base.errors import BlobNotFound, Invalid, ModelNotFound
 from ollama_distributed.catalog.wire import CreateRequest
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.dialects.fields import decode
@@ -175,33 +175,41 @@ class _Handlers:
     async def status(self, _cold: ColdRequest, _request: Request) -> Response:
         return json_response({"cloud": {"disabled": True, "source": "config"}})
 
-    async def tags(self, _cold: ColdRequest, _request: Request) -> Response:
-        specs = newest_first(self._node.catalog.list())
+    async def tags(self, cold: ColdRequest, _request: Request) -> Response:
+        specs = [spec for spec in newest_first(self._node.catalog.list()) if cold.sees(spec.display)]
         return json_response({"models": [model_row(spec) for spec in specs]})
 
-    async def ps(self, _cold: ColdRequest, _request: Request) -> Response:
-        return json_response({"models": resident_rows(list(self._node.residents.loaded()))})
+    async def ps(self, cold: ColdRequest, _request: Request) -> Response:
+        seen = [model for model in self._node.residents.loaded() if cold.sees(model.name)]
+        return json_response({"models": resident_rows(seen)})
 
     async def show(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _SHOW)
         name = _need(body.model or body.name, "model is required")
+        cold.check_model(name)
         return json_response(shown_row(await self._node.catalog.show(name, verbose=bool(body.verbose))))
 
     async def create(self, cold: ColdRequest, request: Request) -> Response:
         raw = await cold.raw_body(request)
         wanted = decode(raw, _STREAM)
-        statuses = self._node.catalog.create(decode(raw, _CREATE))
+        asked = decode(raw, _CREATE)
+        for name in (asked.model or asked.name, asked.from_):
+            if name:
+                cold.check_model(name)
+        statuses = self._node.catalog.create(asked)
         return await progress(statuses, request, stream=wanted.stream is not False)
 
     async def pull(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _TRANSFER)
         name = _need(body.model or body.name, "invalid model name")
+        cold.check_model(name)
         lines = self._node.need_transfers().pull(name)
         return await progress(lines, request, stream=body.stream is not False, ready=self._node.ready)
 
     async def push(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _TRANSFER)
         name = _need(body.model or body.name, "model is required")
+        cold.check_model(name)
         lines = self._node.need_transfers().push(name)
         return await progress(lines, request, stream=body.stream is not False, ready=self._node.ready)
 
@@ -209,12 +217,17 @@ class _Handlers:
         body = await cold.body(request, _COPY)
         source = _need(body.source, 'source "" is invalid')
         destination = _need(body.destination, 'destination "" is invalid')
+        if not cold.sees(source):
+            raise ModelNotFound(f'model "{source}" not found')
+        cold.check_model(destination)
         await self._node.catalog.copy(source, destination)
         return Response()
 
     async def delete(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _NAME)
-        await self._node.catalog.delete(_need(body.model or body.name, "model is required"))
+        name = _need(body.model or body.name, "model is required")
+        cold.check_model(name)
+        await self._node.catalog.delete(name)
         return Response()
 
     async def has_blob(self, _cold: ColdRequest, request: Request) -> Response:

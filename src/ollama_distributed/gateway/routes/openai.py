@@ -15,8 +15,8 @@ _JSON = "application/json"
 
 
 def openai_routes(node: Node) -> list[ColdRoute]:
-    async def models(_cold: ColdRequest, _request: Request) -> Response:
-        specs = newest_first(node.catalog.list())
+    async def models(cold: ColdRequest, _request: Request) -> Response:
+        specs = [spec for spec in newest_first(node.catalog.list()) if cold.sees(spec.display)]
         body = render_models((spec.display, spec.modified_at, namespace(spec)) for spec in specs)
         return Response(body, media_type=_JSON)
 

@@ -85,8 +85,8 @@ class _Handlers:
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def models(self, _cold: ColdRequest, _request: Request) -> Response:
-        specs = newest_first(self._node.catalog.list())
+    async def models(self, cold: ColdRequest, _request: Request) -> Response:
+        specs = [spec for spec in newest_first(self._node.catalog.list()) if cold.sees(spec.display)]
         return json_response({"models": {spec.display: model_row(spec) for spec in specs}})
 
     async def model(self, _cold: ColdRequest, request: Request) -> Response:
