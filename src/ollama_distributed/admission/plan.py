@@ -24,8 +24,12 @@ from ollama_distributed.base.queue import Waiter
 
 W = TypeVar("W", bound=Waiter)
 
-QUANTUM_TOKENS = 512.0
-"""That a key may use a round: about one request, so that turns change often."""
+QUANTUM_TOKENS = 32.0
+"""That a key may use a round. Rounds in which nobody could afford a turn cost nothing, so it is small:
+keys with short requests change turns often."""
+NEWCOMER_TOKENS = 512.0
+"""That a key may use at once which had nobody here: about one request. Who asks now and then goes before
+those who always wait; one long request more, and it waits its turn as they do."""
 AGE_S: Mapping[Priority, float] = {"interactive": 0.0, "normal": 10.0, "batch": 60.0}
 """Longest time without a turn. Nobody watches a batch; a program has its own patience."""
 
@@ -41,7 +45,7 @@ class Flow(Generic[W]):
     def __init__(self) -> None:
         self.waiting: deque[W] = deque()
         """Never empty once it is in a lane."""
-        self.deficit = 0.0
+        self.deficit = NEWCOMER_TOKENS
         """Tokens that it may use now."""
 
 
@@ -231,7 +235,7 @@ class Turns(Generic[W]):
                     break
                 own_requests, own_cost = own_requests + 1, own_cost + one.cost
             requests, cost = requests + own_requests, cost + own_cost
-        share = own_cost + (waiter.cost if waiter is not None else QUANTUM_TOKENS)
+        share = own_cost + (waiter.cost if waiter is not None else NEWCOMER_TOKENS)
         for other, flow in flows.items():
             if other != key:
                 used = 0.0
