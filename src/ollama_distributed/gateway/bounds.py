@@ -6,7 +6,7 @@ that says nothing gets the limit. A model that is not allowed is answered as one
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import msgspec
 
@@ -23,9 +23,6 @@ class Counts(Protocol):
     async def count_tokens(self, request: InferenceRequest, /) -> int: ...
 
 
-R = TypeVar("R", InferenceRequest, EmbedRequest, RerankRequest)
-
-
 def within_policy(call: Call, policy: Policy) -> Call:
     """The call as the policy lets it be, as far as it can be said without the model.
 
@@ -34,9 +31,11 @@ def within_policy(call: Call, policy: Policy) -> Call:
         Invalid: it asks for more than the policy allows.
     """
     if isinstance(call, Generate):
-        requests = tuple(_generating(_allowed(request, policy), policy) for request in call.requests)
+        for request in call.requests:
+            _check(request, policy)
+        requests = tuple(_generating(request, policy) for request in call.requests)
         return msgspec.structs.replace(call, requests=requests)
-    _allowed(call.request, policy)
+    _check(call.request, policy)
     return call
 
 
@@ -75,7 +74,7 @@ async def within_context(call: Call, policy: Policy, counts: Counts) -> Call:
     return msgspec.structs.replace(call, requests=tuple(bounded))
 
 
-def _allowed(request: R, policy: Policy) -> R:
+def _check(request: InferenceRequest | EmbedRequest | RerankRequest, policy: Policy) -> None:
     if not allows_model(request.identity, request.model):
         raise ModelNotFound(f"model '{request.model}' not found")
     context = request.options.num_ctx
@@ -84,7 +83,6 @@ def _allowed(request: R, policy: Policy) -> R:
             f"a context of {context} tokens is more than the {policy.max_context} that the policy "
             f"{policy.name!r} of this key allows"
         )
-    return request
 
 
 def _generating(request: InferenceRequest, policy: Policy) -> InferenceRequest:
