@@ -43,6 +43,7 @@ from ollama_distributed.base.inference import (
     Finished,
     Generation,
     InferenceRequest,
+    JsonObject,
     Message,
     RerankRequest,
     Sampling,
@@ -610,6 +611,21 @@ async def test_a_draining_node_takes_no_work_and_sends_its_own_away(tmp_path: Pa
         assert isinstance(heard[0], EngineFailed)
         assert heard[0].error.retryable
         assert (await a.pool.show(b.id, "m")).spec.display == "m"  # it is no work
+
+
+async def test_a_draining_node_hands_on_what_can_go_on_elsewhere(tmp_path: Path) -> None:
+    echo = {"answer": "here and there " * 40, "tokens_per_s": 200.0}
+    async with cluster(tmp_path) as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=echo)
+        heard, bound = Heard(a, text_request("m")), Heard(a, text_request("m", format=JsonObject()))
+        await until(lambda: heard.text and bound.text, "words")
+        nodes.drain(b)
+        assert b.door.move(lambda _: False) == 0, "nobody else has it"
+        c = await nodes.add("c", ("m",), echo=echo)
+        assert b.door.move(lambda model: model == "m") == 1, "a grammar cannot go"
+        assert await heard.whole() == echo["answer"]
+        await bound.whole()
+        assert (b.engine.loads, c.engine.loads) == (1, 1)
 
 
 async def test_a_node_that_all_others_call_offline_is_still_tried(tmp_path: Path) -> None:
