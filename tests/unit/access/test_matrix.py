@@ -37,10 +37,14 @@ class Anything:
     """A part of the node of which only one thing is known: that it cannot do what is asked."""
 
     def __getattr__(self, name: str) -> Any:
-        def refuse(*_args: Any, **_named: Any) -> Any:
-            raise NotOffered("not here")
+        return _heard if name in ("count", "observe") else Anything()
 
-        return refuse
+    def __call__(self, *_args: Any, **_named: Any) -> Any:
+        raise NotOffered("not here")
+
+
+def _heard(*_: Any) -> None:
+    """Of what is only told."""
 
 
 class World:
