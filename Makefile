@@ -46,6 +46,13 @@ $(UV):
 	@tools/debian_tools.sh $(CURDIR)/.venv/debian
 	@touch $@
 
+.venv/.peers: config/peers.txt tools/debian_tools.sh | $(UV)
+	@echo "fetching the gateways that ours is measured against"
+	@$(UV) venv --quiet --clear --python $(BIN)/python .venv/peers
+	@$(UV) pip install --quiet --python .venv/peers/bin/python -r config/peers.txt
+	@tools/debian_tools.sh $(CURDIR)/.venv/nginx nginx
+	@touch $@
+
 .PHONY: dev-setup models
 dev-setup: .venv/.dev .venv/.models ## Make .venv with everything developers need
 	@test -f .env || cp .env.example .env
@@ -98,9 +105,11 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover build clean
+.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
+bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (two minutes)
+	$(BIN)/python -m bench.gateway_peers --assert
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
 	$(BIN)/python -m bench --assert
 accept-properties: .venv/.dev ## The properties of Hypothesis, with many new examples (half an hour)

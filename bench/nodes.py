@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,8 @@ class Node(msgspec.Struct, frozen=True):
     host: str
     port: int
     pid: int
+    key: str
+    """The administrator's."""
 
     def processes(self) -> list[psutil.Process]:
         """The node's own and its nats-server's: all but its runners."""
@@ -61,8 +63,16 @@ async def make_store(folder: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def node(store: Path, program: Program | None, *, engines: str = "") -> AsyncIterator[Node]:
-    """A node in its own process. `program` None: whichever engine it would choose."""
+async def node(
+    store: Path,
+    program: Program | None,
+    *,
+    engines: str = "",
+    settings: Mapping[str, str] = {},
+    before: Sequence[str] = (),
+) -> AsyncIterator[Node]:
+    """A node in its own process. `program` None: whichever engine it would choose. `settings`: others
+    than the bench's; `before`: a command that runs it."""
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "DATA_DIR": folder,
@@ -75,13 +85,13 @@ async def node(store: Path, program: Program | None, *, engines: str = "") -> As
             "ENGINES": engines,
             "LLAMA_SERVER": program.path if program else "",
             "ENGINE": "wheel" if program is None or not program.path else "auto",
+            **settings,
         }
         env = {name: value for name, value in os.environ.items() if not name.startswith("OLLAMA")}
         env |= {f"OLLAMA_DISTRIBUTED_{name}": value for name, value in settings.items() if value}
         with (Path(folder) / "log").open("wb") as log_file:
             process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "ollama_distributed", "serve"),
+                *(*before, sys.executable, "-m", "ollama_distributed", "serve"),
                 env=env,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
@@ -93,7 +103,8 @@ async def node(store: Path, program: Program | None, *, engines: str = "") -> As
                     raise RuntimeError((Path(folder) / "log").read_text())
                 host, _, port = ready[1].removeprefix("http://").partition(":")
                 target = Target(name="node", address=TcpAddress(host, int(port)), model=MODEL)
-                yield Node(target, host, int(port), process.pid)
+                key = msgspec.json.decode((Path(folder) / "admin.json").read_bytes())["key"]
+                yield Node(target, host, int(port), process.pid, key)
             finally:
                 if process.returncode is None:
                     process.terminate()

@@ -60,6 +60,24 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
 
+class Done(msgspec.Struct, frozen=True):
+    answers: int
+    events: int
+    """Server-sent ones in them."""
+
+
+async def offer(host: str, port: int, wire: bytes, connections: int, seconds: float) -> Done:
+    """The same request on each connection, again and again, until `seconds` are over."""
+    tally = [0, 0]
+    loop, ends_at = asyncio.get_running_loop(), time.perf_counter() + seconds
+    made = [
+        (await loop.create_connection(lambda: _Connection(wire, tally, ends_at), host, port))[1]
+        for _ in range(connections)
+    ]
+    await asyncio.gather(*(connection.closed for connection in made))
+    return Done(*tally)
+
+
 async def drive(
     host: str, port: int, path: str, body: bytes, *, pid: int, connections: int = 32, seconds: float = 4.0
 ) -> tuple[Rate, Rate]:
@@ -68,15 +86,9 @@ async def drive(
         f"POST {path} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode() + body
-    tally = [0, 0]
-    loop = asyncio.get_running_loop()
     server = psutil.Process(pid)
     before, started = server.cpu_times(), time.perf_counter()
-    made = [
-        (await loop.create_connection(lambda: _Connection(wire, tally, started + seconds), host, port))[1]
-        for _ in range(connections)
-    ]
-    await asyncio.gather(*(connection.closed for connection in made))
+    done = await offer(host, port, wire, connections, seconds)
     wall_s = time.perf_counter() - started
     after = server.cpu_times()
     cpu_us = (after.user + after.system - before.user - before.system) * 1e6
@@ -84,4 +96,4 @@ async def drive(
     def rate(count: int) -> Rate:
         return Rate(count / wall_s, cpu_us / max(count, 1))
 
-    return rate(tally[0]), rate(tally[1])
+    return rate(done.answers), rate(done.events)

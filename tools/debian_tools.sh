@@ -3,11 +3,12 @@
 # for the tests of deploy/ and of pull and push. Elsewhere than on Debian the folder stays empty and
 # those tests are skipped.
 #
-# Usage: tools/debian_tools.sh FOLDER
+# Usage: tools/debian_tools.sh FOLDER [PACKAGE...]    (PACKAGE: in place of those)
 set -euo pipefail
 folder=$1
-packages="docker-registry haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 caddy
-  keepalived libnl-3-200 libnl-genl-3-200 libnl-route-3-200 libnftnl11 libsnmp40 libpci3 libwrap0"
+shift
+packages="${*:-docker-registry haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 caddy
+  keepalived libnl-3-200 libnl-genl-3-200 libnl-route-3-200 libnftnl11 libsnmp40 libpci3 libwrap0}"
 
 rm -rf "$folder"
 mkdir -p "$folder/lists/partial" "$folder/packages"

@@ -13,7 +13,7 @@ import uvloop
 from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.call import Call
-from ollama_distributed.adapters.engines.http import UnixAddress
+from ollama_distributed.adapters.engines.http import Route, UnixAddress
 from ollama_distributed.adapters.engines.intake import MUCH_BYTES, Intake, intake
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.base.errors import EngineError
@@ -206,7 +206,7 @@ class Heard:
             read_error=lambda *_: EngineError(),
             intake=reads,
         )
-        self.call.send(server.address, "/completion", {}, {}, CompletionStream())
+        self.call.send(Route(server.address, "POST", "/completion"), {}, CompletionStream())
 
     def hear(self, event: EngineEvent) -> None:
         self.events.append(event)

@@ -320,3 +320,31 @@ def test_bad_settings(extra: dict[str, Any]) -> None:
 )
 def test_names(remote: str, local: str) -> None:
     assert local_name(remote).display == local
+
+
+def test_a_chat_that_nobody_sees_a_part_of_comes_whole() -> None:
+    request = ChatRequest(messages=(Message(role="user", content="hi"),), tools=(), whole=True)
+    body = openai_wire.chat_body("m", request, "openai")
+    assert body["stream"] is False
+    assert "stream_options" not in body
+    answer = {
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": "Hello",
+                    "reasoning_content": "hm",
+                    "tool_calls": None,
+                },
+                "finish_reason": "length",
+            }
+        ],
+        "usage": {"prompt_tokens": 4, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
+    }
+    assert openai_wire.OpenAIAnswer().feed(json.dumps(answer).encode()) == [
+        ChatDelta(text="Hello", thinking="hm"),
+        Done(reason="length", prompt_tokens=4, cached_tokens=2, completion_tokens=3),
+    ]
+    with pytest.raises(errors.EngineError):
+        openai_wire.OpenAIAnswer().feed(b"<html>")

@@ -126,6 +126,7 @@ def create_app(
     disks: Disks | None = None,
     batches: BatchLane | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
+    tell: Observer = lambda _: None,
     queues: Queues | None = None,
     access: AccessDesk | None = None,
     routing: Routes | None = None,
@@ -135,14 +136,19 @@ def create_app(
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
     are wanted; `bundles`: models in one file; `disks`: what they are on; `batches`: what
     nobody waits for;
-    `preloaded`: those that were to be loaded at the start; `routing`: what chooses the nodes."""
+    `preloaded`: those that were to be loaded at the start; `tell`: writes the log's line of a
+    request; `routing`: what chooses the nodes."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
     keep: Observer = told(routing.decisions, version.name) if routing is not None else lambda _: None
-    # Bound once: the lazy logger would make a new one for each request.
-    observe = functools.partial(_observe, metrics, log.bind(), keep)
+
+    def observe(summary: Summary) -> None:
+        metrics.observe(summary)
+        tell(summary)
+        keep(summary)
+
     offload = Workers()
     hot = HotPath(
         routes=HOT_ROUTES,
@@ -216,28 +222,3 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
         )
     return app
 
-
-def _observe(metrics: GatewayMetrics, logger: Any, keep: Observer, summary: Summary) -> None:
-    """One log line and the counters of a request that ended."""
-    metrics.observe(summary)
-    keep(summary)
-    usage = summary.usage
-    logger.info(
-        "gateway.request",
-        request_id=summary.request_id,
-        method=summary.method,
-        route=summary.route,
-        status=summary.status,
-        outcome=summary.outcome,
-        error=summary.error_code,
-        took_s=round(summary.took_s, 6),
-        first_byte_s=None if summary.first_byte_s is None else round(summary.first_byte_s, 6),
-        bytes_out=summary.bytes_out,
-        model=summary.model,
-        node=summary.node,
-        moves=summary.moves,
-        role=summary.role,
-        key_id=summary.key_id,
-        prompt_tokens=usage.prompt_tokens if usage else 0,
-        completion_tokens=usage.completion_tokens if usage else 0,
-    )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.base.inference import ChatPrompt, InferenceRequest
+from ollama_distributed.base.inference import InferenceRequest
 from ollama_distributed.gateway.dialects.contract import Generate
 
 RESUME_AT = "x-ollama-resume-at"
@@ -21,7 +21,9 @@ def requests_of(call: Generate, headers: Mapping[str, str]) -> Sequence[Inferenc
     """
     requests: Sequence[InferenceRequest] = call.requests
     if not call.stream:
-        requests = [_unseen(request) for request in requests]
+        # Nobody sees a part of it: what cannot be continued may begin again, and the engine may send
+        # it in one piece.
+        requests = [msgspec.structs.replace(request, whole=True) for request in requests]
     if RESUME_AT in headers:
         at = headers[RESUME_AT]
         if not (at.isascii() and at.isdigit() and len(at) <= 12 and "x-request-id" in headers):
@@ -30,9 +32,3 @@ def requests_of(call: Generate, headers: Mapping[str, str]) -> Sequence[Inferenc
             raise Invalid("a call with several answers cannot be taken up again")
         requests = [msgspec.structs.replace(requests[0], resume_at=int(at))]
     return requests
-
-
-def _unseen(request: InferenceRequest) -> InferenceRequest:
-    """What cannot be continued may then begin again."""
-    tools = isinstance(request.prompt, ChatPrompt) and request.prompt.tools
-    return msgspec.structs.replace(request, whole=True) if request.format or tools else request

@@ -32,7 +32,7 @@ from ollama_distributed.gateway.inside import Inside
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
-from ollama_distributed.node import data_dir, doors
+from ollama_distributed.node import data_dir, doors, logs
 from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.batches import batch_care, owners
 from ollama_distributed.node.cluster import addresses
@@ -321,6 +321,7 @@ async def _built(
             disks=disk.everywhere,
             batches=batches.everywhere,
             preloaded=preload.rows,
+            tell=logs.requests,
             queues=NodeQueue(
                 node,
                 settings.name,

@@ -106,6 +106,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     format: Format | None = None
     think: Think | None = None
     top_logprobs: int | None = None
+    whole: bool = False
+    """Nobody sees a part of the answer: the engine may send it in one piece."""
 
 
 class Runner(Protocol):

@@ -334,6 +334,7 @@ def _parsed_by_engine(
         format=request.format,
         think=thinking_of(spec, request),
         top_logprobs=request.top_logprobs if request.logprobs else None,
+        whole=request.whole,
     )
     return Prompt(ask=ask, images=len(_images(messages)))
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from ollama_distributed.adapters.engines.framing import ServerSentEvents
-from ollama_distributed.adapters.engines.http import Address, Exchange, Headers, request
+from ollama_distributed.adapters.engines.framing import ServerSentEvents, Whole
+from ollama_distributed.adapters.engines.http import Exchange, Route
 from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError
 from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, EngineSink, Tokens
@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 MAX_ERROR_BODY_BYTES = 1_048_576
 
+_encode = msgspec.json.Encoder().encode
 _DEFECT = "internal error; the node's log has it"
 
 ErrorReader = Callable[[int, bytes], OllamaDistributedError]
@@ -71,7 +72,6 @@ class Call:
         self._preparing: asyncio.Task[None] | None = None
         self._parser: EventParser | None = None
         self._token: ReadToken | None = None
-        self._status = 200
         self._error_body = bytearray()
         self._paused = False
         self._over = False
@@ -121,23 +121,13 @@ class Call:
 
         self._preparing = asyncio.get_running_loop().create_task(run(), name="prepare an answer")
 
-    def send(
-        self, address: Address, path: str, body: Mapping[str, Any], headers: Headers, parser: EventParser
-    ) -> None:
+    def send(self, route: Route, body: Mapping[str, Any], parser: EventParser) -> None:
         if self._over:
             return
         self._parser = parser
         self._token = getattr(parser, "token", None)
-        self._exchange = request(
-            address,
-            "POST",
-            path,
-            headers=headers,
-            body=msgspec.json.encode(body),
-            on_head=self._head,
-            on_body=self._body,
-            on_end=self._ended,
-            on_error=self._broken,
+        self._exchange = route.send(
+            _encode(body), on_body=self._body, on_end=self._ended, on_error=self._broken
         )
         if self._paused:
             self._exchange.pause()
@@ -148,7 +138,7 @@ class Call:
             return
         if self._exchange is not None:
             self._exchange.cancel()
-        self._framing, self._status = self._make_framing(), 200
+        self._framing = self._make_framing()
         self._error_body.clear()
         self.prepare(steps)
 
@@ -157,9 +147,6 @@ class Call:
 
     # ── from the connection ─────────────────────────────────────────────────────────
 
-    def _head(self, status: int, _headers: Headers) -> None:
-        self._status = status
-
     def _body(self, data: bytes) -> None:
         read = self._token
         if read is not None and not self._framing.held_bytes and (token := read(data)) is not None:
@@ -167,21 +154,30 @@ class Call:
             if self._intake is not None:
                 self._share(self._intake)
             return
-        if self._status >= 400:
+        if self._refused:
             self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
             return
-        assert self._parser is not None
         try:
             for record in self._framing.feed(data):
-                for event in self._parser.feed(record) if record else ():
-                    if type(event) is Tokens and not self._over:
-                        self._sink(event)
-                    else:
-                        self._emit(event)
-                    if self._intake is not None and isinstance(event, Tokens | ChatDelta):
-                        self._share(self._intake)
+                if record:
+                    self._hear(record)
         except OllamaDistributedError as exc:
             self.fail(exc)
+
+    def _hear(self, record: bytes) -> None:
+        assert self._parser is not None
+        try:
+            events = self._parser.feed(record)
+        except OllamaDistributedError as exc:
+            self.fail(exc)
+            return
+        for event in events:
+            if (type(event) is Tokens or type(event) is ChatDelta) and not self._over:
+                self._sink(event)
+                if self._intake is not None:
+                    self._share(self._intake)
+            else:
+                self._emit(event)
 
     def _share(self, intake: Intake) -> None:
         self._intake = None
@@ -189,10 +185,18 @@ class Call:
             self._exchange.read_by(intake)
 
     def _ended(self) -> None:
-        if self._status >= 400:
-            self.fail(self._read_error(self._status, bytes(self._error_body)))
-        else:
+        exchange = self._exchange
+        if self._refused and exchange is not None:
+            self.fail(self._read_error(exchange.status, bytes(self._error_body)))
+            return
+        if type(self._framing) is Whole:
+            self._hear(self._framing.rest())
+        if not self._over:
             self.fail(EngineError("the engine ended its answer without saying why"))
+
+    @property
+    def _refused(self) -> bool:
+        return self._exchange is not None and self._exchange.status >= 400
 
     def _broken(self, error: OllamaDistributedError) -> None:
         if not self._over:
@@ -202,15 +206,20 @@ class Call:
         if self._over:
             return
         if isinstance(event, Done | EngineFailed):
-            self._end()
+            self._end(complete=type(event) is Done)
         self._sink(event)
 
-    def _end(self) -> None:
+    def _end(self, *, complete: bool = False) -> None:
+        """`complete`: the server has said its last word, or is about to."""
         if self._over:
             return
         self._over = True
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
-        if self._exchange is not None:
+        if self._exchange is None:
+            pass
+        elif complete:
+            self._exchange.leave()
+        else:
             self._exchange.cancel()
         self._on_over(self)

@@ -82,3 +82,28 @@ class ServerSentEvents:
                 self._data.append(value)
         self.held_bytes = self._size + len(self._data) + self._lines.held_bytes
         return events
+
+
+class Whole:
+    """One record: all of the body."""
+
+    def __init__(self, max_bytes: int = MAX_RECORD_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._parts: list[bytes] = []
+        self.held_bytes = 0
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Nothing: see `rest`.
+
+        Raises:
+            EngineError: the body is longer than the bound.
+        """
+        self._parts.append(data)
+        self.held_bytes += len(data)
+        if self.held_bytes > self._max_bytes:
+            raise EngineError(f"the engine sent an answer over {self._max_bytes} B")
+        return []
+
+    def rest(self) -> bytes:
+        """All of it."""
+        return b"".join(self._parts)

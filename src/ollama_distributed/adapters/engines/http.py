@@ -1,9 +1,9 @@
-"""HTTP/1.1 client for engines: one request a connection, callbacks, UNIX sockets, TCP or TLS.
+"""HTTP/1.1 client for engines: callbacks, UNIX sockets, TCP or TLS.
 
 Lean on purpose. llama-server breaks up to a fifth of the requests that reuse a connection
-after a stream (DESIGN.md, trap 4), so every request says `Connection: close`; a new local
-connection costs 0.1-0.2 ms. Callbacks instead of async iterators save a task switch per
-chunk of the answer.
+after a stream (DESIGN.md, trap 4), so a request says `Connection: close` unless its `Route` has
+connections that are kept (`kept.py`); a new local connection costs 0.1-0.2 ms. Callbacks instead
+of async iterators save a task switch per chunk of the answer.
 
     exchange = request(UnixAddress("/run/x.sock"), "POST", "/completion", body=b"{}",
                        on_head=..., on_body=..., on_end=..., on_error=...)
@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import httptools
 import msgspec
 
 from ollama_distributed.adapters.engines.intake import Intake
+from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     EngineError,
@@ -39,6 +40,9 @@ CONNECT_DEADLINE_S = 5.0
 _READ_BYTES = 65_536
 _SIZE_BYTES = 10
 """Of the line before a chunk; what is longer is for the parser."""
+LEAVE_S = 1.0
+"""For the last bytes of an answer, so that its connection can be kept."""
+_CODING_LENGTH, _LENGTH_LENGTH = len(b"transfer-encoding"), len(b"content-length")
 
 
 class UnixAddress(msgspec.Struct, frozen=True):
@@ -66,7 +70,41 @@ Headers = Mapping[str, str]
 
 class Exchange(asyncio.Protocol):
     """One request and its answer. Exactly one of `on_end`, `on_error` is called, as the
-    last call; none comes after `cancel()`."""
+    last call; none comes after `cancel()` and `leave()`."""
+
+    __slots__ = (
+        "_address",
+        "_between_chunks",
+        "_chunk_over",
+        "_chunked",
+        "_complete",
+        "_connect_deadline_s",
+        "_connecting",
+        "_connection",
+        "_done",
+        "_ended_by_close",
+        "_fields",
+        "_head_bytes",
+        "_idle_deadline_s",
+        "_idle_timer",
+        "_in_head",
+        "_informational",
+        "_intake",
+        "_kept",
+        "_last_byte_at",
+        "_leaving",
+        "_loop",
+        "_on_body",
+        "_on_end",
+        "_on_error",
+        "_on_head",
+        "_parser",
+        "_paused",
+        "_reused",
+        "_to_send",
+        "_transport",
+        "status",
+    )
 
     def __init__(
         self,
@@ -79,6 +117,7 @@ class Exchange(asyncio.Protocol):
         on_error: Callable[[OllamaDistributedError], None],
         connect_deadline_s: float,
         idle_deadline_s: float | None,
+        kept: Kept | None = None,
     ) -> None:
         self._address = address
         self._to_send = head_and_body
@@ -88,28 +127,48 @@ class Exchange(asyncio.Protocol):
         self._on_error = on_error
         self._connect_deadline_s = connect_deadline_s
         self._idle_deadline_s = idle_deadline_s
+        self._kept = kept
 
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
-        self._head_bytes = 0
-        self._in_head = True
-        self._chunked = False
+        self.status = 0
+        """Of the answer, once its head is here."""
         self._chunk_over = False
         """The parser has read the last byte of a chunk, or of the head."""
-        self._between_chunks = False
-        """And nothing beyond it: what comes next begins a chunk."""
         self._informational = False
-        self._ended_by_close = False
         self._paused = False
         self._intake: Intake | None = None
         self._connection = -1
         """Descriptor, where `_intake` says when it can be read."""
         self._done = False
+        self._leaving: asyncio.TimerHandle | None = None
+        """The caller has what it wanted; the connection is kept if the rest comes before this."""
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._last_byte_at = self._loop.time()
-        self._connecting = self._loop.create_task(self._connect(), name=f"connect {address}")
+        self._connecting: asyncio.Task[None] | None = None
+        self._begin()
+        transport = kept.take() if kept is not None else None
+        self._reused = transport is not None
+        if transport is None:
+            self._connect_anew()
+        else:
+            transport.set_protocol(self)
+            self.connection_made(transport)
+
+    def _begin(self) -> None:
+        """Of an answer nothing was read."""
+        self._parser = httptools.HttpResponseParser(self)
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._in_head = True
+        self._chunked = False
+        self._between_chunks = False
+        """The parser read the end of a chunk and nothing beyond it: what comes next begins one."""
+        self._ended_by_close = False
+        self._complete = False
+        """All of it was read."""
+
+    def _connect_anew(self) -> None:
+        self._connecting = self._loop.create_task(self._connect(), name=f"connect {self._address}")
 
     # ── for the caller ──────────────────────────────────────────────────────────────
 
@@ -117,6 +176,19 @@ class Exchange(asyncio.Protocol):
         """Close the connection; idempotent. The peer sees it at its next read or write."""
         if not self._done:
             self._close()
+
+    def leave(self) -> None:
+        """Nothing more is wanted of an answer that is about to end; idempotent. A connection that
+        can be kept is kept when the end is there, any other is closed."""
+        if self._done:
+            return
+        if self._kept is None or self._paused or self._intake is not None:
+            self._close()
+            return
+        self._done = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        self._leaving = self._loop.call_later(LEAVE_S, self._close)
 
     def pause(self) -> None:
         """Stop reading. At most one read (256 KiB) that is already here is still delivered."""
@@ -130,7 +202,8 @@ class Exchange(asyncio.Protocol):
 
     def resume(self) -> None:
         self._paused = False
-        self._last_byte_at = self._loop.time()
+        if self._idle_timer is not None:
+            self._last_byte_at = self._loop.time()
         if self._done:
             return
         if self._intake is not None:
@@ -170,11 +243,12 @@ class Exchange(asyncio.Protocol):
             transport.abort()
             return
         transport.write(self._to_send)
-        self._to_send = b""
+        if self._kept is None:
+            self._to_send = b""
         if self._paused:
             transport.pause_reading()
-        self._last_byte_at = self._loop.time()
         if self._idle_deadline_s is not None:
+            self._last_byte_at = self._loop.time()
             self._idle_timer = self._loop.call_later(self._idle_deadline_s, self._check_idle)
 
     def _check_idle(self) -> None:
@@ -206,7 +280,7 @@ class Exchange(asyncio.Protocol):
         return len(data)
 
     def data_received(self, data: bytes) -> None:
-        if self._done:
+        if self._done and self._leaving is None:
             return
         if self._idle_timer is not None:
             self._last_byte_at = self._loop.time()
@@ -215,7 +289,7 @@ class Exchange(asyncio.Protocol):
                 data = self._past_whole_chunks(data)
             except Exception as exc:
                 self._fail(Internal("a callback failed on an engine's answer"), exc)
-            if self._done or not data:
+            if (self._done and self._leaving is None) or not data:
                 return
         if self._in_head:
             self._head_bytes += len(data)
@@ -226,7 +300,9 @@ class Exchange(asyncio.Protocol):
             self._fail(Internal("a callback failed on an engine's answer"), exc.__context__ or exc)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(EngineError(f"{self._address} answered no valid HTTP: {exc}"), exc)
-        if self._in_head and self._head_bytes > MAX_HEAD_BYTES:
+        if self._complete:
+            self._finish()
+        elif self._in_head and self._head_bytes > MAX_HEAD_BYTES:
             self._fail(EngineError(f"{self._address} answered with a head over {MAX_HEAD_BYTES} B"))
 
     def _past_whole_chunks(self, data: bytes) -> bytes:
@@ -249,29 +325,43 @@ class Exchange(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._done:
-            return
-        if self._ended_by_close and exc is None and not self._in_head:
+            self._transport = None
+            self._close()
+        elif self._ended_by_close and exc is None and not self._in_head:
+            self._transport = None
             self._finish()
+        elif self._reused and self._in_head and not self._head_bytes:
+            # The server closed it while it lay idle: not a byte of an answer, so it goes out again.
+            self._reused, self._transport = False, None
+            self._begin()
+            self._connect_anew()
         else:
             self._fail(RunnerDied(f"{self._address} closed the connection in the middle of the answer"), exc)
 
     # httptools calls these while `feed_data` runs.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        self.status = status = self._parser.get_status_code()
+        self._to_send = b""
+        fields, self._fields = self._fields, []
         if 100 <= status < 200:
             self._informational = True
-            self._headers = {}
             return
         self._in_head = False
-        self._chunked = self._chunk_over = "chunked" in self._headers.get("transfer-encoding", "")
-        self._ended_by_close = "content-length" not in self._headers and not self._chunked
+        sized = self._chunked = False
+        for name, value in fields:
+            size = len(name)
+            if size == _CODING_LENGTH and name.lower() == b"transfer-encoding":
+                self._chunked = b"chunked" in value.lower()
+            elif size == _LENGTH_LENGTH and name.lower() == b"content-length":
+                sized = True
+        self._chunk_over = self._chunked
+        self._ended_by_close = not (sized or self._chunked)
         if self._on_head is not None and not self._done:
-            self._on_head(status, self._headers)
+            self._on_head(status, _headers(fields))
 
     def on_body(self, data: bytes) -> None:
         if not self._done:
@@ -283,20 +373,44 @@ class Exchange(asyncio.Protocol):
     def on_chunk_complete(self) -> None:
         self._chunk_over = True
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # more than was asked for: not a connection to trust
+            self._kept = None
+
     def on_message_complete(self) -> None:
         if self._informational:
             self._informational = False
-        elif not self._done:
-            self._finish()
+            return
+        self._complete = True
+        if self._kept is not None and not self._parser.should_keep_alive():
+            self._kept = None
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 
     def _finish(self) -> None:
+        done = self._done
+        if done and self._leaving is None:
+            return
+        if self._kept is not None and self._complete:
+            self._keep(self._kept)
+        else:
+            self._close()
+        if not done:
+            self._on_end()
+
+    def _keep(self, kept: Kept) -> None:
+        """The connection takes the next request."""
+        transport, self._transport = self._transport, None
+        self._connecting = None  # it may still be about to return, and a cancelled one closes what it made
+        if transport is not None and self._intake is None:
+            if self._paused:
+                transport.resume_reading()
+            kept.give(transport)
         self._close()
-        self._on_end()
 
     def _fail(self, error: OllamaDistributedError, cause: BaseException | None = None) -> None:
         if self._done:
+            self._close()
             return
         error.__cause__ = cause
         self._close()
@@ -308,10 +422,13 @@ class Exchange(asyncio.Protocol):
             self._intake.remove(self._connection)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         if self._transport is not None:
             # abort, not close: unsent request bytes must not keep a cancelled request alive
             self._transport.abort()
-        elif self._connecting is not asyncio.current_task(self._loop):
+        elif self._connecting is not None and self._connecting is not asyncio.current_task(self._loop):
             self._connecting.cancel()
 
 
@@ -321,6 +438,74 @@ def _size(field: bytes) -> int:
         return int(field, 16)
     except ValueError:
         return -1
+
+
+def _headers(fields: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in fields:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+class Route:
+    """Where requests of one kind go. Their head is made once."""
+
+    __slots__ = ("_address", "_body", "_head", "_kept")
+
+    def __init__(
+        self,
+        address: Address,
+        method: str,
+        path: str,
+        headers: Headers | None = None,
+        *,
+        body: bool = True,
+        kept: Kept | None = None,
+    ) -> None:
+        """`body`: there may be one. `kept`: connections that may be used again."""
+        if not path.startswith("/") or not (method + path).isascii() or any(c <= " " for c in method + path):
+            raise ValueError("method or path is not safe to send")
+        host = "localhost" if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
+        fields = {"host": host, "accept-encoding": "identity"}
+        if kept is None:
+            fields["connection"] = "close"
+        if body:
+            fields["content-type"] = "application/json"
+        for name, value in (headers or {}).items():
+            if any(c in "\r\n\0" for c in name + value):
+                raise ValueError(f"header {name!r} holds a control character")
+            fields[name.lower()] = value
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields.items())
+        self._head = head.encode("latin-1")
+        self._body = body
+        self._address = address
+        self._kept = kept
+
+    def send(
+        self,
+        body: bytes = b"",
+        *,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[], None],
+        on_error: Callable[[OllamaDistributedError], None],
+        on_head: Callable[[int, Headers], None] | None = None,
+        connect_deadline_s: float = CONNECT_DEADLINE_S,
+        idle_deadline_s: float | None = None,
+    ) -> Exchange:
+        """As `request`."""
+        sized = b"%bcontent-length: %d\r\n\r\n%b"
+        return Exchange(
+            self._address,
+            sized % (self._head, len(body), body) if self._body else self._head + b"\r\n",
+            on_head=on_head,
+            on_body=on_body,
+            on_end=on_end,
+            on_error=on_error,
+            connect_deadline_s=connect_deadline_s,
+            idle_deadline_s=idle_deadline_s,
+            kept=self._kept,
+        )
 
 
 def request(
@@ -337,27 +522,16 @@ def request(
     connect_deadline_s: float = CONNECT_DEADLINE_S,
     idle_deadline_s: float | None = None,
 ) -> Exchange:
-    """Send a request; the answer comes to the callbacks, on the running loop.
+    """Send a request on a connection of its own; the answer comes to the callbacks, on the running
+    loop.
 
     Errors: `Unavailable` (no connection), `RunnerDied` (closed half-way),
     `DeadlineExceeded` (silent for `idle_deadline_s` while not paused), `EngineError` (not
     HTTP). A status of 400 or more is no error here: it comes to `on_head`.
     """
-    if not path.startswith("/") or not (method + path).isascii() or any(c <= " " for c in method + path):
-        raise ValueError("method or path is not safe to send")
-    host = "localhost" if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
-    fields = {"host": host, "connection": "close", "accept-encoding": "identity"}
-    if body or method in ("POST", "PUT", "PATCH"):
-        fields["content-type"] = "application/json"
-        fields["content-length"] = str(len(body))
-    for name, value in (headers or {}).items():
-        if any(c in "\r\n\0" for c in name + value):
-            raise ValueError(f"header {name!r} holds a control character")
-        fields[name.lower()] = value
-    head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{n}: {v}\r\n" for n, v in fields.items()) + "\r\n"
-    return Exchange(
-        address,
-        head.encode("latin-1") + body,
+    has_body = bool(body) or method in ("POST", "PUT", "PATCH")
+    return Route(address, method, path, headers, body=has_body).send(
+        body,
         on_head=on_head,
         on_body=on_body,
         on_end=on_end,

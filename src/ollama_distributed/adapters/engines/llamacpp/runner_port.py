@@ -15,6 +15,7 @@ import msgspec
 
 from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
+from ollama_distributed.adapters.engines.http import Route
 from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.adapters.engines.llamacpp import chat
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls, WantedCalls
@@ -124,7 +125,7 @@ class LlamaCppRunner:
                 top_logprobs=request.top_logprobs or 0,
             )
             checked = parser if request.format is None else FormatStream(parser)
-            call.send(self.process.address, completion_path(request), body, self._headers, checked)
+            call.send(self._route(completion_path(request)), body, checked)
 
         async def send_text(prompt: tuple[Any, ...]) -> None:
             send(msgspec.structs.replace(request, prompt=await self._as_text(prompt)))
@@ -143,14 +144,17 @@ class LlamaCppRunner:
                 check_schema(chat.calls_schema(request))
                 body = chat.chat_body(chat.wanted(request), context_tokens=self._plan.context_tokens)
                 wanted = WantedCalls(lambda: call.again(lambda: self._send_enforced(call, request)))
-                call.send(self.process.address, "/v1/chat/completions", body, self._headers, wanted)
+                call.send(self._route("/v1/chat/completions"), body, wanted)
             else:
                 body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
                 parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
-                call.send(self.process.address, "/v1/chat/completions", body, self._headers, parser)
+                call.send(self._route("/v1/chat/completions"), body, parser)
 
         call.prepare(steps)
         return call
+
+    def _route(self, path: str) -> Route:
+        return Route(self.process.address, "POST", path, self._headers)
 
     async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
         # Under the schema the first token already belongs to the call: no room to think.
@@ -163,7 +167,7 @@ class LlamaCppRunner:
         body = completion_body(completion, context_tokens=self._plan.context_tokens)
         body["json_schema"] = guided(chat.calls_schema(request))
         calls = EnforcedCalls(stop_at_tokens=self._plan.context_tokens)
-        call.send(self.process.address, "/completion", body, self._headers, calls)
+        call.send(self._route("/completion"), body, calls)
 
     # ── questions ───────────────────────────────────────────────────────────────────
 

@@ -15,7 +15,8 @@ import msgspec
 
 from ollama_distributed.adapters.engines.call import Call, EventParser
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
-from ollama_distributed.adapters.engines.framing import ServerSentEvents
+from ollama_distributed.adapters.engines.framing import ServerSentEvents, Whole
+from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.adapters.engines.llamacpp import chat as llama_chat
 from ollama_distributed.adapters.engines.llamacpp import protocol as llama
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
@@ -152,6 +153,7 @@ class OpenAIEngine:
             read_error=llama.error_of_body if self._kind == "llama-server" else wire.read_error,
             deadline_s=self._settings.deadline_s,
             on_gone=self._runners.discard,
+            kept=None if self._kind == "llama-server" else Kept(),
             kind=self._kind or "openai",
         )
         self._runners.add(runner)
@@ -215,10 +217,14 @@ class OpenAIRunner(RemoteRunner):
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
         parser: EventParser
+        body: Mapping[str, Any]
         path = "/v1/chat/completions"
         try:
             if self._kind != "llama-server":
-                body, parser = wire.chat_body(self.model, request, self._kind), wire.OpenAIStream()
+                body = wire.chat_body(self.model, request, self._kind)
+                if request.whole:
+                    return self._stream(path, body, sink, wire.OpenAIAnswer(), Whole)
+                parser = wire.OpenAIStream()
             elif llama_chat.enforced(request):
                 # llama-server does not enforce `tool_choice` (trap 8): a schema does.
                 schema = llama_chat.calls_schema(request)

@@ -78,6 +78,9 @@ def chat_body(model: str, request: ChatRequest, kind: ServerKind) -> dict[str, A
         **template_body(request.messages, tools, request.think),
         **_shared(request.sampling, request.format, kind),
     }
+    if request.whole:
+        body["stream"] = False
+        del body["stream_options"]
     if kind == "openai":
         # Extensions of the others; a strict server refuses what it does not know.
         body.pop("add_generation_prompt", None)
@@ -169,6 +172,8 @@ class _Choice(msgspec.Struct):
     text: str = ""
     token_ids: list[int] | None = None
     delta: _Delta | None = None
+    message: _Delta | None = None
+    """Of an answer that comes whole."""
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
@@ -219,11 +224,12 @@ class OpenAIStream:
         events: list[EngineEvent] = []
         for choice in chunk.choices:
             self._reason = choice.finish_reason or self._reason
-            if choice.delta is not None:
-                events.append(_chat_delta(choice, choice.delta))
+            if (delta := choice.delta or choice.message) is not None:
+                if (said := _chat_delta(choice, delta)) is not None:
+                    events.append(said)
             elif choice.text or choice.token_ids:
                 events.append(Tokens(tuple(choice.token_ids or ()), choice.text, _logprobs(choice.logprobs)))
-        return [event for event in events if event != ChatDelta()]
+        return events
 
     def _done(self) -> Done:
         reasons: dict[str, Literal["stop", "length", "tool_calls"]] = {
@@ -240,8 +246,21 @@ class OpenAIStream:
         )
 
 
-def _chat_delta(choice: _Choice, delta: _Delta) -> ChatDelta:
-    return ChatDelta(
+class OpenAIAnswer(OpenAIStream):
+    """Turns a chat completion that comes whole into engine events."""
+
+    def feed(self, data: bytes) -> list[EngineEvent]:
+        events = super().feed(data)
+        if self._reason:
+            events.append(self._done())
+        return events
+
+
+def _chat_delta(choice: _Choice, delta: _Delta) -> ChatDelta | None:
+    """None: it says nothing."""
+    if not (delta.reasoning_content or delta.reasoning or delta.tool_calls or choice.logprobs):
+        return ChatDelta(text=delta.content) if delta.content else None
+    event = ChatDelta(
         text=delta.content or "",
         thinking=delta.reasoning_content or delta.reasoning or "",
         tool_calls=tuple(
@@ -255,6 +274,7 @@ def _chat_delta(choice: _Choice, delta: _Delta) -> ChatDelta:
         ),
         logprobs=_logprobs(choice.logprobs),
     )
+    return None if event == ChatDelta() else event
 
 
 def _logprobs(wire: _Logprobs | None) -> tuple[TokenLogprob, ...]:

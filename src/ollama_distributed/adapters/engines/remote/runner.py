@@ -16,6 +16,8 @@ import msgspec
 from ollama_distributed.adapters.engines.call import Call, ErrorReader, EventParser, Framing
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.framing import Lines
+from ollama_distributed.adapters.engines.http import Route
+from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.adapters.engines.remote.settings import Remote
 from ollama_distributed.base.errors import (
     EngineError,
@@ -50,8 +52,9 @@ class RemoteRunner:
         read_error: ErrorReader,
         deadline_s: float,
         on_gone: Callable[[RemoteRunner], None],
+        kept: Kept | None = None,
     ) -> None:
-        """`model`: its name over there."""
+        """`model`: its name over there. `kept`: connections that it may use again."""
         self.remote = remote
         self.model = model
         self._plan = plan
@@ -59,6 +62,8 @@ class RemoteRunner:
         self._read_error = read_error
         self._deadline_s = deadline_s
         self._on_gone = on_gone
+        self._kept = kept
+        self._routes: dict[str, Route] = {}
         self._calls: set[Call] = set()
         self._asking: set[asyncio.Task[None]] = set()
         self._exits: list[Callable[[OllamaDistributedError | None], None]] = []
@@ -151,7 +156,13 @@ class RemoteRunner:
         return call
 
     def _send(self, call: Call, path: str, body: Mapping[str, Any], parser: EventParser) -> None:
-        call.send(self.remote.address, self.remote.prefix + path, body, self.remote.headers, parser)
+        route = self._routes.get(path)
+        if route is None:
+            remote = self.remote
+            route = self._routes[path] = Route(
+                remote.address, "POST", remote.prefix + path, remote.headers, kept=self._kept
+            )
+        call.send(route, body, parser)
 
     def _background(self, steps: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(steps, name=name)
@@ -222,6 +233,8 @@ class RemoteRunner:
         self._gone, self._death = True, error
         for call in list(self._calls):
             call.fail(self._unavailable())
+        if self._kept is not None:
+            self._kept.close()
         self._on_gone(self)
         for callback in self._exits:
             callback(error)
