@@ -55,7 +55,7 @@ def nodes_text(rows: Sequence[NodeRow], now: float, look: Look) -> str:
     text += "".join(
         tables.note("", f"{row.name}: {row.reason}", _STATUS[row.status], look)
         for row in rows
-        if row.reason and row.status in ("suspect", "offline")
+        if row.reason and row.status in ("suspect", "offline", "draining")
     )
     if look.bars:
         text += tables.painted("★ leads   * answered this", tables.DIM, look) + "\n"

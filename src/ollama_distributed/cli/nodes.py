@@ -101,6 +101,10 @@ def drain(
 ) -> None:
     """Give nodes no new work and bring what they have elsewhere. Do it before you stop a machine.
 
+    Running answers may end within `drain_timeout`; then other nodes go on with them, unseen by their
+    clients, and the node's models are unloaded. A node may also rest by itself, while its owner needs the
+    machine (settings `polite_*`); `node list` says why, and what is said by hand stands above it.
+
     \b
     Examples:
       ollama-distributed node drain gpu1 --wait
@@ -114,7 +118,7 @@ def drain(
 
 
 def undrain(ctx: typer.Context, nodes: Nodes) -> None:
-    """Give nodes work again.
+    """Give nodes work again. One that rests by its own policy works until its next rest.
 
     \b
     Examples:
