@@ -6,6 +6,7 @@ defaults only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -128,3 +129,20 @@ class Left(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     limit_tokens: int | None = None
     tokens: int = 0
     reset_s: float = 0.0
+
+
+class UsageFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one node, for its metrics; the counts are since its start."""
+
+    rows: int = 0
+    """Of its ledger."""
+    copies: int = 0
+    """Ledgers of other nodes that it keeps."""
+    failing: bool = False
+    """What was counted cannot be written down."""
+    limited: int = 0
+    """Keys and teams with limits that were here lately."""
+    refused: Mapping[str, int] = {}
+    """By what was short: `requests`, `tokens`, `running`, `month`, `budget`."""
+    borrowed: int = 0
+    """Times that another gateway handed over a part of its share."""

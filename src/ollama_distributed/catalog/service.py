@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import anyio
 import structlog
@@ -139,6 +140,11 @@ class Catalog:
         """The digest of its manifest, as far as memory says; empty: there is no such model."""
         spec = self._known(name_key(name))
         return spec.digest if spec is not None else ""
+
+    def parameters(self, name: str) -> Mapping[str, Any]:
+        """The model's own, from memory; none of one that is not known here."""
+        spec = self._known(name_key(name))
+        return spec.parameters if spec is not None else {}
 
     def list(self) -> list[ModelSpec]:
         """All models, newest first; remote ones among them."""

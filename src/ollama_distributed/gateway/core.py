@@ -11,6 +11,7 @@ States: receiving -> running -> (streaming ->) ended.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol, assert_never
@@ -24,6 +25,7 @@ from ollama_distributed.base.errors import (
     Cancelled,
     MissingBody,
     OllamaDistributedError,
+    RateLimited,
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -33,8 +35,8 @@ from ollama_distributed.base.inference import (
     Event,
     Failed,
     Finished,
-    Generation,
     Inference,
+    LiveAnswer,
     Moved,
     Opened,
     Queued,
@@ -57,6 +59,14 @@ from ollama_distributed.gateway.dialects.contract import (
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id
 from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.metering import (
+    Metering,
+    Need,
+    Ticket,
+    limit_headers,
+    limits_of,
+    need_of,
+)
 from ollama_distributed.gateway.out import (
     STREAM_HEADERS,
     Out,
@@ -69,7 +79,7 @@ from ollama_distributed.gateway.out import (
 )
 from ollama_distributed.gateway.queueing import USUAL, Shed, place_comment, place_headers, turn_of, with_turn
 from ollama_distributed.gateway.resuming import RESUME_AT, requests_of
-from ollama_distributed.gateway.summary import Observer, Outcome, Summary, together
+from ollama_distributed.gateway.summary import Observer, Outcome, Summary, added, together
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -100,6 +110,8 @@ class Means(msgspec.Struct, frozen=True, kw_only=True):
     """What this one is called in `X-Ollama-Node`; empty: answers do not say."""
     shed: Shed | None = None
     """Says before a body is parsed that its request would be refused."""
+    meter: Metering | None = None
+    """Keeps keys and teams within their limits."""
 
 
 class Exchange:
@@ -114,6 +126,7 @@ class Exchange:
         "_generations",
         "_head",
         "_identity",
+        "_join",
         "_left",
         "_limit",
         "_means",
@@ -129,6 +142,7 @@ class Exchange:
         "_start",
         "_stop_task",
         "_streaming",
+        "_ticket",
         "_turn",
         "_usage",
         "_why",
@@ -146,7 +160,8 @@ class Exchange:
         self._identity: Identity | None = None
         self._body: list[bytes] = []
         self._encoder: Encoder | None = None
-        self._generations: list[Generation] = []
+        self._generations: list[LiveAnswer] = []
+        self._join = together
         self._left = 0
         self._model = ""
         self._moves = 0
@@ -154,6 +169,7 @@ class Exchange:
         """Another node that answers."""
         self._place: Queued | None = None
         """Where it stood when it began to wait."""
+        self._ticket: Ticket | None = None
         self._turn = USUAL
         self._usage: Usage | None = None
         self._why = ""
@@ -289,6 +305,36 @@ class Exchange:
             self._fail_by(exc)
 
     def _begin(self, call: Call) -> None:
+        meter, limits = self._means.meter, limits_of(self._identity)
+        if meter is None or limits is None or self._identity is None:
+            self._start_call(call)
+            return
+        need = need_of(call, limits, meter.longest)
+        ticket = meter.admit(self._identity, need)
+        if ticket is not None:
+            self._let_in(need.call, ticket)
+        else:
+            self._stop_task = self._means.spawn(self._borrow(meter, self._identity, need))
+
+    async def _borrow(self, meter: Metering, identity: Identity, need: Need) -> None:
+        """The task of a call for which other gateways are asked; a task root, so it catches everything."""
+        try:
+            ticket = await meter.borrow(identity, need)
+            self._stop_task = None  # this very task: it ends by itself
+            if self.ended:
+                ticket.close(0)
+            else:
+                self._let_in(need.call, ticket)
+        except Exception as exc:
+            self._stop_task = None
+            self._fail_by(exc)
+
+    def _let_in(self, call: Call, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self._call_headers += limit_headers(ticket.left, self._head.path, self._means.clock.time())
+        self._start_call(call)
+
+    def _start_call(self, call: Call) -> None:
         if isinstance(call, Generate):
             self._generate(call)
             return
@@ -301,6 +347,8 @@ class Exchange:
         self._streaming = call.stream
         self._model = call.requests[0].model
         self._left = len(call.requests)
+        if any(one.prompt is not call.requests[0].prompt for one in call.requests):
+            self._join = added
         for index, request in enumerate(requests):
             generation = self._means.inference.open(request, partial(self._on_event, index))
             if self.ended:  # it failed at once, or another did: nothing may go on
@@ -343,7 +391,8 @@ class Exchange:
         if type(event) is Delta:
             return
         if type(event) is Finished:
-            self._usage = event.usage if self._usage is None else together(self._usage, event.usage)
+            spent = event.spent or event.usage
+            self._usage = spent if self._usage is None else self._join(self._usage, spent)
             self._left -= 1
             if self._left == 0:
                 self._finish(encoder)
@@ -442,6 +491,9 @@ class Exchange:
             self._fail_stream(error, index)
         else:
             self._call_headers += error_response_headers(rendered, close=close) + (extra or [])
+            if isinstance(error, RateLimited):
+                now = self._means.clock.time()
+                self._call_headers += limit_headers(error.left, self._head.path, now)
             self._answer(rendered.status, rendered.content_type.encode("ascii"), rendered.body)
         self._close(rendered.status, "error", error.code)
 
@@ -470,6 +522,8 @@ class Exchange:
         self.ended = True
         for generation in self._generations:
             generation.cancel()
+        if self._left and self._generations:
+            self._usage = functools.reduce(self._join, [one.used() for one in self._generations])
         if self._stop_task is not None:
             self._stop_task()
 
@@ -502,7 +556,9 @@ class Exchange:
         self._generations = []
         self._request_body.drop()
         first = self._first_byte_at
-        identity = self._identity
+        identity, usage = self._identity, self._usage
+        if self._ticket is not None:
+            self._ticket.close(usage.prompt_tokens + usage.completion_tokens if usage is not None else 0)
         self._means.observe(
             Summary(
                 request_id=self._request_id,
@@ -519,7 +575,8 @@ class Exchange:
                 moves=self._moves,
                 role=identity.role if identity else "",
                 key_id=(identity.key_id or "") if identity else "",
+                user=identity.user if identity else "",
                 team=identity.team if identity else "",
-                usage=self._usage,
+                usage=usage,
             )
         )

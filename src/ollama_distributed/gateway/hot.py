@@ -13,6 +13,7 @@ from ollama_distributed.gateway.core import Exchange, Means, Spawn
 from ollama_distributed.gateway.dialects.contract import HotRoute
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.metering import Metering
 from ollama_distributed.gateway.out import Out
 from ollama_distributed.gateway.queueing import Shed
 from ollama_distributed.gateway.rights import resource_of
@@ -35,6 +36,7 @@ class HotPath:
         offload: Offload,
         node: str = "",
         shed: Shed | None = None,
+        meter: Metering | None = None,
     ) -> None:
         self.means = Means(
             inference=inference,
@@ -47,6 +49,7 @@ class HotPath:
             bodies=Bodies(gate.limits.bodies_bytes),
             node=node,
             shed=shed,
+            meter=meter,
         )
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:

@@ -14,9 +14,11 @@ from ollama_distributed.base.pieces import PieceFigures
 from ollama_distributed.base.placement import PlacementFigures
 from ollama_distributed.base.queue import QueueFigures
 from ollama_distributed.base.transfers import TransferFigures
+from ollama_distributed.base.usage import UsageFigures
 from ollama_distributed.gateway.queue_metrics import queue_lines
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.transfer_metrics import transfer_lines
+from ollama_distributed.gateway.usage_metrics import usage_lines
 from ollama_distributed.serving.service import LoadedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -115,6 +117,7 @@ class GatewayMetrics:
         places: PlacementFigures | None = None,
         moving: TransferFigures | None = _NO_TRANSFERS,
         waiting: QueueFigures | None = None,
+        used: UsageFigures | None = None,
     ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
@@ -142,6 +145,7 @@ class GatewayMetrics:
         lines += _placement(f"{prefix}_placement", places) if places is not None else []
         lines += transfer_lines(prefix, moving, pieces or PieceFigures()) if moving is not None else []
         lines += queue_lines(prefix, waiting) if waiting is not None else []
+        lines += usage_lines(prefix, used) if used is not None else []
         return "\n".join(lines) + "\n"
 
 

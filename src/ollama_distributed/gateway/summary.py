@@ -32,6 +32,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Times that the answer went on at another node."""
     role: str = ""
     key_id: str = ""
+    user: str = ""
+    """Who signed in; empty: a key, or nobody."""
     team: str = ""
     usage: Usage | None = None
 
@@ -49,6 +51,12 @@ def together(one: Usage, two: Usage) -> Usage:
         reasoning_tokens=one.reasoning_tokens + two.reasoning_tokens,
         total_s=max(one.total_s, two.total_s),
         load_s=max(one.load_s, two.load_s),
+        wait_s=max(one.wait_s, two.wait_s),
         prompt_s=max(one.prompt_s, two.prompt_s),
         completion_s=max(one.completion_s, two.completion_s),
     )
+
+
+def added(one: Usage, two: Usage) -> Usage:
+    """Of answers to several prompts."""
+    return Usage(**{field: getattr(one, field) + getattr(two, field) for field in Usage.__struct_fields__})

@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
 import msgspec
 import structlog
 
-from ollama_distributed.access.metering import SYNC_S, TOP_UP_EVERY_S, BorrowAsk, Borrowed, Meter
+from ollama_distributed.access.metering import SYNC_S, TOP_UP_EVERY_S, BorrowAsk, Borrowed, Meter, Ticket
 from ollama_distributed.access.quotas import holders_of
 from ollama_distributed.access.usage import (
     DAY_S,
@@ -49,10 +49,13 @@ from ollama_distributed.adapters.peers.usage import (
 )
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import DiskFull, OllamaDistributedError
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.base.usage import By, Doubt, Row, RowKey, Sums, UsageAnswer
+from ollama_distributed.base.inference import InferenceRequest, Usage
+from ollama_distributed.base.usage import By, Doubt, Row, RowKey, Sums, UsageAnswer, UsageFigures
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
+from ollama_distributed.gateway.metering import Need
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.state.cluster import ClusterState
@@ -69,6 +72,8 @@ COPIES_S = 20.0
 MOST_ASKED = 32
 """In a larger cluster only servers are asked: they keep copies of the others'."""
 KEEPERS = 3
+CONTEXT_TOKENS = 4096
+"""As serving has it where nothing says otherwise."""
 INLINE_ROWS = 2_000
 """Grouping them takes 4 ms; more are grouped in a thread."""
 OFFLINE_KEEPS_S = 300.0
@@ -139,8 +144,10 @@ class NodeUsage:
         clock: Clock,
         busy: Callable[[], bool],
         energy: Callable[[], float | None],
+        parameters: Callable[[str], Mapping[str, Any]],
     ) -> None:
-        """`busy`: whether an engine works now; `energy`: joules since the last call, blocking."""
+        """`busy`: whether an engine works now; `energy`: joules since the last call, blocking;
+        `parameters`: a model's own, as far as this node has it."""
         self._settings = settings
         self._prices = prices_of(settings)
         self._me = me
@@ -150,6 +157,7 @@ class NodeUsage:
         self._clock = clock
         self._busy = busy
         self._energy = energy
+        self._parameters = parameters
         self._files = LedgerFiles(folder, me)
         self._copied = Copies(folder / "copies")
         self._disk = asyncio.Lock()
@@ -178,7 +186,7 @@ class NodeUsage:
         usage = summary.usage
         spent = Spent(
             at=self._clock.time(),
-            key=summary.key_id or summary.role,
+            key=summary.key_id or (f"user:{summary.user}" if summary.user else summary.role),
             team=summary.team,
             model=model,
             node=summary.node or self._name,
@@ -188,10 +196,38 @@ class NodeUsage:
         )
         self._add(spent.row(), spent.sums())
 
-    def cost(self, model: str, prompt_tokens: int, completion_tokens: int) -> float:
-        """What that would cost, at most."""
-        price = price_of(self._prices, model_label(model))
-        return (prompt_tokens * price.input + completion_tokens * price.output) / 1_000_000
+    # ── limits ──────────────────────────────────────────────────────────────────────
+
+    def longest(self, request: InferenceRequest) -> int:
+        parameters = self._parameters(request.model)
+        own = parameters.get("num_predict")
+        if isinstance(own, int) and own > 0:
+            return own
+        context = request.options.num_ctx or parameters.get("num_ctx") or self._settings.context_length
+        return int(context or CONTEXT_TOKENS)
+
+    def admit(self, identity: Identity, need: Need) -> Ticket | None:
+        return self.meter.admit(identity, need.amounts, self._cost(need))
+
+    async def borrow(self, identity: Identity, need: Need) -> Ticket:
+        return await self.meter.borrow(identity, need.amounts, self._cost(need))
+
+    def _cost(self, need: Need) -> float:
+        """At most."""
+        price = price_of(self._prices, model_label(need.model))
+        return price.cost(Usage(prompt_tokens=need.prompt_tokens, completion_tokens=need.answer_tokens))
+
+    def figures(self) -> UsageFigures:
+        return UsageFigures(
+            rows=len(self._book),
+            copies=len(self._copies),
+            failing=self.failing,
+            limited=self.meter.accounts,
+            refused=self.meter.refused,
+            borrowed=self.meter.borrowed,
+        )
+
+    # ── of the month ────────────────────────────────────────────────────────────────
 
     def own(self, at: float, *, key: str, team: str) -> Sums:
         found = Sums()
@@ -484,6 +520,7 @@ async def usage_of(
     state: Callable[[], ClusterState],
     clock: Clock,
     busy: Callable[[], bool],
+    parameters: Callable[[str], Mapping[str, Any]],
 ) -> AsyncIterator[NodeUsage]:
     """While it is open, what is counted is written down and given to keepers.
 
@@ -500,6 +537,7 @@ async def usage_of(
         clock=clock,
         busy=busy,
         energy=meter.read,
+        parameters=parameters,
     )
     await usage.open()
     chance = random.Random()  # noqa: S311  # jitter

@@ -46,7 +46,8 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
         places = node.places.figures() if node.places is not None else None
         moving = node.transfers.figures() if node.transfers is not None else None
         waiting = node.queues.figures() if node.queues is not None else None
-        text = node.metrics.render(node.residents.loaded(), disk, pieces, places, moving, waiting)
+        used = node.usage.figures() if node.usage is not None else None
+        text = node.metrics.render(node.residents.loaded(), disk, pieces, places, moving, waiting, used)
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def openapi(_cold: ColdRequest, _request: Request) -> Response:

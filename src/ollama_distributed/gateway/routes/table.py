@@ -17,6 +17,7 @@ from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import Catalog, Moves, Preloaded, Residents, Transfers, VersionInfo
 from ollama_distributed.gateway.queue_port import Queues
+from ollama_distributed.gateway.usage_port import UsageDesk
 
 Run = Callable[[ColdRequest, Request], Awaitable[Response]]
 
@@ -65,6 +66,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """None: this gateway has no disk."""
     places: Places | None = None
     queues: Queues | None = None
+    usage: UsageDesk | None = None
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
     """Models that were to be loaded at the start, by name."""
 
@@ -84,9 +86,9 @@ def json_response(value: Any, status: int = 200) -> Response:
 
 
 def actor(cold: ColdRequest) -> str:
-    """Who asks, for the record of a change: the key's id."""
+    """Who asks, for the record of a change: a person's name, or the key's id."""
     assert cold.identity is not None, "only routes with a verb ask"
-    return cold.identity.key_id or cold.identity.role
+    return cold.identity.user or cold.identity.key_id or cold.identity.role
 
 
 def flag(request: Request, name: str) -> bool:
