@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """Bars on stderr; only the steps when stderr is no terminal."""
+def bars(*, count: bool = False) -> Iterator[Progress]:
+    """Bars on stderr; only the steps when stderr is no terminal. `count`: of things, not of bytes."""
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeRemainingColumn,
@@ -31,8 +32,7 @@ def bars() -> Iterator[Progress]:
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((MofNCompleteColumn(),) if count else (DownloadColumn(), TransferSpeedColumn())),
         TimeRemainingColumn(compact=True),
         console=output.progress_console(),
         disable=not output.is_terminal(sys.stderr),

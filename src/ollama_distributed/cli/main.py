@@ -95,6 +95,7 @@ def root(
 
 def _register() -> None:
     from ollama_distributed.cli import (
+        batch,
         cluster,
         completion,
         config,
@@ -115,6 +116,7 @@ def _register() -> None:
         model,
         registry,
         create,
+        batch,
         cluster,
         nodes,
         config,

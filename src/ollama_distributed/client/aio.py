@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ollama_distributed.client import calls, wire
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.batches import Batches, Files
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
 from ollama_distributed.client.cluster import Cluster, Config, Nodes
@@ -72,6 +73,8 @@ class Client:
         self._keep_alive = False
         self._http: dict[str, httpx.AsyncClient] = {}
         self.models = Models(self)
+        self.files = Files(self)
+        self.batches = Batches(self)
         self.cluster = Cluster(self)
         self.nodes = Nodes(self)
         self.config = Config(self)
@@ -302,7 +305,7 @@ def _body(
     if upload is None:
         kind = {"content-type": "application/json"} if call.body is not None else {}
         return call.body, {**kind, **call.headers}
-    headers = {"content-type": "application/octet-stream"}
+    headers = {"content-type": "application/octet-stream", **call.headers}
     if upload.size_bytes is not None:
         headers["content-length"] = str(upload.size_bytes)
     return _in_threads(upload), headers

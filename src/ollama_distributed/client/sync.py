@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from ollama_distributed.client import calls, wire
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.batches import SyncBatches, SyncFiles
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
 from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
@@ -49,6 +50,8 @@ class SyncClient:
         self._keep_alive = False
         self._http: dict[str, httpx.Client] = {}
         self.models = SyncModels(self)
+        self.files = SyncFiles(self)
+        self.batches = SyncBatches(self)
         self.cluster = SyncCluster(self)
         self.nodes = SyncNodes(self)
         self.config = SyncConfig(self)
@@ -258,7 +261,7 @@ def _body(
     if upload is None:
         kind = {"content-type": "application/json"} if call.body is not None else {}
         return call.body, {**kind, **call.headers}
-    headers = {"content-type": "application/octet-stream"}
+    headers = {"content-type": "application/octet-stream", **call.headers}
     if upload.size_bytes is not None:
         headers["content-length"] = str(upload.size_bytes)
     return upload.chunks(), headers
