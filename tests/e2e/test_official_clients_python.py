@@ -13,7 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from tests.e2e.conftest import ANSWER, CONCLUSION, THOUGHT
-from tests.nodes import NodeProcess
+from tests.limits import SOON_S
+from tests.nodes import NodeProcess, until
 
 pytestmark = pytest.mark.e2e
 
@@ -164,6 +165,51 @@ def test_openai_chat(openai_client: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_openai_batch(openai_client: openai.OpenAI) -> None:
+    """Files, a batch over two models, errors line by line, results and deletion."""
+
+    def line(name: str, model: str) -> str:
+        body = {"model": model, "messages": QUESTION}
+        asked = {"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        return json.dumps(asked)
+
+    rows = [line("first", "scripted"), line("none", "no-such-model"), line("last", "scripted")]
+    file = openai_client.files.create(file=("in.jsonl", "\n".join(rows).encode()), purpose="batch")
+    assert (file.filename, file.purpose, file.status) == ("in.jsonl", "batch", "processed")
+    assert openai_client.files.retrieve(file.id) == file
+    assert file.id in {one.id for one in openai_client.files.list(purpose="batch")}
+    assert openai_client.files.content(file.id).text == "\n".join(rows)
+    batch = openai_client.batches.create(
+        input_file_id=file.id,
+        endpoint="/v1/chat/completions",
+        completion_window="24h",
+        metadata={"run": "1"},
+    )
+    until(lambda: openai_client.batches.retrieve(batch.id).status == "completed", SOON_S, "the batch ends")
+    done = openai_client.batches.retrieve(batch.id)
+    assert done.metadata == {"run": "1"}
+    assert done.request_counts is not None
+    assert (done.request_counts.total, done.request_counts.completed) == (3, 2)
+    assert done.output_file_id
+    assert done.error_file_id
+    results = [json.loads(one) for one in openai_client.files.content(done.output_file_id).text.splitlines()]
+    assert {one["custom_id"] for one in results} == {"first", "last"}
+    assert {one["response"]["body"]["choices"][0]["message"]["content"] for one in results} == {ANSWER}
+    (wrong,) = [json.loads(one) for one in openai_client.files.content(done.error_file_id).text.splitlines()]
+    assert wrong["response"]["status_code"] == 404
+    assert wrong["response"]["body"]["error"]["code"] == "model_not_found"
+    assert next(iter(openai_client.batches.list(limit=1))).id == batch.id
+    with pytest.raises(openai.ConflictError):
+        openai_client.batches.cancel(batch.id)
+    assert openai_client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        openai_client.files.retrieve(file.id)
+    with pytest.raises(openai.NotFoundError):
+        openai_client.batches.retrieve("batch_elsewhere_1")
+    with pytest.raises(openai.BadRequestError):
+        openai_client.files.create(file=("in.jsonl", b"{}"), purpose="vision")
 
 
 def test_openai_limits(openai_client: openai.OpenAI) -> None:

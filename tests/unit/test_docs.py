@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "places": object(),
     "bundles": object(),
     "disks": object(),
+    "batches": object(),
 }
 """What has routes of its own."""
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
