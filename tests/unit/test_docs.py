@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "places": object(),
     "bundles": object(),
     "disks": object(),
+    "people": object(),
     "batches": object(),
 }
 """What has routes of its own."""

@@ -26,6 +26,7 @@ from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.people_port import People
 from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import (
     Bundles,
@@ -53,8 +54,10 @@ from ollama_distributed.gateway.routes.places import places_routes
 from ollama_distributed.gateway.routes.route import route_routes
 from ollama_distributed.gateway.routes.queue import queue_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
+from ollama_distributed.gateway.routes.sign_in import sign_in_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 from ollama_distributed.gateway.routes.transfers import transfer_routes
+from ollama_distributed.gateway.routes.users import users_routes
 from ollama_distributed.gateway.summary import Observer, Summary
 from ollama_distributed.gateway.tasks import Tasks
 from ollama_distributed.gateway.workers import Workers
@@ -129,6 +132,7 @@ def create_app(
     tell: Observer = lambda _: None,
     queues: Queues | None = None,
     access: AccessDesk | None = None,
+    people: People | None = None,
     routing: Routes | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
@@ -195,6 +199,8 @@ def create_app(
     ]
     if access is not None:
         routes += access_routes(access)
+    if people is not None:
+        routes += [*sign_in_routes(people), *users_routes(people)]
     if routing is not None:
         routes += route_routes(routing)
     if cluster is not None:

@@ -16,6 +16,7 @@ import structlog
 
 from ollama_distributed._version import __version__
 from ollama_distributed.access.desk import AccessDesk
+from ollama_distributed.access.people import People
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.admission.service import Admission
 from ollama_distributed.adapters.blobs.store import BlobStore
@@ -47,6 +48,8 @@ from ollama_distributed.node.draining import Draining
 from ollama_distributed.node.engines import Engines, make_engines
 from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
 from ollama_distributed.node.logs import threshold
+from ollama_distributed.node.people.mirror import SharedPeople
+from ollama_distributed.node.people.wiring import people_of
 from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.polite.settings import policy_of
 from ollama_distributed.node.preload import Preload
@@ -175,6 +178,8 @@ async def _built(
             here.polite.use(policy_of(live))
 
         placing = Placing(settings)
+        people = SharedPeople(settings.data_dir, People(wall=clock.time))
+        authenticator.know(people.people)
         key_uses = KeyUses(settings.data_dir, authenticator.used, clock.time)
         transfers = await closing.enter_async_context(
             registry_transfers(settings, node, store, catalog, clock)
@@ -190,6 +195,7 @@ async def _built(
                 api=urls,
                 apply=apply,
                 keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share, key_uses),
+                people=people,
                 placing=placing,
                 missed=uses.miss,
                 outside=transfers.looking,

@@ -38,6 +38,7 @@ from ollama_distributed.base.routing import Policy
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
+from ollama_distributed.node.oidc_settings import OidcSettings
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
 from ollama_distributed.node.registry_settings import RegistrySettings
@@ -337,6 +338,13 @@ class Settings(BaseSettings):
         default=False,
         description="Ask for a key even from this machine (else loopback has the role `local`).",
     )
+    oidc: OidcSettings | None = Field(
+        default=None,
+        description="An OpenID Connect provider that signs people in, beside passwords: `issuer`, "
+        "`client_id`, `client_secret`, `scopes`, `hosts` (more hosts with its endpoints), `private` (it lies "
+        "in a private network), `ca` (a PEM file), `name_claim`, `groups_claim`, `roles` and `teams` (of "
+        "groups), `default_role`. Alike on all servers of the cluster; docs/sign-in.md. In the environment: YAML.",
+    )
     allowed_hosts: list[str] = Field(
         default_factory=list,
         description="More names that a Host header may carry, beside loopback (guards against rebinding).",
@@ -442,7 +450,7 @@ class Settings(BaseSettings):
     def store_dir(self) -> Path:
         return self.models_dir or self.data_dir / "models"
 
-    @field_validator("engines", "registries", mode="before")
+    @field_validator("engines", "registries", "oidc", mode="before")
     @classmethod
     def _yaml_text(cls, value: object) -> object:
         return yaml.safe_load(value) if isinstance(value, str) else value

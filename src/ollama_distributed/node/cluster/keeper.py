@@ -257,6 +257,7 @@ class Keeper:
             log.info(FOUNDED, cluster=identity.cluster)
         self._seats.read(identity.cluster)
         parts.keys.restore(identity.cluster)
+        parts.people.restore(identity.cluster)
         return identity
 
     async def _forget(self, ended: Life) -> None:

@@ -88,6 +88,10 @@ async def linked(
             parts.keys.follow, coordination, cluster=identity.cluster, role=role, removed=roster.removed
         )
         await _run(stack, "keys", follow_keys, chance)
+        follow_people = partial(
+            parts.people.follow, coordination, cluster=identity.cluster, removed=roster.removed
+        )
+        await _run(stack, "people", follow_people, chance)
         network = await stack.enter_async_context(
             NetworkManager(coordination, node=node, clock=clock, chance=chance)
         )

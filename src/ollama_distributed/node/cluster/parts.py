@@ -15,6 +15,7 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.cluster.keys import SharedKeys
+from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.placing import Placing
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.ports import EngineInfo
@@ -43,6 +44,7 @@ class Parts:
     pool: PeerPool
     door: PeerDoor
     keys: SharedKeys
+    people: SharedPeople
     placing: Placing
     clean: Callable[[Mapping[str, Deleted], float], Awaitable[None]]
     """Removes what was deleted in the whole cluster, but not what this node brought along at the

@@ -35,6 +35,7 @@ from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
 from ollama_distributed.node.cluster.view import View
+from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.placing import RULES, Placing
 from ollama_distributed.node.polite.service import Politeness
 from ollama_distributed.node.polite.settings import policy_of
@@ -129,6 +130,7 @@ async def in_cluster(
     api: Sequence[str],
     apply: Callable[[Settings], None],
     keys: SharedKeys,
+    people: SharedPeople,
     placing: Placing,
     missed: Callable[[], None],
     outside: Outside | None = None,
@@ -178,6 +180,7 @@ async def in_cluster(
                 pool=pool,
                 door=door,
                 keys=keys,
+                people=people,
                 placing=placing,
                 clean=Cleaner(catalog, serving.unload).clean,
                 apply_config=LiveConfig(settings, apply),

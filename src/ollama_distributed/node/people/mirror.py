@@ -19,7 +19,8 @@ from ollama_distributed.access.people import People, SessionRecord, SignerRecord
 from ollama_distributed.access.tokens import issuer_of
 from ollama_distributed.base.errors import DiskFull
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.ports import Coordination, Entry, Removed, Resync
+from ollama_distributed.cluster.ports import Coordination, Entry, Removed, Resync, WatchEvent
+from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.data_dir import read_file, write_file
 
 log = structlog.get_logger("cluster.people")
@@ -69,20 +70,26 @@ class SharedPeople:
     ) -> None:
         """Keep up with the state until cancelled."""
         self.people.issuer, self.people.removed = issuer_of(cluster), removed
-        async with anyio.create_task_group() as tasks, coordination.watch(PEOPLE) as events:
-            tasks.start_soon(self._keep, cluster)
-            async for event in events:
-                match event:
-                    case Resync(entries=entries):
-                        self._users.clear()
-                        self.people.replace((), (), ())
-                        for entry in entries:
-                            self.learn(entry.key, entry.value)
-                    case Entry(key=key, value=value):
-                        self.learn(key, value)
-                    case Removed(key=key):
-                        self.forget(key)
-                self._changed.set()
+        keeping = asyncio.create_task(self._keep(cluster), name="keep people")
+        try:
+            async with coordination.watch(PEOPLE) as events:
+                async for event in events:
+                    self._hear(event)
+                    self._changed.set()
+        finally:
+            await end([keeping])
+
+    def _hear(self, event: WatchEvent) -> None:
+        match event:
+            case Resync(entries=entries):
+                self._users.clear()
+                self.people.replace((), (), ())
+                for entry in entries:
+                    self.learn(entry.key, entry.value)
+            case Entry(key=key, value=value):
+                self.learn(key, value)
+            case Removed(key=key):
+                self.forget(key)
 
     def learn(self, key: str, value: bytes) -> None:
         """A record, from the state or from who has just written it."""

@@ -6,7 +6,7 @@ over the hop, sending along what the person sent to prove itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -26,21 +26,23 @@ from ollama_distributed.gateway.people_port import SignedIn, Visitor
 from ollama_distributed.node.people import ops
 from ollama_distributed.node.people.desk import Desk
 from ollama_distributed.node.people.mirror import SESSIONS, SharedPeople
+from ollama_distributed.node.people.signers import Signers
 
 if TYPE_CHECKING:
     from ollama_distributed.node.cluster.keeper import Keeper
-    from ollama_distributed.node.cluster.link import Link
+    from ollama_distributed.node.cluster.life import Life
 
 log = structlog.get_logger("cluster.people")
 
 ROUTE = "people/ask"
 ASK_S = 20.0
 """A password is hashed there, behind others; or an OIDC provider is asked."""
-TOUCH_S = 60.0
+LOOK_S, LOOKS = 5.0, 12
+"""Between two steps."""
 UNTOUCHED_S = IDLE_S / 10
 """What is known of when a session was last used may be so old in the state."""
 TIDY_EVERY = 10
-"""Steps of `TOUCH_S`."""
+"""Steps."""
 
 
 class PeopleService:
@@ -50,6 +52,7 @@ class PeopleService:
         self,
         shared: SharedPeople,
         desk: Desk,
+        signers: Signers,
         keeper: Keeper,
         *,
         pool: PeerPool,
@@ -59,6 +62,7 @@ class PeopleService:
         self._shared = shared
         self._people = shared.people
         self._desk = desk
+        self._signers = signers
         self._keeper = keeper
         self._pool = pool
         self._clock = clock
@@ -224,12 +228,13 @@ class PeopleService:
 
     # ── what is repeated ────────────────────────────────────────────────────────────
 
-    async def step(self, link: Link, *, cluster: str, is_server: bool, sign: Callable[..., Any]) -> None:
-        """A duty of the node: tell which sessions were used; on servers, have keys for tokens and
-        forget sessions that are over."""
+    async def step(self) -> None:
+        """To be repeated: tell which sessions were used; on servers, have keys for tokens and forget
+        sessions that are over."""
+        life, link = await self._keeper.linked()
         await link.mirror.wait_ready()
-        if is_server:
-            await sign(link.coordination, cluster=cluster, now=self._clock.time())
+        if life.is_server:
+            await self._signers.step(link.coordination, cluster=life.identity.cluster, now=self._clock.time())
             if self._steps % TIDY_EVERY == 0:
                 await self._desk.forget_old()
         self._steps += 1
@@ -243,7 +248,14 @@ class PeopleService:
             await self._do(ops.Touch(seen=used))
         for name in [name for name in people.seen if name not in people.sessions]:
             del people.seen[name]
-        await anyio.sleep(TOUCH_S)
+        await self._rest(life)
+
+    async def _rest(self, life: Life) -> None:
+        """Until the next step; in another cluster it comes soon, for there are other keys to be had."""
+        for _ in range(LOOKS):
+            if self._keeper.life is not life:
+                break
+            await anyio.sleep(LOOK_S)
 
 
 def _signed_in(done: ops.Done) -> SignedIn:

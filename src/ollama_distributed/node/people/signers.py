@@ -55,7 +55,8 @@ class Signers:
         self._path = data_dir / "signers.json"
         self._node = node
         self._people = people
-        self._own: tuple[OwnSigner, ...] | None = None
+        self._cluster = ""
+        self._own: tuple[OwnSigner, ...] = ()
 
     def sign(self, claims: tokens.Claims, *, type_: str = tokens.TYPE) -> str:
         """By the oldest key that still signs and that the others know.
@@ -65,7 +66,7 @@ class Signers:
         """
         usable = [
             own
-            for own in self._own or ()
+            for own in self._own
             if claims.iat < own.record.signs_until and own.record.kid in self._people.signers
         ]
         if not usable:
@@ -80,8 +81,9 @@ class Signers:
             DiskFull, Invalid: the file cannot be written or read.
             Unavailable, DeadlineExceeded: coordination is away.
         """
-        if self._own is None:
+        if self._cluster != cluster:
             kept = await asyncio.to_thread(read_file, self._path, SignersFile)
+            self._cluster = cluster
             self._own = kept.signers if kept is not None and kept.cluster == cluster else ()
         own = tuple(one for one in self._own if now < one.record.trusted_until)
         if not any(one.record.signs_until > now + OVERLAP_S for one in own):
