@@ -18,11 +18,12 @@ from ollama_distributed.placement.spread import Domain, Spread, apart
 class Want:
     """A wish with what is asked of it often."""
 
-    __slots__ = ("digests", "order", "pins", "wish")
+    __slots__ = ("digests", "order", "pins", "size_bytes", "wish")
 
     def __init__(self, wish: Wish) -> None:
         self.wish = wish
         self.digests = frozenset(blob.digest for blob in wish.blobs)
+        self.size_bytes = sum(blob.size_bytes for blob in wish.blobs)
         self.pins = frozenset(wish.pins)
         need = max(wish.need.memory_bytes, wish.need.gpu_bytes)
         self.order = (-wish.priority, -need, wish.model)
@@ -153,20 +154,27 @@ def _check_disk(site: Site, rows: list[_Row], rules: Rules, taken: Taken) -> Non
     coming = [row for row in rows if row[1].usable and not row[1].complete]
     if not coming:
         return
-    if len(coming) > 1:
-        coming.sort(key=lambda row: (not row[1].pinned, row[1].standing is None, row[0].order))
     free = site.disk_free_bytes - rules.disk_low_bytes
     unspoken = free - sum(taken.arriving.values())
+    if sum(want.size_bytes for want, _ in coming) <= unspoken:
+        return  # room for all of it, nearly always
+    if len(coming) > 1:
+        coming.sort(key=lambda row: (not row[1].pinned, row[1].standing is None, row[0].order))
     counted: set[str] = set()
     for want, row in coming:
-        missing = [b for b in want.wish.blobs if b.digest not in site.blobs and b.digest not in counted]
-        lacking = sum(blob.size_bytes for blob in missing)
-        more = sum(blob.size_bytes for blob in missing if blob.digest not in taken.arriving)
+        lacking = more = 0
+        missing = []
+        for blob in want.wish.blobs:
+            if blob.digest not in site.blobs and blob.digest not in counted:
+                missing.append(blob.digest)
+                lacking += blob.size_bytes
+                if blob.digest not in taken.arriving:
+                    more += blob.size_bytes
         if (more > unspoken) if more else (lacking > free):
             row.usable = False
         else:
             free, unspoken = free - lacking, unspoken - more
-            counted.update(blob.digest for blob in missing)
+            counted.update(missing)
 
 
 def _give_memory(site: Site, rows: list[_Row], taken: Taken) -> None:
