@@ -43,9 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Tracing makes Python several times slower: tests marked `untraced` go without."""
+    """Tracing makes Python several times slower: tests marked `untraced` go without, and whole nodes."""
     tracing = coverage.Coverage.current()
-    if tracing is None or item.get_closest_marker("untraced") is None:
+    if tracing is None or not any(item.get_closest_marker(name) for name in ("untraced", "e2e")):
         return (yield)
     configured = os.environ.pop(_TRACED_CHILDREN, None)
     tracing.stop()
