@@ -51,15 +51,17 @@ from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
 from ollama_distributed.gateway.routes.places import places_routes
-from ollama_distributed.gateway.routes.route import route_routes
 from ollama_distributed.gateway.routes.queue import queue_routes
+from ollama_distributed.gateway.routes.route import route_routes
 from ollama_distributed.gateway.routes.seed import seed_routes
 from ollama_distributed.gateway.routes.sign_in import sign_in_routes
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 from ollama_distributed.gateway.routes.transfers import transfer_routes
+from ollama_distributed.gateway.routes.usage import usage_routes
 from ollama_distributed.gateway.routes.users import users_routes
 from ollama_distributed.gateway.summary import Observer, Summary
 from ollama_distributed.gateway.tasks import Tasks
+from ollama_distributed.gateway.usage_port import UsageDesk
 from ollama_distributed.gateway.workers import Workers
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -129,23 +131,25 @@ def create_app(
     disks: Disks | None = None,
     batches: BatchLane | None = None,
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
-    tell: Observer = lambda _: None,
     queues: Queues | None = None,
     access: AccessDesk | None = None,
     people: People | None = None,
     routing: Routes | None = None,
+    tell: Observer = lambda _: None,
+    usage: UsageDesk | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
     moves models from and to registries; `moves`: and between nodes; `places`: where models fit and
     are wanted; `bundles`: models in one file; `disks`: what they are on; `batches`: what
     nobody waits for;
-    `preloaded`: those that were to be loaded at the start; `tell`: writes the log's line of a
-    request; `routing`: what chooses the nodes."""
+    `preloaded`: those that were to be loaded at the start; `tell`: writes the log's line of a request;
+    `routing`: what chooses the nodes; `people`: users and sign-in."""
     clock = clock or SystemClock()
     metrics = GatewayMetrics()
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
+
     keep: Observer = told(routing.decisions, version.name) if routing is not None else lambda _: None
 
     def observe(summary: Summary) -> None:
@@ -153,17 +157,23 @@ def create_app(
         tell(summary)
         keep(summary)
 
+    def observe_inference(summary: Summary) -> None:
+        observe(summary)
+        if usage is not None and summary.role:
+            usage.count(summary)
+
     offload = Workers()
     hot = HotPath(
         routes=HOT_ROUTES,
         inference=inference,
         gate=gate,
         clock=clock,
-        observe=observe,
+        observe=observe_inference,
         spawn=tasks,
         offload=offload,
         node=version.name,
         shed=queues.shed if queues is not None else None,
+        meter=usage,
     )
     node = Node(
         catalog=catalog,
@@ -179,6 +189,7 @@ def create_app(
         places=places,
         preloaded=preloaded,
         queues=queues,
+        usage=usage,
     )
 
     @functools.cache
@@ -196,6 +207,7 @@ def create_app(
         *ollama_routes(node),
         *openai_routes(node),
         *(batch_routes(batches) if batches is not None else ()),
+        *(usage_routes(usage, clock.time) if usage is not None else ()),
     ]
     if access is not None:
         routes += access_routes(access)
@@ -227,4 +239,3 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
             include_in_schema=False,
         )
     return app
-

@@ -18,10 +18,11 @@ from ollama_distributed._version import __version__
 from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.people import People
 from ollama_distributed.access.service import Authenticator
-from ollama_distributed.admission.service import Admission
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.adapters.peers.usage import UsageExchange, open_usage_door
 from ollama_distributed.adapters.peers.written import open_written
+from ollama_distributed.admission.service import Admission
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.base.ids import NodeId
@@ -58,6 +59,7 @@ from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
 from ollama_distributed.node.together import work_together
+from ollama_distributed.node.usage import usage_of
 from ollama_distributed.serving.machine import LocalMachine
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.residents import Ticket
@@ -175,6 +177,7 @@ async def _built(
             uplink.use(live)
             placing.use(live)
             disk.use(live)
+            usage.use(live)
             here.polite.use(policy_of(live))
 
         placing = Placing(settings)
@@ -309,6 +312,18 @@ async def _built(
                 clock=clock,
             )
         )
+        usage = await closing.enter_async_context(
+            usage_of(
+                settings,
+                node,
+                UsageExchange(here.keeper.parts.pool),
+                state=lambda: here.keeper.state,
+                clock=clock,
+                busy=lambda: any(model.slots_busy for model in serving.loaded()),
+                parameters=catalog.parameters,
+            )
+        )
+        open_usage_door(door, usage)
         app = create_app(
             inference=answers,
             catalog=here.catalog,
@@ -327,7 +342,6 @@ async def _built(
             disks=disk.everywhere,
             batches=batches.everywhere,
             preloaded=preload.rows,
-            tell=logs.requests,
             queues=NodeQueue(
                 node,
                 settings.name,
@@ -341,6 +355,11 @@ async def _built(
             access=AccessDesk(
                 ClusterBook(here.keeper), authenticator, clock.time, node=node, last_used=key_uses.last
             ),
+            people=await closing.enter_async_context(
+                people_of(settings, node, people, authenticator, here.keeper, clock)
+            ),
+            tell=logs.requests,
+            usage=usage,
         )
         closing.push_async_callback(app.close)
         batches.begin(Inside(app.hot))
