@@ -95,6 +95,7 @@ def root(
 
 def _register() -> None:
     from ollama_distributed.cli import (
+        access,
         batch,
         cluster,
         completion,
@@ -120,6 +121,7 @@ def _register() -> None:
         cluster,
         nodes,
         config,
+        access,
         version,
         completion,
     ):

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ollama_distributed.client import calls, wire
+from ollama_distributed.client.access import Keys, Policies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.batches import Batches, Files
@@ -77,6 +78,8 @@ class Client:
         self.batches = Batches(self)
         self.cluster = Cluster(self)
         self.nodes = Nodes(self)
+        self.keys = Keys(self)
+        self.policies = Policies(self)
         self.config = Config(self)
 
     async def __aenter__(self) -> Self:

@@ -71,7 +71,7 @@ def tokens() -> Call[tuple[wire.TokenRow, ...]]:
 def revoke_token(token_id: str) -> Call[None]:
     """Nobody can join with it any more."""
     return Call(
-        method="DELETE", path=_named("/api/v1/cluster/tokens/", token_id, "a token's id"), decode=_nothing
+        method="DELETE", path=named_path("/api/v1/cluster/tokens/", token_id, "a token's id"), decode=_nothing
     )
 
 
@@ -187,10 +187,10 @@ def watch_config() -> Call[wire.ConfigAnswer]:
 
 
 def node_path(node: str) -> str:
-    return _named("/api/v1/nodes/", node, "a node's id or name")
+    return named_path("/api/v1/nodes/", node, "a node's id or name")
 
 
-def _named(path: str, name: str, what: str) -> str:
+def named_path(path: str, name: str, what: str) -> str:
     if not name or name in (".", "..") or "/" in name:
         raise InvalidName(f"{name!r} is not {what}")
     return path + quote(name, safe="")

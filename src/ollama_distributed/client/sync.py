@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from ollama_distributed.client import calls, wire
+from ollama_distributed.client.access import SyncKeys, SyncPolicies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
 from ollama_distributed.client.batches import SyncBatches, SyncFiles
@@ -54,6 +55,8 @@ class SyncClient:
         self.batches = SyncBatches(self)
         self.cluster = SyncCluster(self)
         self.nodes = SyncNodes(self)
+        self.keys = SyncKeys(self)
+        self.policies = SyncPolicies(self)
         self.config = SyncConfig(self)
 
     def __enter__(self) -> Self:
