@@ -33,8 +33,9 @@ EVERYTHING: dict[str, Any] = {
     "places": object(),
     "bundles": object(),
     "disks": object(),
-    "people": object(),
     "batches": object(),
+    "people": object(),
+    "usage": object(),
 }
 """What has routes of its own."""
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
