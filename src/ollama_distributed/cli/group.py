@@ -26,7 +26,8 @@ INTERRUPTED = 130
 HINTS: Mapping[str, str] = {
     "model_not_found": "See what is there:  ollama-distributed list\n"
     "Bring one:          ollama-distributed pull NAME, or import FILE.gguf --name NAME",
-    "unauthenticated": "Give a key with --api-key or OLLAMA_API_KEY. On the node's own machine it is in\n"
+    "unauthenticated": "Sign in:  ollama-distributed login\n"
+    "Or give a key with --api-key or OLLAMA_API_KEY. On the node's own machine it is in\n"
     "DATA_DIR/admin.json: run this as the node's user, with the same --data-dir.",
     "forbidden": "The key that was used may not do this; administration needs the admin's key\n"
     "(DATA_DIR/admin.json on the node).",

@@ -103,6 +103,7 @@ def _register() -> None:
         create,
         inference,
         library,
+        login,
         model,
         node,
         nodes,

@@ -2,8 +2,8 @@
 
 The server: `--host`, else `OLLAMA_HOST`, else the node of this machine (the `url` in
 `DATA_DIR/admin.json`, written by its first start), else http://127.0.0.1:8080.
-The key: `--api-key`, else the environment, else the one in `admin.json`, which goes only to the
-address that the file itself names.
+The key: `--api-key`, else the environment, else the session that `login` kept for this server, else
+the key in `admin.json`, which goes only to the address that the file itself names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from ollama_distributed.cli import credentials
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.client import address
 
@@ -56,14 +57,18 @@ class Session:
     data_dir: str | None = None
     output: Output = "table"
 
-    def target(self) -> Target:
-        """Raises `Problem` for an address or key that cannot be used."""
+    def target(self, *, signed_in: bool = True) -> Target:
+        """`signed_in` False: without the session that `login` kept.
+
+        Raises:
+            Problem: an address or key that cannot be used.
+        """
         try:
-            return self._target()
+            return self._target(signed_in=signed_in)
         except ValueError as exc:
             raise Problem(str(exc)) from exc
 
-    def _target(self) -> Target:
+    def _target(self, *, signed_in: bool) -> Target:
         admin = read_admin(
             Path(self.data_dir).expanduser() if self.data_dir else default_data_dir(os.environ)
         )
@@ -71,11 +76,16 @@ class Session:
         url = address.base_url(named or (admin.url if admin else address.DEFAULT_URL))
         key = address.api_key(self.api_key, os.environ)
         ca = None
-        if admin is not None and _same_server(url, admin.url):
+        here = admin is not None and _same_server(url, admin.url)
+        if admin is not None and here:
             url = address.base_url(admin.url)  # never to what else `localhost` may resolve to
             ca = admin.ca
-            if key is None and self.api_key is None:
-                key = address.api_key(admin.key, {})
+        if key is None and self.api_key is None and signed_in:
+            saved = credentials.find(url, os.environ)
+            if saved is not None:
+                return Target(url, saved.token, saved.ca or ca)
+        if admin is not None and here and key is None and self.api_key is None:
+            key = address.api_key(admin.key, {})
         return Target(url, key, ca)
 
     def client(self, *, retries: int = 2, timeout_s: float | None = None) -> SyncClient:

@@ -24,6 +24,7 @@ from ollama_distributed.client.cluster import Cluster, Config, Nodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.models import Models
+from ollama_distributed.client.people import Auth, Users
 from ollama_distributed.client.reattach import Held
 from ollama_distributed.client.transport import (
     BLOB_CHUNK_BYTES,
@@ -81,6 +82,8 @@ class Client:
         self.keys = Keys(self)
         self.policies = Policies(self)
         self.config = Config(self)
+        self.auth = Auth(self)
+        self.users = Users(self)
 
     async def __aenter__(self) -> Self:
         await self.aclose()

@@ -19,6 +19,7 @@ from ollama_distributed.client.bundles import BundleUpload, Target
 from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
+from ollama_distributed.client.people import SyncAuth, SyncUsers
 from ollama_distributed.client.reattach import Held
 from ollama_distributed.client.sync_models import SyncModels
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
@@ -58,6 +59,8 @@ class SyncClient:
         self.keys = SyncKeys(self)
         self.policies = SyncPolicies(self)
         self.config = SyncConfig(self)
+        self.auth = SyncAuth(self)
+        self.users = SyncUsers(self)
 
     def __enter__(self) -> Self:
         self.close()

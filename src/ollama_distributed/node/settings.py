@@ -343,7 +343,8 @@ class Settings(BaseSettings):
         description="An OpenID Connect provider that signs people in, beside passwords: `issuer`, "
         "`client_id`, `client_secret`, `scopes`, `hosts` (more hosts with its endpoints), `private` (it lies "
         "in a private network), `ca` (a PEM file), `name_claim`, `groups_claim`, `roles` and `teams` (of "
-        "groups), `default_role`. Alike on all servers of the cluster; docs/sign-in.md. In the environment: YAML.",
+        "groups), `default_role`. Alike on all servers of the cluster (docs/sign-in.md). In the environment: "
+        "YAML.",
     )
     allowed_hosts: list[str] = Field(
         default_factory=list,
