@@ -35,6 +35,7 @@ EVERYTHING: dict[str, Any] = {
     "disks": object(),
     "batches": object(),
     "people": object(),
+    "access": object(),
     "usage": object(),
 }
 """What has routes of its own."""
