@@ -160,8 +160,7 @@ def main() -> int:
         with nodes[0].admin() as sdk:
             until(lambda: sum(n.status == "online" for n in sdk.nodes.list()) == 3, 60, "three nodes")
         key = key_of(nodes[0])
-        for node in nodes:
-            until(lambda node=node: known(node, key), 30, "the key everywhere")
+        until(lambda: all(known(node, key) for node in nodes), 30, "the key everywhere")
         urls = [node.url for node in nodes]
         whole = load(urls, key, minutes)
         shares = [told("all there", whole)]
