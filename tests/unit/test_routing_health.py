@@ -25,7 +25,8 @@ def never() -> float:
 def test_from_well_to_ejected_to_probed_to_returning_to_well() -> None:
     health = Health()
     assert not health
-    assert health.failed(A, 10.0)
+    assert health.failed(A, 10.0, "stalled")
+    assert health.circuit(A, 10.0) == ("open", "stalled")
     assert not health.failed(A, 10.1), "it is ejected already"
     assert health.shunned(A, 10.5, always)
     assert not health.shunned(B, 10.5, never)
@@ -33,6 +34,8 @@ def test_from_well_to_ejected_to_probed_to_returning_to_well() -> None:
     assert health.due(10.0 + FIRST_S) == [A]
     assert health.due(10.0 + FIRST_S) == [], "one probe at a time"
     assert health.well(A, 12.0)
+    assert health.circuit(A, 12.0) == ("half-open", "stalled")
+    assert health.circuit(A, 12.0 + RETURN_S) == health.circuit(B, 12.0) == ("closed", "")
     assert health.shunned(A, 12.0 + RETURN_S / 2, lambda: 0.51)
     assert not health.shunned(A, 12.0 + RETURN_S / 2, lambda: 0.49)
     assert not health.shunned(A, 12.0 + RETURN_S, never)

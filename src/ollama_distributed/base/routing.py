@@ -16,6 +16,9 @@ the fewest requests."""
 POLICIES: tuple[Policy, ...] = ("prefix", "round-robin", "least-connections")
 
 
+Circuit = Literal["closed", "half-open", "open"]
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """A replica that could answer, and what was expected of it. Times in seconds."""
 
@@ -37,6 +40,11 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     read_s: float = 0.0
     ttft_s: float = 0.0
     """Until the first token: all of them together; what the choice goes by."""
+    circuit: Circuit = "closed"
+    """As this gateway has it when it is shown: `open`, the replica failed, stalled or became slow and is
+    asked last until a probe goes well; `half-open`, it gets its share back."""
+    circuit_reason: str = ""
+    """Code of what opened it last: `unavailable`, `stalled`, `slow`, ..."""
 
 
 class NotAsked(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ollama_distributed.base.ids import NodeId, RequestId
-from ollama_distributed.base.routing import Candidate, NotAsked, RouteDecision, RouteDecisions, RouteTimes
+from ollama_distributed.base.routing import (
+    Candidate,
+    Circuit,
+    NotAsked,
+    RouteDecision,
+    RouteDecisions,
+    RouteTimes,
+)
 from ollama_distributed.routing.plan import Plan
 
 MOST = 1024
@@ -42,11 +49,19 @@ class Record:
 
 
 class Decisions:
-    """`me`: of this node; `name_of`: what people call one."""
+    """`me`: of this node; `name_of`: what people call one; `circuit`: of a node's replica of a model now,
+    and what opened it."""
 
-    def __init__(self, me: Callable[[], NodeId], name_of: Callable[[NodeId], str], most: int = MOST) -> None:
+    def __init__(
+        self,
+        me: Callable[[], NodeId],
+        name_of: Callable[[NodeId], str],
+        circuit: Callable[[NodeId, str], tuple[Circuit, str]] = lambda _node, _model: ("closed", ""),
+        most: int = MOST,
+    ) -> None:
         self._me = me
         self._name_of = name_of
+        self._circuit = circuit
         self._most = most
         self._records: OrderedDict[str, Record] = OrderedDict()
 
@@ -80,6 +95,7 @@ class Decisions:
 
     def shown(self, record: Record) -> RouteDecision:
         me, name, plan = self._me(), self._name_of, record.plan
+        circuits = {score.node: self._circuit(score.node, record.model) for score in plan.scores}
         return RouteDecision(
             request_id=record.request_id,
             at=record.at,
@@ -106,6 +122,8 @@ class Decisions:
                     wait_s=score.wait_s,
                     read_s=score.read_s,
                     ttft_s=score.ttft_s,
+                    circuit=circuits[score.node][0],
+                    circuit_reason=circuits[score.node][1],
                 )
                 for score in sorted(plan.scores, key=lambda one: (one.ttft_s, one.node))
             ),

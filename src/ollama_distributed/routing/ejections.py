@@ -22,6 +22,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.routing import Circuit
 from ollama_distributed.routing.health import Health
 from ollama_distributed.routing.plan import Dice, Standing
 
@@ -73,13 +74,13 @@ class Ejections:
     def slow(self, node: NodeId, key: str) -> None:
         self._failed(node, key, "slow", "it speaks much slower than before, or than its peers")
 
-    def open(self, node: NodeId, key: str) -> bool:
-        """Whether it is left alone now (what others call an open circuit)."""
-        return self._health.ejected((node, key))
+    def circuit(self, node: NodeId, key: str) -> tuple[Circuit, str]:
+        """What others call a circuit breaker's state, and the code of what opened it last."""
+        return self._health.circuit((node, key), self._clock.monotonic())
 
     def _failed(self, node: NodeId, key: str, code: str, reason: str) -> None:
         self._news.set()
-        if self._health.failed((node, key), self._clock.monotonic()):
+        if self._health.failed((node, key), self._clock.monotonic(), code):
             log.warning("routing.ejected", node=node, model=key, code=code, reason=reason)
 
     def _chance(self) -> float:

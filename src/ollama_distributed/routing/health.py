@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.routing import Circuit
 
 FIRST_S = 1.0
 LONGEST_S = 30.0
@@ -31,9 +32,10 @@ Replica = tuple[NodeId, str]
 
 
 class _Record:
-    __slots__ = ("probing", "returned_s", "strikes", "until_s")
+    __slots__ = ("probing", "returned_s", "strikes", "until_s", "why")
 
     def __init__(self) -> None:
+        self.why = ""
         self.strikes = 0
         self.until_s = 0.0
         """A probe is due from then on."""
@@ -54,8 +56,8 @@ class Health:
         """Whether anything failed lately."""
         return bool(self._records)
 
-    def failed(self, replica: Replica, now: float) -> bool:
-        """It was lost, stalled or did not load; whether that ejected it."""
+    def failed(self, replica: Replica, now: float, why: str = "") -> bool:
+        """It was lost, stalled, slow or did not load; whether that ejected it."""
         record = self._records.get(replica)
         if record is None:
             if len(self._records) >= MOST:
@@ -68,6 +70,7 @@ class Health:
             return False
         elif now - record.returned_s > FORGIVEN_S:
             record.strikes = 0
+        record.why = why
         self._eject(record, now)
         return True
 
@@ -96,10 +99,12 @@ class Health:
             del self._records[replica]
         return back_s < RETURN_S and chance() >= back_s / RETURN_S
 
-    def ejected(self, replica: Replica) -> bool:
-        """It waits for a probe that goes well."""
+    def circuit(self, replica: Replica, now: float) -> tuple[Circuit, str]:
+        """Ejected is `open`, returning `half-open`; and why it was ejected last."""
         record = self._records.get(replica)
-        return record is not None and record.returned_s is None
+        if record is None or (record.returned_s is not None and now - record.returned_s >= RETURN_S):
+            return "closed", ""
+        return ("open" if record.returned_s is None else "half-open"), record.why
 
     def due(self, now: float) -> list[Replica]:
         """Those to probe now; each is named once until `failed` or `well` is told of it."""

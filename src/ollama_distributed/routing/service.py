@@ -118,7 +118,9 @@ class Router:
         """Choices made so far."""
         self._salt = dice(2**64)
         self._caches = Caches()
-        self.decisions = Decisions(lambda: view.me, self._called)
+        self.decisions = Decisions(
+            lambda: view.me, self._called, lambda node, model: self._ejections.circuit(node, name_key(model))
+        )
         self._local = local
         self._missed = missed
         self._shelf = shelf
@@ -459,7 +461,11 @@ class Router:
         """Who may be asked beside the first one of `order`: only a replica that is well."""
         for node in order[1:]:
             known = self._view.state().nodes.get(node)
-            if known is not None and known.status == "online" and not self._ejections.open(node, key):
+            if (
+                known is not None
+                and known.status == "online"
+                and self._ejections.circuit(node, key)[0] != "open"
+            ):
                 return node
         return None
 
