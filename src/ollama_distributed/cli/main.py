@@ -107,6 +107,7 @@ def _register() -> None:
         model,
         node,
         nodes,
+        queue,
         registry,
         version,
     )
@@ -121,6 +122,7 @@ def _register() -> None:
         batch,
         cluster,
         nodes,
+        queue,
         config,
         access,
         version,

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ollama_distributed.client import calls, wire
+from ollama_distributed.base.queue import QueueAnswer
+from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import Keys, Policies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
@@ -125,6 +126,10 @@ class Client:
 
     async def version(self) -> wire.Version:
         return await self._run(calls.version())
+
+    async def queue(self, node: str = "") -> QueueAnswer:
+        """Who waits at which model: of all nodes, or of one."""
+        return await self._run(queue_calls.queue(node))
 
     async def health(self) -> wire.Health:
         return await self._run(calls.health())

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ollama_distributed.client import calls, wire
+from ollama_distributed.base.queue import QueueAnswer
+from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import SyncKeys, SyncPolicies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
@@ -102,6 +103,10 @@ class SyncClient:
 
     def version(self) -> wire.Version:
         return self._run(calls.version())
+
+    def queue(self, node: str = "") -> QueueAnswer:
+        """Who waits at which model: of all nodes, or of one."""
+        return self._run(queue_calls.queue(node))
 
     def health(self) -> wire.Health:
         return self._run(calls.health())

@@ -38,12 +38,18 @@ from ollama_distributed.serving.ports import (
 from ollama_distributed.testing import echo_text
 from ollama_distributed.testing.echo_answer import EchoAnswer, call_events, text_events, token_events
 
+_GOLDEN = 0.618_033_988_75
+"""Its multiples fill 0..1 evenly, without dice."""
+
 
 class EchoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     load_s: float = 0.0
     """How long a load takes."""
     tokens_per_s: float = 0.0
     """Speed of one answer; 0: as fast as the loop turns."""
+    spread: float = 0.0
+    """Answers are faster and slower than that by up to this share, each by its own: equal ones that began
+    together would end together for ever."""
     fail_after_tokens: int | None = None
     """The runner dies when an answer has so many tokens."""
     crash_on_load: bool = False
@@ -143,6 +149,8 @@ class EchoRunner:
         self._waiting: deque[EchoAnswer] = deque()
         self._exits: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
+        self._answers = 0
+        """So far."""
         self._death: OllamaDistributedError | None = None
         self.hangs = False
         """Set: it is not healthy."""
@@ -220,6 +228,10 @@ class EchoRunner:
 
     def speed(self) -> float:
         return self._settings.tokens_per_s
+
+    def pace(self) -> float:
+        self._answers += 1
+        return 1.0 + self._settings.spread * (2.0 * (self._answers * _GOLDEN % 1.0) - 1.0)
 
     def use(self, settings: EchoSettings) -> None:
         self._settings = settings

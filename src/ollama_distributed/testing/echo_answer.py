@@ -50,6 +50,10 @@ class Host(Protocol):
         """Tokens a second; 0: as fast as the loop turns."""
         ...
 
+    def pace(self) -> float:
+        """By how much the next answer is faster; 1: not."""
+        ...
+
 
 class EchoAnswer:
     """A running answer: emits at its speed until text, limit, cancel or death ends it."""
@@ -76,6 +80,7 @@ class EchoAnswer:
         if not shift:
             limits.append(max(0, host.plan.context_tokens - prompt_tokens))
         self._limit = min(limits, default=None)
+        self._pace = host.pace()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.Handle | None = None
         self._begun = False
@@ -144,7 +149,7 @@ class EchoAnswer:
         self._timer = None
         if self._halted():
             return
-        speed, fail_after = self._host.speed(), self._host.token_limit()
+        speed, fail_after = self._host.speed() * self._pace, self._host.token_limit()
         due = _BURST
         if speed:
             elapsed = self._loop.time() - self._paced_from
