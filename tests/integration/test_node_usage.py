@@ -104,7 +104,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
 
 
 def ended(key: str = "k1", *, prompt: int = 10, answer: int = 5, **more: Any) -> Summary:
-    known = {
+    known: dict[str, Any] = {
         "request_id": "r",
         "method": "POST",
         "route": "/api/generate",
