@@ -18,8 +18,9 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -35,6 +36,7 @@ from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 
 NAMES = ("n1", "n2", "n3")
 CONTEXT_TOKENS = 2048
+MODEL, PROMPT = "m", "Say it."
 STOP_S = 120.0
 SILENCE_S = 60.0
 """A client gives up a stream that says nothing for so long."""
@@ -57,6 +59,9 @@ class Rolling:
         self.sdk, self.plain = Tally(), Tally()
         self.in_turn = list(urls)
         """Nodes that a load balancer would give a new plain client."""
+        self.opening: Counter[str] = Counter()
+        """Plain requests that a node was given and has not begun to answer. Told to stop now, it would
+        break connections that it has not read yet: a load balancer waits, too."""
         self._urls = urls
         self._text = text
         self._stop = threading.Event()
@@ -94,16 +99,16 @@ class Rolling:
         urls = chance.sample(self._urls, len(self._urls))
         text, at_s = "", 0.0
         async with Client(urls, timeout=SILENCE_S) as client:
-            async for piece in client.generate_stream(wire.GenerateRequest(model="m", prompt="Say it.")):
+            async for piece in client.generate_stream(wire.GenerateRequest(model=MODEL, prompt=PROMPT)):
                 at_s = _noted(tally, at_s)
                 text += piece.response
         return text
 
     async def _by_http(self, chance: random.Random, tally: Tally) -> str:
-        text, at_s = "", 0.0
+        text, at_s, url = "", 0.0, chance.choice(self.in_turn)
         async with (
-            httpx.AsyncClient(base_url=chance.choice(self.in_turn), timeout=SILENCE_S) as http,
-            http.stream("POST", "/api/generate", json={"model": "m", "prompt": "Say it."}) as response,
+            httpx.AsyncClient(base_url=url, timeout=SILENCE_S) as http,
+            self._opened(http, url) as response,
         ):
             if response.status_code != 200:
                 raise ValueError(f"{response.status_code} {(await response.aread())[:200]!r}")
@@ -114,6 +119,20 @@ class Rolling:
                     raise ValueError(line)
                 text += said["response"]
         return text
+
+    @asynccontextmanager
+    async def _opened(self, http: httpx.AsyncClient, url: str) -> AsyncIterator[httpx.Response]:
+        self.opening[url] += 1
+        opening = True
+        try:
+            async with http.stream(
+                "POST", "/api/generate", json={"model": MODEL, "prompt": PROMPT}
+            ) as response:
+                self.opening[url] -= 1
+                opening = False
+                yield response
+        finally:
+            self.opening[url] -= opening
 
 
 def _noted(tally: Tally, before_s: float) -> float:
@@ -139,7 +158,7 @@ def roll(folder: Path, *, streams: int, plain: int, drain_s: float, words: int) 
                 nodes.start(name, ("join", token), ())
             gguf = scripted_model(text, chat_template=CHATML_TEMPLATE, context_tokens=CONTEXT_TOKENS)
             for name in NAMES:
-                add_model(nodes[name].url, "m", gguf)
+                add_model(nodes[name].url, MODEL, gguf)
             until(lambda: client.cluster.status().status == "ok", SOON_S, "a cluster that is well")
         urls = {name: nodes[name].url for name in NAMES}
         rolling = Rolling(list(urls.values()), text)
@@ -160,8 +179,9 @@ def roll(folder: Path, *, streams: int, plain: int, drain_s: float, words: int) 
 
 
 def _restart(nodes: Nodes, name: str, urls: dict[str, str], rolling: Rolling) -> None:
-    began_s = time.monotonic()
     rolling.in_turn = [url for other, url in urls.items() if other != name]
+    until(lambda: not rolling.opening[urls[name]], SOON_S, "all that it was given is begun")
+    began_s = time.monotonic()
     nodes[name].tell_to_stop()
     status = nodes[name].process.wait(STOP_S)
     stopped_s = time.monotonic()

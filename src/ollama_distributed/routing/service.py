@@ -342,7 +342,7 @@ class Router:
     def paced(self, model: str, replica: str, tokens: int, seconds: float) -> None:
         """What a replica said in the last second, in answers that were spoken for `seconds` together."""
         node, key = NodeId(replica) or self._view.me, name_key(model)
-        if self._paces.said((node, key), tokens, seconds):
+        if self._paces.said((node, key), tokens, seconds) and len(self._holders(model)) > 1:
             self._ejections.slow(node, key)
 
     async def probe(self) -> None:
