@@ -21,6 +21,8 @@ ANSWER_TOKENS = 200
 _MOST = re.compile(rb'"max_tokens": ?(\d+)')
 _STREAMED = re.compile(rb'"stream": ?true')
 _TEXT = "word " * 140
+TOKEN = b" word"
+"""Of which streamed answers are made."""
 
 
 def _response(body: bytes, kind: bytes = b"application/json") -> bytes:

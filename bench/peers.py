@@ -28,6 +28,7 @@ from ollama_distributed.base.errors import OllamaDistributedError
 VENV = Path(__file__).parents[1] / ".venv"
 PEERS_PYTHON = VENV / "peers/bin/python"
 NGINX = VENV / "nginx/usr/sbin/nginx"
+OURS = "ollama-distributed"
 READY_S = 60.0
 GATEWAY_CORE, LOAD_CORE = 0, 1
 
@@ -55,7 +56,6 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Completions of it tell the ids of tokens; the chats' is `mock`."""
     headers: str = ""
     """Lines that its requests need."""
-    ours: bool = False
 
     def cpu_s(self) -> float:
         """Of all its processes, so far."""
@@ -87,9 +87,14 @@ async def backend(log: BinaryIO) -> AsyncIterator[tuple[int, int]]:
 
 
 @contextlib.asynccontextmanager
-async def ours(ports: tuple[int, int], store: Path) -> AsyncIterator[Peer]:
-    """A node as users run it, that asks everybody for a key, logs every request and counts it."""
-    engines = [{"name": f"mock{port}", "kind": "openai", "url": f"http://{HOST}:{port}"} for port in ports]
+async def ours(ports: tuple[int, int], store: Path, *, at_once: bool = False) -> AsyncIterator[Peer]:
+    """A node as users run it, that asks everybody for a key, logs every request and counts it.
+    `at_once`: each token of a stream by itself."""
+    options = {"pace_s": 0} if at_once else {}
+    engines = [
+        {"name": f"mock{port}", "kind": "openai", "url": f"http://{HOST}:{port}", "options": options}
+        for port in ports
+    ]
     async with node(
         store,
         None,
@@ -99,9 +104,12 @@ async def ours(ports: tuple[int, int], store: Path) -> AsyncIterator[Peer]:
     ) as started:
         key = f"authorization: Bearer {started.key}\r\n"
         peer = Peer(
-            name="ollama-distributed", port=started.port, pid=started.pid, model_with_ids="mock-ids",
-            headers=key, ours=True,
-        )  # fmt: skip
+            name=f"{OURS}, each token at once" if at_once else OURS,
+            port=started.port,
+            pid=started.pid,
+            model_with_ids="mock-ids",
+            headers=key,
+        )
         await _answers(peer)
         yield peer
 

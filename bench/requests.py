@@ -23,8 +23,9 @@ class Rate(msgspec.Struct, frozen=True):
 class _Connection(asyncio.Protocol):
     """Sends the same request again and again; counts answers and data chunks."""
 
-    def __init__(self, wire: bytes, tally: list[int], ends_at: float) -> None:
+    def __init__(self, wire: bytes, tally: list[int], ends_at: float, counted: bytes = b"data: ") -> None:
         self._wire = wire
+        self._counted = counted
         self._tally = tally
         self._ends_at = ends_at
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -38,7 +39,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._wire)
 
     def data_received(self, data: bytes) -> None:
-        self._tally[1] += data.count(b"data: ")
+        self._tally[1] += data.count(self._counted)
         self._parser.feed_data(data)
 
     def on_message_complete(self) -> None:
@@ -62,16 +63,18 @@ class _Connection(asyncio.Protocol):
 
 class Done(msgspec.Struct, frozen=True):
     answers: int
-    events: int
-    """Server-sent ones in them."""
+    counted: int
+    """Times that the text was in them, where the network did not cut it."""
 
 
-async def offer(host: str, port: int, wire: bytes, connections: int, seconds: float) -> Done:
+async def offer(
+    host: str, port: int, wire: bytes, connections: int, seconds: float, counted: bytes = b"data: "
+) -> Done:
     """The same request on each connection, again and again, until `seconds` are over."""
     tally = [0, 0]
     loop, ends_at = asyncio.get_running_loop(), time.perf_counter() + seconds
     made = [
-        (await loop.create_connection(lambda: _Connection(wire, tally, ends_at), host, port))[1]
+        (await loop.create_connection(lambda: _Connection(wire, tally, ends_at, counted), host, port))[1]
         for _ in range(connections)
     ]
     await asyncio.gather(*(connection.closed for connection in made))
@@ -96,4 +99,4 @@ async def drive(
     def rate(count: int) -> Rate:
         return Rate(count / wall_s, cpu_us / max(count, 1))
 
-    return rate(done.answers), rate(done.events)
+    return rate(done.answers), rate(done.counted)

@@ -76,6 +76,8 @@ class ChatDelta(msgspec.Struct, frozen=True, tag="chat_delta"):
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    pieces: int = 1
+    """Of the engine that are joined in it, each most likely a token."""
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):

@@ -275,6 +275,7 @@ class Answer:
         text, logprobs = event.text, event.logprobs
         if event.text or event.logprobs:
             decoded = self._decoder.feed(Tokens((), event.text, event.logprobs))
+            self._decoder.completion_tokens += event.pieces - 1
             text, logprobs = (decoded.text, decoded.logprobs) if decoded is not None else ("", ())
         if (text or logprobs or event.thinking or event.tool_calls) and not self._over:
             self._sink(

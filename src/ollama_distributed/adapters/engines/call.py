@@ -58,14 +58,18 @@ class Call:
         read_error: ErrorReader,
         framing: Callable[[], Framing] = ServerSentEvents,
         intake: Intake | None = None,
+        joins: bool = False,
     ) -> None:
-        """`on_over`: it ended or was cancelled. `on_lost`: its connection broke; the owner
+        """`joins`: tokens that came together may be told together.
+
+        `on_over`: it ended or was cancelled. `on_lost`: its connection broke; the owner
         answers with `fail`, when it knows why. `intake`: reads what follows the first token."""
         self._sink = sink
         self._on_over = on_over
         self._on_lost = on_lost
         self._read_error = read_error
         self._intake = intake
+        self._joins = joins
         self._make_framing = framing
         self._framing = framing()
         self._exchange: Exchange | None = None
@@ -127,7 +131,11 @@ class Call:
         self._parser = parser
         self._token = getattr(parser, "token", None)
         self._exchange = route.send(
-            _encode(body), on_body=self._body, on_end=self._ended, on_error=self._broken
+            _encode(body),
+            on_body=self._body,
+            on_end=self._ended,
+            on_error=self._broken,
+            joined=self._joins,
         )
         if self._paused:
             self._exchange.pause()
@@ -158,19 +166,22 @@ class Call:
             self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
             return
         try:
-            for record in self._framing.feed(data):
-                if record:
-                    self._hear(record)
+            self._hear(self._framing.feed(data))
         except OllamaDistributedError as exc:
             self.fail(exc)
 
-    def _hear(self, record: bytes) -> None:
+    def _hear(self, records: list[bytes]) -> None:
+        """Raises what the parser raises, after what came before that."""
         assert self._parser is not None
+        events: list[EngineEvent] = []
         try:
-            events = self._parser.feed(record)
-        except OllamaDistributedError as exc:
-            self.fail(exc)
-            return
+            for record in records:
+                if record:
+                    events += self._parser.feed(record)
+        finally:
+            self._tell(together(events) if self._joins and len(events) > 1 else events)
+
+    def _tell(self, events: list[EngineEvent]) -> None:
         for event in events:
             if (type(event) is Tokens or type(event) is ChatDelta) and not self._over:
                 self._sink(event)
@@ -190,9 +201,15 @@ class Call:
             self.fail(self._read_error(exchange.status, bytes(self._error_body)))
             return
         if type(self._framing) is Whole:
-            self._hear(self._framing.rest())
+            self._answer_whole(self._framing.rest())
         if not self._over:
             self.fail(EngineError("the engine ended its answer without saying why"))
+
+    def _answer_whole(self, data: bytes) -> None:
+        try:
+            self._hear([data])
+        except OllamaDistributedError as exc:
+            self.fail(exc)
 
     @property
     def _refused(self) -> bool:
@@ -223,3 +240,41 @@ class Call:
         else:
             self._exchange.cancel()
         self._on_over(self)
+
+
+def together(events: list[EngineEvent]) -> list[EngineEvent]:
+    """Text that came in one read as one event: what follows costs as much for one token as for ten.
+    Nothing is joined with an event that says more than text and ids."""
+    found: list[EngineEvent] = []
+    texts: list[str] = []
+    ids: tuple[int, ...] = ()
+    pieces = 0
+    kind: type[Tokens | ChatDelta] | None = None
+
+    def close() -> None:
+        if kind is Tokens:
+            found.append(Tokens(ids, "".join(texts)))
+        elif kind is ChatDelta:
+            found.append(ChatDelta(text="".join(texts), pieces=pieces))
+        texts.clear()
+
+    for event in events:
+        this: type[Tokens | ChatDelta] | None = None
+        if isinstance(event, Tokens):
+            # Of tokens without ids the events are counted.
+            this = Tokens if event.ids and not (event.raw or event.logprobs) else None
+        elif isinstance(event, ChatDelta):
+            this = None if event.thinking or event.tool_calls or event.logprobs else ChatDelta
+        if this is not kind or this is None:
+            close()
+            kind, ids, pieces = this, (), 0
+        if isinstance(event, Tokens) and this is not None:
+            ids += event.ids
+            texts.append(event.text)
+        elif isinstance(event, ChatDelta) and this is not None:
+            texts.append(event.text)
+            pieces += event.pieces
+        else:
+            found.append(event)
+    close()
+    return found

@@ -90,6 +90,7 @@ class Exchange(asyncio.Protocol):
         "_in_head",
         "_informational",
         "_intake",
+        "_joined",
         "_kept",
         "_last_byte_at",
         "_leaving",
@@ -118,6 +119,7 @@ class Exchange(asyncio.Protocol):
         connect_deadline_s: float,
         idle_deadline_s: float | None,
         kept: Kept | None = None,
+        joined: bool = False,
     ) -> None:
         self._address = address
         self._to_send = head_and_body
@@ -128,6 +130,7 @@ class Exchange(asyncio.Protocol):
         self._connect_deadline_s = connect_deadline_s
         self._idle_deadline_s = idle_deadline_s
         self._kept = kept
+        self._joined = joined
 
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -182,7 +185,7 @@ class Exchange(asyncio.Protocol):
         can be kept is kept when the end is there, any other is closed."""
         if self._done:
             return
-        if self._kept is None or self._paused or self._intake is not None:
+        if self._kept is None or self._paused:
             self._close()
             return
         self._done = True
@@ -310,14 +313,20 @@ class Exchange(asyncio.Protocol):
         a chunk of its own: they go past the parser, which waits for the size of one before and
         after them."""
         at = 0
+        parts: list[bytes] = []
         while not self._done:
             line_end = data.find(b"\r\n", at, at + _SIZE_BYTES)
             size = _size(data[at:line_end]) if line_end > 0 else 0
             end = line_end + 2 + size
             if size <= 0 or data[end : end + 2] != b"\r\n":
                 break
-            self._on_body(data[line_end + 2 : end])
+            if self._joined:
+                parts.append(data[line_end + 2 : end])
+            else:
+                self._on_body(data[line_end + 2 : end])
             at = end + 2
+        if parts:
+            self._on_body(parts[0] if len(parts) == 1 else b"".join(parts))
         return data[at:]
 
     def eof_received(self) -> bool:
@@ -402,8 +411,10 @@ class Exchange(asyncio.Protocol):
         """The connection takes the next request."""
         transport, self._transport = self._transport, None
         self._connecting = None  # it may still be about to return, and a cancelled one closes what it made
-        if transport is not None and self._intake is None:
-            if self._paused:
+        if transport is not None:
+            if self._intake is not None:
+                self._intake.remove(self._connection)
+            if self._intake is not None or self._paused:
                 transport.resume_reading()
             kept.give(transport)
         self._close()
@@ -492,8 +503,9 @@ class Route:
         on_head: Callable[[int, Headers], None] | None = None,
         connect_deadline_s: float = CONNECT_DEADLINE_S,
         idle_deadline_s: float | None = None,
+        joined: bool = False,
     ) -> Exchange:
-        """As `request`."""
+        """As `request`. `joined`: chunks that came together go to `on_body` together."""
         sized = b"%bcontent-length: %d\r\n\r\n%b"
         return Exchange(
             self._address,
@@ -505,6 +517,7 @@ class Route:
             connect_deadline_s=connect_deadline_s,
             idle_deadline_s=idle_deadline_s,
             kept=self._kept,
+            joined=joined,
         )
 
 

@@ -16,6 +16,7 @@ import msgspec
 from ollama_distributed.adapters.engines.call import Call, EventParser
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.framing import ServerSentEvents, Whole
+from ollama_distributed.adapters.engines.intake import Intake, intake
 from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.adapters.engines.llamacpp import chat as llama_chat
 from ollama_distributed.adapters.engines.llamacpp import protocol as llama
@@ -72,6 +73,7 @@ class OpenAIEngine:
         self._remote = remote_of(self._settings)
         self._kind: wire.ServerKind | None = None if self._settings.kind == "auto" else self._settings.kind
         self._runners: set[RemoteRunner] = set()
+        self._intake: Intake | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -145,6 +147,8 @@ class OpenAIEngine:
             ) from exc
         if model.remote.name not in listed:
             raise LoadFailed(f"{self._remote.address} does not serve {model.remote.name} any more")
+        if self._intake is None and not self._remote.encrypted:
+            self._intake = intake(self._settings.pace_s)
         runner = OpenAIRunner(
             self._remote,
             model.remote.name,
@@ -154,6 +158,7 @@ class OpenAIEngine:
             deadline_s=self._settings.deadline_s,
             on_gone=self._runners.discard,
             kept=None if self._kind == "llama-server" else Kept(),
+            reads=self._intake,
             kind=self._kind or "openai",
         )
         self._runners.add(runner)
@@ -163,6 +168,9 @@ class OpenAIEngine:
 
     async def close(self) -> None:
         await asyncio.gather(*(runner.unload() for runner in list(self._runners)))
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None
 
 
 def _guess(model: str) -> tuple[Capability, ...]:
@@ -189,6 +197,11 @@ class _WithoutIds:
         ]
 
 
+def _joins(request: CompletionRequest | ChatRequest) -> bool:
+    """Where a stop sequence ends an answer, the tokens before it are counted one by one."""
+    return not request.sampling.stop
+
+
 class OpenAIRunner(RemoteRunner):
     """A model that the server was started with."""
 
@@ -213,7 +226,7 @@ class OpenAIRunner(RemoteRunner):
                 body = wire.completion_body(self.model, request, self._kind)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents)
+        return self._stream(path, body, sink, parser, ServerSentEvents, joins=_joins(request))
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
         parser: EventParser
@@ -235,7 +248,7 @@ class OpenAIRunner(RemoteRunner):
                 parser = llama_chat.ChatStream(top_logprobs=request.top_logprobs or 0)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents)
+        return self._stream(path, body, sink, parser, ServerSentEvents, joins=_joins(request))
 
     async def _enforced(self, request: ChatRequest, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         prompt = await self.apply_template(request.messages, request.tools, think=False)

@@ -17,6 +17,7 @@ from ollama_distributed.adapters.engines.call import Call, ErrorReader, EventPar
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.framing import Lines
 from ollama_distributed.adapters.engines.http import Route
+from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.adapters.engines.remote.settings import Remote
 from ollama_distributed.base.errors import (
@@ -53,8 +54,10 @@ class RemoteRunner:
         deadline_s: float,
         on_gone: Callable[[RemoteRunner], None],
         kept: Kept | None = None,
+        reads: Intake | None = None,
     ) -> None:
-        """`model`: its name over there. `kept`: connections that it may use again."""
+        """`model`: its name over there. `kept`: connections that it may use again. `reads`: the
+        streams, from their second token on."""
         self.remote = remote
         self.model = model
         self._plan = plan
@@ -63,6 +66,7 @@ class RemoteRunner:
         self._deadline_s = deadline_s
         self._on_gone = on_gone
         self._kept = kept
+        self._reads = reads
         self._routes: dict[str, Route] = {}
         self._calls: set[Call] = set()
         self._asking: set[asyncio.Task[None]] = set()
@@ -130,8 +134,11 @@ class RemoteRunner:
         sink: EngineSink,
         parser: EventParser,
         framing: Callable[[], Framing],
+        *,
+        joins: bool = False,
     ) -> Call:
-        call = self._call(sink, framing)
+        """`joins`: tokens that came together may be told together."""
+        call = self._call(sink, framing, joins=joins)
         if self._gone:
             self._later(call, self._unavailable())
         else:
@@ -175,8 +182,16 @@ class RemoteRunner:
         self._later(call, error)
         return call
 
-    def _call(self, sink: EngineSink, framing: Callable[[], Framing]) -> Call:
-        call = Call(sink, self._calls.discard, self._lost, read_error=self._read_error, framing=framing)
+    def _call(self, sink: EngineSink, framing: Callable[[], Framing], *, joins: bool = False) -> Call:
+        call = Call(
+            sink,
+            self._calls.discard,
+            self._lost,
+            read_error=self._read_error,
+            framing=framing,
+            intake=self._reads,
+            joins=joins,
+        )
         self._calls.add(call)
         return call
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from ollama_distributed.adapters.engines.http import Address, TcpAddress, UnixAddress
+from ollama_distributed.adapters.engines.intake import PACE_S
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.models.names import ModelName
 from ollama_distributed.models.spec import Capability
@@ -29,6 +30,8 @@ class RemoteSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Model name -> what it can do, where the server does not say and the guess is wrong."""
     deadline_s: float = 600.0
     """For a whole answer that is not streamed: embeddings, scores, a load."""
+    pace_s: float = PACE_S
+    """Tokens that come faster are read, and sent on, together; 0: each by itself."""
     unload: bool = True
     """Ollama: whether a model that the node unloads is unloaded there."""
 
@@ -40,6 +43,10 @@ class Remote(msgspec.Struct, frozen=True):
     prefix: str
     """Before each route, without a slash at its end."""
     headers: dict[str, str]
+
+    @property
+    def encrypted(self) -> bool:
+        return isinstance(self.address, TcpAddress) and self.address.tls is not None
 
 
 def read_settings(settings: Mapping[str, Any]) -> RemoteSettings:
