@@ -40,7 +40,9 @@ def presence_of(node: NodeState, now: float, grace_s: float = GRACE_S) -> Presen
     member = node.member
     status = member.status if member is not None else "joining"
     away_s = now - member.since if member is not None else 0.0
-    return presence(status, offline_for_s=away_s, draining=node.drained, grace_s=grace_s, rests=node.rest is not None)
+    return presence(
+        status, offline_for_s=away_s, draining=node.drained, grace_s=grace_s, rests=node.rest is not None
+    )
 
 
 def files(model: str, digest: str) -> str:
