@@ -105,7 +105,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-quota build clean
+.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-quota build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (two minutes)
@@ -133,6 +133,8 @@ accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 
 	$(BIN)/python -m bench.swarm links --receivers 8 --mib 768 --most 1.2 --no-naive
 	FAULT_KILLS=25 $(PYTEST) tests/integration/test_kills.py -s
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
+accept-overload: .venv/.dev ## Ten times more requests than a node can answer, for two minutes (four minutes)
+	$(BIN)/python -m bench.overload --assert
 accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that answers, twenty under a real model, rolling restarts (25 minutes)
 	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 FAILOVER_GATEWAYS=5 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py tests/simulation/test_reattach.py -s
 	$(BIN)/python -m bench.rolling

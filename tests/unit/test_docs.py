@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ EVERYTHING: dict[str, Any] = {
     "people": object(),
     "access": object(),
     "usage": object(),
+    "queues": SimpleNamespace(shed=None),
 }
 """What has routes of its own."""
 _LINK = re.compile(r"\]\((?P<target>[^)#\s]*)(?:#(?P<anchor>[^)\s]*))?\)")
