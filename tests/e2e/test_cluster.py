@@ -17,6 +17,7 @@ import pytest
 from ollama_distributed.client.errors import ClientError, Conflict
 from ollama_distributed.client.sync import SyncClient
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from tests.canaries import ADDRESS, Canaries, files, processes
 from tests.e2e.conftest import add_model
 from tests.limits import SOON_S, limit_s
 from tests.nodes import NodeProcess, Nodes, until
@@ -125,6 +126,47 @@ def test_a_model_of_the_first_node_answers_at_the_third(cluster: Nodes) -> None:
             "/v1/chat/completions", json={"model": "here", "messages": [{"role": "user", "content": "Hi"}]}
         ).json()
     assert answer["choices"][0]["message"]["content"] == ANSWER
+
+
+def test_secrets_and_prompts_are_nowhere(cluster: Nodes) -> None:
+    """S-11: in no log, metric, error, ledger, file, argument or environment of any node."""
+    canaries = Canaries()
+    nodes = [cluster[name] for name in NAMES]
+    with nodes[0].admin() as client:
+        made = client.keys.create(name="canary", role="user")
+        canaries.add("key", made.key.split("_")[2])
+        # Not the words before the secret: they are in the token's record.
+        canaries.add("token", client.cluster.create_token().token.split(".")[2])
+        client.config.set({"log_level": "debug"})
+    for node in nodes:
+        canaries.add(f"admin key of {node.id}", json.loads((node.data_dir / "admin.json").read_text())["key"])
+        headers = {"authorization": f"Bearer {made.key}"}
+
+        def known(node: NodeProcess = node, headers: dict[str, str] = headers) -> bool:
+            return httpx.get(f"{node.url}/api/v1/auth/whoami", headers=headers).status_code == 200
+
+        until(known, SOON_S, "the key on every node")
+        with node.http() as http:
+            canaries.provoke(http, "here")
+            http.headers.update(headers)
+            canaries.provoke(http, "here")
+    with nodes[0].admin() as client:
+        client.keys.revoke(made.row.id)
+        client.config.set({"log_level": None})
+    places: list[tuple[str, bytes]] = [("an error", body) for body in canaries.bodies]
+    assert len(places) > 30
+    for node in nodes:
+        until(lambda node=node: list((node.data_dir / "usage").glob("*.log")), SOON_S, "a ledger")
+        places.append((f"log of {node.id}", node.log_file.read_bytes()))
+        places.append((f"metrics of {node.id}", httpx.get(f"{node.url}/metrics").content))
+        places += [(f"{node.id} {name}", data) for name, data in files(node.data_dir)]
+        with node.admin() as client:
+            places.append((f"usage by {node.id}", client.usage.csv(by=["key", "model", "node"]).encode()))
+    places += processes(node.pid for node in nodes)
+    assert any("environ" in name for name, _ in places)
+    found = [(name, secret, data[:300]) for name, data in places for secret in canaries.found_in(data)]
+    assert found == []
+    assert [body for body in canaries.bodies if ADDRESS.search(body)] == []
 
 
 def test_the_config_of_one_node_is_that_of_all_within_a_second(cluster: Nodes) -> None:
