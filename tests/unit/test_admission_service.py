@@ -189,6 +189,28 @@ def test_rows_say_who_waits_where() -> None:
     assert row.eta_s == pytest.approx(1.5 + 2.0 + 2.0)
 
 
+def test_a_flood_of_ten_times_the_capacity_costs_another_key_no_more_than_a_slot_that_becomes_free() -> None:
+    """The short form of `bench.overload`, counted: two minutes in no time."""
+    node, refused, waits = Node(slots=10, service_s=1.0, total=50).learnt(), 0, []
+    for step in range(12_000):  # a hundred a second, where ten are answered
+        try:
+            node.come("flood")
+        except QueueFull:
+            refused += 1
+        if step % 100 == 37:
+            came, before = node.clock.now, len(node.begun)
+            seldom = node.come("seldom")
+            while seldom not in node.begun[before:]:
+                node.run(0.01)
+            waits.append(node.clock.now - came)
+        node.run(0.01)
+    seconds = node.clock.now - 1000.0
+    assert len(node.begun) >= 0.99 * 10 * seconds, "the slots were never idle"
+    assert refused > 9_000
+    assert max(waits) <= 1.0
+    assert node.queue.waiting <= 50
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.sampled_from(PRIORITIES), st.floats(0.0, 1.0)),

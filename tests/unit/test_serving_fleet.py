@@ -26,6 +26,9 @@ from ollama_distributed.base.errors import (
     RunnerDied,
     Unavailable,
 )
+from ollama_distributed.base.inference import Queued
+from ollama_distributed.base.priority import PRIORITIES, Priority
+from ollama_distributed.base.queue import Ask
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.fleet import Fleet
 from ollama_distributed.serving.options import Shape
@@ -419,6 +422,79 @@ async def test_a_question_without_a_slot_never_waits_for_one() -> None:
         (await soon(waits)).release()
 
 
+# ── who waits how ───────────────────────────────────────────────────────────────────
+
+
+def as_class(fleet: Fleet, name: str, priority: Priority, key: str = "k") -> asyncio.Task[Lease]:
+    ask = Ask(key=key, priority=priority, most_tokens=100)
+    return asyncio.ensure_future(fleet.acquire(echo_model(name), SHAPE, None, ask=ask))
+
+
+async def test_urgent_requests_go_first_and_a_batch_yields_when_its_answer_ends() -> None:
+    async with running() as (fleet, _):
+        runs, stays = [await soon(as_class(fleet, "a", "batch")) for _ in range(2)]
+        batch, normal, urgent = [as_class(fleet, "a", kind) for kind in reversed(PRIORITIES)]
+        await turn()
+        assert not any(task.done() for task in (batch, normal, urgent))
+        for task in (urgent, normal, batch):
+            runs.release()
+            runs = await soon(task)
+        runs.release()
+        stays.release()
+
+
+async def test_a_model_that_waits_for_room_lets_more_urgent_requests_of_others_pass() -> None:
+    async with running(max_loaded_models=1) as (fleet, engine):
+        busy = await soon(as_class(fleet, "a", "normal"))
+        behind, passes = as_class(fleet, "b", "batch"), as_class(fleet, "a", "interactive")
+        (await soon(passes)).release()
+        assert not behind.done()
+        busy.release()
+        (await soon(behind)).release()
+        assert engine.loads == 2
+
+
+async def test_who_waits_is_told_where_it_stands_and_how_that_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ollama_distributed.serving.fleet.TELL_S", 0.005)
+    async with running() as (fleet, _):
+        leases = [await soon(as_class(fleet, "a", "normal")) for _ in range(2)]
+        first = as_class(fleet, "a", "normal")
+        await turn()
+        places: list[Queued] = []
+        moved = asyncio.Event()
+
+        def told(place: Queued) -> None:
+            places.append(place)
+            if place.position == 1:
+                moved.set()
+
+        ask = Ask(key="k", progress=True)
+        second = asyncio.ensure_future(fleet.acquire(echo_model("a"), SHAPE, None, ask=ask, told=told))
+        await turn()
+        leases.pop().release()
+        leases.append(await soon(first))
+        with anyio.fail_after(SOON_S):
+            await moved.wait()
+        assert [one.position for one in places] == [2, 1]
+        leases.pop().release()
+        leases.append(await soon(second))
+        for lease in leases:
+            lease.release()
+
+
+async def test_a_request_may_wait_less_long_than_others() -> None:
+    async with running() as (fleet, _):
+        leases = [await soon(asked(fleet, "a")) for _ in range(2)]
+        work = fleet.acquire(echo_model("a"), SHAPE, None, ask=Ask(within_s=0.01))
+        with pytest.raises(DeadlineExceeded):
+            await soon(work)
+        assert fleet.waiting == 0
+        for lease in leases:
+            lease.release()
+
+
 # ── any order of events ─────────────────────────────────────────────────────────────
 
 
@@ -429,9 +505,10 @@ def histories(draw: st.DrawFn) -> list[tuple[str, int]]:
     return draw(st.lists(st.tuples(acts, st.integers(0, 7)), max_size=40))
 
 
-async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
+async def live(history: list[tuple[str, int]], engine: EchoEngine, *, fifo: bool) -> None:
     wide = msgspec.structs.replace(SHAPE, context_tokens=8192)
-    async with running(engine, memory_limit_bytes=250 * MIB, max_loaded_models=3, max_queue=6) as (fleet, _):
+    room = {"memory_limit_bytes": 250 * MIB, "max_loaded_models": 3, "max_queue": 6}
+    async with running(engine, fifo=fifo, **room) as (fleet, _):  # type: ignore[arg-type]
         tasks: list[asyncio.Task[Lease]] = []
         leases: list[Lease] = []
 
@@ -453,8 +530,9 @@ async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
         for act, number in history:
             name, shape = "abcd"[number % 4], wide if act == "wide" else SHAPE
             if act in ("ask", "wide", "count"):
+                ask = Ask(key="xyz"[number % 3], priority=PRIORITIES[number % 2], most_tokens=number)
                 work = fleet.acquire(
-                    echo_model(name), shape, -1.0 if number % 2 else 0.0, slot=act != "count"
+                    echo_model(name), shape, -1.0 if number % 2 else 0.0, slot=act != "count", ask=ask
                 )
                 tasks.append(asyncio.ensure_future(work))
             elif act == "release" and leases:
@@ -481,8 +559,8 @@ async def live(history: list[tuple[str, int]], engine: EchoEngine) -> None:
 
 
 @settings(max_examples=200)
-@given(histories(), st.sampled_from([0.0, 0.0002]))
+@given(histories(), st.sampled_from([0.0, 0.0002]), st.booleans())
 def test_whatever_happens_room_holds_and_all_are_served(
-    history: list[tuple[str, int]], load_s: float
+    history: list[tuple[str, int]], load_s: float, fifo: bool
 ) -> None:
-    asyncio.run(live(history, EchoEngine({"load_s": load_s})))
+    asyncio.run(live(history, EchoEngine({"load_s": load_s}), fifo=fifo))

@@ -18,15 +18,17 @@ IMAGE_TOKENS = 500
 """Vision models take 256 to 1,500 for one."""
 
 
-def generation(request: InferenceRequest) -> Ask:
+def generation(request: InferenceRequest, *, goes_on: bool = False) -> Ask:
+    """`goes_on`: it had its turn at a node that was lost, and its client reads on: nobody urgent waits
+    longer than that."""
     most = request.sampling.num_predict
     return Ask(
         key=key_of(request.identity),
         team=request.identity.team,
-        priority=request.priority,
+        priority="interactive" if goes_on else request.priority,
         prompt_tokens=_prompt_tokens(request),
         most_tokens=most if most is not None and most >= 0 else None,
-        within_s=request.within_s,
+        within_s=None if goes_on else request.within_s,
         progress=request.progress,
     )
 

@@ -212,7 +212,7 @@ class Job:
             self._shape,
             request.keep_alive_s,
             slot=generates,
-            ask=asking.generation(request),
+            ask=asking.generation(request, goes_on=bool(self._resume is not None and self._resume.ids)),
             told=self._sink,
         )
         now = self._desk.clock.monotonic()
