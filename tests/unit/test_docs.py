@@ -37,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     "batches": object(),
     "people": object(),
     "access": object(),
+    "routing": object(),
     "usage": object(),
     "queues": SimpleNamespace(shed=None),
 }

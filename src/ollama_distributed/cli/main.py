@@ -109,6 +109,7 @@ def _register() -> None:
         nodes,
         queue,
         registry,
+        route,
         version,
     )
 
@@ -124,6 +125,7 @@ def _register() -> None:
         nodes,
         queue,
         config,
+        route,
         access,
         version,
         completion,

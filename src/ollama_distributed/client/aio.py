@@ -21,7 +21,7 @@ from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempt
 from ollama_distributed.client.batches import Batches, Files
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
-from ollama_distributed.client.cluster import Cluster, Config, Nodes
+from ollama_distributed.client.cluster import Cluster, Config, Nodes, Routes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.models import Models
@@ -83,6 +83,7 @@ class Client:
         self.keys = Keys(self)
         self.policies = Policies(self)
         self.config = Config(self)
+        self.routes = Routes(self)
         self.auth = Auth(self)
         self.users = Users(self)
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from ollama_distributed.client import cluster_calls as calls
-from ollama_distributed.client import disk_calls, places_calls
+from ollama_distributed.client import disk_calls, places_calls, route_calls
 from ollama_distributed.client.calls import Call
 
 if TYPE_CHECKING:
@@ -112,6 +112,13 @@ class Config(_Group):
     watch = _stream(calls.watch_config)
 
 
+class Routes(_Group):
+    """Which node answers, and why: `client.routes`."""
+
+    explain = _run(route_calls.explain)
+    decisions = _run(route_calls.decisions)
+
+
 class ModelPlaces(_Group):
     """Where models are to be and would fit: part of `client.models`."""
 
@@ -160,6 +167,13 @@ class SyncConfig(_SyncGroup):
     history = _run_sync(calls.config_history)
     rollback = _run_sync(calls.rollback_config)
     watch = _stream_sync(calls.watch_config)
+
+
+class SyncRoutes(_SyncGroup):
+    """Which node answers, and why: `client.routes`."""
+
+    explain = _run_sync(route_calls.explain)
+    decisions = _run_sync(route_calls.decisions)
 
 
 class SyncModelPlaces(_SyncGroup):

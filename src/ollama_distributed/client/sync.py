@@ -17,7 +17,7 @@ from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempt
 from ollama_distributed.client.batches import SyncBatches, SyncFiles
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
-from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes
+from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes, SyncRoutes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
 from ollama_distributed.client.people import SyncAuth, SyncUsers
@@ -60,6 +60,7 @@ class SyncClient:
         self.keys = SyncKeys(self)
         self.policies = SyncPolicies(self)
         self.config = SyncConfig(self)
+        self.routes = SyncRoutes(self)
         self.auth = SyncAuth(self)
         self.users = SyncUsers(self)
 

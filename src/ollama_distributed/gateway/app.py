@@ -150,7 +150,7 @@ def create_app(
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
 
-    keep: Observer = told(routing.decisions, version.name) if routing is not None else lambda _: None
+    keep: Observer = told(routing, version.name) if routing is not None else lambda _: None
 
     def observe(summary: Summary) -> None:
         metrics.observe(summary)

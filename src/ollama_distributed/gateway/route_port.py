@@ -28,14 +28,14 @@ class Routes(Protocol):
         ...
 
 
-def told(kept: Kept, node: str) -> Observer:
+def told(routes: Routes, node: str) -> Observer:
     """Tells where the time of each answer went. `node`: what this one is called."""
 
     def observe(summary: Summary) -> None:
         usage = summary.usage
         if usage is None:
             return
-        kept.ended(
+        routes.decisions.ended(
             summary.request_id,
             RouteTimes(
                 node=summary.node or node,

@@ -14,7 +14,7 @@ import structlog
 
 from ollama_distributed.base.errors import Internal, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId, RequestId
-from ollama_distributed.base.inference import Generation
+from ollama_distributed.base.inference import Generation, Queued
 from ollama_distributed.base.tokens import (
     Done,
     EngineFailed,
@@ -146,6 +146,8 @@ class Attempts:
             event = msgspec.structs.replace(
                 event, node=self._name_of(self._node), replica=self._node, route=self._trip.reason
             )
+        elif isinstance(event, Queued):
+            event = msgspec.structs.replace(event, node=self._name_of(self._node))
         elif isinstance(event, Skipped):
             self._spoke = True
             event = msgspec.structs.replace(event, node=self._name_of(self._node))

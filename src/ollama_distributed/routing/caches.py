@@ -20,6 +20,8 @@ MOST_MODELS = 32
 _MOST_KNOWN = 4096
 """Replicas remembered as telling what was cached."""
 
+NOBODY: frozenset[NodeId] = frozenset()
+
 Replica = tuple[NodeId, str]
 
 
@@ -46,7 +48,10 @@ class Caches:
         cached: Mapping[NodeId, int] = {
             node: int(blocks * rate) for node, blocks in index.cached(chain.keys).items()
         }
-        return Prompt(tokens=int(chain.size_bytes / BLOCK_BYTES * rate), cached=cached)
+        tokens = int(chain.size_bytes / BLOCK_BYTES * rate)
+        return Prompt(
+            tokens=tokens, cached=cached, held=index.held, crammed=index.crammed if chain.keys else NOBODY
+        )
 
     def sent(self, node: NodeId, key: str) -> int:
         """Requests of this gateway that are on the replica now."""
@@ -131,7 +136,9 @@ class Trip:
         tells = caches.tells((node, self._key), cached)
         # Beside others a slot that holds it may just be busy: that says nothing of the cache.
         if self._turns and self._alone and tells and cached < self._expected[node] / 2:
-            caches.index(self._key).lost(node, self._turns)
+            index = caches.index(self._key)
+            index.lost(node, self._turns)
+            index.full(node)
         self._turns = 0
 
     def over(self) -> None:

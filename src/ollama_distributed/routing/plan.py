@@ -96,6 +96,10 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tokens: int = 0
     cached: Mapping[NodeId, int] = {}
     """Of them, those that a replica is believed to hold."""
+    held: Mapping[NodeId, int] = {}
+    """How much replicas have read of all prompts, in any unit: of equals the one that holds least."""
+    crammed: frozenset[NodeId] = frozenset()
+    """Replicas that let other prompts go for a long one that they have to read."""
 
 
 class Score(msgspec.Struct, frozen=True, gc=False):
@@ -187,7 +191,8 @@ def plan(
         elif len(left) == 1:
             ranked = left
         else:
-            ranked = _by_time(left, me, dice, MAX_TRIES - len(order), some_free=some_free)
+            count = MAX_TRIES - len(order)
+            ranked = _by_time(left, me, dice, count, some_free=some_free, prompt=prompt)
         if first is None:
             first, lowest = ranked[0], tier
         order += [score.node for score in ranked[: MAX_TRIES - len(order)]]
@@ -232,19 +237,27 @@ def _score(standing: Standing, load: Load, prompt: Prompt, hop_s: float, fastest
     )
 
 
-def _by_time(scores: list[Score], me: NodeId, dice: Dice, count: int, *, some_free: bool) -> list[Score]:
+def _by_time(
+    scores: list[Score],
+    me: NodeId,
+    dice: Dice,
+    count: int,
+    *,
+    some_free: bool,
+    prompt: Prompt,
+) -> list[Score]:
     """`count` of them, the shortest time until the first token first."""
     left = [one for one in scores if not (one.crowded and some_free)]
     last = [one for one in scores if one.crowded and some_free]
     ranked: list[Score] = []
     while left and len(ranked) < count:
-        best = _best(left, me, dice)
+        best = _best(left, me, dice, prompt)
         left.remove(best)
         ranked.append(best)
     return ranked if len(ranked) >= count else ranked + sorted(last, key=lambda one: one.ttft_s)
 
 
-def _best(scores: list[Score], me: NodeId, dice: Dice) -> Score:
+def _best(scores: list[Score], me: NodeId, dice: Dice, prompt: Prompt) -> Score:
     least = min(one.ttft_s for one in scores)
     enough = least + max(EQUAL_S, EQUAL_SHARE * least)
     equal = [one for one in scores if one.ttft_s <= enough]
@@ -252,13 +265,15 @@ def _best(scores: list[Score], me: NodeId, dice: Dice) -> Score:
         most = max(one.cached_tokens for one in equal)
         if most:
             equal = [one for one in equal if one.cached_tokens == most]
+        elif prompt.crammed:
+            equal = [one for one in equal if one.node not in prompt.crammed] or equal
     here = next((one for one in equal if one.node == me), None)
     if here is not None or len(equal) == 1:
         return here or equal[0]
     first = dice(len(equal))
     second = dice(len(equal) - 1)
     second += second >= first
-    return min(equal[first], equal[second], key=_work)
+    return min(equal[first], equal[second], key=lambda one: (_work(one), prompt.held.get(one.node, 0)))
 
 
 def _work(score: Score) -> float:

@@ -29,7 +29,7 @@ _Readers = tuple[tuple[NodeId, int], ...]
 class PrefixIndex:
     """Of one model."""
 
-    __slots__ = ("_blocks", "_lives", "_lost", "_most", "_turn", "looks", "tokens_per_block")
+    __slots__ = ("_blocks", "_full", "_lives", "_lost", "_most", "_turn", "held", "looks", "tokens_per_block")
 
     def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
         self._most = most_blocks
@@ -38,6 +38,9 @@ class PrefixIndex:
         self._lost: dict[NodeId, int] = {}
         """What the replica read until this turn it holds no more."""
         self._lives: dict[NodeId, object] = {}
+        self._full: set[NodeId] = set()
+        self.held: dict[NodeId, int] = {}
+        """Blocks that a replica read for the first time: how much it has to keep."""
         self._turn = 0
         self.tokens_per_block = TOKENS_PER_BLOCK
         self.looks = 0
@@ -66,15 +69,18 @@ class PrefixIndex:
     def read(self, node: NodeId, keys: Sequence[int]) -> None:
         """The replica holds all of it now."""
         self._turn += 1
-        mine, blocks = (node, self._turn), self._blocks
+        mine, blocks, fresh = (node, self._turn), self._blocks, 0
         for key in reversed(keys):  # its end first: it is older then than its beginning, and goes first
             readers = blocks.get(key)
             if readers is None:
                 blocks[key] = (mine,)
+                fresh += 1
                 continue
             others = tuple(one for one in readers if one[0] != node)
+            fresh += len(others) == len(readers)
             blocks[key] = (mine, *others[: MOST_REPLICAS - 1])
             blocks.move_to_end(key)
+        self.held[node] = self.held.get(node, 0) + fresh
         while len(blocks) > self._most:
             blocks.popitem(last=False)
 
@@ -88,8 +94,19 @@ class PrefixIndex:
             self._lost[node] = turn
 
     def forget(self, node: NodeId) -> None:
-        """It holds nothing."""
+        """It holds nothing, and has room."""
         self.lost(node, self._turn)
+        self._full.discard(node)
+        self.held.pop(node, None)
+
+    def full(self, node: NodeId) -> None:
+        """It let something go: what it reads anew takes the place of what it holds."""
+        self._full.add(node)
+
+    @property
+    def crammed(self) -> frozenset[NodeId]:
+        """Replicas whose cache is full."""
+        return frozenset(self._full)
 
     def live(self, node: NodeId, life: object) -> None:
         """What tells one load of the replica's model from the next; None: it is not loaded."""

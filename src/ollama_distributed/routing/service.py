@@ -171,31 +171,37 @@ class Router:
     def _route(self, request: InferenceRequest, *, look: bool = False) -> Routed:
         """`look`: it is not sent anywhere."""
         model, key = request.model, name_key(request.model)
-        holders = self._holders(model)
+        holders, wanted = self._holders(model), self._wanted(request)
         chain, prompt = NO_CHAIN, NO_PROMPT
+        if self._alone(holders) and not wanted:
+            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self._caches, key))
+        loads = self._loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
         if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
             chain = chain_of(request, key, self._directory.digest(model), self._salt)
             prompt = self._caches.prompt(key, chain)
             unseen = prompt.cached.keys() - {one.node for one in holders}
-            if unseen:
+            if unseen and (more := self._directory.named(model, unseen)):
                 # A model with very many holders: those that know the prompt beside those drawn.
-                holders = (*holders, *self._directory.named(model, unseen))
-        made = self._planned(model, key, holders, prompt, self._wanted(request), look=look)
+                holders = (*holders, *more)
+                loads |= self._loads(key, more)
+                prompt = self._caches.prompt(key, chain)
+        made = self._planned(key, holders, loads, prompt, wanted, look=look)
         return Routed(made, chain, prompt, Trip(self._caches, key, chain, prompt.cached, made.reason))
+
+    def _alone(self, holders: Sequence[Standing]) -> bool:
+        return len(holders) == 1 and holders[0].node == self._view.me
 
     def _planned(
         self,
-        model: str,
         key: str,
         holders: tuple[Standing, ...],
+        loads: Mapping[NodeId, Load],
         prompt: Prompt,
         wanted: Mapping[str, str],
         *,
         look: bool = False,
     ) -> Plan:
         me = self._view.me
-        if len(holders) == 1 and holders[0].node == me and not wanted:
-            return Plan(order=(me,))
         if not look and all(holder.node != me for holder in holders):
             self._missed()
         if not holders:
@@ -207,7 +213,7 @@ class Router:
         return plan(
             self._ejections.judged(holders, key),
             me,
-            self._loads(model, holders),
+            loads,
             self._dice,
             prompt=prompt,
             policy=self.policy,
@@ -237,7 +243,7 @@ class Router:
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
         others = self._directory.others(request.model)
-        loads = self._loads(request.model, others)
+        loads = self._loads(name_key(request.model), others)
         loaded = [one.node for one in others if one.node in loads and loads[one.node].loaded]
         if self._view.me not in order and loaded:
             order = (loaded.pop(0),)
@@ -274,7 +280,8 @@ class Router:
             if other or left.get(standing.node):
                 continue
             (old if standing.node in left else fresh).append(standing)
-        loads, judged, key = self._loads(model, (*fresh, *old)), self._ejections.judged, name_key(model)
+        key, judged = name_key(model), self._ejections.judged
+        loads = self._loads(key, (*fresh, *old))
         first, last = (plan(judged(some, key), me, loads, self._dice).order for some in (fresh, old))
         return (*first, *last)[:MAX_TRIES]
 
@@ -337,7 +344,10 @@ class Router:
 
     def plan(self, model: str) -> Plan:
         """Which nodes would be asked now, and why not the others."""
-        return self._planned(model, name_key(model), self._holders(model), NO_PROMPT, {})
+        key, holders = name_key(model), self._holders(model)
+        if self._alone(holders):
+            return Plan(order=(self._view.me,))
+        return self._planned(key, holders, self._loads(key, holders), NO_PROMPT, {})
 
     def paced(self, model: str, replica: str, tokens: int, seconds: float) -> None:
         """What a replica said in the last second, in answers that were spoken for `seconds` together."""
@@ -394,10 +404,10 @@ class Router:
         load_s = others[0].load_s if others else LOAD_S
         return (Standing(node=me, status=status, load_s=load_s), *others)
 
-    def _loads(self, model: str, holders: tuple[Standing, ...]) -> dict[NodeId, Load]:
+    def _loads(self, key: str, holders: Sequence[Standing]) -> dict[NodeId, Load]:
         """What the holders have to do for this model: the others as they said lately, and from now
         on they are listened to; what this gateway sent them meanwhile counts."""
-        me, key = self._view.me, name_key(model)
+        me = self._view.me
         self._view.interest([holder.node for holder in holders if holder.node != me])
         index, loads = self._caches.index(key), {}
         for holder in holders:

@@ -63,6 +63,8 @@ class EchoSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Answer with so many tokens derived from the prompt, instead of echoing."""
     models: tuple[str, ...] = ("echo",)
     """What `models()` lists."""
+    prompt_cache: int = 0
+    """A runner remembers so many prompts, and says how much of a new one it had read before."""
     memory_bytes: int = 1_048_576
     """What a runner says it takes."""
 
@@ -154,6 +156,8 @@ class EchoRunner:
         self._death: OllamaDistributedError | None = None
         self.hangs = False
         """Set: it is not healthy."""
+        self._read: deque[bytes] = deque(maxlen=settings.prompt_cache)
+        """Prompts, the latest last."""
 
     @property
     def plan(self) -> LoadPlan:
@@ -184,6 +188,7 @@ class EchoRunner:
                 prompt_tokens=echo_text.count_tokens(prompt),
                 sampling=request.sampling,
                 shift=request.shift,
+                cached_tokens=self._cached(prompt),
             )
         )
 
@@ -204,6 +209,20 @@ class EchoRunner:
 
     def _start(self, answer: EchoAnswer) -> EchoAnswer:
         if self._gone:
+    def _cached(self, prompt: bytes) -> int:
+        """Of its tokens, those of the longest beginning that was read; reads it."""
+        if not self._read.maxlen:
+            return 0
+        length, best = 0, b""
+        for known in self._read:
+            common = _common(known, prompt)
+            if common > length:
+                length, best = common, known
+        if best and prompt.startswith(best):
+            self._read.remove(best)  # it grew
+        self._read.append(prompt)
+        return echo_text.count_tokens(prompt[:length])
+
             answer.end(EngineFailed(self._death or Unavailable("the model is being unloaded")), later=True)
         elif len(self._running) < self._plan.slots:
             self._running.add(answer)
@@ -346,3 +365,15 @@ def echo_model(name: str = "echo") -> ModelSpec:
         capabilities=frozenset({"completion", "tools", "insert", "embedding", "rerank"}),
         families=("echo",),
     )
+
+
+def _common(one: bytes, two: bytes) -> int:
+    """How long both begin alike."""
+    low, high = 0, min(len(one), len(two))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[:middle] == two[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

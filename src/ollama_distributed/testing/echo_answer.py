@@ -66,6 +66,7 @@ class EchoAnswer:
         events: Iterator[EngineEvent],
         sampling: Sampling,
         prompt_tokens: int = 0,
+        cached_tokens: int = 0,
         shift: bool = True,
         reason: Literal["stop", "tool_calls"] = "stop",
         failed: OllamaDistributedError | None = None,
@@ -74,6 +75,7 @@ class EchoAnswer:
         self._sink = sink
         self._events = events
         self._prompt_tokens = prompt_tokens
+        self._cached_tokens = cached_tokens
         self._reason = reason
         self._failed = failed
         limits = [n for n in (sampling.num_predict,) if n is not None and n >= 0]
@@ -136,7 +138,8 @@ class EchoAnswer:
         except OllamaDistributedError as exc:
             self.end(EngineFailed(exc))
             return
-        self._sink(Progress(total=self._prompt_tokens, processed=self._prompt_tokens))
+        total, cached = self._prompt_tokens, self._cached_tokens
+        self._sink(Progress(total=total, processed=total, cached=cached))
         self._first_at = self._loop.time()
         self._pace_from_now()
         if not self._over:
@@ -188,7 +191,7 @@ class EchoAnswer:
         return Done(
             reason=reason,
             prompt_tokens=self._prompt_tokens,
-            cached_tokens=0,
+            cached_tokens=self._cached_tokens,
             completion_tokens=self._emitted,
             prompt_s=self._first_at - self._begun_at,
             completion_s=self._loop.time() - self._first_at,
