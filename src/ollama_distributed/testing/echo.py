@@ -140,6 +140,8 @@ class EchoEngine:
 class EchoRunner:
     """One loaded fake model with `plan.slots` slots; more answers than that wait in order."""
 
+    renders = True
+
     def __init__(
         self, plan: LoadPlan, info: EngineInfo, settings: EchoSettings, fail_after_tokens: int | None
     ) -> None:
@@ -154,10 +156,10 @@ class EchoRunner:
         self._answers = 0
         """So far."""
         self._death: OllamaDistributedError | None = None
-        self.hangs = False
-        """Set: it is not healthy."""
         self._read: deque[bytes] = deque(maxlen=settings.prompt_cache)
         """Prompts, the latest last."""
+        self.hangs = False
+        """Set: it is not healthy."""
 
     @property
     def plan(self) -> LoadPlan:
@@ -186,9 +188,9 @@ class EchoRunner:
                 sink,
                 events=token_events(answer, request.top_logprobs),
                 prompt_tokens=echo_text.count_tokens(prompt),
+                cached_tokens=self._cached(prompt),
                 sampling=request.sampling,
                 shift=request.shift,
-                cached_tokens=self._cached(prompt),
             )
         )
 
@@ -207,8 +209,6 @@ class EchoRunner:
             )
         )
 
-    def _start(self, answer: EchoAnswer) -> EchoAnswer:
-        if self._gone:
     def _cached(self, prompt: bytes) -> int:
         """Of its tokens, those of the longest beginning that was read; reads it."""
         if not self._read.maxlen:
@@ -223,6 +223,8 @@ class EchoRunner:
         self._read.append(prompt)
         return echo_text.count_tokens(prompt[:length])
 
+    def _start(self, answer: EchoAnswer) -> EchoAnswer:
+        if self._gone:
             answer.end(EngineFailed(self._death or Unavailable("the model is being unloaded")), later=True)
         elif len(self._running) < self._plan.slots:
             self._running.add(answer)
