@@ -110,6 +110,7 @@ def _register() -> None:
         queue,
         registry,
         route,
+        users,
         version,
     )
 
@@ -127,6 +128,8 @@ def _register() -> None:
         config,
         route,
         access,
+        users,
+        login,
         version,
         completion,
     ):
