@@ -56,40 +56,24 @@ def model_label(name: str) -> str:
         return ""
 
 
-class Spent(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request that ended."""
-
-    at: float
-    key: str
-    team: str
-    model: str
-    node: str
-    outcome: str
-    """`ok`, `error` or `cancelled`."""
-    usage: Usage | None = None
-    cost: float = 0.0
-
-    def row(self) -> RowKey:
-        return RowKey(int(self.at) // HOUR_S * HOUR_S, self.key, self.team, self.model, self.node)
-
-    def sums(self) -> Sums:
-        errors, cancelled = int(self.outcome == "error"), int(self.outcome == "cancelled")
-        usage = self.usage
-        if usage is None:
-            return Sums(requests=1, errors=errors, cancelled=cancelled)
-        return Sums(
-            requests=1,
-            errors=errors,
-            cancelled=cancelled,
-            prompt_tokens=usage.prompt_tokens,
-            cached_tokens=usage.cached_tokens,
-            completion_tokens=usage.completion_tokens,
-            wait_s=usage.wait_s,
-            load_s=usage.load_s,
-            prompt_s=usage.prompt_s,
-            completion_s=usage.completion_s,
-            cost=self.cost,
-        )
+def add_request(sums: Sums, price: Price, outcome: str, usage: Usage | None) -> None:
+    """One more that ended: `ok`, `error` or `cancelled`."""
+    sums.requests += 1
+    if outcome == "error":
+        sums.errors += 1
+    elif outcome == "cancelled":
+        sums.cancelled += 1
+    if usage is None:
+        return
+    sums.prompt_tokens += usage.prompt_tokens
+    sums.cached_tokens += usage.cached_tokens
+    sums.completion_tokens += usage.completion_tokens
+    sums.wait_s += usage.wait_s
+    sums.load_s += usage.load_s
+    sums.prompt_s += usage.prompt_s
+    sums.completion_s += usage.completion_s
+    if price is not FREE:
+        sums.cost += price.cost(usage)
 
 
 def energy_row(at: float, node: str) -> RowKey:

@@ -24,10 +24,11 @@ from ollama_distributed.access.metering import SYNC_S, TOP_UP_EVERY_S, BorrowAsk
 from ollama_distributed.access.quotas import holders_of
 from ollama_distributed.access.usage import (
     DAY_S,
+    HOUR_S,
     Book,
     Group,
     Price,
-    Spent,
+    add_request,
     day_text,
     energy_row,
     grouped,
@@ -169,7 +170,8 @@ class NodeUsage:
         self._copies: dict[str, _Copy] = {}
         self._kept_by: dict[NodeId, int] = {}
         self._measured_at = clock.monotonic()
-        self._labels: dict[str, str] = {}
+        self._counting: dict[tuple[int, str, str, str, str], tuple[Sums, Price]] = {}
+        """What is pending, by what a request says of itself."""
         self.failing = False
         """The disk refuses what was counted."""
         self.meter = Meter(me, _Gateways(me, state, clock.time), exchange, self, clock.time)
@@ -177,24 +179,25 @@ class NodeUsage:
     def use(self, settings: Settings) -> None:
         """From now on."""
         self._settings, self._prices = settings, prices_of(settings)
+        self._counting.clear()
 
     # ── what is counted ─────────────────────────────────────────────────────────────
 
     def count(self, summary: Summary) -> None:
         """A request for inference ended. Never raises, never waits."""
-        model = self._label(summary)
-        usage = summary.usage
-        spent = Spent(
-            at=self._clock.time(),
-            key=summary.key_id or (f"user:{summary.user}" if summary.user else summary.role),
-            team=summary.team,
-            model=model,
-            node=summary.node or self._name,
-            outcome=summary.outcome,
-            usage=usage,
-            cost=price_of(self._prices, model).cost(usage) if usage is not None else 0.0,
-        )
-        self._add(spent.row(), spent.sums())
+        at, usage = int(self._clock.time()), summary.usage
+        who = summary.key_id or (f"user:{summary.user}" if summary.user else summary.role)
+        # Of a model that there is: what clients make up would fill the ledger.
+        there = summary.status < 400 or summary.status >= 500 or (usage and usage.prompt_tokens)
+        asked = summary.model if there else ""
+        row = (at // HOUR_S, who, summary.team, asked, summary.node)
+        found = self._counting.get(row)
+        if found is None:
+            label = model_label(asked) if asked else ""
+            key = RowKey(at // HOUR_S * HOUR_S, who, summary.team, label, summary.node or self._name)
+            sums = self._pending.setdefault(key, Sums())
+            found = self._counting[row] = (sums, price_of(self._prices, label))
+        add_request(*found, summary.outcome, usage)
 
     # ── limits ──────────────────────────────────────────────────────────────────────
 
@@ -247,17 +250,6 @@ class NodeUsage:
                 found.add(group.sums)
         return found
 
-    def _label(self, summary: Summary) -> str:
-        """Of a model that there is: what a client made up would fill the ledger."""
-        if not summary.model or (summary.usage is None and 400 <= summary.status < 499):
-            return ""
-        label = self._labels.get(summary.model)
-        if label is None:
-            if len(self._labels) > 10_000:
-                self._labels.clear()
-            label = self._labels[summary.model] = model_label(summary.model)
-        return label
-
     def _add(self, key: RowKey, sums: Sums) -> None:
         held = self._pending.get(key)
         if held is None:
@@ -294,6 +286,7 @@ class NodeUsage:
             if not self._pending:
                 return
             self._writing, self._pending = self._pending, {}
+            self._counting.clear()
             rows = tuple(Row(key, sums) for key, sums in self._writing.items())
             try:
                 await self._write(rows)
@@ -441,7 +434,7 @@ class NodeUsage:
             try:
                 answer = await self._exchange.counts(node, ask)
             except OllamaDistributedError as away:
-                log.warning("usage.not_answered", node=node, reason=away.message)
+                log.debug("usage.not_answered", node=node, reason=away.message)
                 missing.append(name)
                 return
             for counted in answer.ledgers:

@@ -12,7 +12,7 @@ from ollama_distributed.access.usage import (
     HOUR_S,
     Book,
     Price,
-    Spent,
+    add_request,
     check_by,
     check_day,
     energy_row,
@@ -26,6 +26,27 @@ from ollama_distributed.access.usage import (
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.inference import Usage
 from ollama_distributed.base.usage import GROUPS, Row, RowKey, Sums
+
+
+class Spent(msgspec.Struct, frozen=True, kw_only=True):
+    """One request that ended."""
+
+    at: float
+    key: str
+    team: str
+    model: str
+    node: str
+    outcome: str
+    usage: Usage | None = None
+
+    def row(self) -> RowKey:
+        return RowKey(int(self.at) // HOUR_S * HOUR_S, self.key, self.team, self.model, self.node)
+
+    def sums(self) -> Sums:
+        sums = Sums()
+        add_request(sums, Price(), self.outcome, self.usage)
+        return sums
+
 
 NOON = 1_795_435_200.0
 """2026-11-23 12:00 UTC."""
