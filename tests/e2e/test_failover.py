@@ -28,6 +28,7 @@ from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.e2e.conftest import PACKAGED, add_model
 from tests.limits import SOON_S, STRICT, limit_s
 from tests.nodes import NodeProcess, Nodes, until
+from tests.suspended import suspended
 
 pytestmark = [
     pytest.mark.e2e,
@@ -42,6 +43,8 @@ GATEWAYS = int(os.environ.get("FAILOVER_GATEWAYS", "1"))
 REAL_KILLS = int(os.environ.get("FAILOVER_REAL", "0"))
 """Of nodes that answer with SmolLM2."""
 GAP_S, STOP_GAP_S, REATTACH_S = 1.0, 3.0, 2.0
+STAND_S = 30.0 if STRICT else 3.0
+"""Longer than a stall of a node would last."""
 REPLICAS = ("n2", "n3")
 WORDS = 1200 if STRICT else 600
 SCRIPT = "".join(f" word{i:04d}" + " 😀" * (i % 40 == 0) + " <b>" * (i % 97 == 0) for i in range(WORDS))
@@ -306,6 +309,43 @@ def test_a_node_that_hangs_is_left_and_its_late_words_are_not_heard(trio: Trio) 
         assert answer.gap_s <= limit_s(STOP_GAP_S)
         trio.note("SIGSTOP node", answer.gap_s)
         assert woken.wait(SOON_S)
+
+
+def test_a_gateway_that_stood_still_goes_on_where_it_was(trio: Trio) -> None:
+    """Its own standstill is no stall of the node that answers, and what waited for it comes once."""
+    dialect, stopped = DIALECTS[1], list[float]()
+
+    def stop(answer: Answer) -> None:
+        if len(answer.texts) == WORDS // 10:
+            with suspended(trio.gateway.pid):
+                began = time.monotonic()
+                time.sleep(STAND_S)
+                stopped.append(time.monotonic() - began)
+
+    answer = trio.read("scripted", dialect, stop)
+    assert stopped
+    assert answer.text == SCRIPT
+    assert answer.failovers == 0
+
+
+@pytest.mark.skipif(not STRICT, reason="a slow machine is silent for as long")
+def test_the_sdk_leaves_a_gateway_that_hangs_and_does_not_hear_it_wake(trio: Trio) -> None:
+    request = wire.GenerateRequest(model="scripted", prompt="Say it.", options={"num_ctx": 4096})
+    text, woken = "", threading.Event()
+
+    def wake() -> None:
+        trio.gateway.process.send_signal(signal.SIGCONT)
+        woken.set()
+
+    urls = [trio.gateway.url, *(trio.nodes[name].url for name in REPLICAS)]
+    for pieces, piece in enumerate(SyncClient(urls, timeout=3.0).generate_stream(request)):
+        text += piece.response
+        if pieces == WORDS // 10:
+            _stop(trio.gateway)
+        if pieces == WORDS // 4:
+            wake()  # while another gateway still speaks
+    assert woken.is_set()
+    assert text == SCRIPT
 
 
 def test_a_runner_that_dies_takes_no_answer_along(trio: Trio) -> None:

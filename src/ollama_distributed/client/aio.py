@@ -219,7 +219,7 @@ class Client:
         return Succeeded(call.decode(b"".join(parts)))
 
     async def _stream(self, call: calls.Call[T]) -> AsyncGenerator[T]:
-        held = Held(call, self._settings.retries)
+        held = Held(call, self._settings.retries, self._settings.servers.leave)
         once = call
         while True:
             try:

@@ -71,6 +71,10 @@ class Servers:
     def answered(self, url: str) -> None:
         self._good = self.urls.index(url)
 
+    def leave(self) -> None:
+        """The one that answered hangs: it is asked last."""
+        self._good = (self._good + 1) % len(self.urls)
+
 
 def attempts(
     call: Call[Any], servers: Servers, *, retries: int, draw: Callable[[], float]

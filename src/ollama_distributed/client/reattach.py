@@ -1,4 +1,4 @@
-"""A stream whose connection is lost, or whose server stops, is taken up again, here or elsewhere. Pure.
+"""A stream whose connection is lost, or whose server stops or hangs, is taken up again. Pure.
 
 The server keeps an answer for a minute under its request id; it is told how many bytes of text
 came, and gives the rest. Where it cannot, the caller sees how the connection was lost.
@@ -6,13 +6,13 @@ came, and gives the rest. Where it cannot, the caller sees how the connection wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 import msgspec
 
 from ollama_distributed.client.calls import Call
-from ollama_distributed.client.errors import ClientError, Unavailable
+from ollama_distributed.client.errors import ClientError, TimedOut, Unavailable
 
 T = TypeVar("T")
 
@@ -23,13 +23,15 @@ MORE_RETRIES = 6
 class Held(Generic[T]):
     """What came of one stream."""
 
-    def __init__(self, call: Call[T], retries: int) -> None:
+    def __init__(self, call: Call[T], retries: int, leave: Callable[[], None] = lambda: None) -> None:
+        """`leave`: the server hangs, another one is to be asked first."""
         self._call = call
+        self._leave = leave
         self._may = retries > 0 and call.text is not None
         self._request_id = ""
         self._bytes = 0
         self._bytes_at_loss = -1
-        self._lost: Unavailable | None = None
+        self._lost: Unavailable | TimedOut | None = None
         self._complete = False
         self.retries = retries
         """Rounds over the servers for the next connection."""
@@ -48,10 +50,12 @@ class Held(Generic[T]):
         Raises:
             ClientError: there is none. Why it cannot be taken up says less than how it was lost.
         """
-        lost = error if isinstance(error, Unavailable) else None
+        lost = error if isinstance(error, Unavailable | TimedOut) else None
         again = self._may and not self._complete and self._bytes > self._bytes_at_loss
         if lost is None or not again or not self._request_id:
             raise error if self._lost is None else self._lost
+        if isinstance(lost, TimedOut):
+            self._leave()
         self._lost, self._bytes_at_loss = lost, self._bytes
         self.retries = max(self.retries, MORE_RETRIES)
         headers = {"x-request-id": self._request_id, "x-ollama-resume-at": str(self._bytes)}

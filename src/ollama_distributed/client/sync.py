@@ -191,7 +191,7 @@ class SyncClient:
         return Succeeded(call.decode(b"".join(parts)))
 
     def _stream(self, call: calls.Call[T]) -> Generator[T, None, None]:
-        held = Held(call, self._settings.retries)
+        held = Held(call, self._settings.retries, self._settings.servers.leave)
         once = call
         while True:
             try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ollama_distributed.client import calls, wire
-from ollama_distributed.client.errors import ClientError, ConnectionLost, NotFound, Unavailable
+from ollama_distributed.client.attempts import Servers
+from ollama_distributed.client.errors import ClientError, ConnectionLost, NotFound, TimedOut, Unavailable
 from ollama_distributed.client.reattach import MORE_RETRIES, Held
 
 CALL = calls.generate(wire.GenerateRequest(model="m", prompt="p"), stream=True)
@@ -42,6 +43,16 @@ def test_how_it_was_lost_is_told_when_it_cannot_be_taken_up() -> None:
 
 def test_a_server_that_says_that_it_stops_is_left_too() -> None:
     assert held().lost(Unavailable("shutting down")).headers["x-request-id"] == "r1"
+
+
+def test_a_server_that_hangs_is_left_for_another_one() -> None:
+    servers = Servers(("a", "b", "c"))
+    servers.answered("b")
+    one = Held(CALL, 2, servers.leave)
+    one.began({"x-request-id": "r1"})
+    one.got(wire.GenerateResponse(response="x"))
+    assert one.lost(TimedOut("silent")).headers["x-ollama-resume-at"] == "1"
+    assert servers.order() == ("c", "a", "b")
 
 
 def test_what_is_not_taken_up() -> None:
