@@ -28,6 +28,7 @@ from ollama_distributed.base.ids import KeyId, NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.cluster.identity import ca
+from ollama_distributed.cluster.identity.assertions import Asserter, Believer
 from ollama_distributed.cluster.identity.issuing import issue
 from ollama_distributed.cluster.identity.roster import NodeRecord
 from ollama_distributed.cluster.load import Load
@@ -84,6 +85,7 @@ class HopNode:
         """Where this node believes others to be, if not where they say."""
         self.loads: dict[NodeId, Load] = {}
         self.asked: list[NodeId] = []
+        self.believed: list[Identity] = []
 
     async def open(
         self, closing: AsyncExitStack, models: tuple[str, ...], echo: Mapping[str, Any], settings: Any
@@ -117,6 +119,7 @@ class HopNode:
             self.serving.unload,
             draining=lambda: self.draining,
             status_of=status_of,
+            believe=Believer(seat.world.facts.cluster, lambda: seat.world.now, self.told).believe,
         )
         self.listener = ClusterListener(
             self.door, seat.world.admission, check_peer=seat.check, status_of=status_of
@@ -125,11 +128,22 @@ class HopNode:
             listening(self.listener, self.tls.server(client_required=False))
         )
         closing.push_async_callback(self.door.close)
-        self.pool = PeerPool(self.hops, self.tls, lambda connection, node: peer_of(connection, expected=node))
+        asserter = Asserter(seat.world.facts.cluster, self.id, keys.tls, lambda: seat.world.now)
+        self.pool = PeerPool(
+            self.hops,
+            self.tls,
+            lambda connection, node: peer_of(connection, expected=node),
+            asserter.say,
+        )
         closing.push_async_callback(self.pool.close)
         self.router = Router(self.serving, self.catalog, self.pool, self, random.Random(7).randrange)
         self.answers = Answers(self.router, SystemClock(), generated=self.door.answered.find)
         open_written(self.door, self.answers)
+
+    def told(self, identity: Identity) -> Identity:
+        """Whom a request is for, as this node knows it."""
+        self.believed.append(identity)
+        return identity
 
     @property
     def hop(self) -> str:

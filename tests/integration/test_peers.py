@@ -132,6 +132,20 @@ async def test_a_model_of_another_node_answers_as_if_it_were_here(tmp_path: Path
         assert a.engine.loads == 0
 
 
+async def test_a_request_says_for_whom_it_is_and_proves_it(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",))
+        asked = text_request("m")
+        assert await Heard(a, asked).whole()
+        assert b.believed == [asked.identity]
+        signed, a.pool._say = a.pool._say, None
+        assert isinstance(await Heard(a, asked).error(), Forbidden)
+        a.pool._say = b.pool._say  # what another node says
+        assert isinstance(await Heard(a, asked).error(), Forbidden)
+        a.pool._say = signed
+        assert await Heard(a, asked).whole()
+
+
 async def test_chat_tools_thinking_and_images_survive(tmp_path: Path) -> None:
     image = bytes(range(256)) * 1000
     seen: list[InferenceRequest] = []
@@ -322,7 +336,8 @@ async def test_a_peer_that_reads_nothing_is_given_up(tmp_path: Path, monkeypatch
             "127.0.0.1", b.address.port, ssl=a.tls.client(), limit=1024
         )
         ask = wire.GenerateAsk(request=text_request("m", sampling=Sampling(num_predict=2_000_000)))
-        writer.write(pool.message(wire.GENERATE, ask))
+        assert a.pool._say is not None
+        writer.write(pool.message(wire.GENERATE, ask, a.pool._say(ask.request.identity)))
         await until(lambda: b.serving._jobs, "the job")
         (running,) = b.door._outlets
         most = 0

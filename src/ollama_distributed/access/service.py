@@ -171,6 +171,21 @@ class Authenticator:
             raise Forbidden("the key that this request is for is not good here")
         return known.identity
 
+    def told(self, identity: Identity) -> Identity:
+        """Whom a request of another node is for, as this node knows it. A key that only the other node
+        has (in its own `admin.json`, or just made) counts as nobody's in particular.
+
+        Raises:
+            Forbidden: as `vouch`, for a key or person that is known here.
+        """
+        if identity.user:
+            return self._vouched_person(identity)
+        if identity.key_id is None:
+            return self._local
+        if identity.key_id in self._known:
+            return self.vouch(identity)
+        return Identity(role="local", key_id=identity.key_id, policy=self._local.policy)
+
     def _vouched_person(self, identity: Identity) -> Identity:
         user = self._people.users.get(identity.user) if self._people is not None else None
         if user is None or user.disabled or (user.role, user.team) != (identity.role, identity.team):

@@ -201,6 +201,7 @@ async def _built(
                 people=people,
                 placing=placing,
                 missed=uses.miss,
+                told=authenticator.told,
                 outside=transfers.looking,
             )
         )

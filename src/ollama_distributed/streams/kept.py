@@ -85,7 +85,7 @@ class CutAndComplete(Generic[T]):
 
 def same(one: InferenceRequest, other: InferenceRequest) -> bool:
     """Asked by the same caller in the same words."""
-    if (one.identity.role, one.identity.key_id) != (other.identity.role, other.identity.key_id):
+    if (one.identity.role, one.identity.owner) != (other.identity.role, other.identity.owner):
         return False
     alike = msgspec.structs.replace(
         other,

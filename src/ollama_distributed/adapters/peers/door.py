@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
@@ -36,6 +37,7 @@ from ollama_distributed.base.errors import (
     RequestTimeout,
     Unavailable,
 )
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, Queued, RerankRequest
 from ollama_distributed.base.tokens import SourceEvent, SourceSink
@@ -72,6 +74,12 @@ Streaming = Callable[[Peer, Any, Put], Awaitable[bytes]]
 """As `Handler`, but may send frames before it returns the last one."""
 
 
+Believe = Callable[[Peer, bytes], Identity]
+"""Whom a request is for, by what the caller asserts. Raises `Forbidden`."""
+Whom = Callable[[Any], Any]
+"""Puts the identity that the caller proves in place of the one that it says."""
+
+
 class _Route(msgspec.Struct, frozen=True):
     handler: Handler
     body: Any
@@ -92,6 +100,7 @@ class PeerDoor:
         *,
         draining: Callable[[], bool],
         status_of: Callable[[OllamaDistributedError], int],
+        believe: Believe | None = None,
     ) -> None:
         self._me = me
         self._source = source
@@ -99,6 +108,7 @@ class PeerDoor:
         self._unload_model = unload
         self._draining = draining
         self._status_of = status_of
+        self._believe = believe
         self.answered = Answered(time.monotonic)
         self._reading_bytes = 0
         self._routes: dict[str, _Route] = {}
@@ -175,12 +185,20 @@ class PeerDoor:
         try:
             route = self._admitted(scope["method"], path, peer)
             body = await self._read(scope, receive)
-            await self._served(path, route, peer, body, scope["extensions"][LIFELINE], send)
+            whom = partial(self._for_whom, peer, _assertion(scope))
+            await self._served(path, route, peer, whom, body, scope["extensions"][LIFELINE], send)
         except OllamaDistributedError as refused:
             await _refuse(send, self._status_of(refused), refused)
 
     async def _served(
-        self, path: str, route: _Route | None, peer: Peer, body: bytes, lifeline: Lifeline, send: Send
+        self,
+        path: str,
+        route: _Route | None,
+        peer: Peer,
+        whom: Whom,
+        body: bytes,
+        lifeline: Lifeline,
+        send: Send,
     ) -> None:
         outlet = Outlet(peer.node, send)
         self._outlets.add(outlet)
@@ -189,11 +207,11 @@ class PeerDoor:
             self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         try:
             if path == self._generate_path:
-                await self._generate(body, outlet)
+                await self._generate(whom, body, outlet)
             elif route is not None:
-                await self._answer(route, peer, body, outlet)
+                await self._answer(route, peer, whom, body, outlet)
             else:
-                await self._embed(body, outlet)
+                await self._embed(whom, body, outlet)
         except OllamaDistributedError:
             raise
         except Exception as defect:
@@ -206,6 +224,20 @@ class PeerDoor:
             self._outlets.discard(outlet)
             if self._closed and not self._outlets:
                 self._empty.set()
+
+    def _for_whom(self, peer: Peer, said: bytes, asked: Any) -> Any:
+        """The question with the identity that the caller proves, where it is for somebody at all.
+
+        Raises:
+            Forbidden: it proves none, or one that is not good here.
+        """
+        request = getattr(asked, "request", asked)
+        if self._believe is None or not hasattr(request, "identity"):
+            return asked
+        known = msgspec.structs.replace(request, identity=self._believe(peer, said))
+        if request is asked:
+            return known
+        return msgspec.structs.replace(asked, request=known)
 
     def _tick(self) -> None:
         """One timer for the pings and deadlines of all answers."""
@@ -263,8 +295,8 @@ class PeerDoor:
 
     # ── answers ─────────────────────────────────────────────────────────────────────
 
-    async def _generate(self, body: bytes, outlet: Outlet) -> None:
-        ask = _decoded(self._generate_form, body)
+    async def _generate(self, whom: Whom, body: bytes, outlet: Outlet) -> None:
+        ask: wire.GenerateAsk = whom(_decoded(self._generate_form, body))
         outlet.model = ask.request.model
         self.answered.begins(ask, outlet)
         try:
@@ -274,8 +306,8 @@ class PeerDoor:
         finally:
             self.answered.ended(ask, outlet)
 
-    async def _embed(self, body: bytes, outlet: Outlet) -> None:
-        request = _decoded(msgspec.msgpack.Decoder(EmbedRequest), body)
+    async def _embed(self, whom: Whom, body: bytes, outlet: Outlet) -> None:
+        request: EmbedRequest = whom(_decoded(msgspec.msgpack.Decoder(EmbedRequest), body))
 
         async def rows() -> bytes:
             result = await self._source.embed(request)
@@ -293,8 +325,10 @@ class PeerDoor:
 
         await outlet.answer(self._guarded(rows, outlet, request.request_id))
 
-    async def _answer(self, route: _Route, peer: Peer, body: bytes, outlet: Outlet) -> None:
-        asked = _decoded(msgspec.msgpack.Decoder(route.body), body)
+    async def _answer(
+        self, route: _Route, peer: Peer, whom: Whom, body: bytes, outlet: Outlet
+    ) -> None:
+        asked = whom(_decoded(msgspec.msgpack.Decoder(route.body), body))
 
         async def one() -> bytes:
             if route.streaming is not None:
@@ -325,6 +359,12 @@ class PeerDoor:
 
     async def _unload(self, _peer: Peer, asked: wire.UnloadAsk) -> Any:
         await self._unload_model(asked.name)
+
+
+def _assertion(scope: Scope) -> bytes:
+    """What the caller says of whom the request is for; empty: nothing."""
+    said: bytes = next((value for name, value in scope["headers"] if name == b"x-identity"), b"")
+    return said
 
 
 def _decoded(form: msgspec.msgpack.Decoder[T], body: bytes) -> T:

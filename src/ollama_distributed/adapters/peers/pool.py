@@ -30,6 +30,7 @@ from ollama_distributed.base.errors import (
     QueueFull,
     Unavailable,
 )
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.inference import (
     EmbedRequest,
@@ -92,10 +93,13 @@ class _Road:
 class PeerPool:
     """Implements `routing.ports.Peers`, and asks other nodes the rest. `async with`, or `close`."""
 
-    def __init__(self, addresses: Addresses, tls: TLS, check: CheckPeer) -> None:
+    def __init__(
+        self, addresses: Addresses, tls: TLS, check: CheckPeer, say: Callable[[Identity], bytes] | None = None
+    ) -> None:
         self._addresses = addresses
         self._tls = tls
         self._check = check
+        self._say = say
         self._roads: dict[NodeId, _Road] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -122,7 +126,7 @@ class PeerPool:
             Invalid: the request cannot be said in msgpack.
         """
         asked = wire.GenerateAsk(request=request, resume=resume, hears_place=True)
-        generation = RemoteGeneration(self, node, message(wire.GENERATE, asked), sink)
+        generation = RemoteGeneration(self, node, self._message(wire.GENERATE, asked, request), sink)
         self.send(generation, node)
         return generation
 
@@ -183,7 +187,7 @@ class PeerPool:
         fresh: bool = False,
     ) -> Question:
         """Cancel-safe: a cancelled wait closes the connection, so that the other node stops too."""
-        question = Question(self, node, message(route, body))
+        question = Question(self, node, self._message(route, body, getattr(body, "request", body)))
         self.send(question, node, fresh=fresh)
         try:
             async with asyncio.timeout(deadline_s):
@@ -193,6 +197,12 @@ class PeerPool:
         finally:
             question.cancel()
         return question
+
+    def _message(self, route: str, body: Any, asked: Any) -> bytes:
+        """`asked`: what may be for somebody."""
+        identity = getattr(asked, "identity", None)
+        said = self._say(identity) if self._say is not None and identity is not None else b""
+        return message(route, body, said)
 
     # ── connections ─────────────────────────────────────────────────────────────────
 
@@ -334,8 +344,8 @@ class PeerPool:
         self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._roads else None
 
 
-def message(route: str, body: Any) -> bytes:
-    """Head and body of a request.
+def message(route: str, body: Any, said: bytes = b"") -> bytes:
+    """Head and body of a request. `said`: whom it is for, as this node asserts.
 
     Raises:
         Invalid, BodyTooLarge: it cannot be said.
@@ -345,6 +355,7 @@ def message(route: str, body: Any) -> bytes:
         raise wire.too_large()
     head = (
         f"POST {wire.PREFIX}{route} HTTP/1.1\r\nhost: node\r\n"
-        f"content-type: application/msgpack\r\ncontent-length: {len(payload)}\r\n\r\n"
+        f"content-type: application/msgpack\r\ncontent-length: {len(payload)}\r\n"
     )
-    return head.encode("ascii") + payload
+    identity = b"x-identity: %b\r\n" % said if said else b""
+    return b"%b%b\r\n%b" % (head.encode("ascii"), identity, payload)

@@ -22,6 +22,7 @@ from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.catalog.cluster import ClusterCatalog
 from ollama_distributed.catalog.service import Catalog
@@ -34,6 +35,7 @@ from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.live import LiveConfig
 from ollama_distributed.node.cluster.parts import Parts
 from ollama_distributed.node.cluster.service import ClusterService
+from ollama_distributed.node.cluster.speaking import Speaking
 from ollama_distributed.node.cluster.view import View
 from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.placing import RULES, Placing
@@ -133,10 +135,12 @@ async def in_cluster(
     people: SharedPeople,
     placing: Placing,
     missed: Callable[[], None],
+    told: Callable[[Identity], Identity],
     outside: Outside | None = None,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster. `missed`: hears of each
-    request for a model that is not on this node's disk. `outside`: models that no node has."""
+    request for a model that is not on this node's disk. `told`: whom a request of another node is for,
+    as this one knows it. `outside`: models that no node has."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
     async with AsyncExitStack() as stack:
         sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
@@ -159,8 +163,17 @@ async def in_cluster(
 
         view = View(node, state, lambda: keeper.loads, lambda: polite.rest)
         tls = _CurrentTLS(lambda: keeper)
-        pool = await stack.enter_async_context(PeerPool(view.addresses, tls, tls.check))
-        door = PeerDoor(node, serving, catalog, serving.unload, draining=view.draining, status_of=status_of)
+        speaking = Speaking(node, lambda: keeper, told, clock)
+        pool = await stack.enter_async_context(PeerPool(view.addresses, tls, tls.check, speaking.say))
+        door = PeerDoor(
+            node,
+            serving,
+            catalog,
+            serving.unload,
+            draining=view.draining,
+            status_of=status_of,
+            believe=speaking.believe,
+        )
         stack.push_async_callback(door.close)
         keeper = Keeper(
             Parts(
