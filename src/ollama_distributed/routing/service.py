@@ -68,7 +68,7 @@ from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Wanted = Callable[[InferenceRequest], Mapping[str, str]]
+Wanted = Callable[[InferenceRequest | EmbedRequest | RerankRequest], Mapping[str, str]]
 
 
 class Routed(msgspec.Struct, frozen=True, gc=False):
@@ -80,9 +80,14 @@ class Routed(msgspec.Struct, frozen=True, gc=False):
     trip: Trip
 
 
-def no_labels(request: InferenceRequest) -> Mapping[str, str]:  # noqa: ARG001
+def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001
     """Any node may answer."""
     return {}
+
+
+def _no_labelled(model: str, wanted: Mapping[str, str]) -> NoCapacity:
+    labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
+    return NoCapacity(f"no node with the labels {labels} holds {model}")
 
 
 PROBE_ID = RequestId("probe")
@@ -139,7 +144,7 @@ class Router:
                 sink(EngineFailed(lacking))
                 return NOTHING
         else:
-            order, trip = self._again(request.model, resume), Trip(self._caches, key, reason="failover")
+            order, trip = self._again(request, resume), Trip(self._caches, key, reason="failover")
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
         if order in ((), (me,)):
@@ -237,8 +242,14 @@ class Router:
         wanted = self._wanted(request)
         if not wanted or not made.left_out:
             return None
-        labels = ", ".join(f"{name}={value}" for name, value in sorted(wanted.items()))
-        return NoCapacity(f"no node with the labels {labels} holds {request.model}")
+        return _no_labelled(request.model, wanted)
+
+    def _allowed(self, request: InferenceRequest, standing: Standing) -> bool:
+        """Whether the request may be known to the node at all."""
+        wanted = self._wanted(request)
+        if not wanted:
+            return True
+        return wanted.items() <= self._directory.labels(standing.node).items()
 
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
@@ -264,20 +275,21 @@ class Router:
             node not in left
             and (known := nodes.get(node)) is not None
             and known.status not in ("offline", "draining")
-            for node in self._again(request.model, resume)
+            for node in self._again(request, resume)
         )
 
-    def _again(self, model: str, resume: Resume) -> tuple[NodeId, ...]:
+    def _again(self, request: InferenceRequest, resume: Resume) -> tuple[NodeId, ...]:
         """Who may go on with an answer: nodes that it left come last, one where it stalled never,
         and only those that hold the same content."""
-        me, left = self._view.me, {one.replica or self._view.me: one.stalled for one in resume.left}
+        me, model = self._view.me, request.model
+        left = {one.replica or me: one.stalled for one in resume.left}
         held = self._view.state().models.get(name_key(model))
         fresh: list[Standing] = []
         old: list[Standing] = []
         for standing in self._holders(model):
             known = held.get(standing.node) if held is not None and standing.node != me else None
             other = resume.ids and known is not None and known.digest != resume.model_digest
-            if other or left.get(standing.node):
+            if other or left.get(standing.node) or not self._allowed(request, standing):
                 continue
             (old if standing.node in left else fresh).append(standing)
         key, judged = name_key(model), self._ejections.judged
@@ -299,12 +311,15 @@ class Router:
 
         async with anyio.create_task_group() as asking:
             for standing in self._directory.others(request.model):
-                asking.start_soon(ask, standing.node)
+                if self._allowed(request, standing):
+                    asking.start_soon(ask, standing.node)
         return max(found, key=lambda one: len(one.ids), default=None)
 
     async def hand_over(self, request: InferenceRequest, written: Written) -> None:
         """To the first that takes it of those who are asked for it later (`written`)."""
         for standing in self._directory.others(request.model):
+            if not self._allowed(request, standing):
+                continue
             try:
                 await self._peers.hand_over(standing.node, request, written)
                 return
@@ -320,6 +335,7 @@ class Router:
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
             sum(map(len, request.inputs)),
+            wanted=self._wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
 
@@ -330,6 +346,7 @@ class Router:
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
             len(request.query) + sum(map(len, request.documents)),
+            wanted=self._wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
 
@@ -339,15 +356,16 @@ class Router:
             request.request_id,
             lambda: self._local.count_tokens(request),
             lambda node: self._peers.count_tokens(node, request),
+            wanted=self._wanted(request),
         )
         return tokens
 
-    def plan(self, model: str) -> Plan:
-        """Which nodes would be asked now, and why not the others."""
+    def plan(self, model: str, wanted: Mapping[str, str] | None = None) -> Plan:
+        """Which nodes would be asked now, and why not the others. `wanted`: labels that they need."""
         key, holders = name_key(model), self._holders(model)
-        if self._alone(holders):
+        if self._alone(holders) and not wanted:
             return Plan(order=(self._view.me,))
-        return self._planned(key, holders, self._loads(key, holders), NO_PROMPT, {})
+        return self._planned(key, holders, self._loads(key, holders), NO_PROMPT, wanted or {})
 
     def paced(self, model: str, replica: str, tokens: int, seconds: float) -> None:
         """What a replica said in the last second, in answers that were spoken for `seconds` together."""
@@ -433,11 +451,15 @@ class Router:
         here: Callable[[], Awaitable[T]],
         there: Callable[[NodeId], Awaitable[T]],
         size: int | None = None,
+        *,
+        wanted: Mapping[str, str],
     ) -> tuple[str, str, T]:
         """The name of the node that answered (empty: this one), why that one, the answer. `size`: of
         the question, in characters; one that has a size is asked twice where its answer is late
         (`hedging.py`)."""
-        made, key = self.plan(model), name_key(model)
+        made, key = self.plan(model, wanted), name_key(model)
+        if wanted and not made.order and made.left_out:
+            raise _no_labelled(model, wanted)
         order = made.order or (self._view.me,)
 
         def noted(node: NodeId, error: OllamaDistributedError | None) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, RerankRequest
 from ollama_distributed.catalog.cluster import ClusterCatalog
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.catalog.versions import Cleaner, history_in
@@ -59,6 +60,11 @@ if TYPE_CHECKING:
 
 SEEN_S = 1.0
 """How long who changed something on another node waits to see it here."""
+
+
+def of_policy(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:
+    """Labels that a node must have to see a request: its caller's policy says so."""
+    return request.identity.node_labels
 
 
 class InCluster(msgspec.Struct, frozen=True):
@@ -215,7 +221,9 @@ async def in_cluster(
         open_names(door, catalog)
         everywhere = ClusterCatalog(catalog, NameExchange(pool), node, state, _Consensus(node, keeper.linked))
         policy = settings.routing_policy
-        router = Router(serving, catalog, pool, view, chance.randrange, missed, clock, policy=policy)
+        router = Router(
+            serving, catalog, pool, view, chance.randrange, missed, clock, policy=policy, wanted=of_policy
+        )
         probing = asyncio.create_task(router.probe(), name="probes of replicas")
         stack.push_async_callback(end, [probing])
         yield InCluster(
