@@ -13,15 +13,17 @@ from starlette.exceptions import HTTPException
 from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.clock import Clock, SystemClock
+from ollama_distributed.base.errors import Unauthenticated
 from ollama_distributed.base.inference import Inference
 from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
+from ollama_distributed.gateway.auditing import Auditing, refused_entry
 from ollama_distributed.gateway.batch_port import BatchLane
 from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.gateway.disk_port import Disks
-from ollama_distributed.gateway.gate import Gate
+from ollama_distributed.gateway.gate import Gate, Head, request_id
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
@@ -41,6 +43,7 @@ from ollama_distributed.gateway.queue_port import Queues
 from ollama_distributed.gateway.rights import right_of
 from ollama_distributed.gateway.route_port import Routes, told
 from ollama_distributed.gateway.routes.access import access_routes
+from ollama_distributed.gateway.routes.audit import audit_routes
 from ollama_distributed.gateway.routes.batches import batch_routes
 from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
@@ -133,6 +136,7 @@ def create_app(
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict,
     queues: Queues | None = None,
     access: AccessDesk | None = None,
+    audit: Auditing | None = None,
     people: People | None = None,
     routing: Routes | None = None,
     tell: Observer = lambda _: None,
@@ -207,6 +211,7 @@ def create_app(
         *ollama_routes(node),
         *openai_routes(node),
         *(batch_routes(batches) if batches is not None else ()),
+        *(audit_routes(audit) if audit is not None else ()),
         *(usage_routes(usage, clock.time) if usage is not None else ()),
     ]
     if access is not None:
@@ -217,8 +222,16 @@ def create_app(
         routes += route_routes(routing)
     if cluster is not None:
         routes += [*cluster_routes(cluster), *nodes_routes(cluster), *config_routes(cluster, ready)]
-    cold = ColdPath(_fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload)
+    if audit is not None:
+        gate.refused = functools.partial(_record_refused, audit)
+    cold = ColdPath(
+        _fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload, audit=audit
+    )
     return Gateway(hot, cold, routes, tasks, gate)
+
+
+def _record_refused(audit: Auditing, head: Head) -> None:
+    audit.refused(refused_entry(head, request_id(head.headers), Unauthenticated.code))
 
 
 def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from ollama_distributed.access.policies import allows_model
 from ollama_distributed.access.roles import Resource, Right, Verb, demand, may
+from ollama_distributed.base.audit import AuditEntry
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -29,10 +30,19 @@ from ollama_distributed.base.errors import (
     ModelNotFound,
     NotFound,
     OllamaDistributedError,
+    Unauthenticated,
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, scope_head
+from ollama_distributed.gateway.auditing import (
+    SIGN_IN,
+    Auditing,
+    about,
+    entry_of,
+    is_privileged,
+    refused_entry,
+)
 from ollama_distributed.gateway.dialects.fields import decode
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
@@ -63,6 +73,9 @@ class ColdRequest:
         self.request_id = request_id
         self.identity: Identity | None = None
         self.error_code = ""
+        self.audit: Auditing | None = None
+        self._begun: AuditEntry | None = None
+        self._read: bytes | None = None
         self._limits = limits
         self._guard = guard
         self._offload = offload
@@ -99,18 +112,69 @@ class ColdRequest:
         Raises:
             MissingBody, Malformed, BodyTooLarge, UnsupportedMedia
         """
-        limits = self._limits
-        check_body(self.head.headers, limits.body_bytes)
-        data = bytearray()
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > limits.body_bytes:
-                raise BodyTooLarge(too_large_text(limits.body_bytes))
-        if not data:
+        body = await self._whole(request)
+        if not body:
             raise MissingBody("missing request body")
-        body = bytes(data)
-        await self._apart(body, lambda: self._guard.check(body, max_string=limits.string_bytes))
+        most = self._limits.string_bytes
+        await self._apart(body, lambda: self._guard.check(body, max_string=most))
         return body
+
+    async def _whole(self, request: Request) -> bytes:
+        """The body of a request that is no upload, read once."""
+        if self._read is None:
+            limit = self._limits.body_bytes
+            check_body(self.head.headers, limit)
+            data = bytearray()
+            async for chunk in request.stream():
+                data += chunk
+                if len(data) > limit:
+                    raise BodyTooLarge(too_large_text(limit))
+            self._read = bytes(data)
+        return self._read
+
+    async def record(self, request: Request, right: Right | None) -> None:
+        """Write what is about to be done, if it is of that kind.
+
+        Raises:
+            DiskFull, Unavailable: it cannot be written, and so must not be done.
+        """
+        route = request.scope["route"].path
+        if self.audit is None or not is_privileged(self.head.method, route, right):
+            return
+        body = await self._whole(request) if self._may_name() else b""
+        named = about(request.path_params, body)
+        entry = entry_of(self.head, route, self.request_id, self.identity, "begun", named)
+        await self.audit.write(entry)
+        self._begun = entry
+
+    def _may_name(self) -> bool:
+        """Whether the body is JSON, as far as the head says, and so may name what it is about."""
+        kind, size = self.head.headers.get("content-type"), self.head.headers.get("content-length", "")
+        if kind is None:
+            return size.isascii() and size.isdigit() and len(size) < 6
+        return kind.startswith("application/json")
+
+    async def record_sign_in(self, request: Request) -> None:
+        """As `record`, of somebody who is about to be told that they are in."""
+        if self.audit is not None and self.head.path in SIGN_IN:
+            named = about({}, self._read or b"")
+            route = request.scope["route"].path
+            await self.audit.write(entry_of(self.head, route, self.request_id, None, "ok", named))
+
+    def record_refusal(self, right: Right | None, code: str) -> None:
+        """Who may not do it, or is not who they say."""
+        if self.audit is None:
+            return
+        if self._begun is None and is_privileged(self.head.method, self.head.path, right):
+            self.audit.refused(refused_entry(self.head, self.request_id, code, self.identity))
+        elif right is None and self.head.path in SIGN_IN:
+            self.audit.refused(refused_entry(self.head, self.request_id, code))
+
+    def record_end(self, status: int) -> None:
+        """How that went whose begin was recorded."""
+        if self.audit is not None and self._begun is not None:
+            result = "ok" if 0 < status < 400 else self.error_code or f"status {status}"
+            self.audit.note(msgspec.structs.replace(self._begun, result=result))
 
     async def _apart(self, body: bytes, work: Callable[[], T]) -> T:
         """`work` on a body, in a thread if the body is large."""
@@ -119,6 +183,9 @@ class ColdRequest:
     async def upload(self, request: Request) -> AsyncIterator[bytes]:
         """The body as it comes, of any size."""
         check_body(self.head.headers, None)
+        if self._read is not None:
+            yield self._read
+            return
         async for chunk in request.stream():
             if chunk:
                 yield chunk
@@ -139,11 +206,17 @@ def handler(
                 named = request.path_params.get("name") or request.path_params.get("model")
                 if named and right.resource in _OF_MODELS:
                     cold.check_model(named)
-            return await run(cold, request)
+            await cold.record(request, right)
+            response = await run(cold, request)
+            if right is None and response.status_code < 400:
+                await cold.record_sign_in(request)
         except ClientDisconnect:
             raise
         except Exception as exc:
-            return error_response(cold, exc)
+            response = error_response(cold, exc)
+            if isinstance(exc, Forbidden | Unauthenticated):
+                cold.record_refusal(right, exc.code)
+        return response
 
     endpoint.__name__ = run.__name__
     endpoint.__doc__ = run.__doc__
@@ -185,8 +258,18 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 class ColdPath:
     """ASGI around the FastAPI app."""
 
-    def __init__(self, app: App, *, gate: Gate, clock: Clock, observe: Observer, offload: Offload) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        gate: Gate,
+        clock: Clock,
+        observe: Observer,
+        offload: Offload,
+        audit: Auditing | None = None,
+    ) -> None:
         self._app = app
+        self._audit = audit
         self._gate = gate
         self._guard = JsonGuard(gate.limits)
         self._clock = clock
@@ -198,6 +281,7 @@ class ColdPath:
         start = self._clock.monotonic()
         cold = ColdRequest(head, request_id(head.headers), self._gate.limits, self._guard, self._offload)
         extra: RawHeaders = [(b"x-request-id", cold.request_id.encode("ascii"))]
+        cold.audit = self._audit
         seen = _Seen(send, extra)
         scope[_KEY] = cold
         try:
@@ -209,6 +293,7 @@ class ColdPath:
         except ClientDisconnect:
             pass  # nobody is left to answer
         finally:
+            cold.record_end(seen.status)
             self._sum_up(cold, seen, scope, start)
 
     def _admit(self, cold: ColdRequest, extra: RawHeaders) -> Response | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -84,6 +84,8 @@ class Gate:
 
     def __init__(self, authenticator: Authenticator, policy: SitePolicy, limits: Limits) -> None:
         self.limits = limits
+        self.refused: Callable[[Head], None] = _nobody_to_tell
+        """Hears of each caller whose key was wrong."""
         self._authenticator = authenticator
         self._policy = policy
 
@@ -115,7 +117,12 @@ class Gate:
             and is_loopback(head.peer)
             and not _came_by_proxy(head.headers)
         )
-        identity = self._identify(head, here)
+        try:
+            identity = self._identify(head, here)
+        except Unauthenticated:
+            if credential(head.headers):
+                self.refused(head)
+            raise
         if right is not None:
             demand(identity, right, head.path)
         return Admission(identity, origin)
@@ -133,6 +140,10 @@ class Gate:
             check_csrf(head.method, head.headers, session)
             return identity
         return self._authenticator.identify(Caller("", here))
+
+
+def _nobody_to_tell(_: Head) -> None:
+    """Where nothing is recorded."""
 
 
 def _came_by_proxy(headers: Mapping[str, str]) -> bool:

@@ -36,9 +36,11 @@ from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir, doors, logs
 from ollama_distributed.node.api_tls import CertificateFiles
+from ollama_distributed.node.audit import AuditCare
 from ollama_distributed.node.batches import batch_care, owners
 from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
+from ollama_distributed.node.cluster.audit import TrustAudit
 from ollama_distributed.node.cluster.book import ClusterBook, KeyUses
 from ollama_distributed.node.cluster.keeper import Keeper, join_first
 from ollama_distributed.node.cluster.keys import SharedKeys
@@ -181,6 +183,7 @@ async def _built(
             here.polite.use(policy_of(live))
 
         placing = Placing(settings)
+        recording = AuditCare(settings, node, clock)
         people = SharedPeople(settings.data_dir, People(wall=clock.time))
         authenticator.know(people.people)
         key_uses = KeyUses(settings.data_dir, authenticator.used, clock.time)
@@ -200,6 +203,7 @@ async def _built(
                 keys=SharedKeys(settings.data_dir, node, authenticator.own, authenticator.share, key_uses),
                 people=people,
                 placing=placing,
+                audit=TrustAudit(recording.chain),
                 missed=uses.miss,
                 told=authenticator.told,
                 outside=transfers.looking,
@@ -301,6 +305,11 @@ async def _built(
         )
         closing.push_async_callback(end, [asyncio.create_task(freeing.run(), name="drain")])
         closing.push_async_callback(end, [asyncio.create_task(answers.watch(), name="stalled answers")])
+        audit = await closing.enter_async_context(
+            recording.among(
+                pool=here.keeper.parts.pool, door=here.keeper.parts.door, state=lambda: here.keeper.state
+            )
+        )
         batches = await closing.enter_async_context(
             batch_care(
                 settings,
@@ -342,6 +351,7 @@ async def _built(
             bundles=moves.bundles,
             disks=disk.everywhere,
             batches=batches.everywhere,
+            audit=audit,
             preloaded=preload.rows,
             queues=NodeQueue(
                 node,

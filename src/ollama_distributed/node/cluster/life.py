@@ -31,7 +31,7 @@ from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.node.cluster import about, audit, memory
+from ollama_distributed.node.cluster import about, memory
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.bus import Bus, server_folder
 from ollama_distributed.node.cluster.front import Front
@@ -100,7 +100,7 @@ class Life:
         self.roster.start_from(known)
         self.roster_changed = anyio.Event()
         self.admission = Admission(
-            self.records, keys=self.keys, facts=self.facts, audit=audit.write, wall=parts.clock.time
+            self.records, keys=self.keys, facts=self.facts, audit=parts.audit, wall=parts.clock.time
         )
         app = ClusterListener(parts.door, self.admission, check_peer=self.roster.check, status_of=status_of)
         self.front = Front(parts, identity, seats, app)

@@ -12,6 +12,7 @@ from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.ports import Audit
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.cluster.keys import SharedKeys
@@ -49,6 +50,7 @@ class Parts:
     clean: Callable[[Mapping[str, Deleted], float], Awaitable[None]]
     """Removes what was deleted in the whole cluster, but not what this node brought along at the
     given time (`catalog.versions.Cleaner`)."""
+    audit: Audit
     apply_config: Callable[[Config], None]
     """Called with each version of the cluster's config, also the first one."""
 

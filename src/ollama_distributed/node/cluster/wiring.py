@@ -28,6 +28,7 @@ from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, Re
 from ollama_distributed.catalog.cluster import ClusterCatalog
 from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.catalog.versions import Cleaner, history_in
+from ollama_distributed.cluster.identity.ports import Audit
 from ollama_distributed.cluster.load import Load
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
@@ -140,6 +141,7 @@ async def in_cluster(
     keys: SharedKeys,
     people: SharedPeople,
     placing: Placing,
+    audit: Audit,
     missed: Callable[[], None],
     told: Callable[[Identity], Identity],
     outside: Outside | None = None,
@@ -201,6 +203,7 @@ async def in_cluster(
                 keys=keys,
                 people=people,
                 placing=placing,
+                audit=audit,
                 clean=Cleaner(catalog, serving.unload).clean,
                 apply_config=LiveConfig(settings, apply),
             )

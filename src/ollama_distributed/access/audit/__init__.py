@@ -1,0 +1,1 @@
+"""Who did what: a chain of records per node, in which no record can be changed unseen."""

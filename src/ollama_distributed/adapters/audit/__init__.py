@@ -1,0 +1,1 @@
+"""Audit chains on this node's disk."""
