@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,6 +70,28 @@ async def test_a_chat(there: Node) -> None:
     _, again = await there.finished(chat("Hi", model="hello"))
     assert again.usage.cached_tokens > 0
     assert again.usage.load_s < end.usage.load_s
+
+
+async def test_a_prompt_finds_the_slot_that_read_its_beginning(models: Models, tmp_path: Path) -> None:
+    """Whichever slot that is, and also once another prompt has taken the slot."""
+    engine = LlamaCppEngine(await program_named("wheel"), runtime_dir=tmp_path / "run")
+    spec = model_spec(models.scripted(), display="hello")
+    letters = random.Random(1)
+    texts = ["".join(letters.choice("abcdefgh ") for _ in range(300)) for _ in range(4)]
+    async with node(engine, spec, rules=Rules(slots=2, context_tokens=512)) as there:
+        for turn in range(2):
+            for text in texts:
+                _, end = await there.finished(
+                    ask(
+                        TextPrompt(text=f"{text} {turn}", raw=True),
+                        model="hello",
+                        sampling=Sampling(num_predict=1),
+                    )
+                )
+                share = end.usage.cached_tokens / end.usage.prompt_tokens
+                assert share < 0.1 if turn == 0 else share > 0.9, (turn, end.usage)
+                assert end.usage.wait_s <= end.usage.load_s
+    await engine.close()
 
 
 async def test_characters_in_parts_and_a_stop_across_tokens(there: Node) -> None:
