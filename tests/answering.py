@@ -45,6 +45,9 @@ class Models:
         except KeyError:
             raise ModelNotFound(f"model '{name}' not found") from None
 
+    def known(self, name: str) -> ModelSpec | None:
+        return self.models.get(name)
+
 
 class FixedMachine:
     def cores(self) -> int:

@@ -41,6 +41,9 @@ class Names:
             raise ModelNotFound("model 'nobody' not found")
         return echo_model("a" if name_key(name) == name_key("same") else name.split("/")[-1].split(":")[0])
 
+    def known(self, name: str) -> ModelSpec | None:
+        return None
+
 
 def hundred_mib(_spec: ModelSpec, _plan: LoadPlan) -> int:
     return 100 * MIB

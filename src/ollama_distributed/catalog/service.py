@@ -132,6 +132,10 @@ class Catalog:
             raise ModelNotFound(f"model '{name}' not found")
         return spec
 
+    def known(self, name: str) -> ModelSpec | None:
+        """From memory; None: `resolve` finds it, or says why not."""
+        return self._known(name_key(name))
+
     def knows(self, name: str) -> bool:
         """Whether there is a model of this name, as far as memory says."""
         return self._known(name_key(name)) is not None

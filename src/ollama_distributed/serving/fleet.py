@@ -144,6 +144,28 @@ class Fleet:
 
     # ── requests ────────────────────────────────────────────────────────────────────
 
+    def lease_now(
+        self,
+        spec: ModelSpec,
+        shape: Shape,
+        keep_alive_s: float | None,
+        *,
+        slot: bool = True,
+        ask: Ask = ANYONE,
+    ) -> Lease | None:
+        """As `acquire`, where nobody has to be waited for; None: it has to wait, or to be refused."""
+        key = load_key(spec)
+        resident = self._residents.get(key)
+        if (
+            resident is None
+            or self._closing
+            or resident.drain_from is not None
+            or key in self._queues
+            or not resident.takes(shape, slot=slot)
+        ):
+            return None
+        return self._lease(resident, keep_alive_s, ask if slot else None)
+
     async def acquire(
         self,
         spec: ModelSpec,
@@ -163,15 +185,10 @@ class Fleet:
         """
         if self._closing:
             raise Unavailable(CLOSING)
+        if (lease := self.lease_now(spec, shape, keep_alive_s, slot=slot, ask=ask)) is not None:
+            return lease
         key = load_key(spec)
         resident = self._residents.get(key)
-        if (
-            resident is not None
-            and resident.drain_from is None
-            and key not in self._queues
-            and resident.takes(shape, slot=slot)
-        ):
-            return self._lease(resident, keep_alive_s, ask if slot else None)
         ticket = Ticket(next(self._numbers), spec, shape, keep_alive_s, slot, ask)
         place = self._queues.join(key, ticket)
         self._pump()

@@ -72,6 +72,14 @@ class Desk(Protocol):
         told: Callable[[Queued], None],
     ) -> Lease: ...
 
+    def find_now(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape] | None:
+        """As `find`; None: it has to be waited for."""
+        ...
+
+    def lease_now(self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, ask: Ask) -> Lease | None:
+        """As `acquire`, with a slot; None: it has to be waited for."""
+        ...
+
     async def unload(self, name: str) -> None: ...
 
     def measured(self, lease: Lease, done: Done) -> None: ...
@@ -142,7 +150,8 @@ class Job:
         self._paused = False
         self._over = False
         self._task: asyncio.Task[None] | None = None
-        self._go(self._begin)
+        if not self._begin_now():
+            self._go(self._begin)
 
     # ── Generation ──────────────────────────────────────────────────────────────────
 
@@ -155,6 +164,11 @@ class Job:
         if self._generation is not None:
             self._generation.cancel()
         self._close()
+
+    @property
+    def over(self) -> bool:
+        """Its last event is out, or it was cancelled."""
+        return self._over
 
     def fail(self, error: OllamaDistributedError) -> None:
         """Stop generating, and say why."""
@@ -192,6 +206,31 @@ class Job:
             log.exception("serving.job_defect", request_id=self._request.request_id)
             self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
 
+    def _begin_now(self) -> bool:
+        """Without waiting for a task's turn, where nobody has to be waited for: the model is loaded and
+        has a free slot. False: nothing was done yet."""
+        request = self._request
+        if self._resume is not None or request.load_only or request.render_only:
+            return False
+        try:
+            found = self._desk.find_now(request)
+        except OllamaDistributedError:
+            return False  # said by the task, as every refusal
+        if found is None:
+            return False
+        spec, asked, shape = found
+        lease = self._desk.lease_now(spec, shape, request.keep_alive_s, asking.generation(request))
+        if lease is None:
+            return False
+        self._spec, self._asked, self._shape, self._lease = spec, asked, shape, lease
+        self._sampling = prompts.bounded(asked, lease.plan.context_tokens, 0)
+        prompt = prompts.prepared_by_engine(lease.runner, spec, request, self._sampling)
+        if prompt is None:
+            self._go(partial(self._prepare, lease))
+        else:
+            self._start(lease, prompt)
+        return True
+
     async def _begin(self) -> None:
         request = self._request
         self._spec, self._asked, self._shape = await self._desk.find(request)
@@ -227,6 +266,11 @@ class Job:
         if resume is not None:
             self._continue(lease, resume)
             return
+        await self._prepare(lease)
+
+    async def _prepare(self, lease: Lease) -> None:
+        assert self._spec is not None
+        request = self._request
         prompt = await prompts.prepare(lease.runner, self._spec, request, self._sampling)
         if request.render_only:
             self._end(

@@ -114,6 +114,11 @@ class Runner(Protocol):
     """One loaded model. Its death fails running calls with `RunnerDied`, never the node."""
 
     @property
+    def renders(self) -> bool:
+        """Whether `apply_template` can tell a prompt; False: chats are the engine's own affair."""
+        ...
+
+    @property
     def plan(self) -> LoadPlan: ...
 
     @property
@@ -199,6 +204,10 @@ class Catalogue(Protocol):
 
     async def resolve(self, name: str) -> ModelSpec:
         """Raises `ModelNotFound`; from memory for a name that was resolved before."""
+        ...
+
+    def known(self, name: str) -> ModelSpec | None:
+        """From memory; None: `resolve` finds it, or says why not."""
         ...
 
 

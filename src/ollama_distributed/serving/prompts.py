@@ -186,6 +186,18 @@ def continued(spec: ModelSpec, request: InferenceRequest, sampling: Sampling, re
 # ── with the runner ─────────────────────────────────────────────────────────────────
 
 
+def prepared_by_engine(
+    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling
+) -> Prompt | None:
+    """Of a chat that the engine renders and takes apart; None: `prepare` has to render it."""
+    prompt = request.prompt
+    if not isinstance(prompt, ChatPrompt) or request.render_only:
+        return None
+    if not (tools_of(prompt) or (spec.remote is not None and not runner.renders)):
+        return None
+    return _parsed_by_engine(spec, request, sampling, conversation(spec, prompt))
+
+
 async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling) -> Prompt:
     """Render the request for this runner. Raises what the runner raises."""
     prompt = request.prompt
@@ -290,7 +302,7 @@ async def _prepare_chat(
     prompt = request.prompt
     assert isinstance(prompt, ChatPrompt)
     tools = tools_of(prompt)
-    if tools and not request.render_only:
+    if not request.render_only and (tools or (spec.remote is not None and not runner.renders)):
         return _parsed_by_engine(spec, request, sampling, messages)
     text = await _rendered(runner, spec, request, messages, tools)
     if text is None:

@@ -110,6 +110,7 @@ class Serving:
         self._jobs: set[Job] = set()
         self.speeds = Speeds()
         self._samplings: dict[str, Sampling] = {}
+        self._merged: dict[tuple[str, Sampling], Sampling] = {}
         self._shapes: dict[tuple[str, LoadOptions], Shape] = {}
 
     def configure(self, settings: ServingSettings) -> None:
@@ -126,7 +127,8 @@ class Serving:
         `resume`: another runner began this answer already.
         """
         job = Job(self, request, sink, resume)
-        self._jobs.add(job)
+        if not job.over:
+            self._jobs.add(job)
         return job
 
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:  # noqa: ARG002
@@ -402,7 +404,14 @@ class Serving:
         Raises:
             ModelNotFound, Unsupported, Invalid.
         """
-        spec = await self._catalogue.resolve(request.model)
+        return self._found(await self._catalogue.resolve(request.model), request)
+
+    def find_now(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape] | None:
+        """As `find`; None: the disk has to be looked at."""
+        spec = self._catalogue.known(request.model)
+        return None if spec is None else self._found(spec, request)
+
+    def _found(self, spec: ModelSpec, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
         if request.load_only and request.keep_alive_s == 0:
             return spec, options.DEFAULTS, self._shape(spec, request.options)
         prompts.check(spec, request)
@@ -413,7 +422,17 @@ class Serving:
             if len(self._samplings) >= _REMEMBERED:
                 self._samplings.clear()
             base = self._samplings[spec.digest] = options.model_sampling(spec.parameters)
-        return spec, options.overlay(base, request.sampling), self._shape(spec, request.options)
+        return spec, self._sampling(spec, base, request.sampling), self._shape(spec, request.options)
+
+    def _sampling(self, spec: ModelSpec, base: Sampling, asked: Sampling) -> Sampling:
+        if asked.logit_bias is not None:  # a mapping: no key of a dictionary
+            return options.overlay(base, asked)
+        found = self._merged.get((spec.digest, asked))
+        if found is None:
+            if len(self._merged) >= _REMEMBERED:
+                self._merged.clear()
+            found = self._merged[spec.digest, asked] = options.overlay(base, asked)
+        return found
 
     def _shape(self, spec: ModelSpec, asked: LoadOptions) -> Shape:
         shape = self._shapes.get((spec.digest, asked))
@@ -436,6 +455,13 @@ class Serving:
     ) -> Lease:
         self._used(spec)
         return await self._fleet.acquire(spec, shape, keep_alive_s, slot=slot, ask=ask, told=told)
+
+    def lease_now(self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, ask: Ask) -> Lease | None:
+        """A slot, if nobody has to be waited for; None: `acquire` waits, or says why not."""
+        lease = self._fleet.lease_now(spec, shape, keep_alive_s, ask=ask)
+        if lease is not None:
+            self._used(spec)
+        return lease
 
     def measured(self, lease: Lease, done: Done) -> None:
         """An answer has ended, and its lease not yet."""

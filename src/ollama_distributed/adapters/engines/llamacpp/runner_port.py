@@ -61,6 +61,8 @@ EXIT_GRACE_S = 1.0
 
 
 class LlamaCppRunner:
+    renders = True
+
     def __init__(
         self,
         process: RunnerProcess,

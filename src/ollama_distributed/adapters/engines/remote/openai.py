@@ -209,6 +209,7 @@ class OpenAIRunner(RemoteRunner):
         super().__init__(*arguments, **named)
         self._kind = kind
         self.health_path = "/v1/models" if kind == "openai" else "/health"
+        self.renders = kind in ("llama-server", "vllm")
         self.health_s = SLOW_HEALTH_S if kind == "openai" else HEALTH_S
 
     # ── answers ─────────────────────────────────────────────────────────────────────
@@ -265,16 +266,16 @@ class OpenAIRunner(RemoteRunner):
     async def apply_template(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
     ) -> str:
+        if not self.renders:
+            raise unsupported(self._kind, "apply a chat template: it has no route for it")
         body = llama_chat.template_body(messages, tools, think)
         if self._kind == "llama-server":
             return str((await self._ask("POST", "/apply-template", body))["prompt"])
-        if self._kind == "vllm":
-            # It has no such route, but tokenizes a conversation: the ids as text are the prompt.
-            ids = (await self._ask("POST", "/tokenize", {"model": self.model, **body}))["tokens"]
-            # What begins every text is added to the prompt again; twice would disturb the model.
-            begin = await self.tokenize("")
-            return await self.detokenize(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
-        raise unsupported(self._kind, "apply a chat template: it has no route for it")
+        # vLLM has no such route, but tokenizes a conversation: the ids as text are the prompt.
+        ids = (await self._ask("POST", "/tokenize", {"model": self.model, **body}))["tokens"]
+        # What begins every text is added to the prompt again; twice would disturb the model.
+        begin = await self.tokenize("")
+        return await self.detokenize(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         if self._kind == "llama-server":

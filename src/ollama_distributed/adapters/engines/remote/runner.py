@@ -42,6 +42,8 @@ class RemoteRunner:
 
     health_path: str
     health_s = HEALTH_S
+    renders = True
+    """As far as is known; the server is asked."""
 
     def __init__(
         self,
