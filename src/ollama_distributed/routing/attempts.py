@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import Internal, OllamaDistributedError
+from ollama_distributed.base.errors import Internal, OllamaDistributedError, QueueFull
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import Generation, Queued
 from ollama_distributed.base.tokens import (
@@ -170,7 +170,9 @@ class Attempts:
             self._end(error)
             return
         self._errors.append(error)
-        log.warning(
+        # Under a flood everybody is full, and a line for each would cost more than the refusal.
+        say = log.debug if isinstance(error, QueueFull) else log.warning
+        say(
             "routing.refused",
             request_id=self._request_id,
             node=self._node,
