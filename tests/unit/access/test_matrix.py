@@ -33,11 +33,14 @@ KEYED: tuple[Role, ...] = tuple(role for role in ROLES if role not in ("local", 
 REMOTE, HERE = "10.0.0.9", "127.0.0.1"
 
 
+_TOLD = frozenset({"count", "observe", "note", "refused"})
+
+
 class Anything:
     """A part of the node of which only one thing is known: that it cannot do what is asked."""
 
     def __getattr__(self, name: str) -> Any:
-        return _heard if name in ("count", "observe") else Anything()
+        return _heard if name in _TOLD else Anything()
 
     def __call__(self, *_args: Any, **_named: Any) -> Any:
         raise NotOffered("not here")
