@@ -275,9 +275,9 @@ class Meter:
                 retry_after_s=1.0,
                 left=_left(account, now),
             )
+        rest = ", and this request may need more than is left: prompt and longest possible answer count"
         return RateLimited(
-            f"the limit is {share.limit} {resource} per minute, and this request may need more than is left "
-            "of it; prompt and longest possible answer count",
+            f"the limit is {share.limit} {resource} per minute{rest if resource == 'tokens' else ''}",
             retry_after_s=MINUTE_S - now % MINUTE_S,
             left=_left(account, now),
         )

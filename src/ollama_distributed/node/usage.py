@@ -418,7 +418,9 @@ class NodeUsage:
         rows = book.rows()
         work = partial(grouped, rows, ask.by, ask.start, ask.end, key=ask.key, team=ask.team)
         groups = work() if len(book) <= INLINE_ROWS else await asyncio.to_thread(work)
-        told = tuple(doubt for doubt in doubts if ask.start <= doubt.at < ask.end)
+        told = tuple(
+            msgspec.structs.replace(doubt, node=name) for doubt in doubts if ask.start <= doubt.at < ask.end
+        )
         return Counted(ledger=ledger, name=name, batch=book.batch, groups=groups, doubts=told)
 
     async def _gather(self, ask: UsageAsk) -> tuple[list[Counted], list[str]]:

@@ -12,6 +12,7 @@ from ollama_distributed.gateway.errors import error_headers, status_of
 
 _TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",

@@ -16,6 +16,7 @@ from ollama_distributed.gateway.errors import error_headers, status_of
 
 _TYPES = {
     401: "authentication_error",
+    402: "insufficient_quota",
     403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
