@@ -110,6 +110,7 @@ def _register() -> None:
         queue,
         registry,
         route,
+        usage,
         users,
         version,
     )
@@ -126,10 +127,11 @@ def _register() -> None:
         nodes,
         queue,
         config,
-        route,
         access,
         users,
         login,
+        route,
+        usage,
         version,
         completion,
     ):

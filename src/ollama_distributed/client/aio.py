@@ -34,6 +34,7 @@ from ollama_distributed.client.transport import (
     Settings,
     failure_of,
 )
+from ollama_distributed.client.usage import Usage
 
 if TYPE_CHECKING:
     import ssl
@@ -83,9 +84,10 @@ class Client:
         self.keys = Keys(self)
         self.policies = Policies(self)
         self.config = Config(self)
-        self.routes = Routes(self)
         self.auth = Auth(self)
         self.users = Users(self)
+        self.usage = Usage(self)
+        self.routes = Routes(self)
 
     async def __aenter__(self) -> Self:
         await self.aclose()

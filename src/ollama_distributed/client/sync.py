@@ -24,6 +24,7 @@ from ollama_distributed.client.people import SyncAuth, SyncUsers
 from ollama_distributed.client.reattach import Held
 from ollama_distributed.client.sync_models import SyncModels
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
+from ollama_distributed.client.usage import SyncUsage
 
 if TYPE_CHECKING:
     import ssl
@@ -60,9 +61,10 @@ class SyncClient:
         self.keys = SyncKeys(self)
         self.policies = SyncPolicies(self)
         self.config = SyncConfig(self)
-        self.routes = SyncRoutes(self)
         self.auth = SyncAuth(self)
         self.users = SyncUsers(self)
+        self.usage = SyncUsage(self)
+        self.routes = SyncRoutes(self)
 
     def __enter__(self) -> Self:
         self.close()
