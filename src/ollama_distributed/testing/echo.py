@@ -142,8 +142,6 @@ class EchoRunner:
 
     renders = True
 
-    renders = True
-
     def __init__(
         self, plan: LoadPlan, info: EngineInfo, settings: EchoSettings, fail_after_tokens: int | None
     ) -> None:
