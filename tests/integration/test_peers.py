@@ -45,6 +45,7 @@ from ollama_distributed.base.inference import (
     InferenceRequest,
     JsonObject,
     Message,
+    Queued,
     RerankRequest,
     Sampling,
     Tool,
@@ -302,6 +303,32 @@ async def test_a_cancelled_question_ends_over_there(tmp_path: Path) -> None:
         task.cancel()
         await until(lambda: not b.serving.waiting, "its end")
         assert task.cancelled()
+
+
+async def test_who_waits_over_there_is_told_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as nodes:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",), echo=SLOW)
+        request = text_request("m", sampling=Sampling(num_predict=20_000))
+        running = []
+        while not (running and b.serving.saturated):
+            running.append(Heard(a, request))
+            await until(lambda: busy(b) == len(running), "a slot")
+        waits = Heard(a, text_request("m", sampling=Sampling(num_predict=1)))
+        await until(lambda: waits.events, "its place")
+        assert waits.events == [Queued(position=1, node="b-name")]
+
+        old = wire.GenerateAsk(request=text_request("m", sampling=Sampling(num_predict=1)))
+        monkeypatch.setattr(pool.wire, "GenerateAsk", lambda **_: old)  # a caller of an older version
+        unaware = Heard(a, text_request("m", sampling=Sampling(num_predict=1)))
+        await until(lambda: b.serving.waiting == 2, "both wait")
+        running.pop().generation.cancel()
+        for heard in (waits, unaware):
+            assert isinstance(await heard.end(), Finished)
+        assert not any(isinstance(event, Queued) for event in unaware.events)
+        for one in running:
+            one.generation.cancel()
 
 
 async def test_a_paused_reader_stops_the_engine_and_nothing_is_lost(tmp_path: Path) -> None:
