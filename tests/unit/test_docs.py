@@ -35,6 +35,7 @@ EVERYTHING: dict[str, Any] = {
     "bundles": object(),
     "disks": object(),
     "batches": object(),
+    "audit": object(),
     "people": object(),
     "access": object(),
     "routing": object(),

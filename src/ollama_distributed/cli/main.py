@@ -96,6 +96,7 @@ def root(
 def _register() -> None:
     from ollama_distributed.cli import (
         access,
+        audit,
         batch,
         cluster,
         completion,
@@ -132,6 +133,7 @@ def _register() -> None:
         login,
         route,
         usage,
+        audit,
         version,
         completion,
     ):

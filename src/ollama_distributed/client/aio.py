@@ -18,6 +18,7 @@ from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import Keys, Policies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.audit import Audit
 from ollama_distributed.client.batches import Batches, Files
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
@@ -79,6 +80,7 @@ class Client:
         self.models = Models(self)
         self.files = Files(self)
         self.batches = Batches(self)
+        self.audit = Audit(self)
         self.cluster = Cluster(self)
         self.nodes = Nodes(self)
         self.keys = Keys(self)

@@ -14,6 +14,7 @@ from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import SyncKeys, SyncPolicies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
+from ollama_distributed.client.audit import SyncAudit
 from ollama_distributed.client.batches import SyncBatches, SyncFiles
 from ollama_distributed.client.blobs import Upload
 from ollama_distributed.client.bundles import BundleUpload, Target
@@ -56,6 +57,7 @@ class SyncClient:
         self.models = SyncModels(self)
         self.files = SyncFiles(self)
         self.batches = SyncBatches(self)
+        self.audit = SyncAudit(self)
         self.cluster = SyncCluster(self)
         self.nodes = SyncNodes(self)
         self.keys = SyncKeys(self)

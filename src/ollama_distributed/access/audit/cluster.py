@@ -59,11 +59,11 @@ class ClusterAudit:
         state = self._state()
         if wanted.node and wanted.node != self._own.node:
             wanted = msgspec.structs.replace(wanted, node=state.resolve(wanted.node))
-        gone = tuple(node.id for node in state.nodes.values() if not node.alive)
-        answers, away = await self._all(
-            self.page_here(PageAsk(wanted=wanted, copies=gone)),
-            lambda node: self._others.page(node, PageAsk(wanted=wanted, copies=gone)),
-        )
+        gone = [node.id for node in state.nodes.values() if not node.alive]
+        answers, away = await self._pages(PageAsk(wanted=wanted, copies=tuple(gone)))
+        if away:  # more are gone than was known: who has copies of theirs?
+            gone += away
+            answers, away = await self._pages(PageAsk(wanted=wanted, copies=tuple(gone)))
         copied = {node for answer in answers for node in answer.copies}
         found: dict[tuple[str, int], AuditRecord] = {}
         for answer in answers:
@@ -75,8 +75,11 @@ class ClusterAudit:
         return AuditPage(
             records=shown,
             next=f"{shown[-1].at!r}:{shown[-1].node}:{shown[-1].seq}" if more else None,
-            away=self._names([*away, *(node for node in gone if node not in copied)]),
+            away=self._names(node for node in {*gone, *away} if node not in copied),
         )
+
+    async def _pages(self, ask: PageAsk) -> tuple[Sequence[PageAnswer], Sequence[NodeId]]:
+        return await self._all(self.page_here(ask), lambda node: self._others.page(node, ask))
 
     async def page_here(self, ask: PageAsk) -> PageAnswer:
         """This node's own chain, and its copies of those that are away."""
