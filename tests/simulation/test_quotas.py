@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import anyio
 import pytest
@@ -230,6 +230,45 @@ def test_a_request_larger_than_any_minute_is_told_so() -> None:
         with pytest.raises(RateLimited) as refused:
             await other.borrow(world.identity, Amounts(tokens=1), 0.0)
         assert 0 < refused.value.retry_after_s <= 60
+
+    virtual_time.run(main, 1)
+
+
+def test_a_flood_of_refusals_does_not_ask_the_others_each_time() -> None:
+    async def main() -> int:
+        world = World(3, Limits(tokens_per_minute=LIMIT))
+        asked = 0
+        for meter in world.meters.values():
+            lend = meter.lend
+
+            def counted(to: NodeId, ask: BorrowAsk, lend: Callable[..., Borrowed] = lend) -> Borrowed:
+                nonlocal asked
+                asked += 1
+                return lend(to, ask)
+
+            meter.lend = counted  # type: ignore[method-assign]
+        async with anyio.create_task_group() as flood:
+            for _ in range(2000):
+                await anyio.sleep(0.001)
+                flood.start_soon(world.request, world.nodes[0], Amounts(tokens=5000), 5000, 0.0)
+        assert world.admitted == 2
+        assert world.refused == 1998
+        return asked
+
+    assert virtual_time.run(main, 1) <= 40
+
+
+def test_accounts_that_nobody_uses_are_forgotten() -> None:
+    async def main() -> None:
+        world = World(2, Limits(tokens_per_minute=LIMIT))
+        async with anyio.create_task_group() as background:
+            for node in world.nodes:
+                background.start_soon(world.background, node)
+            await world.request(world.nodes[0], Amounts(tokens=9000), 9000, 1.0)
+            assert [meter.accounts for meter in world.meters.values()] == [1, 1]
+            await anyio.sleep(700.0)
+            assert [meter.accounts for meter in world.meters.values()] == [0, 0]
+            background.cancel_scope.cancel()
 
     virtual_time.run(main, 1)
 

@@ -32,6 +32,9 @@ BORROW_S = 1.0
 TOP_UP_EVERY_S = 0.1
 FRESH_S = 30.0
 """What others had in this month is old after so long: then each gateway keeps to its part of the rest."""
+DRY_S = 0.2
+"""Who asks again and again for more than there is does not have all gateways asked each time."""
+KNOWN_S = 5.0
 SYNC_S = 5.0
 IDLE_S = 600.0
 """An account that nobody uses is forgotten."""
@@ -157,7 +160,8 @@ class Meter:
         self._wall = wall
         self._accounts: dict[str, Account] = {}
         self._by_month: dict[str, tuple[Scope, _Month]] = {}
-        self._known: dict[str, Limits] = {}
+        self._known: dict[str, tuple[Limits, float]] = {}
+        """As a request of this gateway's own said last, and when."""
         self._locks: dict[str, asyncio.Lock] = {}
         self.refused: dict[str, int] = {"requests": 0, "tokens": 0, "running": 0, "month": 0, "budget": 0}
         """Since the start, by what was short."""
@@ -184,7 +188,7 @@ class Meter:
             impossible = account.never(ask)
             if impossible is not None:
                 raise self._too_much(impossible, account, ask, now)
-            if self._others(account):
+            if now >= account.dry_until and self._others(account):
                 return None
             raise self._refused(next(iter(missing)), account, now)
         return self._taken(account, month, ask, cost, now)
@@ -203,24 +207,23 @@ class Meter:
                 resource: account.wanted(resource, missing, now)
                 for resource, missing in account.short(ask).items()
             }
-            await self._ask(scope, limits, account, wanted)
+            if now >= account.dry_until:
+                await self._ask(scope, limits, account, wanted)
         now = self._wall()
         account = self._account(scope, limits, now)
         month = self._month(scope, limits, ask, cost, now)
         missing = account.short(ask)
         if missing:
+            account.dry_until = max(account.dry_until, now + DRY_S)
             raise self._refused(next(iter(missing)), account, now)
         return self._taken(account, month, ask, cost, now)
-
-    def left(self, identity: Identity) -> Left:
-        now = self._wall()
-        return _left(self._account(scope_of(identity), identity.limits, now), now)
 
     def _account(self, scope: Scope, limits: Limits, now: float) -> Account:
         account = self._accounts.get(scope.name)
         if account is None:
             account = self._accounts[scope.name] = Account()
-        self._known[scope.name] = limits
+        self._known[scope.name] = (limits, now)
+        account.touched = now
         return account.at(now, limits, self._me, self._gateways.holders())
 
     def _taken(self, account: Account, month: _Month, ask: Amounts, cost: float, now: float) -> Ticket:
@@ -308,7 +311,8 @@ class Meter:
         account = self._accounts.get(scope)
         if account is None:
             account = self._accounts[scope] = Account()
-        account.at(now, self._known.get(scope, ask.limits), self._me, self._gateways.holders())
+        account.at(now, self._limits(ask, now), self._me, self._gateways.holders())
+        account.touched = now
         if ask.running is not None:
             account.shares["running"].lent[to] = ask.running
         if ask.minute != account.minute:
@@ -323,6 +327,11 @@ class Meter:
     def _asking(self, scope: str) -> asyncio.Lock:
         """One exchange with others at a time: what is returned and what is asked for must not cross."""
         return self._locks.setdefault(scope, asyncio.Lock())
+
+    def _limits(self, ask: BorrowAsk, now: float) -> Limits:
+        """As this gateway knows them, where requests of its own came lately."""
+        known, at = self._known.get(ask.scope, (ask.limits, now))
+        return known if now - at <= KNOWN_S else ask.limits
 
     async def _ask(
         self, scope: Scope, limits: Limits, account: Account, wanted: Mapping[Resource, int]
@@ -362,7 +371,7 @@ class Meter:
             held = self._by_month.get(name)
             if held is None:
                 continue  # it only lends
-            scope, limits = held[0], self._known[name]
+            scope, (limits, _) = held[0], self._known[name]
             account.at(now, limits, self._me, self._gateways.holders())
             async with self._asking(name):
                 await self._top_up(scope, limits, account)
@@ -398,9 +407,8 @@ class Meter:
         """Ask the others what those had in this month that have a limit of it and are in use."""
         now = self._wall()
         for name, (scope, month) in list(self._by_month.items()):
-            limits = self._known.get(name)
-            account = self._accounts.get(name)
-            if limits is None or account is None or now - account.touched > KEEP_BUSY_S:
+            limits, at = self._known.get(name, (None, 0.0))
+            if limits is None or now - at > KEEP_BUSY_S:
                 continue
             if (limits.requests_per_month, limits.tokens_per_month, limits.budget_per_month) == (None,) * 3:
                 continue

@@ -104,7 +104,7 @@ class Share:
 class Account:
     """The shares of one key's or team's limits at one gateway."""
 
-    __slots__ = ("_limits", "holders", "minute", "shares", "topped_out", "touched")
+    __slots__ = ("_limits", "dry_until", "holders", "minute", "shares", "topped_out", "touched")
 
     def __init__(self) -> None:
         self.topped_out = -1
@@ -112,6 +112,9 @@ class Account:
         self.shares: dict[Resource, Share] = {resource: Share() for resource in RESOURCES}
         self.minute = -1
         self.touched = 0.0
+        """When a request, or another gateway, asked last; wall time."""
+        self.dry_until = 0.0
+        """Others had too little a moment ago; wall time."""
         self._limits: Limits | None = None
         self.holders: tuple[NodeId, ...] = ()
 
@@ -119,7 +122,6 @@ class Account:
         """As it is at wall time `now`. Only a new minute makes a share larger: what another
         gateway had of it is then over there too."""
         minute = int(now // MINUTE_S)
-        self.touched = now
         if minute > self.minute:
             self.minute = minute
             self.shares["requests"].roll()
