@@ -176,6 +176,17 @@ def test_who_waited_too_long_leaves() -> None:
     assert (node.queue.waiting, MODEL in node.queue) == (0, False)
 
 
+def test_questions_without_an_answer_are_measured_too() -> None:
+    node = Node(slots=1)
+    run = node.queue.began(MODEL, Ask(prompt_tokens=50, most_tokens=0), 1)
+    node.clock.now += 2.0
+    run.tokens = 0
+    node.queue.ended(run)
+    node.queue.ended(run)  # idempotent
+    node.queue.began(MODEL, Ask(prompt_tokens=50, most_tokens=0), 1)
+    assert node.queue.join(MODEL, Waiter(1, Ask(prompt_tokens=50, most_tokens=0))).eta_s == pytest.approx(2.0)
+
+
 def test_rows_say_who_waits_where() -> None:
     node = Node(slots=1, service_s=2.0).learnt()
     for key, priority in (("a", "normal"), ("a", "normal"), ("b", "batch"), ("b", "interactive")):

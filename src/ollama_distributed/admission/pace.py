@@ -52,18 +52,19 @@ class Pace:
         self._runs.add(run)
 
     def ended(self, run: Run, now: float) -> None:
-        """Idempotent. Answers without a token (refused, broken off) say nothing of the pace."""
+        """Idempotent. Answers that were broken off say nothing of the pace."""
         if run not in self._runs:
             return
         self._runs.discard(run)
-        held_s = now - run.began_s
-        if run.tokens <= 0 or held_s <= 0.0:
+        held_s, tokens = now - run.began_s, run.tokens
+        if tokens is None or run.prompt_tokens + tokens <= 0 or held_s <= 0.0:
             return
-        rate = held_s / (run.prompt_tokens + run.tokens)
+        rate = held_s / (run.prompt_tokens + tokens)
         known = self._s_per_token
         self._s_per_token = rate if not known else known + NEW * (rate - known)
-        typical = self._answers.pop(run.key, None)
-        seen = float(run.tokens)
+        if not tokens:
+            return
+        typical, seen = self._answers.pop(run.key, None), float(tokens)
         self._answers[run.key] = seen if typical is None else typical + NEW * (seen - typical)
         if len(self._answers) > MOST_KEYS:
             del self._answers[next(iter(self._answers))]

@@ -63,8 +63,8 @@ class Run(msgspec.Struct, eq=False):
     cost: float
     """Tokens that it is expected to take, prompt and answer."""
     prompt_tokens: int = 0
-    tokens: int = 0
-    """Of its answer, once it ended well."""
+    tokens: int | None = None
+    """Of its answer, once it ended well; vectors and scores have none."""
 
 
 # ── what the API says ───────────────────────────────────────────────────────────────

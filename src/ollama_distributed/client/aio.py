@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ollama_distributed.base.priority import Priority
 from ollama_distributed.base.queue import QueueAnswer
 from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import Keys, Policies
@@ -59,6 +60,8 @@ class Client:
         timeout: longest silence of the server in seconds (loading a model counts as silence).
         retries: how often a call is tried again where that is safe, with growing waits.
         verify: TLS: False, a file of certificate authorities, or an SSL context.
+        priority: the class in which requests wait for a slot (interactive, normal, batch), up to that of
+            the key.
 
     Leaving a stream's loop early hangs up as soon as the loop runs on; in a program that ends
     there, wrap the stream in `contextlib.aclosing`. Every method raises `ClientError` or one of
@@ -73,8 +76,9 @@ class Client:
         timeout: float = TIMEOUT_S,
         retries: int = 2,
         verify: bool | str | Path | ssl.SSLContext = True,
+        priority: Priority | None = None,
     ) -> None:
-        self._settings = Settings(base_url, api_key, timeout, retries, verify)
+        self._settings = Settings(base_url, api_key, timeout, retries, verify, priority)
         self._keep_alive = False
         self._http: dict[str, httpx.AsyncClient] = {}
         self.models = Models(self)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ollama_distributed.base.priority import Priority
 from ollama_distributed.base.queue import QueueAnswer
 from ollama_distributed.client import calls, queue_calls, wire
 from ollama_distributed.client.access import SyncKeys, SyncPolicies
@@ -50,8 +51,9 @@ class SyncClient:
         timeout: float = TIMEOUT_S,
         retries: int = 2,
         verify: bool | str | Path | ssl.SSLContext = True,
+        priority: Priority | None = None,
     ) -> None:
-        self._settings = Settings(base_url, api_key, timeout, retries, verify)
+        self._settings = Settings(base_url, api_key, timeout, retries, verify, priority)
         self._keep_alive = False
         self._http: dict[str, httpx.Client] = {}
         self.models = SyncModels(self)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_distributed._version import __version__
+from ollama_distributed.base.priority import Priority
 from ollama_distributed.client import address
 from ollama_distributed.client.attempts import Failure, Servers
 
@@ -41,6 +42,7 @@ class Settings:
         timeout: float,
         retries: int,
         verify: bool | str | Path | ssl.SSLContext,
+        priority: Priority | None = None,
     ) -> None:
         if timeout <= 0:
             raise ValueError("timeout: give seconds above 0")
@@ -58,6 +60,8 @@ class Settings:
         }
         if key is not None:
             self._headers["authorization"] = f"Bearer {key}"
+        if priority is not None:
+            self._headers["x-ollama-priority"] = priority
 
     def httpx_arguments(self, url: str, *, keep_alive: bool) -> dict[str, Any]:
         """For `httpx.Client` and its async twin, for one base URL.

@@ -169,7 +169,9 @@ class Serving:
             inputs = await embeddings.fit_inputs(
                 lease.runner, request.inputs, limit, truncate=request.truncate
             )
-            return await lease.runner.embed(inputs)
+            found = await lease.runner.embed(inputs)
+            lease.answered(0)
+            return found
 
         slot = bool(request.inputs)
         ask = asking.question(request)
@@ -193,7 +195,9 @@ class Serving:
         shape = self._shape(spec, request.options)
 
         async def scores(lease: Lease) -> tuple[list[float], int]:
-            return await lease.runner.rerank(request.query, request.documents)
+            found = await lease.runner.rerank(request.query, request.documents)
+            lease.answered(0)
+            return found
 
         ask = asking.question(request)
         (found, tokens), load_s = await self._ask(spec, shape, request.keep_alive_s, scores, ask)
