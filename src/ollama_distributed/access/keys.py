@@ -7,6 +7,7 @@ record keeps the SHA-256 of the secret only; a random 256-bit secret needs no sl
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import re
@@ -25,6 +26,9 @@ _SECRET_CHARS = 43
 """32 random bytes in base62."""
 _FORM = re.compile(r"odk_([0-9a-z]{8})_([0-9A-Za-z]{43})_([0-9A-Za-z]{6})", re.ASCII)
 _NO_HASH = "0" * 64
+_REMEMBERED = 1024
+"""Keys whose form and hash are not worked out again for each request. Whether a key is good is not
+remembered: that is looked up each time."""
 
 
 class ParsedKey(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ def make_admin_key(now: float) -> tuple[str, KeyRecord]:
     return make_key("admin", now=now, name="admin")
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def parse_key(text: str) -> ParsedKey | None:
     """The parts of a well-formed key; None where the form or the check is wrong."""
     match = _FORM.fullmatch(text)
@@ -87,6 +92,7 @@ def proves(key: ParsedKey, record: KeyRecord | None, now: float = 0.0) -> bool:
     return record is not None and (same or (old and now < record.old_until))
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode("ascii")).hexdigest()
 

@@ -49,9 +49,8 @@ class JsonGuard:
             return int(text)
 
         # The decoder calls `parse_int` for each integer; floats stay as the C code has them.
-        self._decode = json.JSONDecoder(
-            object_pairs_hook=_unique, parse_int=integer, parse_constant=_no_constant
-        ).decode
+        decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_int=integer, parse_constant=_no_constant)
+        self._decode, self._scan = decoder.decode, decoder.raw_decode
 
     def check(self, body: bytes, *, max_string: int) -> None:
         """Raises `Malformed`; returns nothing, for the dialect decodes into its own types."""
@@ -64,7 +63,7 @@ class JsonGuard:
         if opened + body.count(b",") > limits.json_nodes and _too_many(body, limits.json_nodes):
             raise Malformed(f"invalid JSON: more than {limits.json_nodes} values")
         try:
-            tree = self._decode(body.decode())
+            tree = self._read(body.decode())
         except UnicodeDecodeError as exc:
             raise Malformed("invalid JSON: the body is not UTF-8") from exc
         except RecursionError as exc:
@@ -74,6 +73,14 @@ class JsonGuard:
             raise Malformed(f"invalid JSON: {exc.msg}{where}") from exc
         if opened > limits.json_depth or len(body) > max_string:
             self._walk(tree, max_string)
+
+    def _read(self, text: str) -> Any:
+        """As the decoder does, less its search for white space around the value."""
+        try:
+            tree, end = self._scan(text)
+        except json.JSONDecodeError:  # it may begin with white space
+            return self._decode(text)
+        return tree if end == len(text) else self._decode(text)
 
     def _walk(self, tree: Any, max_string: int) -> None:
         depth = 0

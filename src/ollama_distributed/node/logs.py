@@ -22,8 +22,9 @@ import structlog
 from ollama_distributed.gateway.summary import Summary
 
 REQUEST = "gateway.request"
-BATCH_S = 0.02
-"""Lines of so long are written at once; a person does not see the delay."""
+BATCH_S = 0.1
+"""Lines of so long are written at once; a person hardly sees the delay. Each batch wakes the thread,
+which then wants the interpreter."""
 LINES_BOUND = 10_000
 """Lines that may wait for the writer; about 3 MB."""
 FIELD_BOUND = 8_192
