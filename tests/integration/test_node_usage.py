@@ -248,6 +248,27 @@ def test_names_that_clients_make_up_do_not_fill_the_ledger(tmp_path: Path) -> No
     run(main())
 
 
+def test_who_holds_shares(tmp_path: Path) -> None:
+    """A node that went offline a moment ago may live and only be cut off: it keeps its share."""
+
+    async def main() -> None:
+        async with world(tmp_path) as all_:
+            one = await all_.start("a")
+            await all_.start("b")
+            await all_.start("m", server=False)
+            gateways = one.meter._gateways
+            assert gateways.holders() == ("a", "b", "m")
+            assert gateways.holders() is gateways.holders()
+            gone = Member(node=NodeId("b"), status="offline", since=all_.clock.now)
+            all_.state = apply(all_.state, keys.member("b"), encode(gone), all_.state.revision + 1)
+            assert gateways.holders() == ("a", "b", "m")
+            assert gateways.living((NodeId("b"), NodeId("m"))) == ["m"]
+            all_.clock.now += 301
+            assert gateways.holders() == ("a", "m")
+
+    run(main())
+
+
 def test_rapl_and_nvml_are_read_where_they_are(tmp_path: Path) -> None:
     zone = tmp_path / "intel-rapl:0"
     (tmp_path / "intel-rapl:0:0").mkdir()

@@ -14,7 +14,15 @@ from tests.failing_replicas import Heard, Replicas
 from ollama_distributed.base.errors import Conflict, NotFound, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, RequestId
-from ollama_distributed.base.inference import Failed, Finished, InferenceRequest, JsonObject, Sampling
+from ollama_distributed.base.inference import (
+    Failed,
+    Finished,
+    InferenceRequest,
+    JsonObject,
+    Sampling,
+    Usage,
+)
+from ollama_distributed.gateway.summary import added
 from ollama_distributed.streams.kept import TTL_S, Kept
 from ollama_distributed.testing.echo import EchoSettings
 from ollama_distributed.testing.virtual_time import VirtualClock, VirtualLoop
@@ -86,6 +94,32 @@ async def test_the_connection_is_lost_again_and_again() -> None:
             heard, turns = again(made, "g", has), turns + 1
         assert turns > 5
         assert has == ANSWER
+
+
+async def test_what_was_had_of_an_answer_counts_once_however_often_it_is_taken_up() -> None:
+    async with replicas(3) as made:
+        calm = made.ask("g", request_id=RequestId("other"))
+        whole = await calm.end()
+        assert isinstance(whole, Finished)
+        assert calm.generation.used() == whole.usage
+        assert whole.spent is None
+        has, heard, counted = "", made.ask("g"), Usage()
+        while True:
+            await pieces(heard, 5)
+            has += heard.text
+            if heard.ended:
+                break
+            heard.generation.cancel()
+            counted = added(counted, heard.generation.used())
+            await asyncio.sleep(0.1)
+            heard = again(made, "g", has)
+        end = await heard.end()
+        assert isinstance(end, Finished)
+        assert end.spent is not None
+        counted = added(counted, end.spent)
+        assert has == ANSWER
+        assert counted.completion_tokens == whole.usage.completion_tokens
+        assert counted.prompt_tokens == whole.usage.prompt_tokens
 
 
 async def test_what_comes_after_a_failover_is_found_too() -> None:
