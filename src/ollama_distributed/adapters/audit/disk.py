@@ -7,6 +7,7 @@ record: it may be one behind after a crash, and is ahead only if records were cu
 from __future__ import annotations
 
 import asyncio
+import errno
 import heapq
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from ollama_distributed.base.errors import DiskFull, Unavailable
 
 BLOCK_BYTES = 64 * 1024
 _MODE = 0o600
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 R = TypeVar("R")
 
@@ -218,4 +220,5 @@ async def _apart(work: Callable[[], R]) -> R:
     try:
         return await asyncio.to_thread(work)
     except OSError as failure:
-        raise DiskFull(f"the audit log cannot be written: {failure.strerror}") from failure
+        kind = DiskFull if failure.errno in _NO_ROOM else Unavailable
+        raise kind(f"the audit log cannot be used: {failure.strerror}") from failure
