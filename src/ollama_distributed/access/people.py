@@ -46,8 +46,6 @@ class UserRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: UserRole
     team: str = "default"
-    policy: str = ""
-    """Of its own, by name; empty: its role's or its team's."""
     password: str = ""
     """argon2id in PHC form; empty: signs in by OIDC only."""
     subject: str = ""

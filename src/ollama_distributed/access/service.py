@@ -133,7 +133,7 @@ class Authenticator:
         made = self._bound.get(user.name)
         if made is not None and made[0] is user:
             return made[1]
-        identity = self.bound(user.role, user.team, user=user.name, policy=user.policy)
+        identity = self.bound(user.role, user.team, user=user.name)
         self._bound[user.name] = (user, identity)
         return identity
 

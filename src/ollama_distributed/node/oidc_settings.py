@@ -33,6 +33,11 @@ class OidcSettings(BaseModel):
         description="It may lie in a private network or on this machine, and speak plain http.",
     )
     ca: Path | None = Field(default=None, description="PEM file of the authorities to trust there.")
+    public_url: str = Field(
+        default="",
+        description="Where browsers reach the API, as https://HOST[:PORT], if a proxy ends TLS before it. "
+        "Unset: where the browser came.",
+    )
     name_claim: str = Field(
         default="preferred_username", description="The claim that becomes the user's name, in lower case."
     )

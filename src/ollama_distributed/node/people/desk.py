@@ -1,15 +1,16 @@
 """Changes people, on a server of the cluster: sign-in, sessions, tokens, users.
 
-Every write is a compare-and-set of one record. What was written is known here at once, and
-everywhere as soon as the state brings it.
+Decides and proves; `book.py` writes.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, assert_never
 
 import msgspec
@@ -29,7 +30,6 @@ from ollama_distributed.access.people import (
     make_session,
     renew,
     session_id,
-    user_key,
 )
 from ollama_distributed.access.roles import Right, demand
 from ollama_distributed.access.service import Authenticator, Caller
@@ -47,19 +47,18 @@ from ollama_distributed.base.errors import (
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.base.users import UserRole
-from ollama_distributed.cluster.ports import ABSENT, Coordination
+from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.node.people import ops
-from ollama_distributed.node.people.mirror import SESSIONS, USERS, SharedPeople
+from ollama_distributed.node.people.book import Book, no_user
+from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.people.signers import Signers
 
 log = structlog.get_logger("cluster.people")
 
-MAX_USERS = 10_000
 MAX_SESSIONS = 32
 """Of one user; the one that was quiet longest makes room."""
 MAX_WAITING = 64
 """Sign-ins that wait for their turn to be hashed: some seconds' worth."""
-TRIES = 8
 WRONG = "the name or the password is not right"
 ADMINISTRATION = Right("admin", "users")
 
@@ -102,12 +101,11 @@ class Desk:
         provider: Provider | None = None,
     ) -> None:
         """`coordination`: raises `Unavailable` while there is none."""
-        self._shared = shared
         self._people: People = shared.people
         self._signers = signers
         self._authenticator = authenticator
         self._clock = clock
-        self._coordination = coordination
+        self._book = Book(shared, clock, coordination)
         self._passwords = passwords or Passwords()
         self._provider = provider
         self._attempts = Attempts()
@@ -159,14 +157,16 @@ class Desk:
     # ── signing in ──────────────────────────────────────────────────────────────────
 
     async def _sign_in(self, op: ops.SignIn) -> ops.Done:
-        await self._coordination()  # without it no session can be made, whatever the password
+        await self._book.available()  # without it no session can be made, whatever the password
         known = self._people.users.get(op.name)
         usable = known if known is not None and not known.disabled and known.password else None
         await self._proved(op.name[:128], op.password, usable.password if usable else "", op.address)
         assert usable is not None, "nobody has no password"
         if self._passwords.outdated(usable.password):
             hashed = await self._passwords.hash(op.password)
-            usable = await self._update(op.name, lambda user: msgspec.structs.replace(user, password=hashed))
+            usable = await self._book.change_user(
+                op.name, lambda user: msgspec.structs.replace(user, password=hashed)
+            )
         return await self._begin(usable, address=op.address, agent=op.agent, how="password")
 
     async def _proved(self, name: str, password: str, kept: str, address: str) -> None:
@@ -199,11 +199,10 @@ class Desk:
         token, record = make_session(
             user, now=self._clock.time(), address=address, agent=agent, session_id=session
         )
-        coordination = await self._coordination()
-        await self._write(coordination, SESSIONS + record.id, record, ABSENT)
+        await self._book.begin(record)
         held = sorted(self._people.sessions_of(user.name), key=lambda one: one.seen_at)
         for old in held[: max(len(held) - MAX_SESSIONS, 0)]:
-            await self._end(coordination, old.id)
+            await self._book.end(old.id)
         log.info("people.signed_in", user=user.name, session=record.id, address=address, how=how)
         return ops.Done(user=user, session=record, token=token)
 
@@ -237,11 +236,11 @@ class Desk:
                 role=person.role,
                 team=check_team(person.team),
                 subject=person.subject,
-                version=self._version(),
+                version=self._book.new_version(),
                 created_at=self._clock.time(),
                 created_by="oidc",
             )
-            return await self._put_new(made)
+            return await self._book.add_user(made)
         if known.subject != person.subject:
             raise Forbidden(
                 f"the name {person.name} belongs to somebody else here; an administrator can delete that user"
@@ -250,7 +249,7 @@ class Desk:
             raise Forbidden("this user is locked; ask an administrator")
         if (known.role, known.team) == (person.role, person.team):
             return known
-        return await self._update(
+        return await self._book.change_user(
             person.name, lambda user: msgspec.structs.replace(user, role=person.role, team=person.team)
         )
 
@@ -272,7 +271,7 @@ class Desk:
             return await self._begin(user, address=op.address, agent=op.agent, how="oidc", session=claims.jti)
         except Conflict:
             log.warning("people.code_used_twice", user=user.name, session=claims.jti, alarm=True)
-            await self._end(await self._coordination(), claims.jti)
+            await self._book.end(claims.jti)
             raise Unauthenticated("the code was used already; sign in again") from None
 
     # ── sessions and tokens ─────────────────────────────────────────────────────────
@@ -304,19 +303,17 @@ class Desk:
                 known = None  # another's session is as if it did not exist
         if known is None:
             raise NotFound(f"there is no session {wanted[:40]!r}")
-        await self._end(await self._coordination(), known.id)
+        await self._book.end(known.id)
         log.info("people.signed_out", user=known.user, session=known.id)
         return ops.Done(ended=(known.id,))
 
     async def _renew(self, op: ops.Renew) -> ops.Done:
         record, user = self._people.session_of(op.credential)
-        coordination = await self._coordination()
-        stored = await coordination.get(SESSIONS + record.id)
-        if stored is None:
-            raise Unauthenticated("the session is over; sign in again")
         token, renewed = renew(record, now=self._clock.time())
-        await self._write(coordination, SESSIONS + record.id, renewed, stored.revision)
-        return ops.Done(user=user, session=renewed, token=token)
+        kept = await self._book.change_session(record.id, lambda _: renewed)
+        if kept is None:
+            raise Unauthenticated("the session is over; sign in again")
+        return ops.Done(user=user, session=kept, token=token)
 
     def _exchange(self, op: ops.Exchange) -> ops.Done:
         if tokens.looks_like_token(op.credential):
@@ -357,43 +354,20 @@ class Desk:
         return self._signers.sign(claims, type_=type_)
 
     async def _touch(self, op: ops.Touch) -> ops.Done:
-        coordination, now = await self._coordination(), self._clock.time()
+        now = self._clock.time()
         for name, at in op.seen.items():
-            stored = await coordination.get(SESSIONS + name) if name in self._people.sessions else None
-            if stored is None:
-                continue
-            record = msgspec.json.decode(stored.value, type=SessionRecord)
-            seen = msgspec.structs.replace(record, seen_at=min(max(record.seen_at, at), now))
-            try:
-                await self._write(coordination, SESSIONS + name, seen, stored.revision)
-            except Conflict:
-                continue  # it was renewed or ended meanwhile
+            if name in self._people.sessions:
+                with contextlib.suppress(Conflict):  # it was renewed or ended meanwhile
+                    await self._book.change_session(name, partial(_seen, at=min(at, now)))
         return ops.Done()
 
     async def forget_old(self) -> None:
         """Delete sessions that are over."""
-        now, coordination = self._clock.time(), await self._coordination()
+        now = self._clock.time()
         for record in list(self._people.sessions.values()):
             user = self._people.users.get(record.user)
             if user is None or user.version != record.version or not is_current(record, now):
-                await self._end(coordination, record.id)
-
-    async def _end(self, coordination: Coordination, session: str) -> None:
-        stored = await coordination.get(SESSIONS + session)
-        while stored is not None:
-            try:
-                await coordination.delete(SESSIONS + session, revision=stored.revision)
-                break
-            except Conflict:
-                stored = await coordination.get(SESSIONS + session)
-        self._shared.forget(SESSIONS + session)
-
-    async def _end_all_of(self, name: str) -> tuple[str, ...]:
-        coordination = await self._coordination()
-        ended = tuple(one.id for one in self._people.sessions.values() if one.user == name)
-        for session in ended:
-            await self._end(coordination, session)
-        return ended
+                await self._book.end(record.id)
 
     # ── users ───────────────────────────────────────────────────────────────────────
 
@@ -404,22 +378,13 @@ class Desk:
             role=ask.role,
             team=check_team(ask.team),
             password=await self._passwords.hash(ask.password),
-            version=self._version(),
+            version=self._book.new_version(),
             created_at=self._clock.time(),
             created_by=who,
         )
-        made = await self._put_new(user)
+        made = await self._book.add_user(user)
         log.info("people.user_made", user=made.name, role=made.role, team=made.team, by=who)
         return ops.Done(user=made)
-
-    async def _put_new(self, user: UserRecord) -> UserRecord:
-        if len(self._people.users) >= MAX_USERS:
-            raise Conflict(f"there are {MAX_USERS} users already")
-        try:
-            await self._write(await self._coordination(), USERS + user_key(user.name), user, ABSENT)
-        except Conflict:
-            raise Conflict(f"there is a user {user.name!r} already") from None
-        return user
 
     async def _change(self, op: ops.ChangeUser) -> ops.Done:
         who, ask = self._admin(op.credential), op.ask
@@ -427,9 +392,9 @@ class Desk:
         if ask.team is not None:
             check_team(ask.team)
         if ask.disabled:
-            given["version"] = self._version()
-        user = await self._update(op.name, lambda user: msgspec.structs.replace(user, **given))
-        ended = await self._end_all_of(op.name) if ask.disabled else ()
+            given["version"] = self._book.new_version()
+        user = await self._book.change_user(op.name, lambda user: msgspec.structs.replace(user, **given))
+        ended = await self._book.end_all(op.name) if ask.disabled else ()
         log.info("people.user_changed", user=op.name, by=who, **given)
         return ops.Done(user=user, ended=ended)
 
@@ -445,65 +410,33 @@ class Desk:
         known = self._people.users.get(name)
         if known is not None and known.subject:
             raise Invalid(f"{name} signs in by OIDC and has no password here")
-        hashed, version = await self._passwords.hash(password), self._version()
-        user = await self._update(
+        hashed, version = await self._passwords.hash(password), self._book.new_version()
+        user = await self._book.change_user(
             name, lambda user: msgspec.structs.replace(user, password=hashed, version=version)
         )
-        ended = await self._end_all_of(name)
+        ended = await self._book.end_all(name)
         log.info("people.password_changed", user=name, by=by)
         return ops.Done(user=user, ended=ended)
 
     async def _delete(self, op: ops.DeleteUser) -> ops.Done:
-        who, coordination = self._admin(op.credential), await self._coordination()
-        key = USERS + user_key(op.name)
-        stored = await coordination.get(key)
-        if stored is None:
-            raise _no_user(op.name)
-        await coordination.delete(key, revision=stored.revision)
-        self._shared.forget(key)
-        ended = await self._end_all_of(op.name)
+        who = self._admin(op.credential)
+        await self._book.delete_user(op.name)
+        ended = await self._book.end_all(op.name)
         log.info("people.user_deleted", user=op.name, by=who)
         return ops.Done(deleted=op.name, ended=ended)
 
     async def _end_all(self, op: ops.EndSessions) -> ops.Done:
         who = self._admin(op.credential)
         if op.name not in self._people.users:
-            raise _no_user(op.name)
-        version = self._version()  # ends the tokens too that were made for them
-        user = await self._update(op.name, lambda user: msgspec.structs.replace(user, version=version))
-        ended = await self._end_all_of(op.name)
+            raise no_user(op.name)
+        version = self._book.new_version()  # ends the tokens too that were made for them
+        user = await self._book.change_user(
+            op.name, lambda user: msgspec.structs.replace(user, version=version)
+        )
+        ended = await self._book.end_all(op.name)
         log.info("people.sessions_ended", user=op.name, by=who, sessions=len(ended))
         return ops.Done(user=user, ended=ended)
 
-    async def _update(self, name: str, change: Callable[[UserRecord], UserRecord]) -> UserRecord:
-        """
-        Raises:
-            NotFound, Conflict, Unavailable
-        """
-        coordination, key = await self._coordination(), USERS + user_key(name)
-        for _ in range(TRIES):
-            stored = await coordination.get(key)
-            if stored is None:
-                raise _no_user(name)
-            changed = change(msgspec.json.decode(stored.value, type=UserRecord))
-            try:
-                await self._write(coordination, key, changed, stored.revision)
-            except Conflict:
-                continue
-            return changed
-        raise Conflict(f"the user {name!r} is being changed by others; try again")
 
-    async def _write(
-        self, coordination: Coordination, key: str, record: UserRecord | SessionRecord, revision: int
-    ) -> None:
-        value = msgspec.json.encode(record)
-        await coordination.put(key, value, revision=revision)
-        self._shared.learn(key, value)
-
-    def _version(self) -> int:
-        """Never the same again, also for a later user of the same name."""
-        return int(self._clock.time() * 1000)
-
-
-def _no_user(name: str) -> NotFound:
-    return NotFound(f"there is no user {name[:80]!r}")
+def _seen(session: SessionRecord, at: float) -> SessionRecord:
+    return msgspec.structs.replace(session, seen_at=max(session.seen_at, at))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from ollama_distributed.access.people import check_name
 from ollama_distributed.adapters.oidc.provider import Client, OidcProvider
@@ -41,14 +42,19 @@ class ConfiguredProvider:
 
     async def start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
         return await self._provider.authorization_url(
-            redirect_uri=redirect_uri, state=state, nonce=nonce, challenge=challenge
+            redirect_uri=self._public(redirect_uri), state=state, nonce=nonce, challenge=challenge
         )
 
     async def finish(self, *, code: str, redirect_uri: str, nonce: str, verifier: str) -> Person:
         claims = await self._provider.redeem(
-            code=code, redirect_uri=redirect_uri, nonce=nonce, verifier=verifier
+            code=code, redirect_uri=self._public(redirect_uri), nonce=nonce, verifier=verifier
         )
         return person_of(claims, self._settings)
+
+    def _public(self, url: str) -> str:
+        """The same path where browsers reach it."""
+        base = self._settings.public_url.rstrip("/")
+        return base + urlsplit(url).path if base else url
 
 
 def person_of(claims: Mapping[str, Any], settings: OidcSettings) -> Person:
