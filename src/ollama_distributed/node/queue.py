@@ -70,7 +70,7 @@ class NodeQueue:
 
     def shed(self, identity: Identity, turn: Turn) -> None:
         """A model with a free slot takes a request whoever waits for others: that one is read first."""
-        if not (self._runs.saturated and self._waiting.waiting and self._cluster.alone):
+        if not (self._waiting.waiting and self._runs.saturated and self._cluster.alone):
             return
         ask = Ask(key=key_of(identity), team=identity.team, priority=turn.priority)
         if (error := self._waiting.refusal(ask)) is not None:
