@@ -51,6 +51,16 @@ def test_no_more_than_a_twentieth_is_asked_twice(seed: int) -> None:
     assert hedges.asked > SHARE * 2800
 
 
+def test_who_loses_again_and_again_is_told() -> None:
+    hedges = Hedges()
+    assert not hedges.lost(A, "m")
+    hedges.answered(A, "m")
+    assert not hedges.lost(A, "m")
+    assert not hedges.lost(B, "m")
+    assert hedges.lost(A, "m")
+    assert not hedges.lost(A, "m"), "counted anew"
+
+
 class Nodes:
     """`takes`: seconds, or an error."""
 
@@ -59,6 +69,7 @@ class Nodes:
         self.asked: list[str] = []
         self.cancelled: list[str] = []
         self.noted: list[tuple[str, bool]] = []
+        self.lost: list[str] = []
 
     async def ask(self, node: NodeId) -> str:
         self.asked.append(node)
@@ -76,7 +87,9 @@ class Nodes:
         self.noted.append((node, error is None))
 
     async def first(self, *order: NodeId, second: NodeId | None = B, may: bool = True) -> tuple[NodeId, str]:
-        return await first_answer(order, self.ask, self.note, after_s=1.0, second=second, may=lambda: may)
+        return await first_answer(
+            order, self.ask, self.note, after_s=1.0, second=second, may=lambda: may, lost=self.lost.append
+        )
 
 
 @pytest.mark.anyio
@@ -93,14 +106,14 @@ async def test_the_second_one_wins_and_the_first_is_cancelled() -> None:
     assert await nodes.first(A, B) == (B, "of b")
     assert asyncio.get_running_loop().time() - began == pytest.approx(1.5, abs=0.01)
     assert nodes.cancelled == ["a"]
-    assert nodes.noted == [("b", True)]
+    assert (nodes.noted, nodes.lost) == ([("b", True)], ["a"])
 
 
 @pytest.mark.anyio
 async def test_the_first_one_may_still_win() -> None:
     nodes = Nodes(a=1.2, b=60.0)
     assert await nodes.first(A, B) == (A, "of a")
-    assert (nodes.asked, nodes.cancelled) == (["a", "b"], ["b"])
+    assert (nodes.asked, nodes.cancelled, nodes.lost) == (["a", "b"], ["b"], [])
 
 
 @pytest.mark.anyio

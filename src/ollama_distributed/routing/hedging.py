@@ -33,6 +33,7 @@ LEAST = 20
 MEMORY = 256
 SHORTEST_S = 0.01
 """No question is asked again sooner: a hop and a vector of a small model take a few milliseconds."""
+MOST_LOST = 2
 _REMEMBERED = 1024
 
 
@@ -63,6 +64,8 @@ class Hedges:
     def __init__(self) -> None:
         self._kinds: dict[str, _Took] = {}
         self._left = 0.0
+        self._lost: dict[tuple[NodeId, str], int] = {}
+        """How often in a row a replica did, with no answer of its own between."""
         self.asked = 0
 
     def begin(self, kind: str) -> float | None:
@@ -78,6 +81,18 @@ class Hedges:
         self._left -= 1.0
         self.asked += 1
         return True
+
+    def lost(self, node: NodeId, key: str) -> bool:
+        """It was asked first and another one answered; whether that is so again and again."""
+        self._lost[node, key] = self._lost.get((node, key), 0) + 1
+        if self._lost[node, key] < MOST_LOST:
+            return False
+        del self._lost[node, key]
+        return True
+
+    def answered(self, node: NodeId, key: str) -> None:
+        if self._lost:
+            self._lost.pop((node, key), None)
 
     def ended(self, kind: str, took_s: float) -> None:
         """How long it took until the answer that counted, or would have counted, was there."""
@@ -102,9 +117,11 @@ async def first_answer(
     after_s: float | None = None,
     second: NodeId | None = None,
     may: Callable[[], bool] = lambda: False,
+    lost: Callable[[NodeId], None] = lambda _: None,
 ) -> tuple[NodeId, T]:
     """Ask the nodes of `order`, one after the other until one answers; and `second` beside the first
-    one when that takes longer than `after_s` and `may` allows it. Cancel-safe.
+    one when that takes longer than `after_s` and `may` allows it. `lost`: hears of the first one if the
+    second was first. Cancel-safe.
 
     Raises:
         OllamaDistributedError: the first refusal that is about the question, else the most telling one.
@@ -143,6 +160,8 @@ async def first_answer(
                     noted(node, error)
                 else:
                     noted(node, None)
+                    if order[0] in running.values():
+                        lost(order[0])
                     return node, answer
             if not running and left:
                 begin(left[0])

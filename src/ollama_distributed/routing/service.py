@@ -467,6 +467,10 @@ class Router:
             if error is not None and len(order) > 1:
                 log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
 
+        def lost(node: NodeId) -> None:
+            if self._hedges.lost(node, key):
+                self._ejections.slow(node, key)
+
         async def ask(node: NodeId) -> T:
             self._caches.started(node, key)
             try:
@@ -484,7 +488,10 @@ class Router:
         kind = kind_of(key, size or 0)
         after_s = self._hedges.begin(kind) if second is not None else None
         began = self._clock.monotonic()
-        node, answer = await first_answer(order, ask, noted, after_s=after_s, second=second, may=may)
+        node, answer = await first_answer(
+            order, ask, noted, after_s=after_s, second=second, may=may, lost=lost
+        )
+        self._hedges.answered(node, key)
         if second is not None:
             self._hedges.ended(kind, self._clock.monotonic() - began)
         return self._name_of(node), made.reason if node == order[0] else "retry", answer
