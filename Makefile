@@ -142,6 +142,7 @@ accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that 
 accept-quota: .venv/.dev ## Three nodes, one key, 10,000 tokens a minute: 2 % over at most, also while consensus is down (5 minutes)
 	$(BIN)/python -m bench.quota
 accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (10 minutes)
+	$(BIN)/python -m bench.routing_cost
 	$(BIN)/python -m bench.prefix
 build: .venv/.dev ## Wheel and sdist into dist/
 	$(UV) build --quiet

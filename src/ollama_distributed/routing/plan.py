@@ -198,10 +198,12 @@ def plan(
         order += [score.node for score in ranked[: MAX_TRIES - len(order)]]
     if first is None:
         return Plan(left_out=tuple(left_out), policy=policy)
-    for standing in holders:
-        node = standing.node
-        if node not in order and all(one.node != node for one in left_out):
-            left_out.append(LeftOut(node, "it failed lately" if standing.shunned else "others come first"))
+    named = {*order, *(one.node for one in left_out)}
+    left_out += [
+        LeftOut(one.node, "it failed lately" if one.shunned else "others come first")
+        for one in holders
+        if one.node not in named
+    ]
     return Plan(
         order=tuple(order),
         left_out=tuple(left_out),

@@ -53,32 +53,39 @@ class PrefixIndex:
         """Replicas that hold a beginning of it, and of how many blocks; at least the
         `MOST_REPLICAS` best, if there are so many."""
         found: dict[NodeId, int] = {}
-        blocks, lost = self._blocks, self._lost
-        for at in range(len(keys) - 1, -1, -1):
-            self.looks += 1
+        blocks, lost, before = self._blocks, self._lost, None
+        at = len(keys)
+        while at and len(found) < MOST_REPLICAS:
+            at -= 1
             readers = blocks.get(keys[at])
-            if readers is None:
+            if readers is None or readers is before:
                 continue
+            before = readers
             for node, turn in readers:
                 if node not in found and turn > lost.get(node, 0):
                     found[node] = at + 1
-            if len(found) >= MOST_REPLICAS:
-                break
+        self.looks += len(keys) - at
         return found
 
     def read(self, node: NodeId, keys: Sequence[int]) -> None:
         """The replica holds all of it now."""
         self._turn += 1
-        mine, blocks, fresh = (node, self._turn), self._blocks, 0
+        blocks, fresh = self._blocks, 0
+        mine = (node, self._turn)
+        alone: _Readers = (mine,)
+        shared: tuple[_Readers, _Readers] = ((), alone)
+        """Blocks that the same ones read have one and the same tuple: `cached` passes over it."""
         for key in reversed(keys):  # its end first: it is older then than its beginning, and goes first
             readers = blocks.get(key)
             if readers is None:
-                blocks[key] = (mine,)
+                blocks[key] = alone
                 fresh += 1
                 continue
             others = tuple(one for one in readers if one[0] != node)
             fresh += len(others) == len(readers)
-            blocks[key] = (mine, *others[: MOST_REPLICAS - 1])
+            if others != shared[0]:
+                shared = (others, (mine, *others[: MOST_REPLICAS - 1]))
+            blocks[key] = shared[1]
             blocks.move_to_end(key)
         self.held[node] = self.held.get(node, 0) + fresh
         while len(blocks) > self._most:

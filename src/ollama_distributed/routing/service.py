@@ -121,8 +121,8 @@ class Router:
         self._wanted = wanted
         self._turn = 0
         """Choices made so far."""
-        self._salt = dice(2**64)
-        self._caches = Caches()
+        self.salt = dice(2**64)
+        self.caches = Caches()
         self.decisions = Decisions(
             lambda: view.me, self._called, lambda node, model: self._ejections.circuit(node, name_key(model))
         )
@@ -137,14 +137,14 @@ class Router:
     def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
         me, key = self._view.me, name_key(request.model)
         if resume is None:
-            routed = self._route(request)
+            routed = self.choose(request)
             self.decisions.add(self._record(request, routed))
             order, trip = routed.plan.order, routed.trip
             if not order and (lacking := self._lacking(request, routed.plan)) is not None:
                 sink(EngineFailed(lacking))
                 return NOTHING
         else:
-            order, trip = self._again(request, resume), Trip(self._caches, key, reason="failover")
+            order, trip = self._again(request, resume), Trip(self.caches, key, reason="failover")
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
         if order in ((), (me,)):
@@ -168,30 +168,30 @@ class Router:
 
     def explain(self, request: InferenceRequest) -> RouteDecision:
         """What would be chosen for it now; nothing is sent, and nothing is remembered."""
-        routed = self._route(request, look=True)
+        routed = self.choose(request, look=True)
         record = self._record(request, routed)
         record.request_id = ""
         return self.decisions.shown(record)
 
-    def _route(self, request: InferenceRequest, *, look: bool = False) -> Routed:
-        """`look`: it is not sent anywhere."""
+    def choose(self, request: InferenceRequest, *, look: bool = False) -> Routed:
+        """Where it goes. `look`: it is not sent anywhere."""
         model, key = request.model, name_key(request.model)
         holders, wanted = self._holders(model), self._wanted(request)
         chain, prompt = NO_CHAIN, NO_PROMPT
         if self._alone(holders) and not wanted:
-            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self._caches, key))
+            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self.caches, key))
         loads = self._loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
         if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
-            chain = chain_of(request, key, self._directory.digest(model), self._salt)
-            prompt = self._caches.prompt(key, chain)
+            chain = chain_of(request, key, self._directory.digest(model), self.salt)
+            prompt = self.caches.prompt(key, chain)
             unseen = prompt.cached.keys() - {one.node for one in holders}
             if unseen and (more := self._directory.named(model, unseen)):
                 # A model with very many holders: those that know the prompt beside those drawn.
                 holders = (*holders, *more)
                 loads |= self._loads(key, more)
-                prompt = self._caches.prompt(key, chain)
+                prompt = self.caches.prompt(key, chain)
         made = self._planned(key, holders, loads, prompt, wanted, look=look)
-        return Routed(made, chain, prompt, Trip(self._caches, key, chain, prompt.cached, made.reason))
+        return Routed(made, chain, prompt, Trip(self.caches, key, chain, prompt.cached, made.reason))
 
     def _alone(self, holders: Sequence[Standing]) -> bool:
         return len(holders) == 1 and holders[0].node == self._view.me
@@ -427,7 +427,7 @@ class Router:
         on they are listened to; what this gateway sent them meanwhile counts."""
         me = self._view.me
         self._view.interest([holder.node for holder in holders if holder.node != me])
-        index, loads = self._caches.index(key), {}
+        index, loads = self.caches.index(key), {}
         for holder in holders:
             node = holder.node
             if node == me:
@@ -440,7 +440,7 @@ class Router:
                 continue
             one = next((one for one in report.models if one.name == key), None)
             index.live(node, None if one is None else (report.boot, one.life))
-            sent = self._caches.sent(node, key)
+            sent = self.caches.sent(node, key)
             loads[node] = Load() if one is None else _load(one, sent)
         return loads
 
@@ -472,11 +472,11 @@ class Router:
                 self._ejections.slow(node, key)
 
         async def ask(node: NodeId) -> T:
-            self._caches.started(node, key)
+            self.caches.started(node, key)
             try:
                 return await (here() if node == self._view.me else there(node))
             finally:
-                self._caches.ended(node, key)
+                self.caches.ended(node, key)
 
         def may() -> bool:
             taken = self._hedges.take()
