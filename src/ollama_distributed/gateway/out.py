@@ -30,7 +30,18 @@ class Out(Protocol):
 
 
 _FAILOVERS = b"x-ollama-failovers"
-_EXPOSED = b"x-request-id, x-ollama-node, x-ollama-route, x-ollama-failovers, x-queue-position, x-queue-eta"
+_LEFT = (
+    f"x-ratelimit-{part}-{what}"
+    for what in ("requests", "tokens")
+    for part in ("limit", "remaining", "reset")
+)
+_EXPOSED = ", ".join(
+    (
+        *("x-request-id", "x-ollama-node", "x-ollama-route", "x-ollama-failovers"),
+        *("x-queue-position", "x-queue-eta", "retry-after"),
+        *_LEFT,
+    )
+).encode()
 """Headers of ours that scripts of other origins may read."""
 
 
