@@ -52,7 +52,7 @@ async def make_engines(settings: Settings, runtime_dir: Path) -> Engines:
         if not settings.engines or settings.engine == "binary" or settings.llama_server is not None:
             raise
         log.warning("engines.no_llama_cpp", reason=failure.message)
-    made += [_make(one) for one in settings.engines]
+    made += [_make(one, settings.stream_pace) for one in settings.engines]
     remotes = [cast(RemoteModels, engine) for engine in made if hasattr(engine, "models")]
     return Engines(tuple(made), tuple(remotes))
 
@@ -73,10 +73,12 @@ async def _llama_cpp(settings: Settings, runtime_dir: Path) -> Program:
     return choice.program
 
 
-def _make(one: EngineSettings) -> Engine:
+def _make(one: EngineSettings, pace_s: float) -> Engine:
     factories: Mapping[str, EngineFactory] = {"openai": OpenAIEngine, "ollama": OllamaEngine}
     factory = factories.get(one.kind) or _entry_point(one.kind)
     settings: dict[str, Any] = dict(one.options)
+    if one.kind == "openai":
+        settings.setdefault("pace_s", pace_s)
     if one.kind in factories:
         settings |= {"name": one.name, "url": one.url, "api_key": one.api_key.get_secret_value()}
     try:
