@@ -219,6 +219,16 @@ async def test_a_model_that_cannot_be_unloaded_is_tried_again() -> None:
     assert world.runs.unloaded
 
 
+@pytest.mark.anyio
+async def test_a_model_that_is_asked_for_meanwhile_is_left_to_keep_alive() -> None:
+    world = World(Runs())
+    world.rests = True
+    await world.draining.look()
+    world.runs.unloaded.clear()  # its owner asked for it
+    await world.draining.look()
+    assert not world.runs.unloaded
+
+
 class Machine:
     """`node.polite.service.Probe`."""
 

@@ -72,6 +72,9 @@ class Draining:
         """Answers may take so long to end by themselves."""
         self._clock = clock
         self._since: float | None = None
+        self._leaving: set[str] = set()
+        """Models that were loaded when the drain began. One that is loaded later was asked for on this
+        machine, or nobody else has it: keep-alive ends it."""
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -86,12 +89,13 @@ class Draining:
         now = self._clock.monotonic()
         if self._since is None:
             self._since = now
+            self._leaving = {model.spec.name for model in self._runs.loaded()}
             log.info(DRAINS, resting=self._resting())
         if now - self._since >= self.patience_s:
             moved = self._answers.move(("", self._me)) + self._door.move(self.elsewhere)
             if moved:
                 log.info(MOVED, answers=moved)
-        for model in self._runs.loaded():
+        for model in [one for one in self._runs.loaded() if one.spec.name in self._leaving]:
             # A model that placement keeps here leaves when it runs elsewhere, by its plan.
             if self._resting() or (not model.held and self.elsewhere(model.spec.name)):
                 await self._unload(model)
@@ -100,6 +104,7 @@ class Draining:
         """Now, or when its answers have ended."""
         try:
             await self._runs.unload(model.spec.name)
+            self._leaving.discard(model.spec.name)
         except OllamaDistributedError as error:
             log.info(NOT_UNLOADED, model=model.name, code=error.code, reason=error.message)
 
