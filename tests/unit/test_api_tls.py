@@ -1,0 +1,101 @@
+"""The API's certificate follows its files: a renewed one is shown to the next client, a bad one is not."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ollama_distributed.base.errors import Invalid
+from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
+
+HOST = "models.example"
+
+
+def write(files: CertificateFiles, serial: int, *, at: int) -> None:
+    """A certificate that signs itself; `at`: when the files changed, for file systems with coarse clocks."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(serial)
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files.certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem = serialization.PrivateFormat.PKCS8
+    files.key.write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption()))
+    for path in (files.certificate, files.key):
+        os.utime(path, ns=(at * 10**9, at * 10**9))
+
+
+def shown(front: ssl.SSLContext, *, most: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> int:
+    """The serial number of what a new client gets to see."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode, client.maximum_version = False, ssl.CERT_NONE, most
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    one = client.wrap_bio(down, up, server_hostname=HOST)
+    other = front.wrap_bio(up, down, server_side=True)
+    for _ in range(8):
+        for side in (one, other):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    certificate = one.getpeercert(binary_form=True)
+    assert certificate is not None
+    return x509.load_der_x509_certificate(certificate).serial_number
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CertificateFiles:
+    files = CertificateFiles(tmp_path / "tls.crt", tmp_path / "tls.key")
+    write(files, 1, at=1_000)
+    return files
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(files: CertificateFiles) -> None:
+    tls = ApiTLS(files)
+    front = tls.front  # what the listener has, for its whole life
+    assert shown(front) == 1
+    write(files, 2, at=2_000)
+    assert shown(front) == 1  # until it is looked for
+    tls.reload()
+    assert shown(front) == 2
+    tls.reload()
+    assert shown(front, most=ssl.TLSVersion.TLSv1_2) == 2
+
+
+def test_one_that_cannot_be_used_is_not(files: CertificateFiles) -> None:
+    tls = ApiTLS(files)
+    key = files.key.read_bytes()
+    write(files, 2, at=2_000)
+    files.key.write_bytes(key)  # half of the renewal
+    with pytest.raises(Invalid):
+        tls.reload()
+    assert shown(tls.front) == 1
+    files.certificate.unlink()
+    with pytest.raises(Invalid):
+        tls.reload()
+    assert shown(tls.front) == 1
+    write(files, 3, at=3_000)
+    tls.reload()
+    assert shown(tls.front) == 3
+
+
+def test_old_protocols_are_refused(files: CertificateFiles) -> None:
+    tls = ApiTLS(files)
+    assert tls.front.minimum_version >= ssl.TLSVersion.TLSv1_2
