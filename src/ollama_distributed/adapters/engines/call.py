@@ -259,22 +259,22 @@ def together(events: list[EngineEvent]) -> list[EngineEvent]:
         texts.clear()
 
     for event in events:
-        this: type[Tokens | ChatDelta] | None = None
-        if isinstance(event, Tokens):
+        if type(event) is ChatDelta and not (event.thinking or event.tool_calls or event.logprobs):
+            if kind is not ChatDelta:
+                close()
+                kind, pieces = ChatDelta, 0
+            pieces += event.pieces
+            texts.append(event.text)
+        elif type(event) is Tokens and event.ids and not (event.raw or event.logprobs):
             # Of tokens without ids the events are counted.
-            this = Tokens if event.ids and not (event.raw or event.logprobs) else None
-        elif isinstance(event, ChatDelta):
-            this = None if event.thinking or event.tool_calls or event.logprobs else ChatDelta
-        if this is not kind or this is None:
-            close()
-            kind, ids, pieces = this, (), 0
-        if isinstance(event, Tokens) and this is not None:
+            if kind is not Tokens:
+                close()
+                kind, ids = Tokens, ()
             ids += event.ids
             texts.append(event.text)
-        elif isinstance(event, ChatDelta) and this is not None:
-            texts.append(event.text)
-            pieces += event.pieces
         else:
+            close()
+            kind = None
             found.append(event)
     close()
     return found

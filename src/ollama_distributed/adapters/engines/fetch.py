@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from ollama_distributed.adapters.engines.http import Address, Headers, request
+from ollama_distributed.adapters.engines.http import Address, Headers, Route
+from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.base.errors import DeadlineExceeded, EngineError, OllamaDistributedError
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
@@ -33,8 +34,10 @@ async def fetch(
     body: bytes = b"",
     deadline_s: float,
     max_bytes: int = MAX_JSON_BYTES,
+    kept: Kept | None = None,
 ) -> Answer:
-    """One whole answer. Cancel-safe: a cancelled wait closes the connection.
+    """One whole answer. Cancel-safe: a cancelled wait closes the connection. `kept`: connections
+    that may be used again.
 
     Raises:
         OllamaDistributedError: as `request`; `DeadlineExceeded` after `deadline_s`;
@@ -59,12 +62,9 @@ async def fetch(
         if not ended.done():
             ended.set_exception(error)
 
-    exchange = request(
-        address,
-        method,
-        path,
-        headers=headers,
-        body=body,
+    has_body = bool(body) or method in ("POST", "PUT", "PATCH")
+    exchange = Route(address, method, path, headers, body=has_body, kept=kept).send(
+        body,
         on_head=lambda status, fields: status_and_headers.append((status, dict(fields))),
         on_body=on_body,
         on_end=lambda: None if ended.done() else ended.set_result(None),
@@ -94,6 +94,7 @@ async def fetch_json(
     body: Any = None,
     deadline_s: float,
     max_bytes: int = MAX_JSON_BYTES,
+    kept: Kept | None = None,
 ) -> tuple[int, Any]:
     """As `fetch`, with `body` (None: none) and the answer as JSON values.
 
@@ -108,6 +109,7 @@ async def fetch_json(
         body=b"" if body is None else msgspec.json.encode(body),
         deadline_s=deadline_s,
         max_bytes=max_bytes,
+        kept=kept,
     )
     try:
         return answer.status, msgspec.json.decode(answer.body) if answer.body else None

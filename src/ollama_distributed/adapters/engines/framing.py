@@ -68,6 +68,10 @@ class ServerSentEvents:
             and len(data) <= self._max_bytes
         ):
             return [data[6:-2]]  # how llama-server sends nearly all tokens: one whole event
+        if data.startswith(b"data: ") and data.endswith(b"\n\n") and not self.held_bytes:
+            whole = data[6:-2].split(b"\n\ndata: ")
+            if data.count(b"\n") == 2 * len(whole) and b"\r" not in data and len(data) <= self._max_bytes:
+                return whole  # several of them, and nothing else
         events = []
         for line in self._lines.feed(data):
             if not line:

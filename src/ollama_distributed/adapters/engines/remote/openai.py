@@ -208,6 +208,8 @@ class OpenAIRunner(RemoteRunner):
     def __init__(self, *arguments: Any, kind: wire.ServerKind, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._kind = kind
+        self._begin: list[int] | None = None
+        """Token ids that begin every text."""
         self.health_path = "/v1/models" if kind == "openai" else "/health"
         self.renders = kind in ("llama-server", "vllm")
         self.health_s = SLOW_HEALTH_S if kind == "openai" else HEALTH_S
@@ -274,7 +276,9 @@ class OpenAIRunner(RemoteRunner):
         # vLLM has no such route, but tokenizes a conversation: the ids as text are the prompt.
         ids = (await self._ask("POST", "/tokenize", {"model": self.model, **body}))["tokens"]
         # What begins every text is added to the prompt again; twice would disturb the model.
-        begin = await self.tokenize("")
+        if self._begin is None:
+            self._begin = await self.tokenize("")
+        begin = self._begin
         return await self.detokenize(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:

@@ -220,10 +220,12 @@ class OpenAIStream:
         if chunk.error is not None:
             message = chunk.error if isinstance(chunk.error, str) else chunk.error.message
             return [EngineFailed(error_of(500, message))]
-        self._usage = chunk.usage or self._usage
+        if chunk.usage is not None:
+            self._usage = chunk.usage
         events: list[EngineEvent] = []
         for choice in chunk.choices:
-            self._reason = choice.finish_reason or self._reason
+            if choice.finish_reason:
+                self._reason = choice.finish_reason
             if (delta := choice.delta or choice.message) is not None:
                 if (said := _chat_delta(choice, delta)) is not None:
                     events.append(said)

@@ -216,6 +216,7 @@ class RemoteRunner:
                 headers=self.remote.headers,
                 body=body,
                 deadline_s=deadline_s,
+                kept=self._kept,
             )
         except (RunnerDied, Unavailable) as exc:
             raise await self._why(exc) from exc
