@@ -19,7 +19,7 @@ from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.base.errors import LoadFailed, RunnerDied
 from ollama_distributed.base.identity import Identity
-from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.ids import KeyId, RequestId
 from ollama_distributed.base.inference import (
     Delta,
     EmbedRequest,
@@ -91,6 +91,39 @@ async def test_a_prompt_finds_the_slot_that_read_its_beginning(models: Models, t
                 share = end.usage.cached_tokens / end.usage.prompt_tokens
                 assert share < 0.1 if turn == 0 else share > 0.9, (turn, end.usage)
                 assert end.usage.wait_s <= end.usage.load_s
+    await engine.close()
+
+
+@pytest.mark.parametrize("copies_mib", [0, 512])
+async def test_no_team_finds_what_another_s_prompt_left(
+    models: Models, tmp_path: Path, copies_mib: int
+) -> None:
+    """S-16: `cached_tokens` is 0 across teams, whatever was asked before; inside a team it is not,
+    unless the runner keeps copies that all share."""
+    engine = LlamaCppEngine(
+        await program_named("wheel"), runtime_dir=tmp_path / "run", cache_ram_mib=copies_mib
+    )
+    spec = model_spec(models.scripted(), display="hello")
+    letters = random.Random(1)
+    texts = ["".join(letters.choice("abcdefgh ") for _ in range(300)) for _ in range(3)]
+    async with node(engine, spec, rules=Rules(slots=2, context_tokens=512)) as there:
+
+        async def cached(team: str, text: str) -> int:
+            prompt = ask(TextPrompt(text=text, raw=True), model="hello", sampling=Sampling(num_predict=1))
+            identity = Identity("user", KeyId(team), team)
+            _, end = await there.finished(msgspec.structs.replace(prompt, identity=identity))
+            return end.usage.cached_tokens
+
+        for text in texts:
+            await cached("red", text)
+        seen = {("red", text) for text in texts}
+        for team, number in (("blue", 0), ("blue", 1), ("red", 0), ("red", 1), ("green", 1), ("blue", 2)):
+            count = await cached(team, texts[number])
+            assert count < 10 or (team, texts[number]) in seen, (team, number)
+            seen.add((team, texts[number]))
+        await cached("green", texts[2])
+        again = await cached("green", texts[2])
+        assert again == 0 if copies_mib else again > 200
     await engine.close()
 
 

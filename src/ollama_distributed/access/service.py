@@ -85,6 +85,13 @@ class Authenticator:
         held = policy_of(self._policies, role, team, policy)
         return Identity(role=role, team=team, user=user, policy=held)
 
+    def one_team(self) -> bool:
+        """Whether all who may ask are of one team."""
+        now = self._wall()
+        teams = {known.record.team for known in self._known.values() if is_good(known.record, now)}
+        people = self._people.users.values() if self._people is not None else ()
+        return len(teams | {user.team for user in people} | {self._local.team}) <= 1
+
     def used(self) -> Mapping[KeyId, float]:
         """When each key was last used here, seconds since the Unix epoch; only grows."""
         return self._uses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +30,9 @@ class Engines(msgspec.Struct, frozen=True):
     """Those with models of their own."""
 
 
-async def make_engines(settings: Settings, runtime_dir: Path) -> Engines:
+async def make_engines(settings: Settings, runtime_dir: Path, one_team: Callable[[], bool]) -> Engines:
     """llama.cpp first, then what `engines` adds. `runtime_dir`: of the runners' private folders.
+    `one_team`: whether all requests are of one.
 
     Raises:
         LoadFailed: llama.cpp does not run here and nothing else is configured.
@@ -45,6 +46,7 @@ async def make_engines(settings: Settings, runtime_dir: Path) -> Engines:
                 program,
                 runtime_dir=runtime_dir,
                 load_stall_s=settings.load_timeout,
+                copies=one_team,
                 pace_s=settings.stream_pace,
             )
         )

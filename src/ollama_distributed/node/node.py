@@ -145,7 +145,8 @@ async def _built(
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as closing:
-        engines = await make_engines(settings, closing.enter_context(data_dir.runtime(settings.data_dir)))
+        runners = closing.enter_context(data_dir.runtime(settings.data_dir))
+        engines = await make_engines(settings, runners, authenticator.one_team)
         for engine in engines.all:
             closing.push_async_callback(engine.close)
         store = BlobStore(settings.store_dir)

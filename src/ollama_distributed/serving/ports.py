@@ -93,6 +93,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     """None: no logprobs; 0: of the chosen token only."""
     shift: bool = True
+    tenant: str = ""
+    """Whose it is: what a runner keeps of prompts is not shared between tenants."""
 
 
 class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +110,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     whole: bool = False
     """Nobody sees a part of the answer: the engine may send it in one piece."""
+    tenant: str = ""
+    """As in `CompletionRequest`."""
 
 
 class Runner(Protocol):

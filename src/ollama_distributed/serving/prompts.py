@@ -347,6 +347,7 @@ def _parsed_by_engine(
         think=thinking_of(spec, request),
         top_logprobs=request.top_logprobs if request.logprobs else None,
         whole=request.whole,
+        tenant=request.identity.team,
     )
     return Prompt(ask=ask, images=len(_images(messages)))
 
@@ -387,6 +388,7 @@ def _completion(
         top_logprobs=request.top_logprobs if request.logprobs else None,
         # -2: until the context is full, which is where sliding it would go on.
         shift=request.shift and request.sampling.num_predict != -2,
+        tenant=request.identity.team,
     )
 
 

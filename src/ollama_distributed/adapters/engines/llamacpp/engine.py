@@ -44,16 +44,19 @@ class LlamaCppEngine:
         load_deadline_s: float = LOAD_DEADLINE_S,
         load_stall_s: float = LOAD_STALL_S,
         cache_ram_mib: int = CACHE_RAM_MIB,
+        copies: Callable[[], bool] = lambda: True,
         pace_s: float = PACE_S,
     ) -> None:
         """`runtime_dir`: where the runners' private folders go (None: the system's temporary
-        folder). `cache_ram_mib`: prompts kept in memory by each runner. `pace_s`: as `intake.Intake`
-        says; 0: each token by itself."""
+        folder). `cache_ram_mib`: prompts kept in memory by each runner, where `copies` allows it when
+        it is loaded: tenants would share them. `pace_s`: as `intake.Intake` says; 0: each token by
+        itself."""
         self.program = program
         self._runtime_dir = runtime_dir
         self._load_deadline_s = load_deadline_s
         self._load_stall_s = load_stall_s
         self._cache_ram_mib = cache_ram_mib
+        self._copies = copies
         self._pace_s = pace_s
         self._intake: Intake | None = None
         self._runners: set[LlamaCppRunner] = set()
@@ -86,7 +89,7 @@ class LlamaCppEngine:
                 socket=str(folder / SOCKET_NAME),
                 api_key=new_secret(),
                 gpu=bool(self.program.devices),
-                cache_ram_mib=self._cache_ram_mib,
+                cache_ram_mib=self._cache_ram_mib if self._copies() else 0,
             )
             process = self._started(folder, params)
             fragments = asyncio.create_task(_fragments(model), name="read a vocabulary")

@@ -30,6 +30,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
 )
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
+from ollama_distributed.adapters.engines.llamacpp.tenants import Seat, Slots, beginning
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
@@ -83,6 +84,8 @@ class LlamaCppRunner:
         self._intake = intake
         self._headers = {"authorization": f"Bearer {params.api_key}"}
         self._calls: set[Call] = set()
+        self._slots = Slots(plan.slots, copies=params.cache_ram_mib > 0)
+        self._seats: dict[Call, Seat] = {}
         self._asking = 0
         self._exit_callbacks: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
@@ -127,7 +130,7 @@ class LlamaCppRunner:
                 top_logprobs=request.top_logprobs or 0,
             )
             checked = parser if request.format is None else FormatStream(parser)
-            call.send(self._route(completion_path(request)), body, checked)
+            call.send(self._route(completion_path(request)), body | self._seated(call, request), checked)
 
         async def send_text(prompt: tuple[Any, ...]) -> None:
             send(msgspec.structs.replace(request, prompt=await self._as_text(prompt)))
@@ -146,11 +149,11 @@ class LlamaCppRunner:
                 check_schema(chat.calls_schema(request))
                 body = chat.chat_body(chat.wanted(request), context_tokens=self._plan.context_tokens)
                 wanted = WantedCalls(lambda: call.again(lambda: self._send_enforced(call, request)))
-                call.send(self._route("/v1/chat/completions"), body, wanted)
+                call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), wanted)
             else:
                 body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
                 parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
-                call.send(self._route("/v1/chat/completions"), body, parser)
+                call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), parser)
 
         call.prepare(steps)
         return call
@@ -169,7 +172,7 @@ class LlamaCppRunner:
         body = completion_body(completion, context_tokens=self._plan.context_tokens)
         body["json_schema"] = guided(chat.calls_schema(request))
         calls = EnforcedCalls(stop_at_tokens=self._plan.context_tokens)
-        call.send(self._route("/completion"), body, calls)
+        call.send(self._route("/completion"), body | self._seated(call, request), calls)
 
     # ── questions ───────────────────────────────────────────────────────────────────
 
@@ -281,12 +284,26 @@ class LlamaCppRunner:
         return value
 
     def _open(self, sink: EngineSink) -> Call:
-        call = Call(sink, self._calls.discard, self._lost, read_error=error_of_body, intake=self._intake)
+        call = Call(sink, self._call_over, self._lost, read_error=error_of_body, intake=self._intake)
         if self._gone:
             call.prepare(self._refuse)
         else:
             self._calls.add(call)
         return call
+
+    def _seated(self, call: Call, request: CompletionRequest | ChatRequest) -> dict[str, Any]:
+        """Where the call may run, so that no tenant finds what another's prompt left."""
+        if not request.tenant:
+            return {}
+        if (before := self._seats.pop(call, None)) is not None:
+            self._slots.leave(before)
+        seat = self._seats[call] = self._slots.take(request.tenant, beginning(request))
+        return seat.fields
+
+    def _call_over(self, call: Call) -> None:
+        self._calls.discard(call)
+        if (seat := self._seats.pop(call, None)) is not None:
+            self._slots.leave(seat)
 
     async def _refuse(self) -> None:
         raise self._unavailable()
