@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 
 from ollama_distributed.base.batches import Batch, BatchAsk, BatchList, FileDeleted, FileList, FileObject
 from ollama_distributed.base.errors import DeadlineExceeded, NotFound, Unavailable
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.batches.files import MOST_READ_BYTES, Files
-from ollama_distributed.batches.plan import Owner, check_ask
+from ollama_distributed.batches.plan import check_ask, owner_of
 from ollama_distributed.batches.records import Asked, CreateAsked, ListAsked, ReadAsked
 from ollama_distributed.batches.service import Batches
 from ollama_distributed.state.cluster import ClusterState
@@ -62,24 +63,31 @@ class ClusterBatches:
     # ── files ───────────────────────────────────────────────────────────────────────
 
     async def upload(
-        self, owner: Owner, filename: str, chunks: AsyncIterator[bytes], *, expires_after_s: int | None = None
+        self,
+        identity: Identity,
+        filename: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        expires_after_s: int | None = None,
     ) -> FileObject:
         """Kept on this node."""
-        return await self._files.receive(owner, filename, chunks, expires_after_s=expires_after_s)
+        return await self._files.receive(
+            owner_of(identity), filename, chunks, expires_after_s=expires_after_s
+        )
 
-    async def file(self, owner: Owner, file_id: str) -> FileObject:
-        node, asked = self._of_file(file_id), Asked(owner=owner, id=file_id)
+    async def file(self, identity: Identity, file_id: str) -> FileObject:
+        node, asked = self._of_file(file_id), Asked(identity=identity, id=file_id)
         if node == self._me:
             return self._files.get(asked)
         return await self._at(node, file_id, self._others.file(node, asked))
 
-    async def content(self, owner: Owner, file_id: str) -> tuple[FileObject, AsyncIterator[bytes]]:
-        return await self.file(owner, file_id), self._pieces(owner, file_id)
+    async def content(self, identity: Identity, file_id: str) -> tuple[FileObject, AsyncIterator[bytes]]:
+        return await self.file(identity, file_id), self._pieces(identity, file_id)
 
-    async def _pieces(self, owner: Owner, file_id: str) -> AsyncIterator[bytes]:
+    async def _pieces(self, identity: Identity, file_id: str) -> AsyncIterator[bytes]:
         node, offset = self._of_file(file_id), 0
         while True:
-            asked = ReadAsked(owner=owner, id=file_id, offset=offset, length=MOST_READ_BYTES)
+            asked = ReadAsked(identity=identity, id=file_id, offset=offset, length=MOST_READ_BYTES)
             if node == self._me:
                 piece = await self._files.read(asked)
             else:
@@ -89,18 +97,18 @@ class ClusterBatches:
             yield piece
             offset += len(piece)
 
-    async def delete(self, owner: Owner, file_id: str) -> FileDeleted:
-        node, asked = self._of_file(file_id), Asked(owner=owner, id=file_id)
+    async def delete(self, identity: Identity, file_id: str) -> FileDeleted:
+        node, asked = self._of_file(file_id), Asked(identity=identity, id=file_id)
         if node == self._me:
             return await self._files.delete(asked)
         return await self._at(node, file_id, self._others.delete_file(node, asked))
 
     async def files(
-        self, owner: Owner, *, limit: int, after: str = "", oldest: bool = False, purpose: str = ""
+        self, identity: Identity, *, limit: int, after: str = "", oldest: bool = False, purpose: str = ""
     ) -> FileList:
-        after_at = (await self.file(owner, after)).created_at if after else 0
+        after_at = (await self.file(identity, after)).created_at if after else 0
         asked = ListAsked(
-            owner=owner, limit=limit, after=after, after_at=after_at, oldest=oldest, purpose=purpose
+            identity=identity, limit=limit, after=after, after_at=after_at, oldest=oldest, purpose=purpose
         )
         rows, away = await self._everywhere(self._files.list(asked), lambda n: self._others.files(n, asked))
         rows.sort(key=lambda row: (row.created_at, row.id), reverse=not oldest)
@@ -115,29 +123,29 @@ class ClusterBatches:
 
     # ── batches ─────────────────────────────────────────────────────────────────────
 
-    async def create(self, owner: Owner, ask: BatchAsk) -> Batch:
+    async def create(self, identity: Identity, ask: BatchAsk) -> Batch:
         """At the node that has the file."""
         check_ask(ask)
-        node, asked = self._of_file(ask.input_file_id), CreateAsked(owner=owner, ask=ask)
+        node, asked = self._of_file(ask.input_file_id), CreateAsked(identity=identity, ask=ask)
         if node == self._me:
             return await self._batches.create(asked)
         return await self._at(node, ask.input_file_id, self._others.create(node, asked))
 
-    async def batch(self, owner: Owner, batch_id: str) -> Batch:
-        node, asked = self._of_batch(batch_id), Asked(owner=owner, id=batch_id)
+    async def batch(self, identity: Identity, batch_id: str) -> Batch:
+        node, asked = self._of_batch(batch_id), Asked(identity=identity, id=batch_id)
         if node == self._me:
             return self._batches.get(asked)
         return await self._at(node, batch_id, self._others.batch(node, asked))
 
-    async def cancel(self, owner: Owner, batch_id: str) -> Batch:
-        node, asked = self._of_batch(batch_id), Asked(owner=owner, id=batch_id)
+    async def cancel(self, identity: Identity, batch_id: str) -> Batch:
+        node, asked = self._of_batch(batch_id), Asked(identity=identity, id=batch_id)
         if node == self._me:
             return await self._batches.cancel(asked)
         return await self._at(node, batch_id, self._others.cancel(node, asked))
 
-    async def batches(self, owner: Owner, *, limit: int, after: str = "") -> BatchList:
-        after_at = (await self.batch(owner, after)).created_at if after else 0
-        asked = ListAsked(owner=owner, limit=limit, after=after, after_at=after_at)
+    async def batches(self, identity: Identity, *, limit: int, after: str = "") -> BatchList:
+        after_at = (await self.batch(identity, after)).created_at if after else 0
+        asked = ListAsked(identity=identity, limit=limit, after=after, after_at=after_at)
         rows, away = await self._everywhere(
             self._batches.list(asked), lambda n: self._others.batches(n, asked)
         )

@@ -10,8 +10,9 @@ import structlog
 from ollama_distributed.base.batches import FileDeleted, FileObject
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Conflict, DiskFull, Invalid, NotFound
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
-from ollama_distributed.batches.plan import Owner, may_see
+from ollama_distributed.batches.plan import Owner, may_see, owner_of
 from ollama_distributed.batches.ports import Disk, Which
 from ollama_distributed.batches.records import Asked, FileRecord, Limits, ListAsked, ReadAsked
 
@@ -102,16 +103,17 @@ class Files:
         Raises:
             NotFound: there is none, or it is somebody else's.
         """
-        return self._find(asked.owner, asked.id).file
+        return self._find(asked.identity, asked.id).file
 
     async def read(self, asked: ReadAsked) -> bytes:
         """A piece of the file, of `MOST_READ_BYTES` at most."""
-        file = self._find(asked.owner, asked.id).file
+        file = self._find(asked.identity, asked.id).file
         return await self._disk.read(file.id, max(asked.offset, 0), min(asked.length, MOST_READ_BYTES))
 
     def list(self, asked: ListAsked) -> list[FileObject]:
         """Newest first unless asked for otherwise, one more than asked for where there are more."""
-        rows = [one.file for one in self._all.values() if may_see(one.owner, asked.owner)]
+        asking = owner_of(asked.identity)
+        rows = [one.file for one in self._all.values() if may_see(one.owner, asking)]
         if asked.purpose:
             rows = [row for row in rows if row.purpose == asked.purpose]
         rows.sort(key=lambda row: (row.created_at, row.id), reverse=not asked.oldest)
@@ -130,7 +132,7 @@ class Files:
             NotFound: as `get`.
             Conflict: a batch reads it still.
         """
-        file = self._find(asked.owner, asked.id).file
+        file = self._find(asked.identity, asked.id).file
         batch = self._used_by(file.id)
         if batch is not None:
             raise Conflict(f"{batch} reads this file; cancel it first, or wait for its end")
@@ -180,9 +182,9 @@ class Files:
     def release(self, size: int) -> None:
         self._coming_bytes -= size
 
-    def _find(self, owner: Owner, file_id: str) -> FileRecord:
+    def _find(self, identity: Identity, file_id: str) -> FileRecord:
         record = self._all.get(file_id)
-        if record is None or not may_see(record.owner, owner):
+        if record is None or not may_see(record.owner, owner_of(identity)):
             raise NotFound(f"No such File object: {file_id[:80]}")
         return record
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from ollama_distributed.base.batches import Batch, BatchAsk, BatchStatus, FileObject
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.batches.plan import Owner
 
 
@@ -36,14 +37,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A question about one file or batch."""
+    """A question about one file or batch. Between nodes, `identity` is what the asking node proves."""
 
-    owner: Owner
+    identity: Identity
     id: str
 
 
 class ReadAsked(msgspec.Struct, frozen=True, kw_only=True):
-    owner: Owner
+    identity: Identity
     id: str
     offset: int
     length: int
@@ -52,7 +53,7 @@ class ReadAsked(msgspec.Struct, frozen=True, kw_only=True):
 class ListAsked(msgspec.Struct, frozen=True, kw_only=True):
     """Newest first, unless `oldest`."""
 
-    owner: Owner
+    identity: Identity
     limit: int
     after: str = ""
     after_at: int = 0
@@ -62,7 +63,7 @@ class ListAsked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreateAsked(msgspec.Struct, frozen=True, kw_only=True):
-    owner: Owner
+    identity: Identity
     ask: BatchAsk
 
 

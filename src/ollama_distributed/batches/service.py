@@ -30,6 +30,7 @@ from ollama_distributed.batches.plan import (
     lanes,
     may_see,
     moved,
+    owner_of,
     read_line,
 )
 from ollama_distributed.batches.ports import Answer, Asking, Disk, Known, Room, Which
@@ -140,7 +141,7 @@ class Batches:
             QueueFull: too many wait already.
         """
         seconds = check_ask(asked.ask)
-        file = self._files.get(Asked(owner=asked.owner, id=asked.ask.input_file_id))
+        file = self._files.get(Asked(identity=asked.identity, id=asked.ask.input_file_id))
         if file.purpose != "batch":
             raise NotFound(f"file {file.id} was not sent with purpose=batch")
         if sum(one.batch.status not in FINAL for one in self._all.values()) >= self._limits.open_batches:
@@ -161,12 +162,14 @@ class Batches:
         )
         one = _One(
             BatchRecord(
-                owner=asked.owner, batch=batch, kept_s=after.seconds if after else self._limits.kept_s
+                owner=owner_of(asked.identity),
+                batch=batch,
+                kept_s=after.seconds if after else self._limits.kept_s,
             )
         )
         await self._disk.save(one.record)
         self._all[batch.id] = one
-        log.info("batch.taken", batch=batch.id, endpoint=batch.endpoint, key_id=asked.owner.key)
+        log.info("batch.taken", batch=batch.id, endpoint=batch.endpoint, key_id=one.record.owner.key)
         if self._tasks is not None:
             self._tasks.start_soon(self._drive, one)
         return batch
@@ -180,7 +183,9 @@ class Batches:
 
     def list(self, asked: ListAsked) -> list[Batch]:
         """Newest first, one more than asked for where there are more."""
-        rows = [one.batch for one in self._all.values() if may_see(one.record.owner, asked.owner)]
+        rows = [
+            one.batch for one in self._all.values() if may_see(one.record.owner, owner_of(asked.identity))
+        ]
         rows.sort(key=lambda batch: (batch.created_at, batch.id), reverse=True)
         if asked.after:
             rows = [row for row in rows if (row.created_at, row.id) < (asked.after_at, asked.after)]
@@ -212,7 +217,7 @@ class Batches:
 
     def _find(self, asked: Asked) -> _One:
         one = self._all.get(asked.id)
-        if one is None or not may_see(one.record.owner, asked.owner):
+        if one is None or not may_see(one.record.owner, owner_of(asked.identity)):
             raise NotFound(f"No batch found with id '{asked.id[:80]}'.")
         return one
 

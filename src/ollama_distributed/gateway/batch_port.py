@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from ollama_distributed.base.batches import Batch, BatchAsk, BatchList, FileDeleted, FileList, FileObject
-from ollama_distributed.batches.plan import Owner
+from ollama_distributed.base.identity import Identity
 
 
 class BatchLane(Protocol):
@@ -19,7 +19,12 @@ class BatchLane(Protocol):
         ...
 
     async def upload(
-        self, owner: Owner, filename: str, chunks: AsyncIterator[bytes], *, expires_after_s: int | None = None
+        self,
+        identity: Identity,
+        filename: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        expires_after_s: int | None = None,
     ) -> FileObject:
         """
         Raises:
@@ -27,11 +32,11 @@ class BatchLane(Protocol):
         """
         ...
 
-    async def file(self, owner: Owner, file_id: str) -> FileObject: ...
+    async def file(self, identity: Identity, file_id: str) -> FileObject: ...
 
-    async def content(self, owner: Owner, file_id: str) -> tuple[FileObject, AsyncIterator[bytes]]: ...
+    async def content(self, identity: Identity, file_id: str) -> tuple[FileObject, AsyncIterator[bytes]]: ...
 
-    async def delete(self, owner: Owner, file_id: str) -> FileDeleted:
+    async def delete(self, identity: Identity, file_id: str) -> FileDeleted:
         """
         Raises:
             Conflict: a batch reads it still.
@@ -39,13 +44,13 @@ class BatchLane(Protocol):
         ...
 
     async def files(
-        self, owner: Owner, *, limit: int, after: str = "", oldest: bool = False, purpose: str = ""
+        self, identity: Identity, *, limit: int, after: str = "", oldest: bool = False, purpose: str = ""
     ) -> FileList: ...
 
-    async def create(self, owner: Owner, ask: BatchAsk) -> Batch: ...
+    async def create(self, identity: Identity, ask: BatchAsk) -> Batch: ...
 
-    async def batch(self, owner: Owner, batch_id: str) -> Batch: ...
+    async def batch(self, identity: Identity, batch_id: str) -> Batch: ...
 
-    async def cancel(self, owner: Owner, batch_id: str) -> Batch: ...
+    async def cancel(self, identity: Identity, batch_id: str) -> Batch: ...
 
-    async def batches(self, owner: Owner, *, limit: int, after: str = "") -> BatchList: ...
+    async def batches(self, identity: Identity, *, limit: int, after: str = "") -> BatchList: ...

@@ -58,9 +58,7 @@ class Node:
         self.gate.set()
         self.holds_after = 10**9
         """Lines; from then on none is answered."""
-        self.limits = Limits(
-            **{"file_bytes": 10**6, "total_bytes": 2 * 10**6, "kept_s": kept_s, **limits}  # type: ignore[arg-type]
-        )
+        self.limits = Limits(**{"file_bytes": 10**6, "total_bytes": 2 * 10**6, "kept_s": kept_s, **limits})
         self.disk = BatchDisk(root)
         self.files = Files(
             NodeId("n1"),
@@ -110,11 +108,11 @@ class Node:
     async def submit(self, count: int, **ask: Any) -> Batch:
         file = await self.send(*(row(number) for number in range(count)))
         return await self.batches.create(
-            CreateAsked(owner=OWNER, ask=BatchAsk(input_file_id=file.id, endpoint=CHAT, **ask))
+            CreateAsked(identity=IDENTITY, ask=BatchAsk(input_file_id=file.id, endpoint=CHAT, **ask))
         )
 
     def batch(self, batch_id: str) -> Batch:
-        return self.batches.get(Asked(owner=OWNER, id=batch_id))
+        return self.batches.get(Asked(identity=IDENTITY, id=batch_id))
 
     async def ended(self, batch_id: str) -> Batch:
         await until(lambda: self.batch(batch_id).status in FINAL)
@@ -122,7 +120,7 @@ class Node:
 
     async def results(self, file_id: str | None) -> list[dict[str, Any]]:
         assert file_id is not None
-        data = await self.files.read(ReadAsked(owner=OWNER, id=file_id, offset=0, length=10**6))
+        data = await self.files.read(ReadAsked(identity=IDENTITY, id=file_id, offset=0, length=10**6))
         return [json.loads(line) for line in data.splitlines()]
 
 
@@ -171,32 +169,32 @@ async def test_a_batch_from_its_file_to_its_results(tmp_path: Path) -> None:
         (wrong,) = await node.results(ended.error_file_id)
         assert (wrong["custom_id"], wrong["response"]["status_code"]) == ("r3", 400)
         assert node.most <= 3, "of four slots one stays free"
-        listed = node.files.list(ListAsked(owner=OWNER, limit=10, purpose="batch_output"))
+        listed = node.files.list(ListAsked(identity=IDENTITY, limit=10, purpose="batch_output"))
         assert {file.id for file in listed} == {ended.output_file_id, ended.error_file_id}
 
 
 async def test_another_key_sees_nothing(tmp_path: Path) -> None:
-    other = owner_of(Identity("user", KeyId("k2")))
+    other = Identity("user", KeyId("k2"))
     async with working(Node(tmp_path)) as node:
         batch = await node.submit(1)
         await node.ended(batch.id)
         for look in (
-            lambda: node.batches.get(Asked(owner=other, id=batch.id)),
-            lambda: node.files.get(Asked(owner=other, id=batch.input_file_id)),
+            lambda: node.batches.get(Asked(identity=other, id=batch.id)),
+            lambda: node.files.get(Asked(identity=other, id=batch.input_file_id)),
         ):
             with pytest.raises(NotFound):
                 look()
         with pytest.raises(NotFound):
-            await node.files.read(ReadAsked(owner=other, id=batch.input_file_id, offset=0, length=9))
+            await node.files.read(ReadAsked(identity=other, id=batch.input_file_id, offset=0, length=9))
         with pytest.raises(NotFound):
-            await node.files.delete(Asked(owner=other, id=batch.input_file_id))
+            await node.files.delete(Asked(identity=other, id=batch.input_file_id))
         with pytest.raises(NotFound):
-            await node.batches.cancel(Asked(owner=other, id=batch.id))
+            await node.batches.cancel(Asked(identity=other, id=batch.id))
         ask = BatchAsk(input_file_id=batch.input_file_id, endpoint=CHAT)
         with pytest.raises(NotFound):
-            await node.batches.create(CreateAsked(owner=other, ask=ask))
-        assert node.batches.list(ListAsked(owner=other, limit=9)) == []
-        assert node.files.list(ListAsked(owner=other, limit=9)) == []
+            await node.batches.create(CreateAsked(identity=other, ask=ask))
+        assert node.batches.list(ListAsked(identity=other, limit=9)) == []
+        assert node.files.list(ListAsked(identity=other, limit=9)) == []
 
 
 async def test_lines_that_are_done_are_not_done_again(tmp_path: Path) -> None:
@@ -250,13 +248,13 @@ async def test_it_is_cancelled_with_what_is_there(tmp_path: Path) -> None:
         batch = await node.submit(20)
         await until(lambda: node.batch(batch.id).request_counts.completed >= 5)
         await until(lambda: node.running > 0)
-        assert (await node.batches.cancel(Asked(owner=OWNER, id=batch.id))).status == "cancelling"
+        assert (await node.batches.cancel(Asked(identity=IDENTITY, id=batch.id))).status == "cancelling"
         with pytest.raises(Conflict):
-            await node.files.delete(Asked(owner=OWNER, id=batch.input_file_id))
+            await node.files.delete(Asked(identity=IDENTITY, id=batch.input_file_id))
         ended = await node.ended(batch.id)
         assert (ended.status, node.running) == ("cancelled", 0)
         assert len(await node.results(ended.output_file_id)) == ended.request_counts.completed >= 5
-        await node.files.delete(Asked(owner=OWNER, id=batch.input_file_id))
+        await node.files.delete(Asked(identity=IDENTITY, id=batch.input_file_id))
 
 
 async def test_its_window_closes(tmp_path: Path) -> None:
@@ -298,7 +296,7 @@ async def test_a_bad_file_fails_as_a_whole(tmp_path: Path) -> None:
     async with working(Node(tmp_path)) as node:
         file = await node.send(row(1), b"no", row(1))
         ask = BatchAsk(input_file_id=file.id, endpoint=CHAT)
-        ended = await node.ended((await node.batches.create(CreateAsked(owner=OWNER, ask=ask))).id)
+        ended = await node.ended((await node.batches.create(CreateAsked(identity=IDENTITY, ask=ask))).id)
         assert ended.status == "failed"
         assert ended.failed_at is not None
         assert ended.errors is not None
@@ -315,12 +313,12 @@ async def test_files_are_bounded(tmp_path: Path) -> None:
         with pytest.raises(DiskFull):
             await node.send(b"x" * 900)
         assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == [".data", ".json"]
-        await node.files.delete(Asked(owner=OWNER, id=kept.id))
+        await node.files.delete(Asked(identity=IDENTITY, id=kept.id))
         assert (await node.send(b"x" * 900)).bytes == 901
         (tmp_path / "files" / "file-n1-half.data").write_bytes(b"as a killed node leaves it")
     again = Node(tmp_path)
     await again.files.start()
-    assert len(again.files.list(ListAsked(owner=OWNER, limit=9))) == 1
+    assert len(again.files.list(ListAsked(identity=IDENTITY, limit=9))) == 1
     assert len(list((tmp_path / "files").iterdir())) == 2
 
 
@@ -331,7 +329,7 @@ async def test_old_results_go(tmp_path: Path) -> None:
     late = Node(tmp_path)
     late.clock.wall += 7200
     async with working(late):
-        await until(lambda: not late.batches.list(ListAsked(owner=OWNER, limit=9)))
-        await until(lambda: len(late.files.list(ListAsked(owner=OWNER, limit=9))) == 1)
-        assert late.files.get(Asked(owner=OWNER, id=batch.input_file_id))
+        await until(lambda: not late.batches.list(ListAsked(identity=IDENTITY, limit=9)))
+        await until(lambda: len(late.files.list(ListAsked(identity=IDENTITY, limit=9))) == 1)
+        assert late.files.get(Asked(identity=IDENTITY, id=batch.input_file_id))
         assert not (tmp_path / "work" / batch.id).exists()

@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ollama_distributed.base.batches import Batch, BatchAsk, BatchList, FileDeleted, FileList, FileObject
 from ollama_distributed.base.errors import Forbidden, Invalid, OllamaDistributedError
-from ollama_distributed.batches.plan import Owner, owner_of
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.gateway.asgi import Send
 from ollama_distributed.gateway.batch_port import BatchLane
 from ollama_distributed.gateway.cold import ColdRequest
@@ -133,7 +133,7 @@ class _Handlers:
         if form.fields.get("purpose", "batch") != "batch":
             raise Invalid("the only purpose of files here is batch", param="purpose")
         expires = _seconds(form.fields)
-        file = await self._lane.upload(_owner(cold), filename, form.content(), expires_after_s=expires)
+        file = await self._lane.upload(_identity(cold), filename, form.content(), expires_after_s=expires)
         try:
             await form.read_rest()
             if form.fields.get("purpose") != "batch":
@@ -141,7 +141,7 @@ class _Handlers:
             if _seconds(form.fields) != expires:
                 raise Invalid("expires_after comes before the file in the form", param=_SECONDS)
         except OllamaDistributedError:
-            await self._lane.delete(_owner(cold), file.id)
+            await self._lane.delete(_identity(cold), file.id)
             raise
         return json_response(file)
 
@@ -151,7 +151,7 @@ class _Handlers:
         if order not in ("asc", "desc"):
             raise Invalid("order is asc or desc", param="order")
         rows = await self._lane.files(
-            _owner(cold),
+            _identity(cold),
             limit=_limit(request, MOST_FILES, MOST_FILES),
             after=query.get("after", ""),
             oldest=order == "asc",
@@ -160,34 +160,34 @@ class _Handlers:
         return json_response(rows)
 
     async def file(self, cold: ColdRequest, request: Request) -> Response:
-        return json_response(await self._lane.file(_owner(cold), request.path_params["id"]))
+        return json_response(await self._lane.file(_identity(cold), request.path_params["id"]))
 
     async def content(self, cold: ColdRequest, request: Request) -> Response:
-        file, pieces = await self._lane.content(_owner(cold), request.path_params["id"])
+        file, pieces = await self._lane.content(_identity(cold), request.path_params["id"])
         return _Content(cold, file, pieces)
 
     async def delete(self, cold: ColdRequest, request: Request) -> Response:
-        return json_response(await self._lane.delete(_owner(cold), request.path_params["id"]))
+        return json_response(await self._lane.delete(_identity(cold), request.path_params["id"]))
 
     async def create(self, cold: ColdRequest, request: Request) -> Response:
-        return json_response(await self._lane.create(_owner(cold), await cold.body(request, _ASK)))
+        return json_response(await self._lane.create(_identity(cold), await cold.body(request, _ASK)))
 
     async def batches(self, cold: ColdRequest, request: Request) -> Response:
         limit = _limit(request, _BATCHES_DEFAULT, MOST_BATCHES)
         after = request.query_params.get("after", "")
-        return json_response(await self._lane.batches(_owner(cold), limit=limit, after=after))
+        return json_response(await self._lane.batches(_identity(cold), limit=limit, after=after))
 
     async def batch(self, cold: ColdRequest, request: Request) -> Response:
-        return json_response(await self._lane.batch(_owner(cold), request.path_params["id"]))
+        return json_response(await self._lane.batch(_identity(cold), request.path_params["id"]))
 
     async def cancel(self, cold: ColdRequest, request: Request) -> Response:
-        return json_response(await self._lane.cancel(_owner(cold), request.path_params["id"]))
+        return json_response(await self._lane.cancel(_identity(cold), request.path_params["id"]))
 
 
-def _owner(cold: ColdRequest) -> Owner:
+def _identity(cold: ColdRequest) -> Identity:
     if cold.identity is None:
         raise Forbidden("this route needs an identity")
-    return owner_of(cold.identity)
+    return cold.identity
 
 
 def _limit(request: Request, default: int, most: int) -> int:
