@@ -21,7 +21,7 @@ from ollama_distributed.base.usage import UsageAnswer
 from ollama_distributed.gateway.routes.usage import csv_text
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.node.settings import Settings
-from ollama_distributed.node.usage import NodeUsage
+from ollama_distributed.node.usage.service import NodeUsage
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
@@ -152,7 +152,7 @@ def test_a_node_that_is_away_is_counted_from_its_copies(tmp_path: Path) -> None:
             for _ in range(3):
                 mere.count(ended())
                 await mere.flush()
-                await mere.send_copies()
+                await mere.copies.send()
             all_.away.add(NodeId("m"))
             answer = await all_.told("a", "key")
             assert rows(answer, "key") == {"k1": 3}
@@ -165,7 +165,7 @@ def test_a_node_that_is_away_is_counted_from_its_copies(tmp_path: Path) -> None:
             all_.away.clear()
             mere.count(ended())
             await mere.flush()
-            await mere.send_copies()
+            await mere.copies.send()
             all_.away |= {NodeId("m"), NodeId("b")}
             assert rows(await all_.told("a", "key"), "key") == {"k1": 4}
             assert again.figures().copies >= 1
@@ -181,7 +181,7 @@ def test_what_was_flushed_outlives_a_crash_and_the_crash_is_told(tmp_path: Path)
             one.count(ended())
             await one.flush()
             one.count(ended())  # the last half second
-            one._files.close()  # as after kill -9
+            one._ledger._files.close()  # as after kill -9
             all_.clock.now += 60
             again = await all_.start("a")
             answer = await all_.told("a", "key")
@@ -206,9 +206,9 @@ def test_a_full_disk_loses_nothing_that_comes_later(tmp_path: Path, monkeypatch:
                 patched.setattr("os.fsync", full)
                 one.count(ended())
                 await one.flush()
-                assert one.failing
+                assert one.figures().failing
             assert rows(await all_.told("a", "key"), "key") == {"k1": 1}
-            assert not one.failing
+            assert not one.figures().failing
 
     run(main())
 

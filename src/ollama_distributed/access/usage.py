@@ -143,6 +143,10 @@ class Book:
         for month in [month for month in self._months if month[0] < hours_until - 32 * DAY_S]:
             del self._months[month]
 
+    def items(self) -> Sequence[tuple[RowKey, tuple[Sums, int]]]:
+        """All rows, and when they changed, apart from what comes later."""
+        return list(self._rows.items())
+
     def rows(self) -> Iterable[Row]:
         return (Row(key, sums) for key, (sums, _) in self._rows.items())
 

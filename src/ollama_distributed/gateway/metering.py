@@ -49,7 +49,7 @@ class Ticket(Protocol):
 
 
 class Metering(Protocol):
-    """Lets requests in within limits (`node.usage.Metered`)."""
+    """Lets requests in within limits (`node.usage.service.NodeUsage`)."""
 
     def longest(self, request: InferenceRequest) -> int:
         """Tokens that an answer has at most, whose request does not say."""

@@ -1,4 +1,4 @@
-"""What the gateway needs of who counts usage and keeps limits (`node.usage.NodeUsage`)."""
+"""What the gateway needs of who counts usage and keeps limits (`node.usage.service.NodeUsage`)."""
 
 from __future__ import annotations
 

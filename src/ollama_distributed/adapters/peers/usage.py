@@ -63,7 +63,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Here(Protocol):
-    """This node's side (`node.usage.NodeUsage`)."""
+    """This node's side (`node.usage.service.NodeUsage`)."""
 
     def lend(self, to: NodeId, ask: BorrowAsk) -> Borrowed: ...
 
