@@ -106,15 +106,15 @@ def main() -> int:
     for count in (4, 1000):
         nodes: Any = Nodes(count)
         router = Router(nodes, nodes, nodes, nodes, random.Random(1).randrange)
-        index = router.caches.index(MODEL)
-        chain = chain_of(known, MODEL, "d", router.salt)
+        index = router.chooser.chooser.caches.index(MODEL)
+        chain = chain_of(known, MODEL, "d", router.chooser.chooser.salt)
         for number in range(3):
             index.read(NodeId(f"n{number}"), chain.keys)
         gc.collect()
         gc.freeze()  # as a node does
         for name, asked in (("prompt that is known", known), ("prompt that is new", unknown)):
             router.explain(asked)  # the standings are made once for each state
-            median, p99 = timed(partial(router.choose, asked))
+            median, p99 = timed(partial(router.chooser.choose, asked))
             goal = f"p99 <= {P99_GOAL_US:.0f}, keys included"
             table.add_row(f"{count} replicas, {name}", f"{median:.0f}", f"{p99:.0f}", goal)
     console.print(table)

@@ -40,7 +40,7 @@ class Shared:
             4, EchoSettings(answer="yes", prompt_cache=remembers, tokens_per_s=1000), VirtualClock(), seed=3
         )
         self.router = self.replicas.routers["g"]
-        self.router.policy = policy
+        self.router.use(policy)
         self.read = 0
         self.by_node: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()

@@ -174,7 +174,7 @@ async def _built(
             """Settings that the cluster set, while the node runs."""
             serving.configure(serving_settings(live))
             waiting.configure(bounds_of(live))
-            here.source.policy = live.routing_policy
+            here.source.use(live.routing_policy)
             app.use(_policy(live))
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))

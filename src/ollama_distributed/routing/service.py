@@ -18,7 +18,6 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock, SystemClock
-from ollama_distributed.base.cluster import NodeStatus
 from ollama_distributed.base.errors import NoCapacity, OllamaDistributedError
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
@@ -42,24 +41,18 @@ from ollama_distributed.base.tokens import (
     Tokens,
     Written,
 )
-from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
-from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
-from ollama_distributed.routing.caches import Caches, Trip
+from ollama_distributed.routing.caches import Trip
+from ollama_distributed.routing.choosing import Chooser, Routed, Wanted, no_labels
 from ollama_distributed.routing.decisions import Decisions, Record
-from ollama_distributed.routing.directory import Directory
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.hedging import Hedges, first_answer, kind_of
 from ollama_distributed.routing.paces import Paces
 from ollama_distributed.routing.plan import (
-    LOAD_S,
     MAX_TRIES,
-    NO_PROMPT,
     Dice,
-    Load,
     Plan,
-    Prompt,
     Standing,
     plan,
 )
@@ -68,21 +61,6 @@ from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Wanted = Callable[[InferenceRequest | EmbedRequest | RerankRequest], Mapping[str, str]]
-
-
-class Routed(msgspec.Struct, frozen=True, gc=False):
-    """A choice, and what it was made of."""
-
-    plan: Plan
-    chain: Chain
-    prompt: Prompt
-    trip: Trip
-
-
-def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001
-    """Any node may answer."""
-    return {}
 
 
 def _no_labelled(model: str, wanted: Mapping[str, str]) -> NoCapacity:
@@ -91,8 +69,6 @@ def _no_labelled(model: str, wanted: Mapping[str, str]) -> NoCapacity:
 
 
 PROBE_ID = RequestId("probe")
-STALE_S = 15.0
-"""A load report that is older says nothing: an unchanged load is said every 5 s."""
 
 
 class Router:
@@ -117,34 +93,34 @@ class Router:
         self._ejections = Ejections(self._clock, dice)
         self._paces = Paces()
         self._hedges = Hedges()
-        self.policy: Policy = policy
-        self._wanted = wanted
-        self._turn = 0
-        """Choices made so far."""
-        self.salt = dice(2**64)
-        self.caches = Caches()
+        self.chooser = Chooser(local, shelf, view, dice, self._ejections, missed, policy, wanted)
         self.decisions = Decisions(
             lambda: view.me, self._called, lambda node, model: self._ejections.circuit(node, name_key(model))
         )
         self._local = local
-        self._missed = missed
-        self._shelf = shelf
         self._peers = peers
         self._view = view
         self._dice = dice
-        self._directory = Directory(view, dice)
+
+    def use(self, policy: Policy) -> None:
+        """From the next choice on."""
+        self.chooser.policy = policy
+
+    def plan(self, model: str) -> Plan:
+        """Which nodes would be asked now, and why not the others."""
+        return self.chooser.plan(model)
 
     def start(self, request: InferenceRequest, sink: SourceSink, resume: Resume | None = None) -> Generation:
         me, key = self._view.me, name_key(request.model)
         if resume is None:
-            routed = self.choose(request)
+            routed = self.chooser.choose(request)
             self.decisions.add(self._record(request, routed))
             order, trip = routed.plan.order, routed.trip
             if not order and (lacking := self._lacking(request, routed.plan)) is not None:
                 sink(EngineFailed(lacking))
                 return NOTHING
         else:
-            order, trip = self._again(request, resume), Trip(self.caches, key, reason="failover")
+            order, trip = self._again(request, resume), Trip(self.chooser.caches, key, reason="failover")
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
         if order in ((), (me,)):
@@ -168,63 +144,10 @@ class Router:
 
     def explain(self, request: InferenceRequest) -> RouteDecision:
         """What would be chosen for it now; nothing is sent, and nothing is remembered."""
-        routed = self.choose(request, look=True)
+        routed = self.chooser.choose(request, look=True)
         record = self._record(request, routed)
         record.request_id = ""
         return self.decisions.shown(record)
-
-    def choose(self, request: InferenceRequest, *, look: bool = False) -> Routed:
-        """Where it goes. `look`: it is not sent anywhere."""
-        model, key = request.model, name_key(request.model)
-        holders, wanted = self._holders(model), self._wanted(request)
-        chain, prompt = NO_CHAIN, NO_PROMPT
-        if self._alone(holders) and not wanted:
-            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self.caches, key))
-        loads = self._loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
-        if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
-            chain = chain_of(request, key, self._directory.digest(model), self.salt)
-            prompt = self.caches.prompt(key, chain)
-            unseen = prompt.cached.keys() - {one.node for one in holders}
-            if unseen and (more := self._directory.named(model, unseen)):
-                # A model with very many holders: those that know the prompt beside those drawn.
-                holders = (*holders, *more)
-                loads |= self._loads(key, more)
-                prompt = self.caches.prompt(key, chain)
-        made = self._planned(key, holders, loads, prompt, wanted, look=look)
-        return Routed(made, chain, prompt, Trip(self.caches, key, chain, prompt.cached, made.reason))
-
-    def _alone(self, holders: Sequence[Standing]) -> bool:
-        return len(holders) == 1 and holders[0].node == self._view.me
-
-    def _planned(
-        self,
-        key: str,
-        holders: tuple[Standing, ...],
-        loads: Mapping[NodeId, Load],
-        prompt: Prompt,
-        wanted: Mapping[str, str],
-        *,
-        look: bool = False,
-    ) -> Plan:
-        me = self._view.me
-        if not look and all(holder.node != me for holder in holders):
-            self._missed()
-        if not holders:
-            return Plan()
-        if wanted and holders[0].node == me:
-            labels = self._directory.labels(me)
-            holders = (msgspec.structs.replace(holders[0], labels=labels), *holders[1:])
-        self._turn += 1
-        return plan(
-            self._ejections.judged(holders, key),
-            me,
-            loads,
-            self._dice,
-            prompt=prompt,
-            policy=self.policy,
-            turn=self._turn,
-            wanted=wanted,
-        )
 
     def _record(self, request: InferenceRequest, routed: Routed) -> Record:
         return Record(
@@ -239,22 +162,15 @@ class Router:
 
     def _lacking(self, request: InferenceRequest, made: Plan) -> NoCapacity | None:
         """Why nobody may be asked, where labels are the reason."""
-        wanted = self._wanted(request)
+        wanted = self.chooser.wanted(request)
         if not wanted or not made.left_out:
             return None
         return _no_labelled(request.model, wanted)
 
-    def _allowed(self, request: InferenceRequest, standing: Standing) -> bool:
-        """Whether the request may be known to the node at all."""
-        wanted = self._wanted(request)
-        if not wanted:
-            return True
-        return wanted.items() <= self._directory.labels(standing.node).items()
-
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
-        others = self._directory.others(request.model)
-        loads = self._loads(name_key(request.model), others)
+        others = self.chooser.directory.others(request.model)
+        loads = self.chooser.loads(name_key(request.model), others)
         loaded = [one.node for one in others if one.node in loads and loads[one.node].loaded]
         if self._view.me not in order and loaded:
             order = (loaded.pop(0),)
@@ -286,14 +202,14 @@ class Router:
         held = self._view.state().models.get(name_key(model))
         fresh: list[Standing] = []
         old: list[Standing] = []
-        for standing in self._holders(model):
+        for standing in self.chooser.holders(model):
             known = held.get(standing.node) if held is not None and standing.node != me else None
             other = resume.ids and known is not None and known.digest != resume.model_digest
-            if other or left.get(standing.node) or not self._allowed(request, standing):
+            if other or left.get(standing.node) or not self.chooser.allowed(request, standing):
                 continue
             (old if standing.node in left else fresh).append(standing)
         key, judged = name_key(model), self._ejections.judged
-        loads = self._loads(key, (*fresh, *old))
+        loads = self.chooser.loads(key, (*fresh, *old))
         first, last = (plan(judged(some, key), me, loads, self._dice).order for some in (fresh, old))
         return (*first, *last)[:MAX_TRIES]
 
@@ -310,15 +226,15 @@ class Router:
                 found.extend([written] if written is not None else [])
 
         async with anyio.create_task_group() as asking:
-            for standing in self._directory.others(request.model):
-                if self._allowed(request, standing):
+            for standing in self.chooser.directory.others(request.model):
+                if self.chooser.allowed(request, standing):
                     asking.start_soon(ask, standing.node)
         return max(found, key=lambda one: len(one.ids), default=None)
 
     async def hand_over(self, request: InferenceRequest, written: Written) -> None:
         """To the first that takes it of those who are asked for it later (`written`)."""
-        for standing in self._directory.others(request.model):
-            if not self._allowed(request, standing):
+        for standing in self.chooser.directory.others(request.model):
+            if not self.chooser.allowed(request, standing):
                 continue
             try:
                 await self._peers.hand_over(standing.node, request, written)
@@ -335,7 +251,7 @@ class Router:
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
             sum(map(len, request.inputs)),
-            wanted=self._wanted(request),
+            wanted=self.chooser.wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
 
@@ -346,7 +262,7 @@ class Router:
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
             len(request.query) + sum(map(len, request.documents)),
-            wanted=self._wanted(request),
+            wanted=self.chooser.wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
 
@@ -356,21 +272,14 @@ class Router:
             request.request_id,
             lambda: self._local.count_tokens(request),
             lambda node: self._peers.count_tokens(node, request),
-            wanted=self._wanted(request),
+            wanted=self.chooser.wanted(request),
         )
         return tokens
-
-    def plan(self, model: str, wanted: Mapping[str, str] | None = None) -> Plan:
-        """Which nodes would be asked now, and why not the others. `wanted`: labels that they need."""
-        key, holders = name_key(model), self._holders(model)
-        if self._alone(holders) and not wanted:
-            return Plan(order=(self._view.me,))
-        return self._planned(key, holders, self._loads(key, holders), NO_PROMPT, wanted or {})
 
     def paced(self, model: str, replica: str, tokens: int, seconds: float) -> None:
         """What a replica said in the last second, in answers that were spoken for `seconds` together."""
         node, key = NodeId(replica) or self._view.me, name_key(model)
-        if self._paces.said((node, key), tokens, seconds) and len(self._holders(model)) > 1:
+        if self._paces.said((node, key), tokens, seconds) and len(self.chooser.holders(model)) > 1:
             self._ejections.slow(node, key)
 
     async def probe(self) -> None:
@@ -382,7 +291,7 @@ class Router:
         if node == self._view.me:
             return True
         # One that drains comes last anyway, and refuses probes.
-        return node in self._view.state().models.get(key, ()) and not self._directory.draining(node)
+        return node in self._view.state().models.get(key, ()) and not self.chooser.directory.draining(node)
 
     async def _probe(self, node: NodeId, key: str) -> None:
         held = self._view.state().models.get(key)
@@ -411,39 +320,6 @@ class Router:
         finally:
             there.cancel()
 
-    def _holders(self, model: str) -> tuple[Standing, ...]:
-        """This node first, if it is one: not with a version that another one has superseded."""
-        others, me = self._directory.others(model), self._view.me
-        here = self._shelf.version(model)
-        if not here or self._directory.superseded(model, here):
-            return others
-        draining = bool(others) and self._directory.draining(me)
-        status: NodeStatus = "draining" if draining else "online"
-        load_s = others[0].load_s if others else LOAD_S
-        return (Standing(node=me, status=status, load_s=load_s), *others)
-
-    def _loads(self, key: str, holders: Sequence[Standing]) -> dict[NodeId, Load]:
-        """What the holders have to do for this model: the others as they said lately, and from now
-        on they are listened to; what this gateway sent them meanwhile counts."""
-        me = self._view.me
-        self._view.interest([holder.node for holder in holders if holder.node != me])
-        index, loads = self.caches.index(key), {}
-        for holder in holders:
-            node = holder.node
-            if node == me:
-                own = self._local.work(key)
-                index.live(node, None if own is None else own.life)
-                loads[node] = Load() if own is None else _load(own, 0)
-                continue
-            report = self._view.report(node)
-            if report is None or (report.age_s or 0.0) > STALE_S:
-                continue
-            one = next((one for one in report.models if one.name == key), None)
-            index.live(node, None if one is None else (report.boot, one.life))
-            sent = self.caches.sent(node, key)
-            loads[node] = Load() if one is None else _load(one, sent)
-        return loads
-
     async def _ask(
         self,
         model: str,
@@ -457,7 +333,7 @@ class Router:
         """The name of the node that answered (empty: this one), why that one, the answer. `size`: of
         the question, in characters; one that has a size is asked twice where its answer is late
         (`hedging.py`)."""
-        made, key = self.plan(model, wanted), name_key(model)
+        made, key = self.chooser.plan(model, wanted), name_key(model)
         if wanted and not made.order and made.left_out:
             raise _no_labelled(model, wanted)
         order = made.order or (self._view.me,)
@@ -472,11 +348,11 @@ class Router:
                 self._ejections.slow(node, key)
 
         async def ask(node: NodeId) -> T:
-            self.caches.started(node, key)
+            self.chooser.caches.started(node, key)
             try:
                 return await (here() if node == self._view.me else there(node))
             finally:
-                self.caches.ended(node, key)
+                self.chooser.caches.ended(node, key)
 
         def may() -> bool:
             taken = self._hedges.take()
@@ -516,17 +392,6 @@ class Router:
         known = self._view.state().nodes.get(node)
         name = known.name if known is not None else node
         return name if name.isascii() and name.isprintable() else node
-
-
-def _load(one: ModelLoad, sent: int) -> Load:
-    """`sent`: requests of this gateway that are there, whether the report knows of them or not."""
-    busy, queued = one.busy, one.queued
-    if sent > busy + queued:
-        busy = min(sent, one.slots)
-        queued = sent - busy
-    return Load(
-        slots=one.slots, busy=busy, queued=queued, loaded=True, read_tokens_per_s=one.read_tokens_per_s
-    )
 
 
 class _Nothing:

@@ -1,0 +1,184 @@
+"""Makes each choice of one gateway: gathers what `plan.py` decides by.
+
+Holders from the state, loads from reports, what caches hold from this gateway's own requests. No
+message, disk or consensus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from ollama_distributed.base.cluster import NodeStatus
+from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.inference import EmbedRequest, InferenceRequest, RerankRequest
+from ollama_distributed.base.routing import Policy
+from ollama_distributed.cluster.load import ModelLoad
+from ollama_distributed.models.names import name_key
+from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
+from ollama_distributed.routing.caches import Caches, Trip
+from ollama_distributed.routing.directory import Directory
+from ollama_distributed.routing.ejections import Ejections
+from ollama_distributed.routing.plan import LOAD_S, NO_PROMPT, Dice, Load, Plan, Prompt, Standing, plan
+from ollama_distributed.routing.ports import ClusterView, Local, Shelf
+
+Wanted = Callable[[InferenceRequest | EmbedRequest | RerankRequest], Mapping[str, str]]
+"""Labels that a node must have to answer a request."""
+STALE_S = 15.0
+"""A load report that is older says nothing: an unchanged load is said every 5 s."""
+
+
+def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001
+    """Any node may answer."""
+    return {}
+
+
+class Routed(msgspec.Struct, frozen=True, gc=False):
+    """A choice, and what it was made of."""
+
+    plan: Plan
+    chain: Chain
+    prompt: Prompt
+    trip: Trip
+
+
+class Chooser:
+    """`missed`: hears of each request for a model that is not on this node's disk."""
+
+    def __init__(
+        self,
+        local: Local,
+        shelf: Shelf,
+        view: ClusterView,
+        dice: Dice,
+        ejections: Ejections,
+        missed: Callable[[], None],
+        policy: Policy,
+        wanted: Wanted,
+    ) -> None:
+        self.policy: Policy = policy
+        self.wanted = wanted
+        self.directory = Directory(view, dice)
+        self.caches = Caches()
+        self.salt = dice(2**64)
+        """Of the keys of prompts: they mean nothing to anybody else."""
+        self._local = local
+        self._shelf = shelf
+        self._view = view
+        self._dice = dice
+        self._ejections = ejections
+        self._missed = missed
+        self._turn = 0
+        """Choices made so far."""
+
+    def choose(self, request: InferenceRequest, *, look: bool = False) -> Routed:
+        """Where it goes. `look`: it is not sent anywhere."""
+        model, key = request.model, name_key(request.model)
+        holders, wanted = self.holders(model), self.wanted(request)
+        chain, prompt = NO_CHAIN, NO_PROMPT
+        if self._alone(holders) and not wanted:
+            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self.caches, key))
+        loads = self.loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
+        if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
+            chain = chain_of(request, key, self.directory.digest(model), self.salt)
+            prompt = self.caches.prompt(key, chain)
+            unseen = prompt.cached.keys() - {one.node for one in holders}
+            if unseen and (more := self.directory.named(model, unseen)):
+                # A model with very many holders: those that know the prompt beside those drawn.
+                holders = (*holders, *more)
+                loads |= self.loads(key, more)
+                prompt = self.caches.prompt(key, chain)
+        made = self._planned(key, holders, loads, prompt, wanted, look=look)
+        return Routed(made, chain, prompt, Trip(self.caches, key, chain, prompt.cached, made.reason))
+
+    def _alone(self, holders: Sequence[Standing]) -> bool:
+        return len(holders) == 1 and holders[0].node == self._view.me
+
+    def _planned(
+        self,
+        key: str,
+        holders: tuple[Standing, ...],
+        loads: Mapping[NodeId, Load],
+        prompt: Prompt,
+        wanted: Mapping[str, str],
+        *,
+        look: bool = False,
+    ) -> Plan:
+        me = self._view.me
+        if not look and all(holder.node != me for holder in holders):
+            self._missed()
+        if not holders:
+            return Plan()
+        if wanted and holders[0].node == me:
+            labels = self.directory.labels(me)
+            holders = (msgspec.structs.replace(holders[0], labels=labels), *holders[1:])
+        self._turn += 1
+        return plan(
+            self._ejections.judged(holders, key),
+            me,
+            loads,
+            self._dice,
+            prompt=prompt,
+            policy=self.policy,
+            turn=self._turn,
+            wanted=wanted,
+        )
+
+    def plan(self, model: str, wanted: Mapping[str, str] | None = None) -> Plan:
+        """Which nodes would be asked now, and why not the others. `wanted`: labels that they need."""
+        key, holders = name_key(model), self.holders(model)
+        if self._alone(holders) and not wanted:
+            return Plan(order=(self._view.me,))
+        return self._planned(key, holders, self.loads(key, holders), NO_PROMPT, wanted or {})
+
+    def holders(self, model: str) -> tuple[Standing, ...]:
+        """This node first, if it is one: not with a version that another one has superseded."""
+        others, me = self.directory.others(model), self._view.me
+        here = self._shelf.version(model)
+        if not here or self.directory.superseded(model, here):
+            return others
+        draining = bool(others) and self.directory.draining(me)
+        status: NodeStatus = "draining" if draining else "online"
+        load_s = others[0].load_s if others else LOAD_S
+        return (Standing(node=me, status=status, load_s=load_s), *others)
+
+    def loads(self, key: str, holders: Sequence[Standing]) -> dict[NodeId, Load]:
+        """What the holders have to do for this model: the others as they said lately, and from now
+        on they are listened to; what this gateway sent them meanwhile counts."""
+        me = self._view.me
+        self._view.interest([holder.node for holder in holders if holder.node != me])
+        index, loads = self.caches.index(key), {}
+        for holder in holders:
+            node = holder.node
+            if node == me:
+                own = self._local.work(key)
+                index.live(node, None if own is None else own.life)
+                loads[node] = Load() if own is None else _load(own, 0)
+                continue
+            report = self._view.report(node)
+            if report is None or (report.age_s or 0.0) > STALE_S:
+                continue
+            one = next((one for one in report.models if one.name == key), None)
+            index.live(node, None if one is None else (report.boot, one.life))
+            sent = self.caches.sent(node, key)
+            loads[node] = Load() if one is None else _load(one, sent)
+        return loads
+
+    def allowed(self, request: InferenceRequest, standing: Standing) -> bool:
+        """Whether the request may be known to the node at all."""
+        wanted = self.wanted(request)
+        if not wanted:
+            return True
+        return wanted.items() <= self.directory.labels(standing.node).items()
+
+
+def _load(one: ModelLoad, sent: int) -> Load:
+    """`sent`: requests of this gateway that are there, whether the report knows of them or not."""
+    busy, queued = one.busy, one.queued
+    if sent > busy + queued:
+        busy = min(sent, one.slots)
+        queued = sent - busy
+    return Load(
+        slots=one.slots, busy=busy, queued=queued, loaded=True, read_tokens_per_s=one.read_tokens_per_s
+    )
