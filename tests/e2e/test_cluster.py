@@ -201,6 +201,21 @@ def test_a_drained_node_is_shown_and_gets_no_forwarded_work(cluster: Nodes) -> N
     assert _ask(cluster["n3"]) == ANSWER
 
 
+def test_nodes_rest_outside_their_hours_until_they_are_woken_or_it_is_time(cluster: Nodes) -> None:
+    hour = time.localtime().tm_hour
+    with cluster["n2"].admin() as client:
+        client.config.set({"polite_hours": f"{(hour + 2) % 24:02}:00-{(hour + 3) % 24:02}:00"})
+        until(lambda: all(row.status == "draining" for row in client.nodes.list()), SOON_S, "all rest")
+        assert "outside its hours" in client.nodes.get("n3").reason
+        assert _ask(cluster["n1"]) == ANSWER, "on the only machine that has it, for whoever is there"
+        client.nodes.undrain("n3")
+        until(lambda: client.nodes.get("n3").status == "online", SOON_S, "woken")
+        assert client.nodes.get("n1").status == "draining"
+        client.config.set({"polite_hours": None})
+        until(lambda: all(row.status == "online" for row in client.nodes.list()), SOON_S, "all back")
+    assert _ask(cluster["n3"]) == ANSWER
+
+
 # ── what dies ───────────────────────────────────────────────────────────────────────
 
 
