@@ -108,7 +108,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 .PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
-bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (two minutes)
+bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (three minutes)
 	$(BIN)/python -m bench.gateway_peers --assert
 accept-bench: .venv/.dev .venv/.models ## The bench's limits, asserted
 	$(BIN)/python -m bench --assert

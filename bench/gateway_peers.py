@@ -7,7 +7,8 @@ logs a line for each request and keeps its journal; the others do what they do w
 switched on. By default our node sends on together what a stream brings within 20 ms; a second one
 sends each token by itself, as the others do.
 
-The gateways take turns, `--rounds` times, and the median counts.
+The gateways take turns, `--rounds` times, and of each the round counts that took least: what else
+the machine does can only add to it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -38,7 +38,7 @@ CHUNK_RATIO = 1.0
 CONNECTIONS = 32
 STREAMS = 64
 KIB = "word " * 205
-WARM_S = 0.5
+WARM_S = 0.3
 
 console = Console(width=110)
 
@@ -132,27 +132,24 @@ async def run(args: Args) -> list[str]:
                 for work in WORKS:
                     spent = took.setdefault(peer.name, {}).setdefault(work.name, [])
                     spent.append(await measure(peer, work, args.seconds))
-        medians = {
-            name: {work: statistics.median(values) for work, values in row.items()}
-            for name, row in took.items()
-        }
-        _print(medians, time.monotonic() - started)
-        return _failures(medians) if not args.only else []
+        least = {name: {work: min(values) for work, values in row.items()} for name, row in took.items()}
+        _print(least, time.monotonic() - started)
+        return _failures(least) if not args.only else []
 
 
-def _print(medians: dict[str, dict[str, float]], took_s: float) -> None:
+def _print(least: dict[str, dict[str, float]], took_s: float) -> None:
     table = Table(title=f"gateways on one core before one backend ({took_s:.0f} s)")
     for column in ("gateway", "requests/s per core", *(work.name for work in WORKS)):
         table.add_column(column)
-    for name, row in medians.items():
+    for name, row in least.items():
         table.add_row(name, f"{1e6 / row[WORKS[0].name]:,.0f}", *(f"{us:.1f}" for us in row.values()))
     console.print(table)
 
 
-def _failures(medians: dict[str, dict[str, float]]) -> list[str]:
+def _failures(least: dict[str, dict[str, float]]) -> list[str]:
     """The limits that were not met; prints all."""
-    ours = medians[peers.OURS]
-    routers = [row for name, row in medians.items() if "Rust" in name]
+    ours = least[peers.OURS]
+    routers = [row for name, row in least.items() if "Rust" in name]
     failures = []
     for number, work in enumerate(WORKS):
         fastest = min(row[work.name] for row in routers)
@@ -175,8 +172,8 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of each load")
+    parser.add_argument("--rounds", type=int, default=4, help="of which the one counts that took least")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of each load")
     parser.add_argument("--only", action="store_true", help="our node alone")
     parser.add_argument("--assert", dest="check", action="store_true", help="fail when a limit is not met")
     args = parser.parse_args(namespace=Args())

@@ -12,6 +12,8 @@ import pytest
 import structlog
 from tests.limits import SOON_S
 
+from ollama_distributed.base.inference import Usage
+from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.node import logs
 from ollama_distributed.node.logs import FIELD_BOUND, LineWriter, ascii_json, configure
 
@@ -22,6 +24,7 @@ def _restored() -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     yield
     structlog.reset_defaults()
+    logs.requests.use(None)
     root.handlers[:] = handlers
     root.setLevel(level)
 
@@ -86,3 +89,47 @@ def test_what_a_client_sends_cannot_forge_a_line() -> None:
 
 def test_unusual_values_still_become_a_line() -> None:
     assert json.loads(ascii_json({"error": ValueError("ü"), "n": 1})) == {"error": "ü", "n": 1}
+
+
+def _summary(model: str) -> Summary:
+    return Summary(
+        request_id="r1",
+        method="POST",
+        route="/api/chat",
+        status=200,
+        outcome="ok",
+        took_s=1.23456789,
+        first_byte_s=0.5,
+        bytes_out=7,
+        model=model,
+        role="admin",
+        key_id="k1",
+        usage=Usage(prompt_tokens=3, completion_tokens=4),
+    )
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize("model", ["m", "m\u2028ü", "x" * (FIELD_BOUND + 1)])
+def test_the_line_of_a_request_is_what_structlog_would_make_of_it(model: str) -> None:
+    out = io.StringIO()
+    writer = configure("info", "json", out)
+    logs.requests(_summary(model))
+    logs.requests.use(None)
+    logs.requests(_summary(model))
+    writer.close(5.0)
+    assert out.getvalue().isascii()
+    fast, slow = (json.loads(line) for line in out.getvalue().splitlines())
+    assert len(fast.pop("timestamp")) == len(slow.pop("timestamp"))
+    assert fast["model"].rstrip("…") == slow["model"].rstrip("…") == model[:FIELD_BOUND]
+    fast["model"] = slow["model"]
+    assert fast == slow
+    assert (fast["took_s"], fast["completion_tokens"], fast["event"]) == (1.234568, 4, "gateway.request")
+
+
+@pytest.mark.usefixtures("_restored")
+def test_the_line_of_a_request_heeds_the_level() -> None:
+    out = io.StringIO()
+    writer = configure("warning", "json", out)
+    logs.requests(_summary("m"))
+    writer.close(5.0)
+    assert not out.getvalue()
