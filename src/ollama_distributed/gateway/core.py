@@ -57,7 +57,7 @@ from ollama_distributed.gateway.dialects.contract import (
     Rerank,
 )
 from ollama_distributed.gateway.errors import as_ours
-from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id
+from ollama_distributed.gateway.gate import Admission, Gate, Head, check_body, request_id
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.metering import (
     Metering,
@@ -229,10 +229,13 @@ class Exchange:
 
     # ── before the call ─────────────────────────────────────────────────────────────
 
+    def _admission(self) -> Admission:
+        return self._means.gate.admit(self._head, INFERENCE)
+
     def _judge(self) -> None:
         """Everything that the head alone decides."""
         try:
-            admission = self._means.gate.admit(self._head, INFERENCE)
+            admission = self._admission()
             self._identity = admission.identity
             if admission.origin is not None:
                 self._call_headers += cors_headers(admission.origin)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 
 from ollama_distributed.access.roles import INFERENCE, demand
-from ollama_distributed.base.errors import Cancelled, Forbidden
+from ollama_distributed.base.errors import Cancelled
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.batches.ports import Answer
 from ollama_distributed.gateway.core import Exchange, Means
 from ollama_distributed.gateway.dialects.contract import HotRoute
-from ollama_distributed.gateway.gate import Head
+from ollama_distributed.gateway.gate import Admission, Head
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.out import RawHeaders
 
@@ -56,13 +56,9 @@ class _Admitted(Exchange):
         self._given = identity
         super().__init__(means, route, head, out)
 
-    def _judge(self) -> None:
-        try:
-            demand(self._given, INFERENCE, self._head.path)
-        except Forbidden as error:
-            self.fail(error)
-        else:
-            self._identity = self._given
+    def _admission(self) -> Admission:
+        demand(self._given, INFERENCE, self._head.path)
+        return Admission(self._given, None)
 
 
 class _Answered:
