@@ -8,7 +8,10 @@ from typing import Any
 
 import msgspec
 
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.errors import NoCapacity
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import NodeId, RequestId
+from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
 from ollama_distributed.routing.service import Router
@@ -180,3 +183,30 @@ def test_what_the_state_says_of_this_node_is_not_believed() -> None:
     view = View()
     view.node("me")
     assert router(view).plan("m").order == ()
+
+
+def test_only_nodes_with_the_labels_that_a_request_wants() -> None:
+    view = View()
+    view.node("me")
+    view.node("n1")
+    view.write(keys.intent("n1"), Intent(node=NodeId("n1"), labels={"zone": "a"}))
+    nobody: Any = None
+    local: Any = Local()
+    heard: list[Any] = []
+    for zone, order in (("a", ("n1",)), ("b", ())):
+        made = Router(
+            local,
+            Shelf("m"),
+            nobody,
+            view,
+            random.Random(1).randrange,
+            wanted=lambda _, zone=zone: {"zone": zone},
+        )
+        request = InferenceRequest(
+            request_id=RequestId("r"), identity=Identity("admin"), model="m", prompt=TextPrompt(text="x")
+        )
+        assert made.chooser.choose(request).plan.order == order
+    made.start(request, heard.append)
+    (failed,) = heard
+    assert isinstance(failed.error, NoCapacity)
+    assert "zone=b" in failed.error.message
