@@ -40,6 +40,11 @@ HINTS: Mapping[str, str] = {
     "timed_out": "The server works on something long, or hangs; `ollama-distributed ps` tells.",
 }
 
+_TRUST = (
+    "The server's certificate is not trusted here. Where the cluster's own CA signed it, save `ca` of a\n"
+    "node's admin.json to a file and sign in with it:  ollama-distributed login --ca FILE"
+)
+
 
 class Command(TyperCommand):
     """Lets `list --output json` and `--output json list` mean the same.
@@ -162,7 +167,7 @@ def _tell(error: ClientError, session: Any) -> None:
     if error.code == "forbidden" and "may not be asked" in str(error):
         hint = ""  # a registry: no key would help, and the message says what would
     if isinstance(error, ConnectionFailed):
-        hint = _start_hint(session)
+        hint = _TRUST if "local issuer" in str(error) or "self-signed" in str(error) else _start_hint(session)
     if error.request_id and error.code in ("internal", "engine_error", "runner_died", "load_failed"):
         hint = f"The server's log has more under the request id {error.request_id}."
     _print_error(str(error), hint)

@@ -65,6 +65,8 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
         operation = _add(paths, one.path, one.method, one.tag, one.summary, schema)
         if one.query or one.words:
             operation.setdefault("parameters", []).extend((*map(_word, one.words), *map(_flag, one.query)))
+        if one.verb is None:
+            operation["security"] = []
         if one.upload:
             operation["requestBody"] = _file(one.upload)
         if one.media == TAR:
@@ -83,7 +85,7 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
                 "key": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "odk_… key; not needed at this machine",
+                    "description": "odk_… key, ods_… session or JWT; not needed at this machine",
                 }
             },
         },

@@ -111,8 +111,9 @@ class IdentityFiles:
             path.unlink(missing_ok=True)
 
     def _derive(self, credentials: Credentials) -> None:
-        _write(self.certificate, credentials.certificate.encode())
         _write(self.authorities, "".join(credentials.authorities).encode())
+        # Last: the API waits for it, and then needs the others too.
+        _write(self.certificate, credentials.certificate.encode())
 
 
 def _decode(path: Path, form: type[T]) -> T | None:
