@@ -234,6 +234,22 @@ def test_a_request_larger_than_any_minute_is_told_so() -> None:
     virtual_time.run(main, 1)
 
 
+def test_the_first_request_hears_what_others_had_this_month() -> None:
+    async def main() -> None:
+        world = World(3, Limits(tokens_per_month=1000))
+        first, second, _ = world.nodes
+        world.months[first].prompt_tokens = 700  # more than a third: known from its ledger after a restart
+        meter = world.meters[first]
+        assert meter.admit(world.identity, Amounts(tokens=200), 0.0) is None
+        assert (await meter.borrow(world.identity, Amounts(tokens=200), 0.0)).left.limit_tokens is None
+        world.months[first].prompt_tokens = 950
+        with pytest.raises(RateLimited, match="a month") as refused:
+            await world.meters[second].borrow(world.identity, Amounts(tokens=100), 0.0)
+        assert refused.value.retry_after_s > 3600
+
+    virtual_time.run(main, 1)
+
+
 def test_a_flood_of_refusals_does_not_ask_the_others_each_time() -> None:
     async def main() -> int:
         world = World(3, Limits(tokens_per_minute=LIMIT))

@@ -16,22 +16,20 @@ import anyio
 import msgspec
 import structlog
 
+from ollama_distributed.access.months import Month, Months, Scope, has_month
 from ollama_distributed.access.quotas import MINUTE_S, Account, Amounts, Resource
-from ollama_distributed.access.usage import month_of
 from ollama_distributed.base.errors import BudgetSpent, OllamaDistributedError, RateLimited
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.policies import Limits
-from ollama_distributed.base.usage import Left, Sums
+from ollama_distributed.base.usage import Left
 
 log = structlog.get_logger("access.metering")
 
-NOT_LENT = "quota.not_lent"
+NOT_LENT, NOT_TOLD = "quota.not_lent", "quota.month_not_told"
 BORROW_S = 1.0
 """A request that could be served with another gateway's share waits so long for it."""
 TOP_UP_EVERY_S = 0.1
-FRESH_S = 30.0
-"""What others had in this month is old after so long: then each gateway keeps to its part of the rest."""
 DRY_S = 0.2
 """Who asks again and again for more than there is does not have all gateways asked each time."""
 KNOWN_S = 5.0
@@ -76,26 +74,6 @@ class Gateways(Protocol):
         ...
 
 
-class Months(Protocol):
-    """What was had in this month."""
-
-    def own(self, at: float, *, key: str, team: str) -> Sums:
-        """At this gateway, as far as it is in the ledger or about to be."""
-        ...
-
-    async def others(self, at: float, *, key: str, team: str) -> Sums:
-        """At all others that answer."""
-        ...
-
-
-class Scope(msgspec.Struct, frozen=True):
-    """Whose limits they are: one key's, or one team's together."""
-
-    name: str
-    key: str
-    team: str
-
-
 def scope_of(identity: Identity) -> Scope:
     policy = identity.policy.name if identity.policy is not None else ""
     if identity.limits.shared_by == "team":
@@ -104,31 +82,13 @@ def scope_of(identity: Identity) -> Scope:
     return Scope(f"key/{who}/{policy}", who, "")
 
 
-class _Month:
-    """What one scope had of the month, and may still have at this gateway."""
-
-    def __init__(self, first: float) -> None:
-        self.first = first
-        self.others = Sums()
-        self.own_then = Sums()
-        """When the others were asked."""
-        self.asked_at: float | None = None
-        self.reserved = Sums()
-
-    def rest(self, limit: float, own: float, others: float, own_then: float, now: float, nodes: int) -> float:
-        if self.asked_at is not None and now - self.asked_at <= FRESH_S:
-            return limit - own - others
-        # The others may have had their parts of what was left meanwhile.
-        return (limit - own_then - others) / max(nodes, 1) - (own - own_then)
-
-
 class Ticket:
     """A request that was let in. `close` it once, whatever became of it."""
 
     __slots__ = ("_account", "_cost", "_meter", "_minute", "_month", "_taken", "left")
 
     def __init__(
-        self, meter: Meter, account: Account, month: _Month, taken: Amounts, cost: float, left: Left
+        self, meter: Meter, account: Account, month: Month, taken: Amounts, cost: float, left: Left
     ) -> None:
         self._meter = meter
         self._account = account
@@ -159,7 +119,7 @@ class Meter:
         self._months = months
         self._wall = wall
         self._accounts: dict[str, Account] = {}
-        self._by_month: dict[str, tuple[Scope, _Month]] = {}
+        self._by_month: dict[str, tuple[Scope, Month]] = {}
         self._known: dict[str, tuple[Limits, float]] = {}
         """As a request of this gateway's own said last, and when."""
         self._locks: dict[str, asyncio.Lock] = {}
@@ -182,7 +142,10 @@ class Meter:
         """
         now, limits, scope = self._wall(), identity.limits, scope_of(identity)
         account = self._account(scope, limits, now)
-        month = self._month(scope, limits, ask, cost, now)
+        month = self._month(scope, now)
+        if not month.known and has_month(limits) and now >= account.dry_until and self._others(account):
+            return None
+        self._check(month, limits, ask, cost, now)
         missing = account.short(ask)
         if missing:
             impossible = account.never(ask)
@@ -209,9 +172,16 @@ class Meter:
             }
             if now >= account.dry_until:
                 await self._ask(scope, limits, account, wanted)
+            month = self._month(scope, now)
+            if not month.known and has_month(limits) and now >= account.dry_until:
+                with anyio.move_on_after(BORROW_S):
+                    await self._ask_month(month, now)
+                if not month.known:
+                    account.dry_until = now + SYNC_S
         now = self._wall()
         account = self._account(scope, limits, now)
-        month = self._month(scope, limits, ask, cost, now)
+        month = self._month(scope, now)
+        self._check(month, limits, ask, cost, now)
         missing = account.short(ask)
         if missing:
             account.dry_until = max(account.dry_until, now + DRY_S)
@@ -226,48 +196,27 @@ class Meter:
         account.touched = now
         return account.at(now, limits, self._me, self._gateways.holders())
 
-    def _taken(self, account: Account, month: _Month, ask: Amounts, cost: float, now: float) -> Ticket:
+    def _taken(self, account: Account, month: Month, ask: Amounts, cost: float, now: float) -> Ticket:
         account.take(ask)
         month.reserved.requests += 1
         month.reserved.prompt_tokens += ask.tokens
         month.reserved.cost += cost
         return Ticket(self, account, month, ask, cost, _left(account, now))
 
-    def _month(self, scope: Scope, limits: Limits, ask: Amounts, cost: float, now: float) -> _Month:
-        first, following = month_of(now // MINUTE_S * MINUTE_S)
+    def _month(self, scope: Scope, now: float) -> Month:
         held = self._by_month.get(scope.name)
-        if held is None or held[1].first != first:
-            held = (scope, _Month(first))
-            self._by_month[scope.name] = held
-        month = held[1]
-        wanted = (
-            ("requests", limits.requests_per_month, _requests, 1.0),
-            ("tokens", limits.tokens_per_month, _tokens, float(ask.tokens)),
-            ("budget", limits.budget_per_month, _cost, cost),
-        )
-        if all(limit is None for _, limit, _, _ in wanted):
-            return month
-        own = self._months.own(now, key=scope.key, team=scope.team)
-        nodes = len(self._gateways.holders())
-        for name, limit, of, amount in wanted:
-            if limit is None:
-                continue
-            rest = month.rest(limit, of(own), of(month.others), of(month.own_then), now, nodes)
-            rest -= of(month.reserved)
-            if amount <= rest and rest > 0:
-                continue
-            if name == "budget":
-                self.refused["budget"] += 1
-                raise BudgetSpent(
-                    f"the budget of this {_whose(scope)} for the month is spent, or would be with this "
-                    f"request; what is left: {max(rest, 0.0):.6g} of {limit:.6g}"
-                )
-            self.refused["month"] += 1
-            raise RateLimited(
-                f"the limit of this {_whose(scope)} is {limit} {name} a month; {max(int(rest), 0)} are left",
-                retry_after_s=following - now,
-            )
-        return month
+        if held is None or now >= held[1].following:
+            held = self._by_month[scope.name] = (scope, Month(scope, now // MINUTE_S * MINUTE_S))
+        return held[1]
+
+    def _check(self, month: Month, limits: Limits, ask: Amounts, cost: float, now: float) -> None:
+        if not has_month(limits):
+            return
+        try:
+            month.check(limits, self._months, ask.tokens, cost, now, len(self._gateways.holders()))
+        except (RateLimited, BudgetSpent) as refused:
+            self.refused["budget" if isinstance(refused, BudgetSpent) else "month"] += 1
+            raise
 
     def _refused(self, resource: Resource, account: Account, now: float) -> RateLimited:
         self.refused[resource] += 1
@@ -406,21 +355,16 @@ class Meter:
     async def sync_months(self) -> None:
         """Ask the others what those had in this month that have a limit of it and are in use."""
         now = self._wall()
-        for name, (scope, month) in list(self._by_month.items()):
+        for name, (_, month) in list(self._by_month.items()):
             limits, at = self._known.get(name, (None, 0.0))
-            if limits is None or now - at > KEEP_BUSY_S:
-                continue
-            if (limits.requests_per_month, limits.tokens_per_month, limits.budget_per_month) == (None,) * 3:
-                continue
-            own = copy_of(self._months.own(now, key=scope.key, team=scope.team))
-            month.others = await self._months.others(now, key=scope.key, team=scope.team)
-            month.own_then, month.asked_at = own, now
+            if limits is not None and has_month(limits) and now - at <= KEEP_BUSY_S:
+                await self._ask_month(month, now)
 
-
-def copy_of(sums: Sums) -> Sums:
-    found = Sums()
-    found.add(sums)
-    return found
+    async def _ask_month(self, month: Month, now: float) -> None:
+        try:
+            await month.ask(self._months, now)
+        except OllamaDistributedError as away:  # what is known grows old, and then each has its part
+            log.debug(NOT_TOLD, reason=away.message)
 
 
 def _left(account: Account, now: float) -> Left:
@@ -432,19 +376,3 @@ def _left(account: Account, now: float) -> Left:
         tokens=max(tokens.free, 0),
         reset_s=MINUTE_S - now % MINUTE_S,
     )
-
-
-def _whose(scope: Scope) -> str:
-    return "team" if scope.team else "key"
-
-
-def _requests(sums: Sums) -> float:
-    return float(sums.requests)
-
-
-def _tokens(sums: Sums) -> float:
-    return float(sums.prompt_tokens + sums.completion_tokens)
-
-
-def _cost(sums: Sums) -> float:
-    return sums.cost

@@ -38,7 +38,7 @@ from ollama_distributed.adapters.hardware.energy import EnergyMeter
 from ollama_distributed.adapters.hardware.gpus import open_nvml
 from ollama_distributed.adapters.peers.usage import Counted, Counts, KeepAsk, Kept, UsageAsk
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.errors import OllamaDistributedError, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.inference import InferenceRequest, Usage
@@ -209,7 +209,9 @@ class NodeUsage:
 
     async def others(self, at: float, *, key: str, team: str) -> Sums:
         first, following = month_of(at // 60.0 * 60.0)
-        ledgers, _ = await self._gather(UsageAsk(by=(), start=first, end=following, key=key, team=team))
+        ledgers, missing = await self._gather(UsageAsk(by=(), start=first, end=following, key=key, team=team))
+        if missing:
+            raise Unavailable(f"{', '.join(missing)} did not answer")
         found = Sums()
         for ledger in ledgers:
             for group in ledger.groups:
