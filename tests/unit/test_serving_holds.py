@@ -162,3 +162,34 @@ def test_speeds_follow_slowly_and_are_few() -> None:
         speeds.add("gpu", size, 10, 1.0)
     assert speeds.of("cpu", 100) == 0.0
     assert len(speeds.rows()) == MOST
+
+
+def test_the_speed_of_reading_is_of_prompts_that_were_read_alone() -> None:
+    speeds = Speeds()
+    speeds.add_read("cpu", 100, 20, 0.1, alone=True)
+    assert speeds.reads("cpu", 100) == 0.0, "too short to tell"
+    speeds.add_read("cpu", 100, 1000, 10.0, alone=False)
+    assert speeds.reads("cpu", 100) == 100.0, "better than nothing"
+    speeds.add_read("cpu", 100, 1000, 100.0, alone=False)
+    assert speeds.reads("cpu", 100) == 100.0
+    speeds.add_read("cpu", 100, 2000, 10.0, alone=True)
+    assert speeds.reads("cpu", 100) == 130.0
+    assert speeds.of("cpu", 100) == 0.0
+
+
+async def test_what_a_model_has_to_do_here_and_another_life_after_each_load() -> None:
+    async with serving() as there:
+        assert there.work("a") is None
+        lives = []
+        for _ in range(2):
+            await answer(there, "a")
+            (row,) = there.loaded()
+            work = there.work(row.spec.name.lower())
+            assert work is not None
+            assert (work.busy, work.queued) == (0, 0)
+            assert work.slots == row.slots
+            assert work.life == row.life
+            lives.append(work.life)
+            await there.unload("a")
+            await soon(lambda: not there.loaded())
+        assert lives[0] < lives[1]

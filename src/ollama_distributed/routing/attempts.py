@@ -155,6 +155,8 @@ class Attempts:
         elif isinstance(event, Progress):
             self._trip.reads(event)
         elif isinstance(event, Done):
+            if not self._spoke:
+                self._trip.spoke()
             self._spoke = True
             self._trip.done(event)
             self._trip.over()

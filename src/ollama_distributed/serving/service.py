@@ -484,7 +484,7 @@ class Serving:
 
 
 def _life(resident: Resident) -> int:
-    return round(resident.ready_at * 1000)
+    return round(resident.ready_at * 1e6)
 
 
 def _device(resident: Resident) -> Device:
