@@ -10,7 +10,7 @@ state calls offline is still tried when no other holds the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
@@ -360,7 +360,7 @@ class Router:
                 log.info("routing.asked_twice", request_id=request_id, node=second)
             return taken
 
-        second = self._second(order, key) if size is not None else None
+        second = self._second(made, key) if size is not None else None
         kind = kind_of(key, size or 0)
         after_s = self._hedges.begin(kind) if second is not None else None
         began = self._clock.monotonic()
@@ -372,15 +372,12 @@ class Router:
             self._hedges.ended(kind, self._clock.monotonic() - began)
         return self._name_of(node), made.reason if node == order[0] else "retry", answer
 
-    def _second(self, order: Sequence[NodeId], key: str) -> NodeId | None:
-        """Who may be asked beside the first one of `order`: only a replica that is well."""
-        for node in order[1:]:
-            known = self._view.state().nodes.get(node)
-            if (
-                known is not None
-                and known.status == "online"
-                and self._ejections.circuit(node, key)[0] != "open"
-            ):
+    def _second(self, made: Plan, key: str) -> NodeId | None:
+        """Who may be asked beside the first one: a replica that is well and in memory."""
+        nodes, warm = self._view.state().nodes, {one.node for one in made.scores if one.load.loaded}
+        for node in made.order[1:]:
+            well = (known := nodes.get(node)) is not None and known.status == "online"
+            if well and node in warm and self._ejections.circuit(node, key)[0] != "open":
                 return node
         return None
 
