@@ -1,0 +1,270 @@
+"""Keys and doors of three whole nodes: `python -m bench.access`, `make accept-access`.
+
+1. What a look-up of a key costs, and whether its time tells anything of the key (S-12): Mann-Whitney
+   over interleaved timings of an unknown id and of a wrong secret. In one process the two differ by some
+   10 ns, a hundredth (a dictionary's hit compares the id); more than a twentieth fails.
+2. Every route of the live OpenAPI document x every kind of caller, at each of three nodes.
+3. Every listening socket of the three nodes and their children: which answer somebody without a
+   node certificate, and what. A socket that is not on the list below fails.
+4. A key that is revoked at one node is refused by all within 5 s.
+
+Exits 1 where one of these does not hold. A busy machine blurs 1: the limit on the look-up is said, and
+asserted only with `--strict`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import socket
+import ssl
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import psutil
+from tests.nodes import NodeProcess, Nodes, until
+
+from ollama_distributed.access.keys import make_key
+from ollama_distributed.access.roles import MAY, Right
+from ollama_distributed.access.service import Authenticator, Caller
+from ollama_distributed.base.errors import Unauthenticated
+from ollama_distributed.base.identity import Role
+from ollama_distributed.gateway.rights import PUBLIC, resource_of
+
+LOOKUP_S = 2e-6
+P_LEAST = 0.01
+SAMPLES = 20_000
+REVOKED_S = 5.0
+KEYED: tuple[Role, ...] = ("admin", "operator", "user", "viewer")
+
+failures: list[str] = []
+
+
+def check(held: bool, text: str) -> None:
+    if not held:
+        failures.append(text)
+        print("FAILED:", text)
+
+
+# ── a key's look-up ─────────────────────────────────────────────────────────────────
+
+
+def lookup(strict: bool) -> None:
+    keys = [make_key("user", now=0.0) for _ in range(1_000)]
+    authenticator = Authenticator([record for _, record in keys], require_key=True, wall=time.time)
+    good = [Caller(text, at_this_machine=False) for text, _ in keys]
+    rounds = []
+    for _ in range(30):
+        began = time.perf_counter()
+        for caller in good:
+            authenticator.identify(caller)
+        rounds.append((time.perf_counter() - began) / len(good))
+    cost = min(rounds)
+    usual = statistics.median(rounds)
+    print(f"look-up of a key among 1,000: {cost * 1e6:.2f} us at best, {usual * 1e6:.2f} median")
+    if strict:
+        check(cost <= LOOKUP_S, f"a look-up takes {cost * 1e6:.2f} us, more than {LOOKUP_S * 1e6:.0f}")
+
+    text, record = keys[0]
+    stranger, _ = make_key("user", now=0.0)
+    _, other = make_key("user", now=0.0, key_id=record.id)  # the same id, another secret
+    wrong = make_key("user", now=0.0, key_id=other.id)[0]
+    timings: tuple[list[int], list[int]] = ([], [])
+    callers = (Caller(stranger, at_this_machine=False), Caller(wrong, at_this_machine=False))
+    assert text != wrong
+    for number in range(2 * SAMPLES):
+        kind = number % 2
+        began = time.perf_counter_ns()
+        try:
+            authenticator.identify(callers[kind])
+        except Unauthenticated:
+            timings[kind].append(time.perf_counter_ns() - began)
+    p = mann_whitney(*timings)
+    medians = [statistics.median(some) for some in timings]
+    times = f"unknown id {medians[0]:.0f} ns, wrong secret {medians[1]:.0f} ns"
+    print(f"{times}; Mann-Whitney p = {p:.3f}")
+    check(
+        p > P_LEAST or abs(medians[0] - medians[1]) < 0.05 * medians[0],
+        f"an unknown id and a wrong secret can be told apart by their time (p = {p:.4f})",
+    )
+
+
+def mann_whitney(one: list[int], two: list[int]) -> float:
+    """Two-sided p by the normal approximation, corrected for ties."""
+    ranks: dict[int, float] = {}
+    counts = Counter(one) + Counter(two)
+    before = 0
+    for value in sorted(counts):
+        ranks[value] = before + (counts[value] + 1) / 2
+        before += counts[value]
+    n, m = len(one), len(two)
+    u = sum(ranks[value] for value in one) - n * (n + 1) / 2
+    ties = sum(c**3 - c for c in counts.values()) / ((n + m) * (n + m - 1))
+    spread = math.sqrt(n * m / 12 * (n + m + 1 - ties))
+    return math.erfc(abs(u - n * m / 2) / spread / math.sqrt(2))
+
+
+# ── routes ──────────────────────────────────────────────────────────────────────────
+
+
+def routes_of(client: httpx.Client) -> list[tuple[str, str]]:
+    """Of the live document; `{id}` in a path is filled in."""
+    document = client.get("/openapi.json").json()
+    return [(method.upper(), path) for path, methods in document["paths"].items() for method in methods]
+
+
+def walk_routes(node: NodeProcess, keys: dict[str, str], routes: list[tuple[str, str]]) -> int:
+    """Cells asked. What is allowed is asked only where it changes nothing."""
+    asked = 0
+    proxy = {"x-forwarded-for": "192.0.2.1"}  # as if from elsewhere: never the role `local`
+    with httpx.Client(base_url=node.url, timeout=60, headers=proxy) as client:
+
+        def ask(method: str, path: str, key: str) -> int:
+            nonlocal asked
+            asked += 1
+            headers = {"authorization": f"Bearer {key}"} if key else {}
+            body = "{}" if method in ("POST", "PUT", "PATCH") else None
+            headers |= {"content-type": "application/json"} if body else {}
+            real = re.sub(r"\{[^}]*\}", "zzz", path)
+            with client.stream(method, real, headers=headers, content=body) as answer:
+                return answer.status_code
+
+        for method, path in routes:
+            signing_in = path in PUBLIC and path.startswith("/api/v1/auth/")
+            for kind in ("none", "malformed", "expired", "revoked", "stranger"):
+                status = ask(method, path, keys.get(kind, ""))
+                if not signing_in:
+                    check((status == 401) == (path not in PUBLIC), f"{method} {path} by {kind}: {status}")
+            if path in PUBLIC:
+                continue
+            shown = re.sub(r"\{(name|model)\}", r"{\1:path}", path)
+            resource = resource_of(method, shown)
+            for kind in (*KEYED, "other tenant"):
+                role: Role = "user" if kind == "other tenant" else kind  # type: ignore[assignment]
+                verbs = {right.verb for right in MAY[role] if right.resource == resource}
+                if not verbs:
+                    status = ask(method, path, keys[kind])
+                    check(status == 403, f"{method} {path} by {kind}: {status}")
+                elif (
+                    method == "GET"
+                    and Right("read", resource) in MAY[role]
+                    and not path.endswith(("/watch", "/bundle", "/bundles"))
+                ):
+                    status = ask(method, path, keys[kind])
+                    check(status not in (401, 403), f"{method} {path} by {kind}: {status}")
+    return asked
+
+
+# ── sockets ─────────────────────────────────────────────────────────────────────────
+
+
+def sockets_of(node: NodeProcess) -> dict[tuple[str, int], str]:
+    """Listening address -> program."""
+    own = psutil.Process(node.pid)
+    found: dict[tuple[str, int], str] = {}
+    for process in (own, *own.children(recursive=True)):
+        for one in process.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN:
+                found[one.laddr.ip, one.laddr.port] = "node" if process is own else process.name()
+    return found
+
+
+def said_to_nobody(host: str, port: int, *, tls: bool, line: bytes) -> bytes:
+    """What the socket answers to one line of somebody without a certificate."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        with socket.create_connection((host, port), timeout=5) as plain:
+            if not tls:
+                plain.sendall(line)
+                plain.settimeout(3)
+                return plain.recv(4096)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with context.wrap_socket(plain) as secure:
+                secure.sendall(line)
+                secure.settimeout(3)
+                return secure.recv(4096)
+    except OSError:
+        return b""
+
+
+def walk_sockets(node: NodeProcess) -> None:
+    api = httpx.URL(node.url).port
+    request = b"%b %b HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    for (host, port), program in sorted(sockets_of(node).items()):
+        if port == api:
+            print(f"  {host}:{port} {program}: the API, walked route by route")
+            continue
+        plain = said_to_nobody(host, port, tls=False, line=request % (b"GET", b"/"))
+        secure = said_to_nobody(host, port, tls=True, line=request % (b"GET", b"/"))
+        nats = said_to_nobody(host, port, tls=False, line=b"CONNECT {}\r\nPING\r\n")
+        ok = not plain.startswith(b"HTTP/1.1 2") and not secure.startswith(b"HTTP/1.1 2")
+        check(ok, f"{host}:{port} ({program}) answers somebody without a certificate")
+        check(
+            b"PONG" not in nats and b"+OK" not in nats, f"{host}:{port} ({program}) speaks NATS with anyone"
+        )
+        if program == "node" and secure.startswith(b"HTTP/1.1 "):
+            for path in (
+                b"/cluster/v1/generate",
+                b"/cluster/v1/embed",
+                b"/cluster/v1/unload",
+                b"/cluster/v1/x",
+            ):
+                status = said_to_nobody(host, port, tls=True, line=request % (b"POST", path))[9:12]
+                check(status in (b"401", b"403", b"404"), f"{host}:{port}{path.decode()}: {status!r}")
+        known = program.startswith("nats") or program == "node"
+        check(known, f"{host}:{port} is opened by {program}, which is not on the list")
+        print(f"  {host}:{port} {program}: plain {plain[:30]!r}, TLS {secure[:30]!r}")
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words.add_argument("--strict", action="store_true", help="assert the look-up's 2 us too")
+    strict = words.parse_args().strict
+    lookup(strict)
+    with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as lab:
+        nodes = [lab.serve("n1")]
+        nodes += [lab.join(name, "n1") for name in ("n2", "n3")]
+        with nodes[0].admin() as admin:
+            keys = {role: admin.keys.create(name=role, role=role).key for role in KEYED}
+            keys["other tenant"] = admin.keys.create(role="user", team="others").key
+            keys["revoked"] = admin.keys.create(role="admin").key
+            keys["expired"] = admin.keys.create(role="admin", ttl_s=0.5).key
+            keys["stranger"] = make_key("admin", now=0.0)[0]
+            keys["malformed"] = keys["admin"][:-1] + "!"
+            admin.keys.revoke(keys["revoked"].split("_")[1])
+            went = admin.keys.create(role="user").key
+
+            def statuses(key: str) -> list[int]:
+                headers = {"authorization": f"Bearer {key}"}
+                return [
+                    httpx.get(node.url + "/api/v1/auth/whoami", headers=headers).status_code for node in nodes
+                ]
+
+            until(lambda: statuses(went) == [200] * 3, 30, "a key that all know")
+            began = time.monotonic()
+            admin.keys.revoke(went.split("_")[1])
+            until(lambda: statuses(went) == [401] * 3, 30, "a key that nobody takes")
+            took = time.monotonic() - began
+            print(f"revoked at n1, refused by all three after {took:.2f} s")
+            check(took <= REVOKED_S, f"a revoked key was taken for {took:.1f} s")
+            until(lambda: statuses(keys["expired"]) == [401] * 3, 30, "the end of a key")
+        headers = {"authorization": f"Bearer {keys['admin']}"}
+        with httpx.Client(base_url=nodes[0].url, headers=headers) as client:
+            routes = routes_of(client)
+        for node in nodes:
+            cells = walk_routes(node, keys, routes)
+            print(f"{node.data_dir.name}: {len(routes)} routes, {cells} cells")
+            walk_sockets(node)
+    print("FAILED" if failures else "all held")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
