@@ -227,8 +227,10 @@ def test_what_is_ahead_follows_class_and_turns() -> None:
         turns.join(request, 0.0)
     turns.join(Request(20, "flood", "interactive"), 0.0)
     turns.join(Request(21, "flood", "batch"), 0.0)
-    assert [turns.ahead(one).requests for one in mine] == [2, 4]
-    assert turns.ahead_of_new("interactive").requests == 1
+    assert [turns.ahead(one).requests for one in mine] == [1, 3]
+    assert [one.number for one in served(turns, 4)] == [20, 10, 0, 11], "and so it comes"
+    assert turns.ahead_of_new("interactive").requests == 0
+    assert turns.ahead_of_new("normal").requests == 9
 
 
 # ── places ──────────────────────────────────────────────────────────────────────────

@@ -167,6 +167,17 @@ def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
     assert node.queue.figures().refused == {"deadline": 1}
 
 
+def test_nobody_gives_way_to_one_that_is_refused_for_its_deadline() -> None:
+    node = Node(slots=1, service_s=4.0, total=3).learnt()
+    flood = [node.come("flood") for _ in range(4)]
+    with pytest.raises(QueueFull, match="longer than the 1 s"):
+        node.come("other", within_s=1.0)
+    assert [one.why for one in flood] == [None] * 4
+    assert node.queue.waiting == 3
+    assert node.come("other", within_s=5.0).why is None
+    assert [one.why is None for one in flood] == [True, True, True, False]
+
+
 def test_who_waited_too_long_leaves() -> None:
     node = Node(slots=1).learnt()
     node.come()

@@ -26,7 +26,7 @@ LEAST_S = 0.001
 class Pace:
     """`now`: a monotonic clock's."""
 
-    __slots__ = ("_answers", "_runs", "_s_per_token", "slots")
+    __slots__ = ("_answers", "_runs", "_s_per_token", "_typical", "slots")
 
     def __init__(self) -> None:
         self.slots = 0
@@ -34,8 +34,10 @@ class Pace:
         self._runs: set[Run] = set()
         self._s_per_token = 0.0
         """0: not measured."""
+        self._typical = 0.0
+        """Tokens of an answer; 0: none was seen."""
         self._answers: dict[str, float] = {}
-        """Tokens of a typical answer, by key."""
+        """The same, by key."""
 
     @property
     def running(self) -> int:
@@ -43,7 +45,7 @@ class Pace:
 
     def cost_of(self, ask: Ask) -> float:
         """Tokens that it counts for: its prompt and the answer that its key typically gets."""
-        typical = self._answers.get(ask.key, TYPICAL_TOKENS)
+        typical = self._answers.get(ask.key) or self._typical or TYPICAL_TOKENS
         answer = typical if ask.most_tokens is None else min(float(ask.most_tokens), _limit(typical))
         return max(1.0, ask.prompt_tokens + answer)
 
@@ -65,6 +67,7 @@ class Pace:
         if not tokens:
             return
         typical, seen = self._answers.pop(run.key, None), float(tokens)
+        self._typical = self._typical + NEW * (seen - self._typical) if self._typical else seen
         self._answers[run.key] = seen if typical is None else typical + NEW * (seen - typical)
         if len(self._answers) > MOST_KEYS:
             del self._answers[next(iter(self._answers))]

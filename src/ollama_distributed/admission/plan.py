@@ -13,8 +13,9 @@ Pure. Three rules decide:
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -213,34 +214,44 @@ class Turns(Generic[W]):
         return index > 0 and now - self.lanes[index].since >= AGE_S[PRIORITIES[index]]
 
     def ahead(self, waiter: W) -> Ahead:
-        """What would come before this one if nobody else came: all of more urgent classes, and of each
-        other key in its own as much as of its own key up to it."""
-        return self._before(waiter.ask.priority, waiter.ask.key, waiter)
+        """What would come before this one if nobody else came, nearly: all of more urgent classes, those
+        of its own key, and of each other key as much as the turns let it use until then."""
+        lane = self.lane(waiter.ask.priority)
+        requests, cost = self._urgent(waiter.ask.priority)
+        own = lane.flows[waiter.ask.key]
+        mine = list(itertools.takewhile(lambda one: one is not waiter, own.waiting))
+        own_cost = sum(one.cost for one in mine)
+        requests, cost = requests + len(mine), cost + own_cost
+        short = own_cost + waiter.cost - own.deficit
+        for flow in lane.flows.values():
+            if flow is not own:
+                # Who can afford its turns shares them one by one; else each gets as many tokens.
+                before = (
+                    list(itertools.islice(flow.waiting, len(mine)))
+                    if short <= 0.0
+                    else _within(flow.waiting, short + max(flow.deficit, 0.0))
+                )
+                requests, cost = requests + len(before), cost + sum(one.cost for one in before)
+        return Ahead(requests, cost)
 
     def ahead_of_new(self, priority: Priority) -> Ahead:
-        """What would come before a request of a key that has none here."""
-        return self._before(priority, "", None)
+        """What would come before a newcomer at worst: all of its class, and of more urgent ones."""
+        requests, cost = self._urgent(priority)
+        waiting = [one for flow in self.lane(priority).flows.values() for one in flow.waiting]
+        return Ahead(requests + len(waiting), cost + sum(one.cost for one in waiting))
 
-    def _before(self, priority: Priority, key: str, waiter: W | None) -> Ahead:
-        index, requests, cost = PRIORITIES.index(priority), 0, 0.0
-        for lane in self.lanes[:index]:
-            for flow in lane.flows.values():
-                requests += len(flow.waiting)
-                cost += sum(one.cost for one in flow.waiting)
-        flows = self.lanes[index].flows
-        own_requests, own_cost = 0, 0.0
-        if waiter is not None and key in flows:
-            for one in flows[key].waiting:
-                if one is waiter:
-                    break
-                own_requests, own_cost = own_requests + 1, own_cost + one.cost
-            requests, cost = requests + own_requests, cost + own_cost
-        share = own_cost + (waiter.cost if waiter is not None else NEWCOMER_TOKENS)
-        for other, flow in flows.items():
-            if other != key:
-                used = 0.0
-                for one in flow.waiting:
-                    if (used := used + one.cost) > share:
-                        break
-                    requests, cost = requests + 1, cost + one.cost
-        return Ahead(requests, cost)
+    def _urgent(self, priority: Priority) -> tuple[int, float]:
+        """Requests of more urgent classes, and their tokens."""
+        lanes = self.lanes[: PRIORITIES.index(priority)]
+        waiting = [one for lane in lanes for flow in lane.flows.values() for one in flow.waiting]
+        return len(waiting), sum(one.cost for one in waiting)
+
+
+def _within(waiting: Iterable[W], tokens: float) -> list[W]:
+    """The first of them that together take no more."""
+    found, used = [], 0.0
+    for one in waiting:
+        if (used := used + one.cost) > tokens:
+            break
+        found.append(one)
+    return found

@@ -95,15 +95,20 @@ class Admission(Generic[W]):
         if turns is None:
             turns = self._turns[key] = Turns()
         turns.join(waiter, now)
-        self._places.take(key, ask)
         place = self._place(key, waiter, now)
         if ask.within_s is not None and place.eta_s is not None and place.eta_s > ask.within_s:
-            self.leave(key, waiter)
+            # Before anybody gives way to it.
+            turns.leave(waiter)
+            if not len(turns):
+                del self._turns[key]
             self._counts.refused["deadline"] += 1
             raise QueueFull(
                 f"the wait would be {place.eta_s:.1f} s, longer than the {ask.within_s:g} s of the request",
                 retry_after_s=_bounded(place.eta_s - ask.within_s),
             )
+        if self._places.full and (loser := self._places.loser(ask)) is not None:
+            self._push_out(loser.priority, loser.key, now)
+        self._places.take(key, ask)
         self._joined[waiter.number] = (now, place.eta_s)
         return place
 
@@ -153,7 +158,7 @@ class Admission(Generic[W]):
 
     def refusal(self, ask: Ask) -> OllamaDistributedError | None:
         """Why a request of this kind would be refused, whatever its model; None: it may wait."""
-        return self._refusal(None, ask, self._clock.monotonic(), told=True)
+        return self._refusal(None, ask, self._clock.monotonic())
 
     def rows(self, names: dict[str, str], node: str) -> tuple[QueueRow, ...]:
         """Models for which somebody waits or runs. `names`: of loads, as people see them."""
@@ -193,15 +198,11 @@ class Admission(Generic[W]):
         if not len(turns):
             del self._turns[key]
 
-    def _refusal(self, key: str | None, ask: Ask, now: float, *, told: bool = False) -> QueueFull | None:
-        """`told`: only whether; nobody gives way yet."""
+    def _refusal(self, key: str | None, ask: Ask, now: float) -> QueueFull | None:
+        """Why there is no place for it, even if somebody gave way."""
         reason = self._places.over(key, ask)
-        if reason is None and self._places.full:
-            loser = self._places.loser(ask)
-            if loser is None:
-                reason = "full"
-            elif not told:
-                self._push_out(loser.priority, loser.key, now)
+        if reason is None and self._places.full and self._places.loser(ask) is None:
+            reason = "full"
         if reason is None:
             return None
         self._counts.refused[reason] += 1

@@ -86,7 +86,7 @@ class QueueRow(msgspec.Struct, frozen=True, kw_only=True):
     oldest_s: float = 0.0
     """For how long the first of them has waited."""
     eta_s: float | None = None
-    """Wait of a request of class `normal` that came now; None: nothing was measured yet."""
+    """Longest wait of a request of class `normal` that came now; None: nothing was measured yet."""
     requests_per_s: float | None = None
     """That begin while all slots work; None: nothing was measured yet."""
 

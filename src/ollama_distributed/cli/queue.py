@@ -31,8 +31,8 @@ def queue(
     """Show which requests wait for a slot: at which model, of which class, and for how long.
 
     More urgent classes go first (interactive, normal, batch); inside a class keys take turns by tokens.
-    ETA is the wait of a request of class normal that came now. A client asks for a class with the header
-    X-Ollama-Priority, and for progress with X-Ollama-Progress: 1. Settings: max_queue, num_parallel,
+    ETA is the longest wait of a request of class normal that came now. A client asks for a class with the
+    header X-Ollama-Priority, and for progress with X-Ollama-Progress: 1. Settings: max_queue, num_parallel,
     queue_per_model, queue_per_team, queue_per_key.
 
     \b
