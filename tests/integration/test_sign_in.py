@@ -375,22 +375,18 @@ def test_users_and_a_session_by_commands(
     assert "admin" in shown.stdout
     assert "127.0.0.1" in shown.stdout
     run("user", "role", "eve", "wizard", ok=False)
-    assert json.loads(run("user", "role", "ann", "operator", "-o", "json").stdout)["role"] == "operator"
-    assert "eve" in run("user", "list").stdout
     monkeypatch.setenv("OLLAMA_HOST", nodes.urls[1])
-    assert run("user", "list", ok=False).exit_code == 1  # kept for the other server only
+    run("user", "list", ok=False)  # the session is kept for the other server only
     monkeypatch.setenv("OLLAMA_HOST", nodes.urls[0])
     run("logout")
     assert "ods_" not in file.read_text()
-    run("user", "list", ok=False)
-    run("logout")
+    assert "not signed in" in run("logout").output
     assert "locked" in run(*key, "user", "disable", "eve").output
-    run("login", "--user", "eve", "--password-stdin", text=PASSWORD + "\n", ok=False)
-    run(*key, "user", "enable", "eve")
+    assert json.loads(run(*key, "user", "enable", "eve", "-o", "json").stdout)["disabled"] is False
     run(*key, "user", "passwd", "eve", "--password-stdin", text=OTHER + "\n")
     run("login", "--user", "eve", "--password-stdin", text=OTHER + "\n")
     run(*key, "user", "logout", "eve")
-    run("user", "list", ok=False)
+    assert "eve" in run(*key, "user", "list").stdout
     run(*key, "user", "delete", "eve", "--yes")
     file.chmod(0o644)
     assert "chmod 600" in run("user", "list", ok=False).output
