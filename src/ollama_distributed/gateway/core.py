@@ -172,8 +172,8 @@ class Exchange:
         self._ticket: Ticket | None = None
         self._turn = USUAL
         self._usage: Usage | None = None
-        self._why = ""
-        """That node answers, as routing says."""
+        self._why: str | None = ""
+        """That node answers, as routing says; None: it is not told."""
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
         self._paused = False
@@ -458,6 +458,7 @@ class Exchange:
                     self._why = ranked.route
                     body = call.encode(ranked)
                 case CountTokens():
+                    self._why = None
                     body = call.encode(await inference.count_tokens(call.request))
                 case _:
                     assert_never(call)
@@ -547,7 +548,8 @@ class Exchange:
     @property
     def _origin(self) -> RawHeaders:
         """Who answers, and why that one."""
-        return [*node_header(self._served_by), route_header(self._why)]
+        why = () if self._why is None else (route_header(self._why),)
+        return [*node_header(self._served_by), *why]
 
     @property
     def _served_by(self) -> str:
