@@ -232,7 +232,7 @@ def main() -> int:
         nodes = [lab.serve("n1")]
         nodes += [lab.join(name, "n1") for name in ("n2", "n3")]
         with nodes[0].admin() as admin:
-            keys = {role: admin.keys.create(name=role, role=role).key for role in KEYED}
+            keys: dict[str, str] = {role: admin.keys.create(name=role, role=role).key for role in KEYED}
             keys["other tenant"] = admin.keys.create(role="user", team="others").key
             keys["revoked"] = admin.keys.create(role="admin").key
             keys["expired"] = admin.keys.create(role="admin", ttl_s=0.5).key
