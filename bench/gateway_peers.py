@@ -39,6 +39,8 @@ CONNECTIONS = 32
 STREAMS = 64
 KIB = "word " * 205
 WARM_S = 0.3
+UNCUT = 0.95
+"""Of the tokens; the network may cut one in two, and then it is not counted."""
 
 console = Console(width=110)
 
@@ -101,9 +103,8 @@ async def measure(peer: Peer, work: Work, seconds: float) -> float:
     before = peer.cpu_s()
     done = await offer(peers.HOST, peer.port, wire, work.connections, seconds, TOKEN)
     used_s = peer.cpu_s() - before
-    least = work.units if work.units > 1 else 0
-    if done.counted < done.answers * least:
-        raise RuntimeError(f"{peer.name} lost chunks: {done.counted} of {done.answers * least}")
+    if work.units > 1 and done.counted < UNCUT * done.answers * work.units:
+        raise RuntimeError(f"{peer.name} lost chunks: {done.counted} of {done.answers * work.units}")
     return used_s / (done.answers * work.units) * 1e6
 
 
