@@ -161,7 +161,7 @@ def test_watch_sync_ends_with_the_server(server: ClusterServer) -> None:
 # ── the twins ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["Cluster", "Nodes", "Config"])
+@pytest.mark.parametrize("name", ["Cluster", "Nodes", "Config", "Routes"])
 def test_both_clients_have_the_same_methods(name: str) -> None:
     def methods(kind: type) -> dict[str, tuple[str, str | None]]:
         found = {k: v for k, v in vars(kind).items() if not k.startswith("_")}

@@ -16,6 +16,7 @@ from ollama_distributed.base.routing import RouteDecision, RouteDecisions
 from ollama_distributed.cli import route_view
 from ollama_distributed.cli.main import app as program
 from ollama_distributed.cli.tables import Look
+from ollama_distributed.client import route_calls
 from ollama_distributed.serving.cluster import load_of
 from ollama_distributed.testing.echo import EchoSettings
 
@@ -128,3 +129,17 @@ async def test_decisions_are_kept_and_replayed(nodes: Nodes, tmp_path: Path) -> 
     assert rows["prefix"]["read_tokens"] < rows["round-robin"]["read_tokens"]
     run = CliRunner().invoke(program, ["route", "replay", "--file", str(file), "--policy", "prefix"])
     assert "TOKENS READ" in run.stdout
+
+
+async def test_the_sdk_asks_the_same(nodes: Nodes) -> None:
+    await nodes.chat("one?", "r1")
+    for call in (
+        route_calls.explain("m", prompt="x", system=SYSTEM),
+        route_calls.explain("m", messages=nodes.messages("two?")),
+        route_calls.explain("m"),
+        route_calls.explain(request_id="r1"),
+        route_calls.decisions(1),
+    ):
+        answer = await nodes.http.request(call.method, call.path, content=call.body)
+        assert answer.status_code == 200, answer.text
+        assert isinstance(call.decode(answer.content), RouteDecision | RouteDecisions)
