@@ -45,7 +45,7 @@ class Clock:
 class Node:
     """What the lines are asked of, and how busy it is."""
 
-    def __init__(self, root: Path, *, kept_s: int = 3600, **limits: int) -> None:
+    def __init__(self, root: Path, *, node: str = "n1", kept_s: int = 3600, **limits: int) -> None:
         self.root = root
         self.clock = Clock()
         self.asked: Counter[str] = Counter()
@@ -61,7 +61,7 @@ class Node:
         self.limits = Limits(**{"file_bytes": 10**6, "total_bytes": 2 * 10**6, "kept_s": kept_s, **limits})
         self.disk = BatchDisk(root)
         self.files = Files(
-            NodeId("n1"),
+            NodeId(node),
             "one",
             self.disk,
             self.limits,
@@ -69,7 +69,7 @@ class Node:
             used_by=lambda file_id: self.batches.uses(file_id),
         )
         self.batches = Batches(
-            NodeId("n1"),
+            NodeId(node),
             "one",
             self.disk,
             self.files,
