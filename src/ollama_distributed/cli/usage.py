@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ollama_distributed.base.usage import GROUPS, By
 from ollama_distributed.cli import live, output, usage_view
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Session
 
 if TYPE_CHECKING:
+    from ollama_distributed.base.usage import By
     from ollama_distributed.client.sync import SyncClient
+
+GROUPS: tuple[By, ...] = ("key", "team", "model", "node", "day", "hour")
+"""As `base.usage.GROUPS`; what a command's help needs must not import what its work does."""
 
 
 def register(app: typer.Typer) -> None:
