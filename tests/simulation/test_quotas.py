@@ -45,6 +45,9 @@ class World:
             for node in self.nodes
         }
 
+    def restart(self, node: NodeId) -> None:
+        self.meters[node] = Meter(node, self, _Hop(self, node), _Months(self, node), self.clock.time)
+
     def holders(self) -> tuple[NodeId, ...]:
         return self.nodes
 
@@ -230,6 +233,31 @@ def test_a_request_larger_than_any_minute_is_told_so() -> None:
         with pytest.raises(RateLimited) as refused:
             await other.borrow(world.identity, Amounts(tokens=1), 0.0)
         assert 0 < refused.value.retry_after_s <= 60
+
+    virtual_time.run(main, 1)
+
+
+def test_places_of_a_gateway_that_began_anew_come_back() -> None:
+    async def main() -> None:
+        world = World(2, Limits(concurrency=4))
+        one, two = world.nodes
+        ask = Amounts(requests=1, running=1)
+        async with anyio.create_task_group() as background:
+            for node in world.nodes:
+                background.start_soon(world.background, node)
+            for _ in range(4):
+                meter = world.meters[one]
+                assert meter.admit(world.identity, ask, 0.0) or await meter.borrow(world.identity, ask, 0.0)
+            with pytest.raises(RateLimited):
+                await world.meters[two].borrow(world.identity, ask, 0.0)
+            await anyio.sleep(200.0)  # they run for long: the places stay lent
+            with pytest.raises(RateLimited):
+                await world.meters[two].borrow(world.identity, ask, 0.0)
+            world.restart(one)
+            await anyio.sleep(100.0)
+            for _ in range(2):
+                assert world.meters[two].admit(world.identity, ask, 0.0) is not None
+            background.cancel_scope.cancel()
 
     virtual_time.run(main, 1)
 

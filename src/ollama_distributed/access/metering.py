@@ -33,11 +33,15 @@ TOP_UP_EVERY_S = 0.1
 DRY_S = 0.2
 """Who asks again and again for more than there is does not have all gateways asked each time."""
 KNOWN_S = 5.0
+"""Limits as an own request had them hold so long against what another gateway says."""
 SYNC_S = 5.0
 IDLE_S = 600.0
 """An account that nobody uses is forgotten."""
 MAX_ACCOUNTS = 10_000
 KEEP_BUSY_S = 60.0
+"""Of whom nothing was heard for so long, nobody is asked what he had this month."""
+SAY_AGAIN_S, FORGOTTEN_S = 30.0, 90.0
+"""Who holds another's places for running requests says so that often, or loses them."""
 
 
 class BorrowAsk(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,12 +89,9 @@ def scope_of(identity: Identity) -> Scope:
 class Ticket:
     """A request that was let in. `close` it once, whatever became of it."""
 
-    __slots__ = ("_account", "_cost", "_meter", "_minute", "_month", "_taken", "left")
+    __slots__ = ("_account", "_cost", "_minute", "_month", "_taken", "left")
 
-    def __init__(
-        self, meter: Meter, account: Account, month: Month, taken: Amounts, cost: float, left: Left
-    ) -> None:
-        self._meter = meter
+    def __init__(self, account: Account, month: Month, taken: Amounts, cost: float, left: Left) -> None:
         self._account = account
         self._minute = account.minute
         self._month = month
@@ -123,6 +124,8 @@ class Meter:
         self._known: dict[str, tuple[Limits, float]] = {}
         """As a request of this gateway's own said last, and when."""
         self._locks: dict[str, asyncio.Lock] = {}
+        self._heard: dict[tuple[str, NodeId], float] = {}
+        """When places of running requests were spoken of last, by scope and the other gateway."""
         self.refused: dict[str, int] = {"requests": 0, "tokens": 0, "running": 0, "month": 0, "budget": 0}
         """Since the start, by what was short."""
         self.borrowed = 0
@@ -201,7 +204,7 @@ class Meter:
         month.reserved.requests += 1
         month.reserved.prompt_tokens += ask.tokens
         month.reserved.cost += cost
-        return Ticket(self, account, month, ask, cost, _left(account, now))
+        return Ticket(account, month, ask, cost, _left(account, now))
 
     def _month(self, scope: Scope, now: float) -> Month:
         held = self._by_month.get(scope.name)
@@ -264,6 +267,8 @@ class Meter:
         account.touched = now
         if ask.running is not None:
             account.shares["running"].lent[to] = ask.running
+        if ask.running is not None or ask.wanted.get("running"):
+            self._heard[scope, to] = now
         if ask.minute != account.minute:
             return Borrowed()  # clocks apart: its minute is not the one that is known here
         found: dict[str, int] = {}
@@ -316,7 +321,10 @@ class Meter:
                 self._known.pop(name, None)
                 self._by_month.pop(name, None)
                 self._locks.pop(name, None)
+                for key in [key for key in self._heard if key[0] == name]:
+                    del self._heard[key]
                 continue
+            self._take_back(name, account, now)
             held = self._by_month.get(name)
             if held is None:
                 continue  # it only lends
@@ -324,7 +332,7 @@ class Meter:
             account.at(now, limits, self._me, self._gateways.holders())
             async with self._asking(name):
                 await self._top_up(scope, limits, account)
-                await self._return_places(scope, limits, account)
+                await self._return_places(scope, limits, account, now)
 
     async def _top_up(self, scope: Scope, limits: Limits, account: Account) -> None:
         low = account.low()
@@ -334,23 +342,31 @@ class Meter:
             if sum(share.held for share in account.shares.values()) <= before:
                 account.topped_out = account.minute  # nobody has more
 
-    async def _return_places(self, scope: Scope, limits: Limits, account: Account) -> None:
+    async def _return_places(self, scope: Scope, limits: Limits, account: Account, now: float) -> None:
+        """Say how many places of others are still held here: when it changes, and now and then."""
         running = account.shares["running"]
         for node, left in running.surplus().items():
-            if left == running.gained[node]:
+            changed = left != running.gained[node]
+            if not changed and now - self._heard.get((scope.name, node), 0.0) < SAY_AGAIN_S:
                 continue
             running.gained[node] = left
             if not left:
                 del running.gained[node]
+            self._heard[scope.name, node] = now
             ask = BorrowAsk(scope=scope.name, limits=limits, minute=account.minute, running=left)
             try:
                 with anyio.move_on_after(BORROW_S):
                     await self._peers.borrow(node, ask)
-            except OllamaDistributedError as failure:
-                # Said again with the next place that is returned; until then the other has fewer.
+            except OllamaDistributedError as failure:  # the other takes them back by itself
                 log.debug(NOT_LENT, node=node, reason=failure.message)
-        for node in [node for node in running.lent if not self._gateways.living([node])]:
-            del running.lent[node]
+
+    def _take_back(self, name: str, account: Account, now: float) -> None:
+        """Places of who ended, or began anew and knows of none, or could not say that it needs no more."""
+        lent = account.shares["running"].lent
+        for node in list(lent):
+            if not lent[node] or now - self._heard.get((name, node), 0.0) > FORGOTTEN_S:
+                del lent[node]
+                self._heard.pop((name, node), None)
 
     async def sync_months(self) -> None:
         """Ask the others what those had in this month that have a limit of it and are in use."""
