@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 
 from ollama_distributed.access.keys import make_key
-from ollama_distributed.access.policies import allows_model, check_policy, policy_of
+from ollama_distributed.access.policies import Holding, allows_model, check_policy, policy_of
 from ollama_distributed.access.roles import MAY, Right, demand
 from ollama_distributed.access.service import Authenticator, is_good
 from ollama_distributed.base.access import (
@@ -81,7 +81,9 @@ class AccessDesk:
 
     def keys(self) -> list[KeyRow]:
         """Newest first; those in `admin.json` of this node too, where the cluster does not have them."""
-        return sorted((self._row(entry) for entry in self._entries().values()), key=lambda r: -r.created_at)
+        holding = Holding(self._book.policies())
+        rows = (self._row(entry, holding) for entry in self._entries().values())
+        return sorted(rows, key=lambda row: -row.created_at)
 
     def key(self, key_id: str) -> KeyRow:
         """
@@ -224,10 +226,11 @@ class AccessDesk:
         own = {key.id: KeyEntry(node=self._node, record=key) for key in self._authenticator.own}
         return {**own, **self._book.keys()}
 
-    def _row(self, entry: KeyEntry) -> KeyRow:
+    def _row(self, entry: KeyEntry, holding: Holding | None = None) -> KeyRow:
         key, now = entry.record, self._wall()
+        holding = holding or Holding(self._book.policies())
         try:
-            policy = policy_of(self._book.policies(), key.role, key.team, key.policy)
+            policy = holding.of(key.role, key.team, key.policy)
             holds = policy.name if policy is not None else ""
         except Forbidden:
             holds = f"{key.policy} (missing: nothing is allowed)"

@@ -24,22 +24,36 @@ NEVER_BOUND: tuple[Role, ...] = ("admin", "node")
 """Roles that no policy holds for by itself: it could lock out everyone who may change it."""
 
 
-def policy_of(policies: Mapping[str, Policy], role: Role, team: str, named: str) -> Policy | None:
-    """The policy that holds; None: none does.
+class Holding:
+    """Which of these policies holds for whom: made once for all keys."""
 
-    Raises:
-        Forbidden: the key names one that is not known here, so nothing is known to be allowed.
-    """
-    if named:
-        policy = policies.get(named)
-        if policy is None:
-            raise Forbidden(f"the policy {named!r} of this key is not known here")
-        return policy
-    if role in NEVER_BOUND:
-        return None
-    by_role = [policies[name] for name in sorted(policies) if role in policies[name].roles]
-    by_team = [policies[name] for name in sorted(policies) if team in policies[name].teams]
-    return next(iter((*by_role, *by_team)), None)
+    def __init__(self, policies: Mapping[str, Policy]) -> None:
+        self._named = policies
+        self._roles: dict[str, Policy] = {}
+        self._teams: dict[str, Policy] = {}
+        for name in sorted(policies, reverse=True):  # where two claim one, the first name counts
+            self._roles |= dict.fromkeys(policies[name].roles, policies[name])
+            self._teams |= dict.fromkeys(policies[name].teams, policies[name])
+
+    def of(self, role: Role, team: str, named: str) -> Policy | None:
+        """The policy that holds; None: none does.
+
+        Raises:
+            Forbidden: the key names one that is not known here, so nothing is known to be allowed.
+        """
+        if named:
+            policy = self._named.get(named)
+            if policy is None:
+                raise Forbidden(f"the policy {named!r} of this key is not known here")
+            return policy
+        if role in NEVER_BOUND:
+            return None
+        return self._roles.get(role) or self._teams.get(team)
+
+
+def policy_of(policies: Mapping[str, Policy], role: Role, team: str, named: str) -> Policy | None:
+    """As `Holding.of`."""
+    return Holding(policies).of(role, team, named)
 
 
 def allows_model(identity: Identity, name: str) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 from ollama_distributed.access.keys import PREFIX, KeyRecord, parse_key, proves
 from ollama_distributed.access.people import PREFIX as SESSION_PREFIX
 from ollama_distributed.access.people import People, UserRecord
-from ollama_distributed.access.policies import policy_of
+from ollama_distributed.access.policies import Holding
 from ollama_distributed.access.tokens import looks_like_token
 from ollama_distributed.base.errors import Forbidden, Unauthenticated
 from ollama_distributed.base.identity import Identity, Role
@@ -37,6 +37,9 @@ class _Known(msgspec.Struct, frozen=True, gc=False):
     identity: Identity | None
     """None: its policy is not known here, so nothing is allowed."""
 
+    def holds(self, policy: Policy | None) -> bool:
+        return self.identity is not None and self.identity.policy is policy
+
 
 class Authenticator:
     """Turns a `Caller` into an `Identity`.
@@ -49,7 +52,7 @@ class Authenticator:
     def __init__(self, keys: Iterable[KeyRecord], *, require_key: bool, wall: Callable[[], float]) -> None:
         self._own = {key.id: key for key in keys}
         self._shared: Mapping[KeyId, KeyRecord] = {}
-        self._policies: Mapping[str, Policy] = {}
+        self._holding = Holding({})
         self._require_key = require_key
         self._wall = wall
         self._uses: dict[KeyId, float] = {}
@@ -69,7 +72,7 @@ class Authenticator:
         """Know these keys and policies of the cluster, in place of those shared before, beside this
         node's own keys. What the cluster says of a key counts more."""
         self._shared = keys
-        self._policies = policies or {}
+        self._holding = Holding(policies or {})
         self._bind()
 
     def know(self, people: People) -> None:
@@ -82,7 +85,7 @@ class Authenticator:
         Raises:
             Forbidden: a policy is named that is not known here.
         """
-        held = policy_of(self._policies, role, team, policy)
+        held = self._holding.of(role, team, policy)
         return Identity(role=role, team=team, user=user, policy=held)
 
     def one_team(self) -> bool:
@@ -106,9 +109,12 @@ class Authenticator:
 
     def _held(self, record: KeyRecord) -> _Known:
         try:
-            policy = policy_of(self._policies, record.role, record.team, record.policy)
+            policy = self._holding.of(record.role, record.team, record.policy)
         except Forbidden:
             return _Known(record, None)
+        before = self._known.get(record.id)
+        if before is not None and before.record is record and before.holds(policy):
+            return before  # ten thousand keys are not made anew for one that changed
         return _Known(record, Identity(role=record.role, key_id=record.id, team=record.team, policy=policy))
 
     def identify(self, caller: Caller) -> Identity:

@@ -1,4 +1,5 @@
 import string
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_distributed.access.keys import make_admin_key, make_key, parse_key, proves
-from ollama_distributed.access.roles import MAY, Resource, Right, Verb, demand
+from ollama_distributed.access.roles import MAY, TABLE, Resource, Right, Verb, demand
 from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.errors import Forbidden, Unauthenticated
 from ollama_distributed.base.identity import ROLES, Identity
@@ -90,6 +91,12 @@ def test_the_table_has_a_cell_for_every_role_and_denies_by_default():
                 else:
                     with pytest.raises(Forbidden):
                         demand(Identity(role=role), right)
+
+
+def test_the_page_shows_this_very_table():
+    page = (Path(__file__).parents[3] / "docs/access.md").read_text()
+    for row in TABLE.strip().splitlines()[1:]:
+        assert "| " + " | ".join(row.split()) + " |" in page
 
 
 def test_only_an_admin_says_who_may_do_what():
