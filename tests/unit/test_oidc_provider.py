@@ -207,6 +207,17 @@ async def test_a_provider_that_points_elsewhere(world: World, change: dict[str, 
     assert [url for _, url, _, _ in world.asked] == [f"{ISSUER}/.well-known/openid-configuration"]
 
 
+async def test_a_provider_that_fails_is_left_alone_for_a_moment(world: World) -> None:
+    world.metadata["issuer"] = "https://evil.example"
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            await world.redeem(signed())
+    assert len(world.asked) == 1
+    world.metadata["issuer"] = ISSUER
+    world.now += 4
+    assert await world.redeem(signed())
+
+
 async def test_a_code_that_the_provider_refuses(world: World) -> None:
     world.status = 400
     with pytest.raises(Unauthenticated):

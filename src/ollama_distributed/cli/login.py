@@ -16,6 +16,7 @@ from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Session, Target
 from ollama_distributed.cli.terminal import clean_line
+from ollama_distributed.client import address
 
 if TYPE_CHECKING:
     from ollama_distributed.base.users import LoginAnswer
@@ -87,6 +88,8 @@ def _tell(session: Session, target: Target, answer: LoginAnswer, path: Path) -> 
         f"signed in as {clean_line(answer.user.name)} ({answer.user.role}) at {target.url}, "
         f"for {left} at most; kept in {path}"
     )
+    if session.api_key or address.api_key(None, os.environ):
+        output.note("a key is given by --api-key or the environment: it counts more than the session")
 
 
 def logout(ctx: typer.Context) -> None:
@@ -138,9 +141,7 @@ def _asked(prompt: str) -> str:
 
 
 def _check_way(target: Target) -> None:
-    from ollama_distributed.client.address import is_loopback
-
-    if not target.url.startswith("https://") and not is_loopback(target.url):
+    if not target.url.startswith("https://") and not address.is_loopback(target.url):
         raise Problem(
             f"{target.url} has no TLS: a password would cross the network in the open; use https://"
         )

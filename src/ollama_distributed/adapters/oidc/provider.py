@@ -37,6 +37,8 @@ KNOWN_S = 3600.0
 """Providers rotate keys over days; an unknown key is asked for at once."""
 ASKED_AGAIN_S = 30.0
 """Not more often for keys, whatever comes."""
+FAILED_S = 3.0
+"""What did not answer is not asked for so long."""
 LEEWAY_S = 60
 MAX_BYTES = 1024 * 1024
 MAX_TOKEN_CHARS = 64 * 1024
@@ -99,6 +101,8 @@ class OidcProvider:
         self._egress = egress or EgressClient(map(self._site, self._sites))
         self._metadata: tuple[float, _Metadata] | None = None
         self._keys: tuple[float, KeySet] | None = None
+        self._asked_until = 0.0
+        """Not again before: anybody may begin a sign-in, and none waits in turn for a dead provider."""
         self._turn = anyio.Lock()
 
     async def aclose(self) -> None:
@@ -203,6 +207,9 @@ class OidcProvider:
             now = self._monotonic()
             if self._metadata is not None and now - self._metadata[0] < KNOWN_S:
                 return self._metadata[1]
+            if now < self._asked_until:
+                raise Unavailable(f"{self._issuer.site} did not say what it is a moment ago; try again")
+            self._asked_until = now + FAILED_S
             status, body = await self._ask("GET", self._issuer)
             if status != 200:
                 raise Unavailable(f"{self._issuer.site} does not say what it is (status {status})")
@@ -213,7 +220,7 @@ class OidcProvider:
                 )
             for endpoint in (metadata.authorization_endpoint, metadata.token_endpoint, metadata.jwks_uri):
                 self._endpoint(endpoint)
-            self._metadata = (now, metadata)
+            self._metadata, self._asked_until = (now, metadata), 0.0
             return metadata
 
     async def _key_set(self, metadata: _Metadata, older_than_s: float = KNOWN_S) -> KeySet:
