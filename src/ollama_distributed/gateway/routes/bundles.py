@@ -84,7 +84,7 @@ class _Handlers:
     async def take(self, cold: ColdRequest, request: Request) -> Response:
         policy = cold.identity.policy if cold.identity is not None else None
         if policy is not None and not policy.all_models:  # what the file holds is not known before
-            raise Forbidden(f"the policy {policy.name!r} of this key allows some models only, and so not this")
+            raise Forbidden(f"the policy {policy.name!r} allows some models only, and so not this")
         done = await self._bundles.unpack(
             cold.upload(request), name=request.query_params.get("name", ""), replace=flag(request, "replace")
         )
