@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -42,6 +43,7 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.base.tokens import Resume, Tokens
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings
+from ollama_distributed.serving.jobs import Job
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.testing import echo_text
@@ -495,3 +497,18 @@ async def test_closing_drains_then_stops() -> None:
         assert isinstance(end, Failed)
         assert isinstance(end.error, Unavailable)
         assert isinstance(await n.refused(chat()), Unavailable)
+
+
+async def test_what_answered_leaves_nothing_to_the_collector() -> None:
+    """It looks at what is old so seldom that a busy node would grow by what waits for it."""
+    async with node(engine=EchoEngine({"tokens_per_s": 1000.0})) as n:
+        await n.finished(chat("first"))
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await n.finished(chat("hello there", sampling=Sampling(num_predict=2)))
+            left = sum(isinstance(one, Job) for one in gc.get_objects())
+        finally:
+            gc.enable()
+        assert left == 0

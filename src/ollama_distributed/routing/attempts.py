@@ -91,8 +91,9 @@ class Attempts:
         if not self._over:
             self._over = True
             self._trip.over()
-            if self._generation is not None:
-                self._generation.cancel()
+            generation, self._generation = self._generation, None
+            if generation is not None:
+                generation.cancel()
 
     def pause(self) -> None:
         self._paused = True
@@ -150,6 +151,7 @@ class Attempts:
             event = msgspec.structs.replace(event, node=self._name_of(self._node))
         elif isinstance(event, Skipped):
             self._spoke = True
+            self._generation = None  # it holds this: the collector, which comes seldom, has nothing to do
             event = msgspec.structs.replace(event, node=self._name_of(self._node))
             self._trip.over()
         elif isinstance(event, Progress):
@@ -158,6 +160,7 @@ class Attempts:
             if not self._spoke:
                 self._trip.spoke()
             self._spoke = True
+            self._generation = None
             self._trip.done(event)
             self._trip.over()
         elif not self._spoke:

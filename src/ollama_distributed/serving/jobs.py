@@ -461,7 +461,9 @@ class Job:
         self._sink(event)
 
     def _close(self) -> None:
-        """Give back the slot before anybody hears of the end, so that the next may begin."""
+        """Give back the slot before anybody hears of the end, so that the next may begin. What made it
+        holds this in its turn: both would be left to the collector, which comes seldom."""
+        self._generation = None
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.release()
