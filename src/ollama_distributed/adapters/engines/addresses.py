@@ -1,0 +1,31 @@
+"""Where an engine listens."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+
+import msgspec
+
+
+class UnixAddress(msgspec.Struct, frozen=True):
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+class TcpAddress(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+    """Set: TLS, the certificate checked against `host` as the context says."""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+Address = UnixAddress | TcpAddress
+Headers = Mapping[str, str]
+"""Names in lower case; of a repeated header the values joined by a comma."""
