@@ -18,14 +18,13 @@ import structlog
 from ollama_distributed.base.batches import FINAL, Batch, BatchFault, BatchFaults, BatchStatus, RequestCounts
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import NotFound, OllamaDistributedError, QueueFull
-from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
+from ollama_distributed.batches.asking import Asker
 from ollama_distributed.batches.files import Files
 from ollama_distributed.batches.flights import Flights, Results
 from ollama_distributed.batches.plan import (
     Judge,
     Line,
-    Owner,
     check_ask,
     lanes,
     may_see,
@@ -33,7 +32,7 @@ from ollama_distributed.batches.plan import (
     owner_of,
     read_line,
 )
-from ollama_distributed.batches.ports import Answer, Asking, Disk, Known, Room, Which
+from ollama_distributed.batches.ports import Asking, Disk, Known, Room, Which
 from ollama_distributed.batches.records import (
     Asked,
     BatchRecord,
@@ -41,7 +40,6 @@ from ollama_distributed.batches.records import (
     Limits,
     LineError,
     ListAsked,
-    Response,
     Result,
 )
 
@@ -49,13 +47,6 @@ DRIVES = 64
 """Batches that are worked on at once; the rest wait their turn."""
 LOOK_S = 0.5
 """Between two looks for an idle slot."""
-AGAIN: frozenset[int] = frozenset({408, 429, 503, 504})
-"""Nothing is wrong with the line: it is asked again until the window closes."""
-BROKEN: frozenset[int] = frozenset({500, 502})
-BROKEN_TRIES = 3
-UNKNOWN_S = 60.0
-"""A key that is not known may come with the state of the cluster, after a start; lines wait for it."""
-MOST_PAUSE_S = 30.0
 FAILED_PAUSE_S = 10.0
 """After the disk refused."""
 SWEEP_S = 600.0
@@ -100,12 +91,10 @@ class Batches:
         self._name = name
         self._disk = disk
         self._files = files
-        self._ask = ask
+        self._asker = Asker(ask, known, clock, chance)
         self._room = room
-        self._known = known
         self._limits = limits
         self._clock = clock
-        self._chance = chance
         self._all: dict[str, _One] = {}
         self._flights: dict[str, Flights] = {}
         self._landed = anyio.Event()
@@ -322,46 +311,18 @@ class Batches:
 
     async def _line(self, one: _One, line: Line, results: Results) -> None:
         try:
-            result = await self._answered(one, line)
+            result = await self._asker.answered(one.record.owner, one.batch.endpoint, line)
         finally:
             self._flights[line.model].changed(-1, self._clock.monotonic())
             self._landed.set()
             self._landed = anyio.Event()
         if result is not None:
             results.add(result)
-
-    async def _answered(self, one: _One, line: Line) -> Result | None:
-        """None: the batch cannot go on."""
-        tries = 0
-        while True:
-            identity = await self._identity(one.record.owner)
-            if identity is None:
-                said = "the key that sent this batch was revoked or has expired"
-                one.refused = BatchFault(code="key_not_valid", message=said)
-                if one.working is not None:
-                    one.working.cancel()
-                return None
-            request_id = f"batch_req_{random_id(20)}"
-            answer = await self._ask(one.batch.endpoint, line.body, identity, request_id)
-            tries += 1
-            if answer.status not in AGAIN and not (answer.status in BROKEN and tries < BROKEN_TRIES):
-                response = Response(
-                    status_code=answer.status, request_id=request_id, body=msgspec.Raw(answer.body.strip())
-                )
-                return Result(id=request_id, custom_id=line.custom_id, response=response)
-            await anyio.sleep(self._pause_s(answer, tries))
-
-    async def _identity(self, owner: Owner) -> Identity | None:
-        since = self._clock.monotonic()
-        while True:
-            identity = self._known(owner)
-            if identity is not None or self._clock.monotonic() - since > UNKNOWN_S:
-                return identity
-            await anyio.sleep(LOOK_S)
-
-    def _pause_s(self, answer: Answer, tries: int) -> float:
-        wanted = max(2.0 ** min(tries, 6) / 4, answer.retry_after_s or 0.0)
-        return min(wanted, MOST_PAUSE_S) * (0.5 + self._chance.random() / 2)
+            return
+        said = "the key that sent this batch was revoked or has expired"
+        one.refused = BatchFault(code="key_not_valid", message=said)
+        if one.working is not None:
+            one.working.cancel()
 
     async def _expire(self, one: _One) -> None:
         """Say of each line that is left that its time is over."""
