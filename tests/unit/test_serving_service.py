@@ -19,6 +19,7 @@ from tests.limits import SOON_S
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
     ContextExceeded,
+    Internal,
     ModelNotFound,
     RunnerDied,
     Unavailable,
@@ -47,7 +48,7 @@ from ollama_distributed.serving.jobs import Job
 from ollama_distributed.serving.options import Rules
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.testing import echo_text
-from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
+from ollama_distributed.testing.echo import EchoEngine, EchoRunner, EchoSettings, echo_model
 
 
 @asynccontextmanager
@@ -512,3 +513,19 @@ async def test_what_answered_leaves_nothing_to_the_collector() -> None:
         finally:
             gc.enable()
         assert left == 0
+
+
+async def test_a_defect_before_anybody_waits_ends_the_answer_and_gives_its_slot_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("choices")
+
+    async with node() as n:
+        await n.finished(chat())
+        asked = chat("hello", tools=(Tool(name="look"),))
+        with monkeypatch.context() as patched:
+            patched.setattr(EchoRunner, "chat", broken)
+            assert isinstance(await n.refused(asked), Internal)
+        assert [row.slots_busy for row in n.serving.loaded()] == [0]
+        await n.finished(asked)

@@ -200,11 +200,15 @@ class Job:
         """The root of the job's tasks: whatever goes wrong becomes its last event."""
         try:
             await step()
-        except OllamaDistributedError as error:
-            self._failed(error)
-        except Exception:
-            log.exception("serving.job_defect", request_id=self._request.request_id)
-            self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
+        except Exception as exc:
+            self._broke(exc)
+
+    def _broke(self, exc: Exception) -> None:
+        if isinstance(exc, OllamaDistributedError):
+            self._failed(exc)
+            return
+        log.error("serving.job_defect", request_id=self._request.request_id, exc_info=exc)
+        self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
 
     def _begin_now(self) -> bool:
         """Without waiting for a task's turn, where nobody has to be waited for: the model is loaded and
@@ -223,12 +227,15 @@ class Job:
         if lease is None:
             return False
         self._spec, self._asked, self._shape, self._lease = spec, asked, shape, lease
-        self._sampling = prompts.bounded(asked, lease.plan.context_tokens, 0)
-        prompt = prompts.prepared_by_engine(lease.runner, spec, request, self._sampling)
-        if prompt is None:
-            self._go(partial(self._prepare, lease))
-        else:
-            self._start(lease, prompt)
+        try:
+            self._sampling = prompts.bounded(asked, lease.plan.context_tokens, 0)
+            prompt = prompts.prepared_by_engine(lease.runner, spec, request, self._sampling)
+            if prompt is None:
+                self._go(partial(self._prepare, lease))
+            else:
+                self._start(lease, prompt)
+        except Exception as exc:  # the root of what would be a task
+            self._broke(exc)
         return True
 
     async def _begin(self) -> None:
