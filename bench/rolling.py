@@ -107,7 +107,7 @@ class Rolling:
     async def _by_http(self, chance: random.Random, tally: Tally) -> str:
         text, at_s, url = "", 0.0, chance.choice(self.in_turn)
         async with (
-            httpx.AsyncClient(base_url=url, timeout=SILENCE_S) as http,
+            httpx.AsyncClient(base_url=url, timeout=SILENCE_S, verify=False) as http,
             self._opened(http, url) as response,
         ):
             if response.status_code != 200:
