@@ -325,9 +325,7 @@ class PeerDoor:
 
         await outlet.answer(self._guarded(rows, outlet, request.request_id))
 
-    async def _answer(
-        self, route: _Route, peer: Peer, whom: Whom, body: bytes, outlet: Outlet
-    ) -> None:
+    async def _answer(self, route: _Route, peer: Peer, whom: Whom, body: bytes, outlet: Outlet) -> None:
         asked = whom(_decoded(msgspec.msgpack.Decoder(route.body), body))
 
         async def one() -> bytes:
