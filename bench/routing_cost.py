@@ -106,8 +106,8 @@ def main() -> int:
     for count in (4, 1000):
         nodes: Any = Nodes(count)
         router = Router(nodes, nodes, nodes, nodes, random.Random(1).randrange)
-        index = router.chooser.chooser.caches.index(MODEL)
-        chain = chain_of(known, MODEL, "d", router.chooser.chooser.salt)
+        index = router.chooser.caches.index(MODEL)
+        chain = chain_of(known, MODEL, "d", router.chooser.salt)
         for number in range(3):
             index.read(NodeId(f"n{number}"), chain.keys)
         gc.collect()
