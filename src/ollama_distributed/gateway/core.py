@@ -14,13 +14,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, Protocol, assert_never
+from typing import Any
 
-import msgspec
 import structlog
 
 from ollama_distributed.access.roles import INFERENCE
-from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     Cancelled,
     MissingBody,
@@ -31,42 +29,30 @@ from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import (
     Delta,
-    EmbedResult,
     Event,
     Failed,
     Finished,
-    Inference,
     LiveAnswer,
     Moved,
     Opened,
     Queued,
     Usage,
 )
-from ollama_distributed.base.policies import Policy
-from ollama_distributed.gateway.body import Bodies, RequestBody
-from ollama_distributed.gateway.bounds import needs_count, within_context, within_policy
+from ollama_distributed.gateway import questions
+from ollama_distributed.gateway.body import RequestBody
 from ollama_distributed.gateway.dialects import sse
 from ollama_distributed.gateway.dialects.contract import (
     Call,
-    CountTokens,
-    Embed,
     Encoder,
     Generate,
     HotRoute,
     RequestContext,
-    Rerank,
 )
+from ollama_distributed.gateway.entry import Entry
 from ollama_distributed.gateway.errors import as_ours
-from ollama_distributed.gateway.gate import Admission, Gate, Head, check_body, request_id
-from ollama_distributed.gateway.jsonguard import JsonGuard
-from ollama_distributed.gateway.metering import (
-    Metering,
-    Need,
-    Ticket,
-    limit_headers,
-    limits_of,
-    need_of,
-)
+from ollama_distributed.gateway.gate import Admission, Head, check_body, request_id
+from ollama_distributed.gateway.means import Means
+from ollama_distributed.gateway.metering import Ticket, limit_headers
 from ollama_distributed.gateway.out import (
     STREAM_HEADERS,
     Out,
@@ -77,41 +63,15 @@ from ollama_distributed.gateway.out import (
     route_header,
     with_moves,
 )
-from ollama_distributed.gateway.queueing import USUAL, Shed, place_comment, place_headers, turn_of, with_turn
+from ollama_distributed.gateway.questions import Question
+from ollama_distributed.gateway.queueing import USUAL, place_comment, place_headers, turn_of, with_turn
 from ollama_distributed.gateway.resuming import RESUME_AT, requests_of
-from ollama_distributed.gateway.summary import Observer, Outcome, Summary, added, together
-from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
+from ollama_distributed.gateway.summary import Outcome, Summary, added, together
+from ollama_distributed.gateway.workers import INLINE_BYTES
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 _JSON = b"application/json; charset=utf-8"
-_INLINE_NUMBERS = 16_384
-"""Of vectors: their text takes 0.5 ms."""
-
-
-class Spawn(Protocol):
-    """Runs a coroutine as a task that its caller may cancel."""
-
-    def __call__(self, coroutine: Coroutine[Any, Any, None], /) -> Callable[[], object]: ...
-
-
-class Means(msgspec.Struct, frozen=True, kw_only=True):
-    """What all exchanges of a node share."""
-
-    inference: Inference
-    gate: Gate
-    clock: Clock
-    observe: Observer
-    spawn: Spawn
-    offload: Offload
-    guard: JsonGuard
-    bodies: Bodies
-    node: str = ""
-    """What this one is called in `X-Ollama-Node`; empty: answers do not say."""
-    shed: Shed | None = None
-    """Says before a body is parsed that its request would be refused."""
-    meter: Metering | None = None
-    """Keeps keys and teams within their limits."""
 
 
 class Exchange:
@@ -288,54 +248,32 @@ class Exchange:
     # ── the call ────────────────────────────────────────────────────────────────────
 
     def _run(self, call: Call) -> None:
-        policy = self._identity.policy if self._identity is not None else None
-        if policy is not None:
-            call = within_policy(call, policy)
-            if needs_count(call, policy):
-                self._stop_task = self._means.spawn(self._count(call, policy))
-                return
-        self._begin(call)
+        assert self._identity is not None
+        entering = self._means.entrance.enter(call, self._identity)
+        if isinstance(entering, Entry):
+            self._let_in(entering)
+        else:
+            self._stop_task = self._means.spawn(self._enter(entering))
 
-    async def _count(self, call: Call, policy: Policy) -> None:
-        """The task of a call whose length the policy limits; a task root, so it catches everything."""
+    async def _enter(self, entering: Coroutine[Any, Any, Entry]) -> None:
+        """The task of a call that has to wait before it may begin; a task root, so it catches everything."""
         try:
-            call = await within_context(call, policy, self._means.inference)
+            entry = await entering
             self._stop_task = None  # this very task: it ends by itself
             if not self.ended:
-                self._begin(call)
+                self._let_in(entry)
+            elif entry.ticket is not None:
+                entry.ticket.close(0)
         except Exception as exc:
             self._stop_task = None
             self._fail_by(exc)
 
-    def _begin(self, call: Call) -> None:
-        meter, limits = self._means.meter, limits_of(self._identity)
-        if meter is None or limits is None or self._identity is None:
-            self._start_call(call)
-            return
-        need = need_of(call, limits, meter.longest)
-        ticket = meter.admit(self._identity, need)
-        if ticket is not None:
-            self._let_in(need.call, ticket)
-        else:
-            self._stop_task = self._means.spawn(self._borrow(meter, self._identity, need))
-
-    async def _borrow(self, meter: Metering, identity: Identity, need: Need) -> None:
-        """The task of a call for which other gateways are asked; a task root, so it catches everything."""
-        try:
-            ticket = await meter.borrow(identity, need)
-            self._stop_task = None  # this very task: it ends by itself
-            if self.ended:
-                ticket.close(0)
-            else:
-                self._let_in(need.call, ticket)
-        except Exception as exc:
-            self._stop_task = None
-            self._fail_by(exc)
-
-    def _let_in(self, call: Call, ticket: Ticket) -> None:
-        self._ticket = ticket
-        self._call_headers += limit_headers(ticket.left, self._head.path, self._means.clock.time())
-        self._start_call(call)
+    def _let_in(self, entry: Entry) -> None:
+        if entry.ticket is not None:
+            self._ticket = entry.ticket
+            now = self._means.clock.time()
+            self._call_headers += limit_headers(entry.ticket.left, self._head.path, now)
+        self._start_call(entry.call)
 
     def _start_call(self, call: Call) -> None:
         if isinstance(call, Generate):
@@ -442,39 +380,18 @@ class Exchange:
             self._answer(200, encoder.content_type.encode("ascii"), b"".join(self._body))
             self._close(200, "ok")
 
-    async def _ask(self, call: Embed | Rerank | CountTokens) -> None:
+    async def _ask(self, call: Question) -> None:
         """The task of a question with one answer; a task root, so it catches everything."""
-        inference = self._means.inference
         try:
-            match call:
-                case Embed():
-                    embedded = await inference.embed(call.request)
-                    self._usage, self._node = embedded.usage, embedded.node
-                    self._why = embedded.route
-                    body = await self._encoded(call, embedded)
-                case Rerank():
-                    ranked = await inference.rerank(call.request)
-                    self._usage, self._node = ranked.usage, ranked.node
-                    self._why = ranked.route
-                    body = call.encode(ranked)
-                case CountTokens():
-                    self._why = None
-                    body = call.encode(await inference.count_tokens(call.request))
-                case _:
-                    assert_never(call)
+            reply = await questions.answer(call, self._means.inference, self._means.offload)
         except Exception as exc:
             self._stop_task = None  # this very task: it ends by itself
             self._fail_by(exc)
             return
+        self._usage, self._node, self._why = reply.usage, reply.node, reply.why
         if not self.ended:
-            self._answer(200, _JSON, body)
+            self._answer(200, _JSON, reply.body)
             self._close(200, "ok")
-
-    async def _encoded(self, call: Embed, result: EmbedResult) -> bytes:
-        """The vectors as JSON; many of them in a thread."""
-        if sum(map(len, result.vectors)) <= _INLINE_NUMBERS:
-            return call.encode(result)
-        return await self._means.offload(partial(call.encode, result))
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 

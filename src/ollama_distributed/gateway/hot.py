@@ -9,10 +9,12 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import MethodNotAllowed
 from ollama_distributed.base.inference import Inference
 from ollama_distributed.gateway.body import Bodies
-from ollama_distributed.gateway.core import Exchange, Means, Spawn
+from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.dialects.contract import HotRoute
+from ollama_distributed.gateway.entry import Entrance
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.jsonguard import JsonGuard
+from ollama_distributed.gateway.means import Means, Spawn
 from ollama_distributed.gateway.metering import Metering
 from ollama_distributed.gateway.out import Out
 from ollama_distributed.gateway.queueing import Shed
@@ -40,6 +42,7 @@ class HotPath:
     ) -> None:
         self.means = Means(
             inference=inference,
+            entrance=Entrance(inference, meter),
             gate=gate,
             clock=clock,
             observe=observe,
@@ -49,7 +52,6 @@ class HotPath:
             bodies=Bodies(gate.limits.bodies_bytes),
             node=node,
             shed=shed,
-            meter=meter,
         )
         self._routes: dict[str, dict[str, HotRoute]] = {}
         for route in routes:

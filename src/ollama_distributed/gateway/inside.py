@@ -12,10 +12,11 @@ from ollama_distributed.access.roles import INFERENCE, demand
 from ollama_distributed.base.errors import Cancelled
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.batches.ports import Answer
-from ollama_distributed.gateway.core import Exchange, Means
+from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.dialects.contract import HotRoute
 from ollama_distributed.gateway.gate import Admission, Head
 from ollama_distributed.gateway.hot import HotPath
+from ollama_distributed.gateway.means import Means
 from ollama_distributed.gateway.out import RawHeaders
 
 

@@ -32,6 +32,7 @@ from ollama_distributed.base.policies import Limits, Policy
 from ollama_distributed.base.usage import Sums
 from ollama_distributed.gateway.dialects.contract import Generate
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
+from ollama_distributed.gateway.entry import Entrance
 from ollama_distributed.gateway.gate import Admission, Gate
 from ollama_distributed.gateway.metering import Need, limits_of, need_of, prompt_tokens
 from ollama_distributed.testing.inference import ScriptedInference
@@ -90,7 +91,9 @@ def bench(limits: Limits, inference: Any = None) -> tuple[Bench, Alone]:
     one, alone = Bench(inference or ScriptedInference(HELLO), routes=HOT_ROUTES), Alone()
     identity = Identity(role="user", key_id=KeyId("k"), policy=Policy(name="p", limits=limits))
     gate = Known(one.path.means.gate, identity)
-    one.path.means = msgspec.structs.replace(one.path.means, gate=gate, meter=alone)
+    one.path.means = msgspec.structs.replace(
+        one.path.means, gate=gate, entrance=Entrance(one.path.means.inference, alone)
+    )
     return one, alone
 
 
