@@ -53,7 +53,7 @@ class PartialFile:
     says."""
 
     def __init__(self, folders: Folders, blob: BlobId, size: int, in_thread: InThread) -> None:
-        """Blocking. Raises as `distribution.ports.Blobs.partial`."""
+        """To be opened before all else, and closed in any case."""
         self.size = size
         self._folders = folders
         self._blob = blob
@@ -61,20 +61,25 @@ class PartialFile:
         self._in_thread = in_thread
         self._noting = anyio.Lock()
         self._closing = threading.Lock()
-        self._journal = -1
+        self._data = self._journal = -1
+        self._runs = Runs()
+        self._fresh = Runs()
+        """Came since the last note."""
+        self.resumed = False
+
+    def open(self) -> None:
+        """Blocking. Raises as `distribution.ports.Blobs.partial`."""
         self._data = self._open(self._name)
         try:
             self._journal = self._open(self._name + JOURNAL)
             self._runs = self._read_journal()
             self._check_room()
             with translated():
-                os.ftruncate(self._data, size)
+                os.ftruncate(self._data, self.size)
         except BaseException:
             self._close()
             raise
         self.resumed = bool(self._runs.total)
-        self._fresh = Runs()
-        """Came since the last note."""
 
     # ── on the loop ─────────────────────────────────────────────────────────────────
 

@@ -31,6 +31,7 @@ from ollama_distributed.adapters.blobs.folders import (
 from ollama_distributed.adapters.blobs.partial import PartialFile
 from ollama_distributed.base.errors import BlobNotFound, DigestMismatch, InvalidModel, InvalidName
 from ollama_distributed.catalog.ports import ManifestStamp, StoredManifest
+from ollama_distributed.cluster.tasks import to_its_end
 from ollama_distributed.distribution.disk_ports import Leftover, Survey
 from ollama_distributed.distribution.room import Boundless, Room
 from ollama_distributed.models.gguf import Header, NeedMore, read_header
@@ -173,8 +174,9 @@ class BlobStore:
     async def partial(self, blob: BlobId, size: int) -> AsyncIterator[PartialFile]:
         """See `distribution.ports.Blobs`."""
         async with self.room({blob: size}):
-            partial = await self._in_thread(lambda: PartialFile(self._folders, blob, size, self._in_thread))
+            partial = PartialFile(self._folders, blob, size, self._in_thread)
             try:
+                await self._in_thread(partial.open)
                 yield partial
             finally:
                 with CancelScope(shield=True):
@@ -274,11 +276,13 @@ class BlobStore:
     # ── in a worker thread ──────────────────────────────────────────────────────────
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
+        """What was begun ends before its caller does, though that is cancelled."""
+
         def translating() -> T:
             with translated():
                 return work()
 
-        return await to_thread.run_sync(translating, limiter=self._threads)
+        return await to_its_end(to_thread.run_sync(translating, limiter=self._threads))
 
     @contextlib.contextmanager
     def _opened(self, blob: BlobId) -> Iterator[tuple[int, int]]:
