@@ -53,18 +53,10 @@ from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Admission, Head, check_body, request_id
 from ollama_distributed.gateway.means import Means
 from ollama_distributed.gateway.metering import Ticket, limit_headers
-from ollama_distributed.gateway.out import (
-    STREAM_HEADERS,
-    Out,
-    RawHeaders,
-    cors_headers,
-    error_response_headers,
-    node_header,
-    route_header,
-    with_moves,
-)
+from ollama_distributed.gateway.out import Out, RawHeaders, cors_headers, error_response_headers
 from ollama_distributed.gateway.questions import Question
 from ollama_distributed.gateway.queueing import USUAL, place_comment, place_headers, turn_of, with_turn
+from ollama_distributed.gateway.response import Response
 from ollama_distributed.gateway.resuming import RESUME_AT, requests_of
 from ollama_distributed.gateway.summary import Outcome, Summary, added, together
 from ollama_distributed.gateway.workers import INLINE_BYTES
@@ -79,10 +71,7 @@ class Exchange:
 
     __slots__ = (
         "_body",
-        "_bytes_out",
-        "_call_headers",
         "_encoder",
-        "_first_byte_at",
         "_generations",
         "_head",
         "_identity",
@@ -91,13 +80,11 @@ class Exchange:
         "_limit",
         "_means",
         "_model",
-        "_moves",
-        "_node",
-        "_out",
         "_paused",
         "_place",
         "_request_body",
         "_request_id",
+        "_response",
         "_route",
         "_start",
         "_stop_task",
@@ -105,7 +92,6 @@ class Exchange:
         "_ticket",
         "_turn",
         "_usage",
-        "_why",
         "ended",
     )
 
@@ -113,10 +99,9 @@ class Exchange:
         self._means = means
         self._route = route
         self._head = head
-        self._out = out
         self._start = means.clock.monotonic()
         self._request_id: RequestId = request_id(head.headers)
-        self._call_headers: RawHeaders = [(b"x-request-id", self._request_id.encode("ascii"))]
+        self._response = Response(out, means.clock, self._request_id, means.node)
         self._identity: Identity | None = None
         self._body: list[bytes] = []
         self._encoder: Encoder | None = None
@@ -124,21 +109,14 @@ class Exchange:
         self._join = together
         self._left = 0
         self._model = ""
-        self._moves = 0
-        self._node = ""
-        """Another node that answers."""
         self._place: Queued | None = None
         """Where it stood when it began to wait."""
         self._ticket: Ticket | None = None
         self._turn = USUAL
         self._usage: Usage | None = None
-        self._why: str | None = ""
-        """That node answers, as routing says; None: it is not told."""
         self._stop_task: Callable[[], object] | None = None
         self._streaming = False
         self._paused = False
-        self._first_byte_at: float | None = None
-        self._bytes_out = 0
         self.ended = False
         limits = means.gate.limits
         self._limit = limits.large_body_bytes if route.large_body else limits.body_bytes
@@ -198,7 +176,7 @@ class Exchange:
             admission = self._admission()
             self._identity = admission.identity
             if admission.origin is not None:
-                self._call_headers += cors_headers(admission.origin)
+                self._response.headers += cors_headers(admission.origin)
             self._turn = turn_of(self._head.headers, admission.identity)
             check_body(self._head.headers, self._limit)
             if int(self._head.headers.get("content-length", 0)) > INLINE_BYTES:
@@ -272,7 +250,7 @@ class Exchange:
         if entry.ticket is not None:
             self._ticket = entry.ticket
             now = self._means.clock.time()
-            self._call_headers += limit_headers(entry.ticket.left, self._head.path, now)
+            self._response.headers += limit_headers(entry.ticket.left, self._head.path, now)
         self._start_call(entry.call)
 
     def _start_call(self, call: Call) -> None:
@@ -315,17 +293,12 @@ class Exchange:
             if type(event) is Queued:
                 self._waits(encoder, index, event)
                 return
-            if self._first_byte_at is None and type(event) is Opened:
-                self._node, self._why = event.node, event.route
+            if type(event) is Opened and self._response.first_byte_at is None:
+                self._response.node, self._response.why = event.node, event.route
         try:
             data = encoder.feed(index, event)
-            if not data:
-                pass
-            elif self._first_byte_at is None:
+            if data:
                 self._write(encoder, data)
-            else:
-                self._bytes_out += len(data)
-                self._out.write(data)
         except Exception as exc:
             self._fail_by(exc)
             return
@@ -341,44 +314,36 @@ class Exchange:
     def _moved(self, event: Moved) -> None:
         """Where a header can say so no more, a comment in a stream of server-sent events does."""
         assert self._encoder is not None
-        self._node = event.node
-        self._moves += 1
-        if self._first_byte_at is None:
-            self._call_headers = with_moves(self._call_headers, self._moves)
-        elif self._encoder.content_type == sse.CONTENT_TYPE:
-            self._out.write(sse.comment(f"goes on at {self._served_by or 'another node'}"))
+        response = self._response
+        response.moved(event.node)
+        if response.first_byte_at is not None and self._encoder.content_type == sse.CONTENT_TYPE:
+            self._write(self._encoder, sse.comment(f"goes on at {response.served_by or 'another node'}"))
 
     def _waits(self, encoder: Encoder, index: int, place: Queued) -> None:
         """Who asked for it hears at once, as far as the dialect has words; all others with the head."""
         if self._place is None:
             self._place = place
-            self._call_headers += place_headers(place)
+            self._response.headers += place_headers(place)
         if not (self._turn.progress and self._streaming):
             return
-        self._node = place.node
+        self._response.node = place.node
         if encoder.content_type == sse.CONTENT_TYPE:
             self._write(encoder, place_comment(place))
         elif line := encoder.feed(index, place):
             self._write(encoder, line)
 
     def _write(self, encoder: Encoder, data: bytes) -> None:
-        if not self._streaming:
+        if self._streaming:
+            self._response.write(encoder.content_type, data)
+        else:
             self._body.append(data)
-            return
-        if self._first_byte_at is None:
-            self._first_byte_at = self._means.clock.monotonic()
-            kind = (b"content-type", encoder.content_type.encode("ascii"))
-            self._out.start(200, [kind, *STREAM_HEADERS, *self._origin, *self._call_headers])
-        self._bytes_out += len(data)
-        self._out.write(data)
 
     def _finish(self, encoder: Encoder) -> None:
-        if self._streaming and self._first_byte_at is not None:
-            self._out.end()
-            self._close(200, "ok")
+        if self._streaming and self._response.first_byte_at is not None:
+            self._response.end()
         else:
-            self._answer(200, encoder.content_type.encode("ascii"), b"".join(self._body))
-            self._close(200, "ok")
+            self._response.whole(200, encoder.content_type.encode("ascii"), b"".join(self._body))
+        self._close(200, "ok")
 
     async def _ask(self, call: Question) -> None:
         """The task of a question with one answer; a task root, so it catches everything."""
@@ -388,9 +353,9 @@ class Exchange:
             self._stop_task = None  # this very task: it ends by itself
             self._fail_by(exc)
             return
-        self._usage, self._node, self._why = reply.usage, reply.node, reply.why
+        self._usage, self._response.node, self._response.why = reply.usage, reply.node, reply.why
         if not self.ended:
-            self._answer(200, _JSON, reply.body)
+            self._response.whole(200, _JSON, reply.body)
             self._close(200, "ok")
 
     # ── the end ─────────────────────────────────────────────────────────────────────
@@ -408,14 +373,15 @@ class Exchange:
             return
         self._stop()
         rendered = self._route.render_error(error, self._request_id)
-        if self._first_byte_at is not None:
+        response = self._response
+        if response.first_byte_at is not None:
             self._fail_stream(error, index)
         else:
-            self._call_headers += error_response_headers(rendered, close=close) + (extra or [])
+            response.headers += error_response_headers(rendered, close=close) + (extra or [])
             if isinstance(error, RateLimited):
                 now = self._means.clock.time()
-                self._call_headers += limit_headers(error.left, self._head.path, now)
-            self._answer(rendered.status, rendered.content_type.encode("ascii"), rendered.body)
+                response.headers += limit_headers(error.left, self._head.path, now)
+            response.whole(rendered.status, rendered.content_type.encode("ascii"), rendered.body)
         self._close(rendered.status, "error", error.code)
 
     def _fail_stream(self, error: OllamaDistributedError, index: int) -> None:
@@ -427,9 +393,8 @@ class Exchange:
             log.exception("gateway.encoder_failed", request_id=self._request_id, route=self._route.path)
             last = b""
         if last:
-            self._bytes_out += len(last)
-            self._out.write(last)
-        self._out.end()
+            self._write(self._encoder, last)
+        self._response.end()
 
     def _fail_by(self, exc: Exception) -> None:
         error = as_ours(exc)
@@ -448,36 +413,12 @@ class Exchange:
         if self._stop_task is not None:
             self._stop_task()
 
-    def _answer(self, status: int, content_type: bytes, body: bytes) -> None:
-        self._bytes_out = len(body)
-        self._first_byte_at = self._means.clock.monotonic()
-        self._out.respond(
-            status,
-            [
-                (b"content-type", content_type),
-                (b"content-length", b"%d" % len(body)),
-                *(self._origin if status == 200 else ()),
-                *self._call_headers,
-            ],
-            body,
-        )
-
-    @property
-    def _origin(self) -> RawHeaders:
-        """Who answers, and why that one."""
-        why = () if self._why is None else (route_header(self._why),)
-        return [*node_header(self._served_by), *why]
-
-    @property
-    def _served_by(self) -> str:
-        return self._node or self._means.node
-
     def _close(self, status: int, outcome: Outcome, code: str = "") -> None:
         """The one place where an exchange ends."""
         self.ended = True
         self._generations = []
         self._request_body.drop()
-        first = self._first_byte_at
+        response = self._response
         identity, usage = self._identity, self._usage
         if self._ticket is not None:
             self._ticket.close(usage.prompt_tokens + usage.completion_tokens if usage is not None else 0)
@@ -490,11 +431,11 @@ class Exchange:
                 outcome=outcome,
                 error_code=code,
                 took_s=self._means.clock.monotonic() - self._start,
-                first_byte_s=None if first is None else first - self._start,
-                bytes_out=self._bytes_out,
+                first_byte_s=None if response.first_byte_at is None else response.first_byte_at - self._start,
+                bytes_out=response.bytes_out,
                 model=self._model,
-                node=self._node,
-                moves=self._moves,
+                node=response.node,
+                moves=response.moves,
                 role=identity.role if identity else "",
                 key_id=(identity.key_id or "") if identity else "",
                 user=identity.user if identity else "",
