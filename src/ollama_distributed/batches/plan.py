@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import assert_never, get_args
+from typing import get_args
 
 import msgspec
 
@@ -214,26 +214,7 @@ def moved(batch: Batch, status: BatchStatus, now: float) -> Batch:
     """
     if status not in _NEXT[batch.status]:
         raise Conflict(f"the batch is {batch.status} and cannot become {status}")
-    at = int(now)
-    match status:
-        case "in_progress":
-            return msgspec.structs.replace(batch, status=status, in_progress_at=at)
-        case "finalizing":
-            return msgspec.structs.replace(batch, status=status, finalizing_at=at)
-        case "completed":
-            return msgspec.structs.replace(batch, status=status, completed_at=at)
-        case "failed":
-            return msgspec.structs.replace(batch, status=status, failed_at=at)
-        case "expired":
-            return msgspec.structs.replace(batch, status=status, expired_at=at)
-        case "cancelling":
-            return msgspec.structs.replace(batch, status=status, cancelling_at=at)
-        case "cancelled":
-            return msgspec.structs.replace(batch, status=status, cancelled_at=at)
-        case "validating":
-            return batch
-        case _:
-            assert_never(status)
+    return msgspec.structs.replace(batch, status=status, **{f"{status}_at": int(now)})
 
 
 _NEXT: Mapping[BatchStatus, frozenset[BatchStatus]] = {

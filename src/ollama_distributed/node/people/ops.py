@@ -14,26 +14,27 @@ from ollama_distributed.access.people import SessionRecord, UserRecord
 from ollama_distributed.base.users import NewUserAsk, PasswordAsk, UserAsk
 
 
-class SignIn(msgspec.Struct, frozen=True, kw_only=True, tag="sign_in"):
+class _Secret(msgspec.Struct, frozen=True, kw_only=True):
+    """Holds what no log or error may show: it shows its kind only."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class SignIn(_Secret, frozen=True, kw_only=True, tag="sign_in"):
     name: str
     password: str
     address: str = ""
     agent: str = ""
 
-    def __repr__(self) -> str:
-        return f"SignIn({self.name})"
 
-
-class Redeem(msgspec.Struct, frozen=True, kw_only=True, tag="redeem"):
+class Redeem(_Secret, frozen=True, kw_only=True, tag="redeem"):
     """The code that a sign-in in the browser handed to a program of the same person."""
 
     code: str
     verifier: str
     address: str = ""
     agent: str = ""
-
-    def __repr__(self) -> str:
-        return "Redeem()"
 
 
 class OidcStart(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_start"):
@@ -43,7 +44,7 @@ class OidcStart(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_start"):
     challenge: str
 
 
-class OidcFinish(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_finish"):
+class OidcFinish(_Secret, frozen=True, kw_only=True, tag="oidc_finish"):
     code: str
     redirect_uri: str
     nonce: str
@@ -53,87 +54,57 @@ class OidcFinish(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_finish"):
     program_challenge: str = ""
     """Of a program that waits for a code; empty: a session is made."""
 
-    def __repr__(self) -> str:
-        return "OidcFinish()"
 
-
-class SignOut(msgspec.Struct, frozen=True, kw_only=True, tag="sign_out"):
+class SignOut(_Secret, frozen=True, kw_only=True, tag="sign_out"):
     """One session; without an id the one that asks."""
 
     credential: str
     session: str = ""
 
-    def __repr__(self) -> str:
-        return f"SignOut({self.session})"
 
-
-class Renew(msgspec.Struct, frozen=True, kw_only=True, tag="renew"):
+class Renew(_Secret, frozen=True, kw_only=True, tag="renew"):
     credential: str
 
-    def __repr__(self) -> str:
-        return "Renew()"
 
-
-class Exchange(msgspec.Struct, frozen=True, kw_only=True, tag="exchange"):
+class Exchange(_Secret, frozen=True, kw_only=True, tag="exchange"):
     """A token of short life for a key or a session."""
 
     credential: str
 
-    def __repr__(self) -> str:
-        return "Exchange()"
 
-
-class ChangeOwnPassword(msgspec.Struct, frozen=True, kw_only=True, tag="own_password"):
+class ChangeOwnPassword(_Secret, frozen=True, kw_only=True, tag="own_password"):
     credential: str
     ask: PasswordAsk
     address: str = ""
 
-    def __repr__(self) -> str:
-        return "ChangeOwnPassword()"
 
-
-class CreateUser(msgspec.Struct, frozen=True, kw_only=True, tag="create_user"):
+class CreateUser(_Secret, frozen=True, kw_only=True, tag="create_user"):
     credential: str
     ask: NewUserAsk
 
-    def __repr__(self) -> str:
-        return f"CreateUser({self.ask.name})"
 
-
-class ChangeUser(msgspec.Struct, frozen=True, kw_only=True, tag="change_user"):
+class ChangeUser(_Secret, frozen=True, kw_only=True, tag="change_user"):
     credential: str
     name: str
     ask: UserAsk
 
-    def __repr__(self) -> str:
-        return f"ChangeUser({self.name})"
 
-
-class SetPassword(msgspec.Struct, frozen=True, kw_only=True, tag="set_password"):
+class SetPassword(_Secret, frozen=True, kw_only=True, tag="set_password"):
     credential: str
     name: str
     ask: PasswordAsk
 
-    def __repr__(self) -> str:
-        return f"SetPassword({self.name})"
 
-
-class DeleteUser(msgspec.Struct, frozen=True, kw_only=True, tag="delete_user"):
+class DeleteUser(_Secret, frozen=True, kw_only=True, tag="delete_user"):
     credential: str
     name: str
 
-    def __repr__(self) -> str:
-        return f"DeleteUser({self.name})"
 
-
-class EndSessions(msgspec.Struct, frozen=True, kw_only=True, tag="end_sessions"):
+class EndSessions(_Secret, frozen=True, kw_only=True, tag="end_sessions"):
     """All of a user."""
 
     credential: str
     name: str
-
-    def __repr__(self) -> str:
-        return f"EndSessions({self.name})"
 
 
 class Touch(msgspec.Struct, frozen=True, kw_only=True, tag="touch"):
@@ -177,6 +148,3 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     """Sessions."""
     deleted: str = ""
     """A user."""
-
-    def __repr__(self) -> str:
-        return f"Done({self.user}, {self.ended})"
