@@ -16,7 +16,8 @@ from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
 from ollama_distributed.base.errors import EngineError, Invalid, LoadFailed
 from ollama_distributed.catalog.ports import RemoteModels
-from ollama_distributed.node.settings import EngineSettings, Settings
+from ollama_distributed.node.engine_settings import EngineSettings
+from ollama_distributed.node.settings import Settings
 from ollama_distributed.serving.ports import Engine, EngineFactory
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -17,10 +17,7 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -33,14 +30,16 @@ from pydantic_settings import (
 )
 
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.base.routing import Policy
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
+from ollama_distributed.node.engine_settings import EngineSettings
+from ollama_distributed.node.label_settings import NodeLabels
 from ollama_distributed.node.oidc_settings import OidcSettings
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
+from ollama_distributed.node.queue_settings import MaxQueue, QueuePerKey, QueuePerModel, QueuePerTeam
 from ollama_distributed.node.registry_settings import RegistrySettings
 from ollama_distributed.node.usage_settings import (
     Currency,
@@ -67,23 +66,6 @@ def default_data_dir() -> Path:
 def default_cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "ollama-distributed"
-
-
-class EngineSettings(BaseModel):
-    """One more engine beside llama.cpp: a server that runs already, or the echo fake."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(description="Name shown by `ps`; part of no model name.")
-    kind: str = Field(
-        description="`openai` (vLLM, SGLang, llama-server, any /v1 server), `ollama`, or the name of an "
-        "entry point in `ollama_distributed.engines`, e.g. `echo`."
-    )
-    url: str = Field(
-        default="", description="Base URL, e.g. http://127.0.0.1:8000; for `openai` and `ollama`."
-    )
-    api_key: SecretStr = Field(default=SecretStr(""), description="Bearer key that the server wants.")
-    options: dict[str, Any] = Field(default_factory=dict, description="Settings of the engine itself.")
 
 
 class Settings(BaseSettings):
@@ -123,10 +105,7 @@ class Settings(BaseSettings):
         description="Hosts (addresses or names) under which other machines reach this one, best first. "
         "Default: the address of `cluster_listen`, else those of this machine's interfaces.",
     )
-    labels: dict[str, str] = Field(
-        default_factory=dict,
-        description="Labels of this node, e.g. `zone: a`. Operators may overrule them (`node label`).",
-    )
+    labels: NodeLabels = {}
     mdns: bool = Field(
         default=True,
         description="Announce the cluster on the local network once its listeners are open, so that `join` "
@@ -170,32 +149,10 @@ class Settings(BaseSettings):
         description="Most models loaded at once; 0: 3, as Ollama on a CPU.",
         json_schema_extra=LIVE,
     )
-    max_queue: int = Field(
-        default=512,
-        ge=1,
-        description="Most requests that wait; the next is refused, or takes the place of a less urgent one "
-        "or of the key that holds most. 512 as in Ollama.",
-        json_schema_extra=LIVE,
-    )
-    queue_per_model: int = Field(
-        default=0,
-        ge=0,
-        description="Most requests that wait for one model; 0: `max_queue`.",
-        json_schema_extra=LIVE,
-    )
-    queue_per_team: int = Field(
-        default=0,
-        ge=0,
-        description="Most requests of one team that wait; 0: `max_queue`, since a team gives way when "
-        "others need the places.",
-        json_schema_extra=LIVE,
-    )
-    queue_per_key: int = Field(
-        default=0,
-        ge=0,
-        description="Most requests of one key that wait; 0: `max_queue`, for the same reason.",
-        json_schema_extra=LIVE,
-    )
+    max_queue: MaxQueue = 512
+    queue_per_model: QueuePerModel = 0
+    queue_per_team: QueuePerTeam = 0
+    queue_per_key: QueuePerKey = 0
     context_length: int = Field(
         default=0,
         ge=0,
@@ -396,29 +353,6 @@ class Settings(BaseSettings):
     def _no_wildcard(cls, value: list[str]) -> list[str]:
         if "*" in value:
             raise ValueError("`*` would open this node to every web page; name the origins")
-        return value
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _pairs(cls, value: object) -> object:
-        """`k=v,k2=v2`, or a list of `k=v`."""
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
-        if not isinstance(value, list):
-            return value
-        pairs = [str(item).partition("=") for item in value]
-        if any(not sign for _, sign, _ in pairs):
-            raise ValueError("write each label as NAME=VALUE")
-        return {name.strip(): text.strip() for name, _, text in pairs}
-
-    @field_validator("labels")
-    @classmethod
-    def _fit_labels(cls, value: dict[str, str]) -> dict[str, str]:
-        for name, text in value.items():
-            try:
-                check_node_label(name, text)
-            except Invalid as refused:
-                raise ValueError(refused.message) from refused
         return value
 
     @field_validator(
