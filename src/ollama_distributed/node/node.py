@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
@@ -32,13 +31,11 @@ from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway, create_app
 from ollama_distributed.gateway.inside import Inside
 from ollama_distributed.gateway.limits import Limits
-from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir, doors, logs
 from ollama_distributed.node.api_tls import CertificateFiles
 from ollama_distributed.node.audit import AuditCare
 from ollama_distributed.node.batches import batch_care, owners
-from ollama_distributed.node.cluster import addresses
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.audit import TrustAudit
 from ollama_distributed.node.cluster.book import ClusterBook, KeyUses
@@ -49,7 +46,8 @@ from ollama_distributed.node.cluster.wiring import in_cluster
 from ollama_distributed.node.disk import disk_care, read_uses
 from ollama_distributed.node.draining import Draining
 from ollama_distributed.node.engines import Engines, make_engines
-from ollama_distributed.node.listeners import Address, bind_all, bound, parse_address
+from ollama_distributed.node.garbage import settle
+from ollama_distributed.node.listeners import bind_all, bound
 from ollama_distributed.node.logs import threshold
 from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.people.wiring import people_of
@@ -57,6 +55,7 @@ from ollama_distributed.node.placing import NodeMover, Placing
 from ollama_distributed.node.polite.settings import policy_of
 from ollama_distributed.node.preload import Preload
 from ollama_distributed.node.queue import NodeQueue, bounds_of
+from ollama_distributed.node.reach import sites_of, urls_of
 from ollama_distributed.node.registries import registry_transfers
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.node.swarm import Uplink, model_moves
@@ -76,11 +75,6 @@ OLLAMA_API = "0.32.15"
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_LOADED_MODELS = 3
 MIB = 1024 * 1024
-YOUNG = 10_000
-"""New objects before the collector looks at them (half a millisecond); Python's own 700 are made by a few
-requests, and nearly all are gone by then without it."""
-SETTLED_S = 10.0
-"""After the start the cluster's modules are loaded too."""
 
 
 async def run_node(
@@ -102,7 +96,7 @@ async def run_node(
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
             sockets.callback(listener.close)
-        urls = _urls([bound(listener) for listener in listeners], settings)
+        urls = urls_of([bound(listener) for listener in listeners], settings)
         url = min(urls, key=lambda text: text.startswith("https:"))
         keys = data_dir.keys(settings.data_dir, url, now)
         # A public name means a proxy or other machines: nobody is at this one for sure.
@@ -115,7 +109,7 @@ async def run_node(
             if url.startswith("https:") and settings.tls_certificate is None:
                 data_dir.trust(settings.data_dir, IdentityFiles(settings.data_dir).authorities.read_text())
             announce(f"ready {url} node={node}")
-            _settle()
+            settle()
             keeper.begin()
             preload.begin()
 
@@ -175,7 +169,7 @@ async def _built(
             serving.configure(serving_settings(live))
             waiting.configure(bounds_of(live))
             here.source.use(live.routing_policy)
-            app.use(_policy(live))
+            app.use(sites_of(live))
             threshold.use("debug" if live.debug else live.log_level)
             stop.drain_within(_drain_s(live))
             freeing.patience_s = live.drain_timeout
@@ -344,7 +338,7 @@ async def _built(
             residents=here.residents,
             authenticator=authenticator,
             version=_version(node, settings.name, engines),
-            policy=_policy(settings),
+            policy=sites_of(settings),
             limits=limits,
             clock=clock,
             ready=lambda: not stop.wanted,
@@ -394,14 +388,6 @@ async def _built(
         yield app, here.keeper, preload
 
 
-def _settle() -> None:
-    """What the start made stays for good. A collector that walks it again and again would stop
-    the loop for 50 ms each time; so it is put out of its way now, and once the cluster is up."""
-    gc.freeze()
-    gc.set_threshold(YOUNG, 20, 50)
-    asyncio.get_running_loop().call_later(SETTLED_S, gc.freeze)
-
-
 def _nobody_to_tell() -> None:
     """Before the node is in its cluster: it tells all that it has when it gets there."""
 
@@ -417,30 +403,6 @@ def _certificate(settings: Settings) -> CertificateFiles:
 def _among_others(settings: Settings) -> bool:
     current = identities.restore(settings.data_dir)
     return current is not None and SeatFile(settings.data_dir).read(current.cluster).members > 1
-
-
-def _hosts(settings: Settings) -> tuple[str, ...]:
-    """Under which other machines reach this one."""
-    return addresses.advertised(settings.advertise, addresses.parse_listen(settings.cluster_listen))
-
-
-def _urls(listeners: Sequence[Address], settings: Settings) -> list[str]:
-    """Of the API, as others may be told: no wildcard address."""
-    found: list[str] = []
-    for listener in listeners:
-        everywhere = addresses.ListenOn(listener.host, listener.port).everywhere
-        hosts = _hosts(settings) if everywhere else (listener.host,)
-        found += [
-            f"{'https' if listener.secure else 'http'}://{Address(host, listener.port)}" for host in hosts
-        ]
-    return found
-
-
-def _policy(settings: Settings) -> SitePolicy:
-    names = [*settings.allowed_hosts]
-    if any(parse_address(text).secure for text in settings.listen):
-        names += _hosts(settings)
-    return SitePolicy(hosts=names, origins=settings.allowed_origins)
 
 
 def _drain_s(settings: Settings) -> int:
