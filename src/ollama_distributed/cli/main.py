@@ -95,7 +95,6 @@ def root(
 
 def _register() -> None:
     from ollama_distributed.cli import (
-        access,
         audit,
         batch,
         cluster,
@@ -103,11 +102,13 @@ def _register() -> None:
         config,
         create,
         inference,
+        keys,
         library,
         login,
         model,
         node,
         nodes,
+        policies,
         queue,
         registry,
         route,
@@ -128,7 +129,8 @@ def _register() -> None:
         nodes,
         queue,
         config,
-        access,
+        keys,
+        policies,
         users,
         login,
         route,

@@ -8,7 +8,8 @@ import typer
 
 from ollama_distributed.base import access as wire
 from ollama_distributed.base.policies import Limits, Policy
-from ollama_distributed.cli import access, access_view
+from ollama_distributed.cli import access_view
+from ollama_distributed.cli import policies as access
 from ollama_distributed.cli.tables import Look
 from ollama_distributed.client import access_calls as calls
 from ollama_distributed.client.errors import InvalidName
