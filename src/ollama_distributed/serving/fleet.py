@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,13 +29,13 @@ from ollama_distributed.base.inference import Queued
 from ollama_distributed.base.queue import ANYONE, Ask, Run
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.holds import Holds
+from ollama_distributed.serving.keeping import KeepAlive
 from ollama_distributed.serving.loading import end_runner, load_runner
 from ollama_distributed.serving.options import Shape, plan_of, serves
 from ollama_distributed.serving.plan import (
     Held,
     Load,
     Wait,
-    expires_at,
     make_room,
     oversized,
     renewed,
@@ -59,8 +59,6 @@ LOADING, WATCHING, UNLOADING = "loading", "watching", "unloading"
 
 TELL_S = 1.0
 """Who waits and wants to know hears of its place so often, if it changed."""
-LONGEST_TIMER_S = 86_400.0
-"""Loops differ in the longest timer they take; one that fires early looks again."""
 
 
 class Fleet:
@@ -84,7 +82,7 @@ class Fleet:
         self._numbers = itertools.count()
         self._quarantine = Quarantine(clock)
         self.holds = Holds()
-        self._keep_alives: Mapping[str, float] = {}
+        self.keeping = KeepAlive(clock, self.holds, settings.keep_alive_s, self._unload)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._watchers: list[asyncio.Future[None]] = []
@@ -92,29 +90,10 @@ class Fleet:
     def configure(self, settings: ServingSettings) -> None:
         """Use other settings from now on. What is loaded stays loaded as it is; those that were
         kept for the default time are kept for the new one. `threads` stays what it was."""
-        before = {key: self._default_keep_alive(r.spec) for key, r in self._residents.items()}
         self._settings = settings
         self._room.configure(settings)
-        self._renew(before)
+        self.keeping.configure(settings.keep_alive_s, self.residents)
         self._pump()
-
-    def keep_alive(self, of: Mapping[str, float]) -> None:
-        """Seconds by a model's canonical name, where they are others than the default; what was
-        kept for the default time is kept for the new one."""
-        if of != self._keep_alives:
-            before = {key: self._default_keep_alive(r.spec) for key, r in self._residents.items()}
-            self._keep_alives = of
-            self._renew(before)
-
-    def _default_keep_alive(self, spec: ModelSpec) -> float:
-        return self._keep_alives.get(spec.name.lower(), self._settings.keep_alive_s)
-
-    def _renew(self, before: Mapping[LoadKey, float]) -> None:
-        """`before`: what the default was."""
-        for resident in self.residents:
-            if resident.keep_alive_s == before[resident.key]:
-                resident.keep_alive_s = self._default_keep_alive(resident.spec)
-                self.look_after(resident)
 
     @property
     def residents(self) -> tuple[Resident, ...]:
@@ -238,8 +217,7 @@ class Fleet:
         resident.last_used = self._clock.monotonic()
         if self._queues.waiting:
             self._pump()
-        if resident.active == 0 and resident.state == "ready":
-            self._idle(resident)
+        self.keeping.look_after(resident)
         self._signal()
 
     def needs_room(self, spec: ModelSpec, shape: Shape) -> bool:
@@ -250,39 +228,6 @@ class Fleet:
         """
         decision, _ = self._decide(load_key(spec), Ticket(-1, spec, shape, None, slot=False), ())
         return isinstance(decision, Wait) or bool(decision.evict)
-
-    # ── keep alive ──────────────────────────────────────────────────────────────────
-
-    def _idle(self, resident: Resident) -> None:
-        """Unload it when its time is over. One timer that looks again costs a request nothing."""
-        due = expires_at(resident.last_used, resident.keep_alive_s)
-        now = self._clock.monotonic()
-        if due is None or resident.key in self.holds:
-            return
-        if due <= now:
-            self._unload(resident)
-        elif resident.expiry is None or due < resident.expiry_due:
-            if resident.expiry is not None:
-                resident.expiry.cancel()
-            loop = asyncio.get_running_loop()
-            resident.expiry = loop.call_later(min(due - now, LONGEST_TIMER_S), self._look, resident)
-            resident.expiry_due = due
-
-    def _look(self, resident: Resident) -> None:
-        resident.expiry = None
-        self.look_after(resident)
-
-    def look_after(self, resident: Resident) -> None:
-        """Something else may hold for how long it stays."""
-        if resident.state == "ready" and resident.active == 0:
-            self._idle(resident)
-
-    def expire(self, resident: Resident) -> None:
-        """Unload as soon as it is idle, whoever wanted it."""
-        self.holds.clear(resident.key)
-        resident.keep_alive_s = 0.0
-        if resident.state == "ready" and resident.active == 0:
-            self._unload(resident)
 
     # ── what has to happen now ──────────────────────────────────────────────────────
 
@@ -407,7 +352,7 @@ class Fleet:
         threads = thread_share(self._cores, others, ticket.shape.threads)
         plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
         resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
-        resident.keep_alive_s = renewed(self._default_keep_alive(ticket.spec), ticket.keep_alive_s)
+        resident.keep_alive_s = renewed(self.keeping.default_s(ticket.spec), ticket.keep_alive_s)
         self._residents[key] = resident
         self._spawn(self._load(resident, engine), LOADING)
 
@@ -428,9 +373,8 @@ class Fleet:
         resident.ready_at = now
         runner.on_exit(partial(self._exited, resident))
         self._pump()
-        if resident.state == "ready" and resident.active == 0:
-            # Whoever asked for it has left.
-            self._idle(resident)
+        # Whoever asked for it may have left.
+        self.keeping.look_after(resident)
 
     def _load_failed(self, resident: Resident, error: OllamaDistributedError) -> None:
         log.warning("serving.load_failed", model=resident.spec.display, reason=error.message)
@@ -464,6 +408,13 @@ class Fleet:
         resident.state = "unloading"
         resident.forget()
         self._spawn(self._end(resident, resident.runner), UNLOADING)
+
+    def expire(self, resident: Resident) -> None:
+        """Unload as soon as it is idle, whoever wanted it."""
+        self.holds.clear(resident.key)
+        resident.keep_alive_s = 0.0
+        if resident.state == "ready" and resident.active == 0:
+            self._unload(resident)
 
     async def _end(self, resident: Resident, runner: Runner) -> None:
         name = resident.spec.display

@@ -329,7 +329,7 @@ class Serving:
 
     def keep_alive(self, of: Mapping[str, float]) -> None:
         """Seconds by a model's `name_key`, where they are others than the node's setting."""
-        self._fleet.keep_alive(of)
+        self._fleet.keeping.configure_names(of, self._fleet.residents)
 
     async def hold(self, name: str) -> None:
         """Load it, unless it is loaded in whatever shape, and keep it until `release`, `let_go` or
@@ -368,7 +368,7 @@ class Serving:
         """Keep it no more under this name: keep-alive counts again. Nothing if it is not held."""
         self._fleet.holds.drop(name_key(name))
         for resident in self._fleet.residents:
-            self._fleet.look_after(resident)
+            self._fleet.keeping.look_after(resident)
 
     def retire(self, spec: ModelSpec) -> None:
         """Unload these files as soon as they are idle, under whatever name they are loaded."""
