@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, deque
-from collections.abc import Coroutine
-from typing import Any
 
 import anyio
 import msgspec
@@ -18,6 +16,7 @@ from ollama_distributed.base.audit import AuditEntry, AuditRecord
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import DiskFull, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.tasks import to_its_end
 
 MOST_NOTES = 10_000
 """That wait for the disk; more are counted, not kept."""
@@ -68,7 +67,8 @@ class AuditLog:
                     self._head = await self._disk.head(self.node)
                 head, self._head = self._head, None  # until it is known what is on the disk
                 record = seal(entry, node=self.node, head=head, now=self._clock.time())
-                await _to_its_end(self._append(record))
+                # Also when who waits is cancelled: the next write must not meet it.
+                await to_its_end(self._append(record))
             except DiskFull as failure:
                 self._failure = failure
                 raise DiskFull(f"not done, for it cannot be recorded: {failure.message}") from failure
@@ -139,13 +139,3 @@ class AuditLog:
                 else:
                     self._notes.popleft()
                     self._lost = 0
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Also when who waits for it is cancelled: the next write must not meet it."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

@@ -1,6 +1,7 @@
 """Chains in a folder: `<node>.jsonl`, one record a line, and `<node>.head`, which record was the last.
 
-Implements `access.audit.ports.ChainDisk`; all work is done in threads. The head is written after the
+Implements `access.audit.ports.ChainDisk`; all work is done in threads, and what changes a file ends
+though who asked for it is cancelled: the next change must not meet it. The head is written after the
 record: it may be one behind after a crash, and is ahead only if records were cut off.
 """
 
@@ -19,6 +20,7 @@ import msgspec
 from ollama_distributed.access.audit.chain import Checked, Head, check, decode, encode, head_of
 from ollama_distributed.base.audit import AuditFilter, AuditRecord
 from ollama_distributed.base.errors import DiskFull, Unavailable
+from ollama_distributed.cluster.tasks import to_its_end
 
 BLOCK_BYTES = 64 * 1024
 _MODE = 0o600
@@ -32,10 +34,10 @@ class AuditDisk:
         self._root = root
 
     async def head(self, node: str) -> Head:
-        return await _apart(lambda: self._mended(node))
+        return await to_its_end(_apart(lambda: self._mended(node)))
 
     async def append(self, node: str, records: Sequence[AuditRecord]) -> None:
-        await _apart(lambda: self._append(node, records))
+        await to_its_end(_apart(lambda: self._append(node, records)))
 
     async def nodes(self) -> Sequence[str]:
         return await _apart(lambda: sorted(path.stem for path in self._root.glob("*.jsonl")))

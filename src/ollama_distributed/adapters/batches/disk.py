@@ -1,4 +1,5 @@
-"""Files and batches in a folder. Implements `batches.ports.Disk`; all work is done in threads.
+"""Files and batches in a folder. Implements `batches.ports.Disk`; all work is done in threads, and
+what changes a file ends though who asked for it is cancelled: the file must not be closed under it.
 
     files/<id>.json    whose it is, its name and size; written last: no file is there without
     files/<id>.data    its bytes
@@ -26,6 +27,7 @@ from ollama_distributed.base.errors import BodyTooLarge, DiskFull, Internal, Not
 from ollama_distributed.batches.plan import MOST_LINE_BYTES
 from ollama_distributed.batches.ports import Which
 from ollama_distributed.batches.records import BatchRecord, Done, FileRecord, Result
+from ollama_distributed.cluster.tasks import to_its_end
 
 WRITE_BYTES = 1024 * 1024
 SOME_LINES, SOME_BYTES = 256, 1024 * 1024
@@ -89,21 +91,21 @@ class BatchDisk:
                 pending += chunk
                 if len(pending) >= WRITE_BYTES:
                     data, pending = bytes(pending), bytearray()
-                    await _apart(partial(_write_some, file, data))
-            await _apart(partial(_write_some, file, bytes(pending)))
-            await _apart(partial(os.fsync, file))
+                    await to_its_end(_apart(partial(_write_some, file, data)))
+            await to_its_end(_apart(partial(_write_some, file, bytes(pending))))
+            await to_its_end(_apart(partial(os.fsync, file)))
         finally:
             os.close(file)
         return size
 
     async def keep(self, record: FileRecord) -> None:
-        await _apart(partial(_write, self._about(record.file.id), record))
+        await to_its_end(_apart(partial(_write, self._about(record.file.id), record)))
 
     async def discard(self, file_id: str) -> None:
-        await asyncio.shield(_apart(partial(self._remove, file_id)))
+        await to_its_end(_apart(partial(self._remove, file_id)))
 
     async def delete(self, file_id: str) -> None:
-        await asyncio.shield(_apart(partial(self._remove, file_id)))
+        await to_its_end(_apart(partial(self._remove, file_id)))
 
     def _remove(self, file_id: str) -> None:
         self._about(file_id).unlink(missing_ok=True)
@@ -143,7 +145,7 @@ class BatchDisk:
             _write(folder / "batch.json", record)
             _sync_folder(self._work)
 
-        await asyncio.shield(_apart(save))
+        await to_its_end(_apart(save))
 
     async def forget(self, batch_id: str) -> None:
         await _apart(partial(shutil.rmtree, self._work / batch_id, ignore_errors=True))
@@ -156,7 +158,7 @@ class BatchDisk:
                 failed=frozenset(_whole_lines(folder / "errors.jsonl")),
             )
 
-        return await _apart(look)
+        return await to_its_end(_apart(look))
 
     async def append(self, batch_id: str, results: Iterable[Result]) -> None:
         taken = list(results)
@@ -169,7 +171,7 @@ class BatchDisk:
                 if text:
                     _append(self._work / batch_id / name, text)
 
-        await _apart(append)
+        await to_its_end(_apart(append))
 
     async def publish(self, batch_id: str, which: Which, record: FileRecord) -> FileRecord | None:
         def publish() -> FileRecord | None:
@@ -184,7 +186,7 @@ class BatchDisk:
             source.unlink()
             return whole
 
-        return await _apart(publish)
+        return await to_its_end(_apart(publish))
 
     def _about(self, file_id: str) -> Path:
         return self._files / f"{file_id}.json"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import structlog
@@ -15,6 +14,7 @@ from ollama_distributed.adapters.ledger.files import Batch, LedgerFiles, Summed
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import DiskFull
 from ollama_distributed.base.usage import Doubt, Row, RowKey, Sums
+from ollama_distributed.cluster.tasks import to_its_end
 
 log = structlog.get_logger("usage.ledger")
 
@@ -74,24 +74,27 @@ class Ledger:
     async def flush(self) -> None:
         """Write down what was counted. What the disk refuses is tried again the next time."""
         async with self._disk:
-            if not self.pending:
-                return
-            self._writing, self.pending = self.pending, {}
-            rows = tuple(Row(key, sums) for key, sums in self._writing.items())
-            try:
-                await self._write(rows)
-            except DiskFull as full:
-                if not self.failing:
-                    log.warning(NOT_WRITTEN, reason=full.message)
-                self.failing = True
-                for row in rows:
-                    self.add(row.key, row.sums)
-            else:
-                self.failing = False
-            finally:
-                self._writing = {}
-            if self._files.large:
-                await self._sum_up()
+            if self.pending:
+                # As a whole: who is cancelled meanwhile must not lose what the disk refused.
+                await to_its_end(self._flush())
+
+    async def _flush(self) -> None:
+        self._writing, self.pending = self.pending, {}
+        rows = tuple(Row(key, sums) for key, sums in self._writing.items())
+        try:
+            await self._write(rows)
+        except DiskFull as full:
+            if not self.failing:
+                log.warning(NOT_WRITTEN, reason=full.message)
+            self.failing = True
+            for row in rows:
+                self.add(row.key, row.sums)
+        else:
+            self.failing = False
+        finally:
+            self._writing = {}
+        if self._files.large:
+            await self._sum_up()
 
     async def close(self) -> None:
         await self.flush()
@@ -108,21 +111,10 @@ class Ledger:
             await asyncio.to_thread(self._files.append, batch)
             self.book.enter(batch.number, batch.rows)
 
-        await _to_its_end(both())
+        await to_its_end(both())
 
     async def _sum_up(self) -> None:
         now, kept = self._clock.time(), self._kept()
         self.book.fold(now - kept.hours_s, now - kept.days_s)
         summed = Summed(batch=self.book.batch, rows=tuple(self.book.rows()), doubts=self.doubts)
-        await _to_its_end(asyncio.to_thread(self._files.sum_up, summed))
-
-
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Though who waits be cancelled: a thread that writes cannot be, and the next write must come
-    after it."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise
+        await to_its_end(asyncio.to_thread(self._files.sum_up, summed))
