@@ -146,7 +146,7 @@ def walk_routes(node: NodeProcess, keys: dict[str, str], routes: list[tuple[str,
             shown = re.sub(r"\{(name|model)\}", r"{\1:path}", path)
             resource = resource_of(method, shown)
             for kind in (*KEYED, "other tenant"):
-                role: Role = "user" if kind == "other tenant" else kind  # type: ignore[assignment]
+                role: Role = "user" if kind == "other tenant" else kind  # type: ignore[assignment]  # of KEYED
                 verbs = {right.verb for right in MAY[role] if right.resource == resource}
                 if not verbs:
                     status = ask(method, path, keys[kind])

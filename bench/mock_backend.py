@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is so by shape only
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # gone is gone
         self._steps.drop(self)
 
     def data_received(self, data: bytes) -> None:
@@ -164,7 +164,7 @@ async def main() -> None:
     loop, steps = asyncio.get_running_loop(), Steps()
     ports = []
     for api in (Api("mock", "mock"), Api("mock-ids", "vllm")):
-        server = await loop.create_server(lambda api=api: Connection(api, steps), "127.0.0.1", 0)  # type: ignore[misc]
+        server = await loop.create_server(lambda api=api: Connection(api, steps), "127.0.0.1", 0)  # type: ignore[misc]  # a default
         ports.append(str(server.sockets[0].getsockname()[1]))
     print(*ports, flush=True)
     await loop.create_future()

@@ -71,7 +71,7 @@ class Nodes:
     def report(self, node: NodeId) -> Load | None:
         return self._loads.get(node)
 
-    def version(self, name: str) -> str:  # noqa: ARG002  a shelf without models
+    def version(self, name: str) -> str:  # noqa: ARG002  # a shelf without models
         return ""
 
 

@@ -7,7 +7,7 @@ request pays for a look-up.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from ollama_distributed.base.errors import Forbidden, Invalid, InvalidName
@@ -76,10 +76,6 @@ def _forms(name: str) -> tuple[str, ...]:
         return (name_key(name),)
     shown = parsed.display.lower()
     return shown, shown.removesuffix(":latest"), parsed.key
-
-
-def visible(identity: Identity, names: Iterable[str]) -> list[str]:
-    return [name for name in names if allows_model(identity, name)]
 
 
 def check_policy(policy: Policy) -> None:

@@ -29,7 +29,7 @@ STALE_S = 15.0
 """A load report that is older says nothing: an unchanged load is said every 5 s."""
 
 
-def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001
+def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001  # a `Wanted`
     """Any node may answer."""
     return {}
 

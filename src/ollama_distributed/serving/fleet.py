@@ -1,9 +1,9 @@
 """The models that are loaded on this node, and the requests that wait for them.
 
 `acquire` gives a `Lease` on a ready runner: at once when there is one with a free slot,
-else after its turn, which the queue decides; a model that has to be loaded takes its room by
-`plan.make_room`. Runs on one event loop; every change of state
-ends in `_pump`, which is not asynchronous, so that no two changes interleave.
+else after its turn, which the queue decides; a model that has to be loaded takes its engine and
+its room by `choosing`, and goes, once idle, by `keeping`. Runs on one event loop; every change of
+state ends in `_pump`, which is not asynchronous, so that no two changes interleave.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     EngineError,
-    LoadFailed,
-    NoCapacity,
     OllamaDistributedError,
     Unavailable,
 )
 from ollama_distributed.base.inference import Queued
 from ollama_distributed.base.queue import ANYONE, Ask, Run
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.choosing import Choice
 from ollama_distributed.serving.holds import Holds
 from ollama_distributed.serving.keeping import KeepAlive
 from ollama_distributed.serving.loading import end_runner, load_runner
@@ -36,10 +35,8 @@ from ollama_distributed.serving.plan import (
     Held,
     Load,
     Wait,
-    make_room,
     oversized,
     renewed,
-    sizes_of,
     thread_share,
 )
 from ollama_distributed.serving.ports import Engine, Machine, Runner
@@ -48,7 +45,7 @@ from ollama_distributed.serving.queues import Fifo, Waiting, refuse
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.room import Room
 from ollama_distributed.serving.settings import ServingSettings
-from ollama_distributed.serving.sizes import Estimate, what_fits
+from ollama_distributed.serving.sizes import Estimate
 from ollama_distributed.serving.watch import watch
 
 log = structlog.get_logger(__name__)
@@ -71,10 +68,8 @@ class Fleet:
         settings: ServingSettings,
         queue: Waiting | None = None,
     ) -> None:
-        self._engines = tuple(engines)
         self._room = Room(machine, settings)
         self._clock = clock
-        self._estimate = estimate
         self._settings = settings
         self._cores = settings.threads or machine.cores()
         self._residents: dict[LoadKey, Resident] = {}
@@ -82,6 +77,7 @@ class Fleet:
         self._numbers = itertools.count()
         self._quarantine = Quarantine(clock)
         self.holds = Holds()
+        self._choice = Choice(engines, self._room, self.holds, self._quarantine, estimate)
         self.keeping = KeepAlive(clock, self.holds, settings.keep_alive_s, self._unload)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -226,7 +222,7 @@ class Fleet:
         Raises:
             NoCapacity: not even so.
         """
-        decision, _ = self._decide(load_key(spec), Ticket(-1, spec, shape, None, slot=False), ())
+        decision, _ = self._choice.of(spec, shape, self._residents.values())
         return isinstance(decision, Wait) or bool(decision.evict)
 
     # ── what has to happen now ──────────────────────────────────────────────────────
@@ -308,7 +304,9 @@ class Fleet:
             ticket = self._queues.first(key)
             assert ticket is not None, "somebody waits"
             try:
-                decision, engine = self._decide(key, ticket, tuple(reserved))
+                decision, engine = self._choice.of(
+                    ticket.spec, ticket.shape, self._residents.values(), tuple(reserved)
+                )
             except OllamaDistributedError as error:
                 refuse(self._queues, key, error, ticket.shape)
                 if key in self._queues:
@@ -328,22 +326,6 @@ class Fleet:
             else:
                 # Its room is being cleared: hold it against those behind.
                 reserved.append(Held(key=key, memory_bytes=decision.memory_bytes, last_used=0.0, busy=True))
-
-    def _decide(self, key: LoadKey, ticket: Ticket, reserved: tuple[Held, ...]) -> tuple[Load | Wait, Engine]:
-        spec = ticket.spec
-        self._quarantine.check(key, spec)
-        engine = next((engine for engine in self._engines if engine.can_load(spec)), None)
-        if engine is None:
-            raise LoadFailed(f"no engine on this node can load {spec.display}")
-        hall = self._room.hall(self._residents.values(), self.holds, reserved)
-
-        def size(slots: int) -> int:
-            return self._estimate(spec, plan_of(ticket.shape, slots=slots, threads=1))
-
-        try:
-            return make_room(hall, sizes_of(ticket.shape.slots, size), name=spec.display), engine
-        except NoCapacity as error:
-            raise NoCapacity(f"{error.message}; {what_fits(spec, ticket.shape, hall.budget_bytes)}") from None
 
     # ── loading and unloading ───────────────────────────────────────────────────────
 

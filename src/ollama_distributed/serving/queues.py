@@ -109,7 +109,7 @@ class Fifo:
     def order(self, key: LoadKey) -> Order:
         return self.order_of(key, self._queues[key][0])
 
-    def order_of(self, key: LoadKey, ticket: Ticket) -> Order:  # noqa: ARG002
+    def order_of(self, key: LoadKey, ticket: Ticket) -> Order:  # noqa: ARG002  # `Waiting`'s
         return 0, ticket.number
 
     def join(self, key: LoadKey, ticket: Ticket) -> Queued:
@@ -142,7 +142,7 @@ class Fifo:
         self.leave(key, ticket)
         ticket.refuse(error)
 
-    def began(self, key: LoadKey, ask: Ask, slots: int) -> Run:  # noqa: ARG002
+    def began(self, key: LoadKey, ask: Ask, slots: int) -> Run:  # noqa: ARG002  # `Waiting`'s
         return Run(key, ask.key, 0.0, 0.0)
 
     def ended(self, run: Run) -> None:

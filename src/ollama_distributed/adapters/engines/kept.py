@@ -66,9 +66,9 @@ class _Idle(asyncio.Protocol):
         self.transport = transport
         self.since = now
 
-    def data_received(self, data: bytes) -> None:  # noqa: ARG002
+    def data_received(self, data: bytes) -> None:  # noqa: ARG002  # any is too much
         self._home.lost(self)
         self.transport.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # nobody waits for why
         self._home.lost(self)

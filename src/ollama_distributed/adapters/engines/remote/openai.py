@@ -33,7 +33,7 @@ from ollama_distributed.adapters.engines.remote.runner import (
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of
 from ollama_distributed.base.errors import EngineError, LoadFailed, OllamaDistributedError
 from ollama_distributed.base.inference import Message, Think, Tool
-from ollama_distributed.base.tokens import EngineEvent, EngineSink, Tokens
+from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.models.spec import Architecture, Capability, ModelSpec, RemoteModel
 from ollama_distributed.serving.ports import (
     ChatRequest,
@@ -180,21 +180,6 @@ def _guess(model: str) -> tuple[Capability, ...]:
     if any(part in lower for part in _EMBEDS):
         return ("embedding",)
     return ("completion", "tools")
-
-
-class _WithoutIds:
-    """llama-server keeps back the ids of tokens that end inside a character, and only their
-    vocabulary tells them (`llamacpp.vocabulary`): without the file, no ids are better than
-    ids with holes, which an answer would be continued from wrongly."""
-
-    def __init__(self, stop_at_tokens: int | None, top_logprobs: int) -> None:
-        self._stream = CompletionStream(stop_at_tokens=stop_at_tokens, top_logprobs=top_logprobs)
-
-    def feed(self, data: bytes) -> list[EngineEvent]:
-        return [
-            msgspec.structs.replace(event, ids=()) if isinstance(event, Tokens) else event
-            for event in self._stream.feed(data)
-        ]
 
 
 def _joins(request: CompletionRequest | ChatRequest) -> bool:
