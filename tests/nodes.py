@@ -27,6 +27,7 @@ READY_S = 60.0
 CLI_S = 60.0
 STOP_S = 30.0
 LOG_TAIL = 12_000
+LOG_S = 10.0
 
 
 class NodeProcess:
@@ -82,6 +83,14 @@ class NodeProcess:
 
     def log(self) -> str:
         return self.log_file.read_text(errors="replace")[-LOG_TAIL:]
+
+    def logs(self, event: str) -> bool:
+        """Wait until the log tells it: lines are written in batches, a little later.
+
+        Raises:
+            AssertionError: it did not.
+        """
+        return until(lambda: event in self.log_file.read_text(), LOG_S, f"{event} in the log")
 
     @property
     def pid(self) -> int:

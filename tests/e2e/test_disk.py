@@ -137,4 +137,4 @@ def test_a_rotten_file_is_found_and_fetched_again(nodes: Nodes, small_disk: Path
     assert json.loads(scrubbed.stdout)["corrupt"] == 1
     assert large.name == f"sha256-{hashlib.sha256(large.read_bytes()).hexdigest()}", "n1 had it"
     assert _names(nodes["n2"]) == {"m2"}
-    assert "disk.file_corrupt" in nodes["n2"].log_file.read_text()
+    assert nodes["n2"].logs("disk.file_corrupt")
