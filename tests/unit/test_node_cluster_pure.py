@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -253,6 +254,18 @@ async def test_a_seat_is_kept_and_is_another_clusters_no_more(tmp_path: Path) ->
     assert again.read("c1").hop_port == 7443
     assert again.read("c2") == again.now
     assert (again.now.open, again.now.members) == (False, 1)
+
+
+async def test_a_seat_that_is_changed_twice_at_once_has_both(tmp_path: Path) -> None:
+    seats = SeatFile(tmp_path)
+    seats.read("c1")
+    for number in range(1, 40):
+        nats = (f"10.0.0.1:{number}",)
+        await asyncio.gather(
+            seats.change(hop_port=number), seats.change(members=number), seats.change(nats=nats)
+        )
+        kept = SeatFile(tmp_path).read("c1")
+        assert (kept.hop_port, kept.members, kept.nats) == (number, number, nats)
 
 
 def test_a_socket_that_is_bound_does_not_outlive_its_context() -> None:

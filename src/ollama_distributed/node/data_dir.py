@@ -15,6 +15,7 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,9 @@ PRIVATE_DIR = 0o700
 PRIVATE_FILE = 0o600
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+_staging = threading.Lock()
+"""Of this process, the only one that writes in its folder: a file is staged under one name."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,22 +176,23 @@ def write_file(path: Path, data: msgspec.Struct) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """As `write_file`.
+    """As `write_file`. Threads may write the same file at once: each writes all of it.
 
     Raises:
         DiskFull: it cannot be written; what was there stays.
     """
     staged = path.with_name(f".{path.name}.new")
-    try:
-        file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
-        with os.fdopen(file, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        staged.replace(path)
-    except OSError as failure:
-        staged.unlink(missing_ok=True)
-        raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
+    with _staging:
+        try:
+            file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
+            with os.fdopen(file, "wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            staged.replace(path)
+        except OSError as failure:
+            staged.unlink(missing_ok=True)
+            raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
 
 
 def read_file(path: Path, form: type[T]) -> T | None:

@@ -7,6 +7,7 @@ is true, this says where to look for it while the state cannot be read yet.
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class SeatFile:
     def __init__(self, data_dir: Path) -> None:
         self._path = data_dir / FILE
         self._known: Seat | None = None
+        self._changing = threading.Lock()
+        """What two threads change at once are both in the file after."""
 
     def read(self, cluster: str) -> Seat:
         """The seat in `cluster`; a fresh one where there is none. Blocking, small."""
@@ -52,11 +55,12 @@ class SeatFile:
 
     def put(self, **fields: Any) -> Seat:
         """Replace fields; written only where something differs. Blocking, small."""
-        changed = msgspec.structs.replace(self.now, **fields)
-        if changed != self.now:
-            self._known = changed
-            write_file(self._path, changed)
-        return changed
+        with self._changing:
+            changed = msgspec.structs.replace(self.now, **fields)
+            if changed != self.now:
+                write_file(self._path, changed)
+                self._known = changed
+            return changed
 
     async def change(self, **fields: Any) -> Seat:
         """As `put`, from the loop."""
