@@ -502,17 +502,22 @@ async def test_closing_drains_then_stops() -> None:
 
 async def test_what_answered_leaves_nothing_to_the_collector() -> None:
     """It looks at what is old so seldom that a busy node would grow by what waits for it."""
+
+    def jobs() -> int:
+        return sum(isinstance(one, Job) for one in gc.get_objects())
+
     async with node(engine=EchoEngine({"tokens_per_s": 1000.0})) as n:
         await n.finished(chat("first"))
         gc.collect()
         gc.disable()
         try:
+            of_others = jobs()  # that tests before this one still hold
             for _ in range(5):
                 await n.finished(chat("hello there", sampling=Sampling(num_predict=2)))
-            left = sum(isinstance(one, Job) for one in gc.get_objects())
+            left = jobs()
         finally:
             gc.enable()
-        assert left == 0
+        assert left <= of_others
 
 
 async def test_a_defect_before_anybody_waits_ends_the_answer_and_gives_its_slot_back(
