@@ -228,7 +228,7 @@ async def test_a_runner_that_hangs_is_an_error_and_the_next_request_loads_again(
 
 
 async def _load_of(there: Node, name: str) -> tuple[object, object]:
-    spec, _, shape = await there.serving.find(chat(model=name))
+    spec, _, shape = await there.serving.requests.find(chat(model=name))
     return spec, shape
 
 

@@ -15,8 +15,8 @@ from ollama_distributed.node.cluster.rows import node_row
 from ollama_distributed.node.draining import Draining
 from ollama_distributed.node.polite.plan import Policy
 from ollama_distributed.node.polite.service import Politeness
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.serving.service import LoadedModel
 from ollama_distributed.state import keys
 from ollama_distributed.state.changes import Proposal, SetDrain, SetLabels, plan_change
 from ollama_distributed.state.cluster import ClusterState, apply

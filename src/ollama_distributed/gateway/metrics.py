@@ -19,7 +19,7 @@ from ollama_distributed.gateway.queue_metrics import queue_lines
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.transfer_metrics import transfer_lines
 from ollama_distributed.gateway.usage_metrics import usage_lines
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)

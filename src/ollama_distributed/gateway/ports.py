@@ -17,8 +17,8 @@ from ollama_distributed.distribution.ports import Status
 from ollama_distributed.distribution.service import ModelStatus
 from ollama_distributed.distribution.unpacking import Imported
 from ollama_distributed.models.spec import ModelSpec
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.serving.service import LoadedModel
 
 
 class Catalog(Protocol):

@@ -25,7 +25,7 @@ from ollama_distributed.batches.service import Batches
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.models.names import name_key
 from ollama_distributed.node.settings import Settings
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.state.cluster import ClusterState
 
 MIB = 1024 * 1024

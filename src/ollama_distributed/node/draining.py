@@ -17,7 +17,7 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.models.names import name_key
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.state.cluster import ClusterState
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

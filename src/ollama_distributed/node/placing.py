@@ -20,7 +20,7 @@ from ollama_distributed.placement.outcome import Plan
 from ollama_distributed.placement.ports import Inventory, Mover
 from ollama_distributed.placement.seen import Loading
 from ollama_distributed.placement.wishes import Policy
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.speeds import Speed
 from ollama_distributed.state.cluster import ClusterState
 from ollama_distributed.state.records import Hardware, LoadedPlace, MeasuredSpeed

@@ -15,6 +15,7 @@ import structlog
 from ollama_distributed.base.errors import Internal, OllamaDistributedError, QueueFull
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import Generation, Queued
+from ollama_distributed.base.paced import Paced
 from ollama_distributed.base.tokens import (
     Done,
     EngineFailed,
@@ -39,19 +40,17 @@ def _nobody(_node: NodeId, _error: OllamaDistributedError | None) -> None:
     """Where only one node can be asked."""
 
 
-class Attempts:
+class Attempts(Paced[Generation]):
     """Implements `Generation`."""
 
     __slots__ = (
         "_begin",
         "_errors",
-        "_generation",
         "_left",
         "_name_of",
         "_node",
         "_noted",
         "_over",
-        "_paused",
         "_request_id",
         "_sink",
         "_spoke",
@@ -69,6 +68,7 @@ class Attempts:
         noted: Noted = _nobody,
         trip: Trip | None = None,
     ) -> None:
+        super().__init__()
         self._begin = begin
         self._sink = sink
         self._request_id = request_id
@@ -77,11 +77,9 @@ class Attempts:
         self._trip = trip or Trip(Caches(), "")
         self._left = list(order)
         self._errors: list[OllamaDistributedError] = []
-        self._generation: Generation | None = None
         self._node = order[0]
         self._try = 0
         self._spoke = False
-        self._paused = False
         self._over = False
         self._next()
 
@@ -94,16 +92,6 @@ class Attempts:
             generation, self._generation = self._generation, None
             if generation is not None:
                 generation.cancel()
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._generation is not None:
-            self._generation.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._generation is not None:
-            self._generation.resume()
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
@@ -128,9 +116,7 @@ class Attempts:
         if self._over:
             generation.cancel()
         elif self._try == this:  # else it was refused at once, and the next has begun
-            self._generation = generation
-            if self._paused:
-                generation.pause()
+            self._stand_before(generation)
 
     def _hear(self, event: SourceEvent) -> None:
         kind = type(event)

@@ -14,8 +14,8 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.models.held import spec_of, spec_of_name
 from ollama_distributed.models.names import name_key
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.serving.service import LoadedModel
 from ollama_distributed.state.cluster import ClusterState
 
 MOST_LISTENED = 64

@@ -2,24 +2,22 @@
 
 `acquire` gives a `Lease` on a ready runner: at once when there is one with a free slot,
 else after its turn, which the queue decides; a model that has to be loaded takes its engine and
-its room by `choosing`, and goes, once idle, by `keeping`. Runs on one event loop; every change of
-state ends in `_pump`, which is not asynchronous, so that no two changes interleave.
+its room by `choosing`, comes and goes by `lifecycle`, once idle when `keeping` says so. Runs on one
+event loop; every change of state ends in `_pump`, which is not asynchronous, so that no two changes
+interleave.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
-    EngineError,
     OllamaDistributedError,
     Unavailable,
 )
@@ -29,7 +27,7 @@ from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.choosing import Choice
 from ollama_distributed.serving.holds import Holds
 from ollama_distributed.serving.keeping import KeepAlive
-from ollama_distributed.serving.loading import end_runner, load_runner
+from ollama_distributed.serving.lifecycle import Lifecycle
 from ollama_distributed.serving.options import Shape, plan_of, serves
 from ollama_distributed.serving.plan import (
     Held,
@@ -39,21 +37,17 @@ from ollama_distributed.serving.plan import (
     renewed,
     thread_share,
 )
-from ollama_distributed.serving.ports import Engine, Machine, Runner
+from ollama_distributed.serving.ports import Engine, Machine
 from ollama_distributed.serving.quarantine import Quarantine
 from ollama_distributed.serving.queues import Fifo, Waiting, refuse
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.room import Room
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate
-from ollama_distributed.serving.watch import watch
 
 log = structlog.get_logger(__name__)
 
 CLOSING = "the node is shutting down"
-LOADING, WATCHING, UNLOADING = "loading", "watching", "unloading"
-"""Names of the fleet's tasks."""
-
 TELL_S = 1.0
 """Who waits and wants to know hears of its place so often, if it changed."""
 
@@ -72,14 +66,14 @@ class Fleet:
         self._clock = clock
         self._settings = settings
         self._cores = settings.threads or machine.cores()
-        self._residents: dict[LoadKey, Resident] = {}
         self._queues: Waiting = queue if queue is not None else Fifo(settings.max_queue)
         self._numbers = itertools.count()
-        self._quarantine = Quarantine(clock)
+        quarantine = Quarantine(clock)
         self.holds = Holds()
-        self._choice = Choice(engines, self._room, self.holds, self._quarantine, estimate)
-        self.keeping = KeepAlive(clock, self.holds, settings.keep_alive_s, self._unload)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._choice = Choice(engines, self._room, self.holds, quarantine, estimate)
+        self._lifecycle = Lifecycle(self, clock, quarantine, settings)
+        self._residents: Mapping[LoadKey, Resident] = self._lifecycle.residents
+        self.keeping = KeepAlive(clock, self.holds, settings.keep_alive_s, self._lifecycle.unload)
         self._closing = False
         self._watchers: list[asyncio.Future[None]] = []
 
@@ -88,6 +82,7 @@ class Fleet:
         kept for the default time are kept for the new one. `threads` stays what it was."""
         self._settings = settings
         self._room.configure(settings)
+        self._lifecycle.configure(settings)
         self.keeping.configure(settings.keep_alive_s, self.residents)
         self._pump()
 
@@ -254,7 +249,7 @@ class Fleet:
             if again or not serves(resident.shape, ticket.shape):
                 # Loaded with other options: it goes when it is idle, and comes back as wanted.
                 if resident.active == 0:
-                    self._unload(resident)
+                    self._lifecycle.unload(resident)
                 break
             if not resident.takes(ticket.shape, slot=ticket.slot):
                 if self._queues.questions(key):
@@ -280,8 +275,7 @@ class Fleet:
         """`ask`: who gets a slot with it."""
         if resident.active == 0:
             self._look_at_threads(resident)
-        if resident.watch is None:
-            resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
+        self._lifecycle.look_after(resident)
         run = None if ask is None else self._queues.began(resident.key, ask, resident.plan.slots)
         return resident.lease(self, keep_alive_s, run)
 
@@ -320,14 +314,12 @@ class Fleet:
                 return
             for evicted in decision.evict:
                 log.info("serving.evicted", model=self._residents[evicted].spec.display)
-                self._unload(self._residents[evicted])
+                self._lifecycle.unload(self._residents[evicted])
             if self._room.has(decision.memory_bytes, self._residents.values(), reserved):
                 self._begin_load(key, ticket, engine, decision)
             else:
                 # Its room is being cleared: hold it against those behind.
                 reserved.append(Held(key=key, memory_bytes=decision.memory_bytes, last_used=0.0, busy=True))
-
-    # ── loading and unloading ───────────────────────────────────────────────────────
 
     def _begin_load(self, key: LoadKey, ticket: Ticket, engine: Engine, load: Load) -> None:
         others = sum(1 for r in self._residents.values() if r.on_cores and r.state != "unloading")
@@ -335,84 +327,31 @@ class Fleet:
         plan = plan_of(ticket.shape, slots=load.slots, threads=threads)
         resident = Resident(key, ticket.spec, ticket.shape, plan, load.memory_bytes)
         resident.keep_alive_s = renewed(self.keeping.default_s(ticket.spec), ticket.keep_alive_s)
-        self._residents[key] = resident
-        self._spawn(self._load(resident, engine), LOADING)
+        self._lifecycle.load(resident, engine)
 
-    async def _load(self, resident: Resident, engine: Engine) -> None:
-        started, name = self._clock.monotonic(), resident.spec.display
-        stall_s = self._settings.load_timeout_s
-        try:
-            runner = await load_runner(engine, resident.spec, resident.plan, stall_s)
-        except OllamaDistributedError as error:
-            self._load_failed(resident, error)
-            return
-        except asyncio.CancelledError:
-            self._remove(resident)
-            raise
-        now = self._clock.monotonic()
-        log.info("serving.loaded", model=name, took_s=round(now - started, 3), threads=resident.plan.threads)
-        resident.runner, resident.state, resident.last_used = runner, "ready", now
-        resident.ready_at = now
-        runner.on_exit(partial(self._exited, resident))
+    # ── what came of it ─────────────────────────────────────────────────────────────
+
+    def loaded(self, resident: Resident) -> None:
         self._pump()
         # Whoever asked for it may have left.
         self.keeping.look_after(resident)
 
-    def _load_failed(self, resident: Resident, error: OllamaDistributedError) -> None:
-        log.warning("serving.load_failed", model=resident.spec.display, reason=error.message)
-        self._remove(resident)
-        if isinstance(error, EngineError):
-            self._quarantine.crashed(resident.key, error.message)
+    def refused(self, resident: Resident, error: OllamaDistributedError) -> None:
         refuse(self._queues, resident.key, error, resident.shape)
         self._pump()
 
-    def _exited(self, resident: Resident, error: OllamaDistributedError | None) -> None:
-        if error is not None:
-            self.died(resident, error)
-        elif resident.state == "ready":
-            self._remove(resident)
-            self._pump()
-
-    def died(self, resident: Resident, error: OllamaDistributedError) -> None:
-        """The runner is gone without our will. Counted once, however many requests saw it."""
-        if resident.state != "ready":
-            return
-        log.error("serving.runner_died", model=resident.spec.display, reason=error.message)
-        self._remove(resident)
-        self._quarantine.crashed(resident.key, error.message)
-        if resident.runner is not None:
-            self._spawn(self._end(resident, resident.runner), UNLOADING)
+    def freed(self) -> None:
         self._pump()
 
-    def _unload(self, resident: Resident) -> None:
-        assert resident.state == "ready"
-        assert resident.runner is not None
-        resident.state = "unloading"
-        resident.forget()
-        self._spawn(self._end(resident, resident.runner), UNLOADING)
+    def died(self, resident: Resident, error: OllamaDistributedError) -> None:
+        self._lifecycle.died(resident, error)
 
     def expire(self, resident: Resident) -> None:
         """Unload as soon as it is idle, whoever wanted it."""
         self.holds.clear(resident.key)
         resident.keep_alive_s = 0.0
         if resident.state == "ready" and resident.active == 0:
-            self._unload(resident)
-
-    async def _end(self, resident: Resident, runner: Runner) -> None:
-        name = resident.spec.display
-        try:
-            await end_runner(runner, name, self._settings.unload_timeout_s)
-        finally:
-            if resident.state == "unloading":
-                log.info("serving.unloaded", model=name)
-                self._remove(resident)
-            self._pump()
-
-    def _remove(self, resident: Resident) -> None:
-        resident.state = "gone"
-        resident.forget()
-        if self._residents.get(resident.key) is resident:
-            del self._residents[resident.key]
+            self._lifecycle.unload(resident)
 
     # ── the end ─────────────────────────────────────────────────────────────────────
 
@@ -438,15 +377,4 @@ class Fleet:
 
     async def unload_all(self) -> None:
         """End all runners and all loads, whoever uses them. After `refuse_new`."""
-        for task in [task for task in self._tasks if task.get_name() != UNLOADING]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for resident in self.residents:
-            self._unload(resident)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        await self._lifecycle.unload_all()

@@ -12,20 +12,18 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
-import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import (
     ContextExceeded,
     Internal,
-    ModelNotFound,
     NoCapacity,
     OllamaDistributedError,
     RunnerDied,
-    Unsupported,
 )
 from ollama_distributed.base.inference import Generation, InferenceRequest, Queued, Sampling
+from ollama_distributed.base.paced import Paced
 from ollama_distributed.base.queue import Ask
 from ollama_distributed.base.tokens import (
     Done,
@@ -40,11 +38,12 @@ from ollama_distributed.base.tokens import (
     Tokens,
 )
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.serving import asking, prompts
+from ollama_distributed.serving import asking, continuing, prompts
+from ollama_distributed.serving.grammar import GrammarAfterThoughts, reasons_first
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
 from ollama_distributed.serving.prompts import Prompt
-from ollama_distributed.serving.reasoning import Reasoning
+from ollama_distributed.serving.requests import Requests
 from ollama_distributed.serving.residents import Lease
 
 log = structlog.get_logger(__name__)
@@ -56,10 +55,7 @@ class Desk(Protocol):
     """What a job needs of the service."""
 
     clock: Clock
-
-    async def find(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
-        """Raises when the model is not there, or cannot do what is asked."""
-        ...
+    requests: Requests
 
     async def acquire(
         self,
@@ -71,10 +67,6 @@ class Desk(Protocol):
         ask: Ask,
         told: Callable[[Queued], None],
     ) -> Lease: ...
-
-    def find_now(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape] | None:
-        """As `find`; None: it has to be waited for."""
-        ...
 
     def lease_now(self, spec: ModelSpec, shape: Shape, keep_alive_s: float | None, ask: Ask) -> Lease | None:
         """As `acquire`, with a slot; None: it has to be waited for."""
@@ -89,21 +81,18 @@ class Desk(Protocol):
         ...
 
 
-class Job:
+class Job(Paced[Generation]):
     """Implements `Generation`."""
 
     __slots__ = (
         "_asked",
         "_cut",
+        "_deaths",
         "_desk",
-        "_generation",
-        "_held",
         "_lease",
         "_load_s",
         "_over",
-        "_paused",
         "_prompt",
-        "_reasoning",
         "_request",
         "_resume",
         "_retried",
@@ -114,7 +103,6 @@ class Job:
         "_spoke",
         "_started",
         "_task",
-        "_thought",
         "_wait_s",
     )
 
@@ -125,10 +113,14 @@ class Job:
         sink: SourceSink,
         resume: Resume | None,
     ) -> None:
+        super().__init__()
         self._desk = desk
         self._request = request
         self._sink = sink
-        self._resume = resume
+        self._resume = resume if resume is not None and resume.ids else None
+        """What another runner said of it already."""
+        self._deaths = resume.deaths if resume is not None else 0
+        """Runners that died under it elsewhere."""
         self._started = desk.clock.monotonic()
         self._load_s = self._wait_s = 0.0
         self._spec: ModelSpec | None = None
@@ -136,21 +128,13 @@ class Job:
         self._shape: Shape | None = None
         self._lease: Lease | None = None
         self._prompt: Prompt | None = None
-        self._generation: Generation | None = None
-        self._reasoning: Reasoning | None = None
-        """Watches the thoughts that come before a grammar holds."""
-        self._held: list[Tokens] = []
-        """Tokens of which it is not clear yet whether they are thoughts."""
-        self._thought = 0
-        """Tokens of the thoughts, once a grammar holds."""
         self._spoke = False
         """A token is out: it cannot begin again."""
         self._retried = False
         self._cut = False
-        self._paused = False
         self._over = False
         self._task: asyncio.Task[None] | None = None
-        if not self._begin_now():
+        if resume is not None or not self._begin_now():
             self._go(self._begin)
 
     # ── Generation ──────────────────────────────────────────────────────────────────
@@ -181,16 +165,6 @@ class Job:
         if generation is not None:
             generation.cancel()
 
-    def pause(self) -> None:
-        self._paused = True
-        if self._generation is not None:
-            self._generation.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._generation is not None:
-            self._generation.resume()
-
     # ── steps ───────────────────────────────────────────────────────────────────────
 
     def _go(self, step: Step) -> None:
@@ -210,14 +184,19 @@ class Job:
         log.error("serving.job_defect", request_id=self._request.request_id, exc_info=exc)
         self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
 
+    @property
+    def _emitted(self) -> int:
+        """Tokens of other runners."""
+        return len(self._resume.ids) if self._resume is not None else 0
+
     def _begin_now(self) -> bool:
         """Without waiting for a task's turn, where nobody has to be waited for: the model is loaded and
         has a free slot. False: nothing was done yet."""
         request = self._request
-        if self._resume is not None or request.load_only or request.render_only:
+        if request.load_only or request.render_only:
             return False
         try:
-            found = self._desk.find_now(request)
+            found = self._desk.requests.find_now(request)
         except OllamaDistributedError:
             return False  # said by the task, as every refusal
         if found is None:
@@ -240,13 +219,13 @@ class Job:
 
     async def _begin(self) -> None:
         request = self._request
-        self._spec, self._asked, self._shape = await self._desk.find(request)
+        self._spec, self._asked, self._shape = await self._desk.requests.find(request)
         if request.load_only and request.keep_alive_s == 0:
             await self._desk.unload(request.model)
             self._end(Skipped(reason="unload"))
             return
-        if self._resume is not None and self._resume.ids:
-            _check_same(self._spec, request, self._resume)
+        if self._resume is not None:
+            continuing.check(self._spec, request, self._resume)
         await self._run()
 
     async def _run(self) -> None:
@@ -258,7 +237,7 @@ class Job:
             self._shape,
             request.keep_alive_s,
             slot=generates,
-            ask=asking.generation(request, goes_on=bool(self._resume is not None and self._resume.ids)),
+            ask=asking.generation(request, goes_on=self._resume is not None),
             told=self._sink,
         )
         now = self._desk.clock.monotonic()
@@ -267,11 +246,9 @@ class Job:
         if request.load_only:
             self._end(Skipped(reason="load", load_s=self._load_s))
             return
-        resume = self._resume if self._resume is not None and self._resume.ids else None
-        emitted = len(resume.ids) if resume is not None else 0
-        self._sampling = prompts.bounded(self._asked, lease.plan.context_tokens, emitted)
-        if resume is not None:
-            self._continue(lease, resume)
+        self._sampling = prompts.bounded(self._asked, lease.plan.context_tokens, self._emitted)
+        if self._resume is not None:
+            self._continue(lease, self._resume)
             return
         await self._prepare(lease)
 
@@ -298,13 +275,13 @@ class Job:
             # The last token that was allowed came just before that runner was lost.
             self._end(Done(reason="length", prompt_tokens=0, cached_tokens=0, completion_tokens=0))
             return
-        self._sampling = prompts.reseeded(self._sampling, len(resume.ids))
-        self._start(lease, prompts.continued(self._spec, self._request, self._sampling, resume))
+        self._sampling = continuing.reseeded(self._sampling, len(resume.ids))
+        self._start(lease, continuing.continued(self._spec, self._request, self._sampling, resume))
 
     async def _shorten(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None
-        if self._resume is not None and self._resume.ids:
-            shorter = await prompts.slid(lease.runner, self._request, self._sampling, self._resume)
+        if self._resume is not None:
+            shorter = await continuing.slid(lease.runner, self._request, self._sampling, self._resume)
         else:
             shorter = await prompts.shorten(lease.runner, self._spec, self._request, self._sampling, prompt)
         self._start(lease, shorter)
@@ -312,7 +289,7 @@ class Job:
     def _start(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None
         self._prompt = prompt
-        resumable = _resumable(self._request, prompt)
+        resumable = continuing.resumable(self._request, prompt)
         self._sink(
             Prepared(
                 load_s=self._load_s,
@@ -324,24 +301,18 @@ class Job:
                 prompt_text="" if prompt.ids or not resumable else prompt.rendered,
                 model_digest=self._spec.digest,
                 resumable=resumable,
-                after=len(self._resume.ids) if self._resume is not None else 0,
+                after=self._emitted,
             )
         )
         if self._over:
             # The sink may cancel at any event.
             return
-        ask = prompt.ask
-        if isinstance(ask, ChatRequest):
-            self._generation = lease.runner.chat(ask, self._hear)
+        if isinstance(prompt.ask, ChatRequest):
+            self._stand_before(lease.runner.chat(prompt.ask, self._hear))
+        elif reasons_first(prompt):
+            self._stand_before(GrammarAfterThoughts(lease, prompt, self._hear))
         else:
-            self._thought = 0
-            if ask.format is not None and prompt.thinking_tags is not None:
-                self._reasoning = Reasoning(prompt.thinking_tags, inside=prompt.starts_in_thinking)
-                self._held.clear()
-                ask = msgspec.structs.replace(ask, format=None)
-            self._generation = lease.runner.generate(ask, self._hear)
-        if self._paused:
-            self._generation.pause()
+            self._stand_before(lease.runner.generate(prompt.ask, self._hear))
 
     # ── events ──────────────────────────────────────────────────────────────────────
 
@@ -351,82 +322,23 @@ class Job:
         if self._lease is not None:
             self._lease.heard()
         kind = type(event)
-        if kind is Tokens and self._reasoning is None:
+        if kind is Tokens:
             self._spoke = True
             self._sink(event)
-            return
-        if kind is EngineFailed:
-            assert isinstance(event, EngineFailed)
+        elif isinstance(event, EngineFailed):
             self._failed(event.error)
-        elif kind is Done:
+        elif isinstance(event, Done):
             self._done(event)
-        elif self._reasoning is not None and isinstance(event, Tokens):
-            self._watch(self._reasoning, event)
-        elif self._thought and kind is Progress:
-            # Of the thoughts, which the runner read as a prompt: nobody asked for that.
-            return
         else:
             if kind is not Progress:
                 self._spoke = True
             self._sink(event)
 
-    def _done(self, event: EngineEvent) -> None:
-        assert isinstance(event, Done)
-        self._flush()
-        if self._thought:
-            # Counts and times of two runs: the prompt's are the first's, seen on the way.
-            event = Done(
-                reason=event.reason,
-                prompt_tokens=0,
-                cached_tokens=0,
-                completion_tokens=self._thought + event.completion_tokens,
-            )
-        if not self._over:
-            if self._lease is not None:
-                self._lease.answered(event.completion_tokens)
-                self._desk.measured(self._lease, event)
-            self._end(event)
-
-    def _watch(self, reasoning: Reasoning, event: Tokens) -> None:
-        """Thoughts pass; where they end, or if there are none, the grammar begins to hold."""
-        verdict, thoughts = reasoning.feed(event.text)
-        self._held.append(event)
-        if verdict == "unclear":
-            return
-        self._reasoning = None if verdict in ("closed", "answers") else reasoning
-        if verdict == "answers":
-            self._held.clear()
-            self._constrain("", 0)
-            return
-        if verdict == "closed":
-            self._held[-1] = msgspec.structs.replace(event, text=event.text[:thoughts])
-        reasoning.tokens += sum(len(held.ids) or 1 for held in self._held)
-        self._flush()
-        if verdict == "closed" and not self._over:
-            self._constrain(reasoning.text + "\n\n", reasoning.tokens)
-
-    def _flush(self) -> None:
-        held, self._held = self._held, []
-        for event in held:
-            if not self._over:
-                self._spoke = True
-                self._sink(event)
-
-    def _constrain(self, thoughts: str, emitted: int) -> None:
-        """Generate the answer with its grammar, after these thoughts, on the same lease."""
-        lease, prompt, generation = self._lease, self._prompt, self._generation
-        assert lease is not None
-        assert prompt is not None
-        assert isinstance(prompt.ask, CompletionRequest)
-        self._thought = emitted
-        if generation is not None:
-            generation.cancel()
-        sampling = prompts.bounded(self._sampling, lease.plan.context_tokens, emitted)
-        text = (prompt.ids, thoughts) if prompt.ids else prompt.rendered + thoughts
-        ask = msgspec.structs.replace(prompt.ask, sampling=sampling, prompt=text)
-        self._generation = lease.runner.generate(ask, self._hear)
-        if self._paused:
-            self._generation.pause()
+    def _done(self, event: Done) -> None:
+        if self._lease is not None:
+            self._lease.answered(event.completion_tokens)
+            self._desk.measured(self._lease, event)
+        self._end(event)
 
     def _failed(self, error: OllamaDistributedError) -> None:
         """Begin again where that is allowed, else pass it on."""
@@ -437,7 +349,7 @@ class Job:
         if isinstance(error, RunnerDied) and lease is not None:
             self._lease = None
             lease.broken(error)
-            if not self._spoke and not self._retried and self._deaths() == 0:
+            if not self._spoke and not self._retried and self._deaths == 0:
                 self._retried = True
                 log.warning("serving.retried", request_id=self._request.request_id, reason=error.message)
                 self._go(self._run)
@@ -453,12 +365,9 @@ class Job:
             self._cut = True
             self._go(partial(self._shorten, lease, self._prompt))
             return
-        elif isinstance(error, ContextExceeded) and self._resume is not None and self._resume.ids:
+        elif isinstance(error, ContextExceeded) and self._resume is not None:
             error = NoCapacity("the answer so far fills the context that the model has on this node")
         self._end(EngineFailed(error))
-
-    def _deaths(self) -> int:
-        return self._resume.deaths if self._resume is not None else 0
 
     def _end(self, event: SourceEvent) -> None:
         if self._over:
@@ -475,22 +384,3 @@ class Job:
         if lease is not None:
             lease.release()
         self._desk.finished(self)
-
-
-def _resumable(request: InferenceRequest, prompt: Prompt) -> bool:
-    """Rule R2: a grammar's state is lost with its runner, and so is a tool parser's. The text
-    around a gap is put together by the engine, which takes no ids after it."""
-    return isinstance(prompt.ask, CompletionRequest) and request.format is None and not prompt.ask.suffix
-
-
-def _check_same(spec: ModelSpec, request: InferenceRequest, resume: Resume) -> None:
-    """Rules R2 and R4.
-
-    Raises:
-        ModelNotFound: this node's model of that name is not the one that began.
-        Unsupported: it cannot be continued at all.
-    """
-    if request.format is not None:
-        raise Unsupported("an answer with a grammar cannot be continued on another runner")
-    if spec.digest != resume.model_digest:
-        raise ModelNotFound(f"{request.model} of this node is not the model that began this answer")

@@ -8,7 +8,6 @@ match on them. Source: Ollama `server/routes.go`, `server/prompt.go`, `server/im
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import msgspec
@@ -24,7 +23,6 @@ from ollama_distributed.base.inference import (
     TokensPrompt,
     Tool,
 )
-from ollama_distributed.base.tokens import Resume
 from ollama_distributed.models.spec import Capability, ModelSpec
 from ollama_distributed.models.templates import known as templates
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, Runner
@@ -155,32 +153,16 @@ def cut(ids: Sequence[int], context_tokens: int, num_keep: int) -> tuple[int, ..
     return (*ids[:keep], *ids[keep + len(ids) - limit :])
 
 
+def cut_to_fit(ids: Sequence[int], context_tokens: int, sampling: Sampling) -> tuple[int, ...]:
+    """As `cut`; how many of the first stay is the request's, or else as many as Ollama keeps."""
+    return cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
+
+
 def bounded(sampling: Sampling, context_tokens: int, emitted: int) -> Sampling:
     """With a number to predict that ends, less what an earlier runner emitted already."""
     most = OPEN_ENDED_CONTEXTS * context_tokens
     wanted = most if sampling.num_predict is None or sampling.num_predict < 0 else sampling.num_predict
     return msgspec.structs.replace(sampling, num_predict=max(min(wanted, most) - emitted, 0))
-
-
-def reseeded(sampling: Sampling, emitted: int) -> Sampling:
-    """With another seed after so many tokens: the same one would draw the answer's first numbers
-    again. Greedy sampling draws none, and no seed is a random one anyway."""
-    if sampling.seed is None or sampling.seed < 0 or not sampling.temperature:
-        return sampling
-    return msgspec.structs.replace(sampling, seed=zlib.crc32(b"%d after %d" % (sampling.seed, emitted)))
-
-
-def continued(spec: ModelSpec, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
-    """Rule R1: the prompt as the first runner read it, then what was emitted already."""
-    ids = (*resume.prompt_ids, *resume.ids) if resume.prompt_ids else (resume.prompt_text, resume.ids)
-    images = request_images(request)
-    return Prompt(
-        ask=_completion(request, sampling, ids, images=images),
-        rendered=resume.prompt_text,
-        ids=resume.prompt_ids,
-        images=len(images),
-        thinking_tags=_tags(spec, thinking_of(spec, request)),
-    )
 
 
 # ── with the runner ─────────────────────────────────────────────────────────────────
@@ -202,11 +184,11 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
     """Render the request for this runner. Raises what the runner raises."""
     prompt = request.prompt
     if isinstance(prompt, TokensPrompt):
-        return Prompt(ask=_completion(request, sampling, prompt.ids), ids=prompt.ids)
+        return Prompt(ask=completion(request, sampling, prompt.ids), ids=prompt.ids)
     if isinstance(prompt, ChatPrompt):
         return await _prepare_chat(runner, spec, request, sampling, conversation(spec, prompt))
     if prompt.suffix:
-        ask = _completion(request, sampling, prompt.text, suffix=prompt.suffix)
+        ask = completion(request, sampling, prompt.text, suffix=prompt.suffix)
         return Prompt(ask=ask, rendered=prompt.text)
     thinking, text = thinking_of(spec, request), prompt.text
     if not puts_prompt_as_is(prompt):
@@ -225,11 +207,11 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
             if spec.remote is None or prompt.context:
                 raise
     return Prompt(
-        ask=_completion(request, sampling, ids or text, images=prompt.images),
+        ask=completion(request, sampling, ids or text, images=prompt.images),
         rendered=text,
         ids=ids,
         images=len(prompt.images),
-        thinking_tags=_tags(spec, thinking),
+        thinking_tags=tags(spec, thinking),
     )
 
 
@@ -247,22 +229,8 @@ async def shorten(
     if prompt.images or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix):
         raise ContextExceeded("the prompt is longer than the context", context_tokens=context_tokens)
     ids = prompt.ids or await runner.tokenize(prompt.rendered)
-    shorter = cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
-    return msgspec.structs.replace(prompt, ask=_completion(request, sampling, shorter), ids=shorter)
-
-
-async def slid(runner: Runner, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
-    """An answer that went on beyond the context, whose window had slid: it slides again.
-
-    Raises:
-        ContextExceeded: it has images, which cannot be cut.
-    """
-    context_tokens = runner.plan.context_tokens
-    if request_images(request):
-        raise ContextExceeded("prompt and answer are longer than the context", context_tokens=context_tokens)
-    ids = (*(resume.prompt_ids or await runner.tokenize(resume.prompt_text)), *resume.ids)
-    shorter = cut(ids, context_tokens, 4 if sampling.num_keep is None else sampling.num_keep)
-    return Prompt(ask=_completion(request, sampling, shorter))
+    shorter = cut_to_fit(ids, context_tokens, sampling)
+    return msgspec.structs.replace(prompt, ask=completion(request, sampling, shorter), ids=shorter)
 
 
 async def _shorten_chat(
@@ -309,10 +277,10 @@ async def _prepare_chat(
         return _parsed_by_engine(spec, request, sampling, messages)
     images = _images(messages)
     return Prompt(
-        ask=_completion(request, sampling, text, images=images),
+        ask=completion(request, sampling, text, images=images),
         rendered=text,
         images=len(images),
-        thinking_tags=_tags(spec, thinking_of(spec, request)),
+        thinking_tags=tags(spec, thinking_of(spec, request)),
     )
 
 
@@ -371,7 +339,7 @@ def tools_of(prompt: ChatPrompt) -> tuple[Tool, ...]:
     return () if prompt.tool_choice == "none" else prompt.tools
 
 
-def _completion(
+def completion(
     request: InferenceRequest,
     sampling: Sampling,
     prompt: str | tuple[int, ...] | tuple[str | tuple[int, ...], ...],
@@ -379,6 +347,7 @@ def _completion(
     images: tuple[bytes, ...] = (),
     suffix: str = "",
 ) -> CompletionRequest:
+    """What a runner is asked that renders nothing itself."""
     return CompletionRequest(
         prompt=prompt,
         images=images,
@@ -392,6 +361,6 @@ def _completion(
     )
 
 
-def _tags(spec: ModelSpec, thinking: Think | None) -> tuple[str, str] | None:
+def tags(spec: ModelSpec, thinking: Think | None) -> tuple[str, str] | None:
     """Tags to take apart; without thinking Ollama leaves a stray block in the text, so do we."""
     return spec.thinking_tags if thinking else None

@@ -14,6 +14,7 @@ from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.options import Shape, serves
 from ollama_distributed.serving.plan import renewed
 from ollama_distributed.serving.ports import LoadPlan, Runner
+from ollama_distributed.serving.speeds import Device
 
 LoadKey = str
 Order: TypeAlias = tuple[int, int]
@@ -96,6 +97,15 @@ class Resident:
     def on_gpu(self) -> bool:
         """The engine sees a GPU, and layers may go there."""
         return self.runner is not None and bool(self.runner.info.devices) and self.plan.gpu_layers != 0
+
+    @property
+    def device(self) -> Device:
+        return "gpu" if self.on_gpu else "cpu"
+
+    @property
+    def life(self) -> int:
+        """Another number after each load."""
+        return round(self.ready_at * 1e6)
 
     @property
     def on_cores(self) -> bool:

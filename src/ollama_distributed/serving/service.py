@@ -24,7 +24,6 @@ from ollama_distributed.base.inference import (
     Queued,
     RerankRequest,
     RerankResult,
-    Sampling,
     Usage,
 )
 from ollama_distributed.base.queue import ANYONE, Ask
@@ -32,59 +31,26 @@ from ollama_distributed.base.tokens import Done, Resume, SourceSink, Written
 from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.serving import asking, embeddings, options, plan, prompts
+from ollama_distributed.serving import asking, embeddings, options, prompts
 from ollama_distributed.serving.fleet import CLOSING, Fleet
 from ollama_distributed.serving.jobs import Job
+from ollama_distributed.serving.loaded import LoadedModel, load_of, loaded_models
 from ollama_distributed.serving.options import Shape
-from ollama_distributed.serving.ports import Catalogue, Engine, EngineInfo, Machine
+from ollama_distributed.serving.ports import Catalogue, Engine, Machine
 from ollama_distributed.serving.queues import Waiting
-from ollama_distributed.serving.residents import Lease, Resident, load_key
+from ollama_distributed.serving.requests import Requests
+from ollama_distributed.serving.residents import Lease, load_key
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.serving.sizes import Estimate, estimate_bytes
-from ollama_distributed.serving.speeds import Device, Speeds
+from ollama_distributed.serving.speeds import Speeds
 
 _Answer = TypeVar("_Answer")
 
 _FOR_EVER = -1.0
 """A keep-alive."""
-_REMEMBERED = 1024
-"""Merged options kept for the next request; all are forgotten when so many came together."""
 
 _LARGE_NUMBERS = 30_000
 """Numbers of all vectors that take some 3 ms to normalise; more are left to a thread."""
-
-
-class LoadedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of `ps`."""
-
-    name: str
-    """Short form."""
-    spec: ModelSpec
-    memory_bytes: int
-    vram_bytes: int
-    """All of it when the engine sees a GPU and layers may go there, else 0."""
-    context_tokens: int
-    slots: int
-    slots_busy: int
-    expires_at: float | None
-    """Seconds since the Unix epoch; None: never."""
-    engine: EngineInfo
-    node: str = ""
-    """Name of the node that has it in memory; empty: this one."""
-    queued: int = 0
-    """Requests that wait for it."""
-    used_at: float = 0.0
-    """When the last request ended, or now; seconds since the Unix epoch."""
-    tokens_per_s: float = 0.0
-    """Of one answer alone, as measured; 0: not yet."""
-    read_tokens_per_s: float = 0.0
-    """Of a prompt, as measured; 0: not yet."""
-    life: int = 0
-    """Another number after each load."""
-    reserved_bytes: int = 0
-    """Memory that it counts for when another is to be loaded."""
-    held: tuple[str, ...] = ()
-    """Names under which placement keeps it here."""
 
 
 class Serving:
@@ -106,17 +72,15 @@ class Serving:
         self._used = used
         self._settings = settings or ServingSettings()
         self._catalogue = catalogue
+        self.requests = Requests(catalogue, self._settings.rules)
         self._fleet = Fleet(engines, machine, clock, estimate, self._settings, queue)
         self._jobs: set[Job] = set()
         self.speeds = Speeds()
-        self._samplings: dict[str, Sampling] = {}
-        self._merged: dict[tuple[str, Sampling], Sampling] = {}
-        self._shapes: dict[tuple[str, LoadOptions], Shape] = {}
 
     def configure(self, settings: ServingSettings) -> None:
         """Use other settings from now on; what runs goes on as it began."""
         self._settings = settings
-        self._shapes.clear()
+        self.requests.configure(settings.rules)
         self._fleet.configure(settings)
 
     # ── generations ─────────────────────────────────────────────────────────────────
@@ -131,11 +95,11 @@ class Serving:
             self._jobs.add(job)
         return job
 
-    def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:  # noqa: ARG002
+    def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:  # noqa: ARG002 - the port's
         """Nobody else is behind this: an answer can only be gone on with here."""
         return False
 
-    async def written(self, request: InferenceRequest) -> Written | None:  # noqa: ARG002
+    async def written(self, request: InferenceRequest) -> Written | None:  # noqa: ARG002 - the port's
         """Nothing: answers are kept by who asked for them."""
         return None
 
@@ -145,7 +109,7 @@ class Serving:
     async def count_tokens(self, request: InferenceRequest) -> int:
         """Tokens of the rendered prompt, images not counted."""
         request = msgspec.structs.replace(request, render_only=True)
-        spec, sampling, shape = await self.find(request)
+        spec, sampling, shape = await self.requests.find(request)
 
         async def count(lease: Lease) -> int:
             prompt = await prompts.prepare(lease.runner, spec, request, sampling)
@@ -160,7 +124,7 @@ class Serving:
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         started = self.clock.monotonic()
         spec = await self._catalogue.resolve(request.model)
-        shape = self._shape(spec, request.options)
+        shape = self.requests.shape(spec, request.options)
 
         async def vectors(lease: Lease) -> tuple[list[list[float]], int]:
             if not request.inputs:
@@ -192,7 +156,7 @@ class Serving:
         spec = await self._catalogue.resolve(request.model)
         if "rerank" not in spec.capabilities:
             raise Unsupported(f"{spec.name} does not support rerank")
-        shape = self._shape(spec, request.options)
+        shape = self.requests.shape(spec, request.options)
 
         async def scores(lease: Lease) -> tuple[list[float], int]:
             found = await lease.runner.rerank(request.query, request.documents)
@@ -236,38 +200,12 @@ class Serving:
 
     def loaded(self) -> list[LoadedModel]:
         """Longest remaining time first, as Ollama lists them."""
-        models = [self._row(r) for r in self._fleet.residents if r.state == "ready"]
-        return sorted(models, key=lambda m: (-(m.expires_at or float("inf")), m.name))
+        return loaded_models(self._fleet, self.speeds, self.clock)
 
     @property
     def resident(self) -> set[str]:
         """Full names of models in memory, or on their way there or out of it."""
         return {resident.spec.name for resident in self._fleet.residents}
-
-    def _row(self, resident: Resident) -> LoadedModel:
-        assert resident.runner is not None
-        now = self.clock.monotonic()
-        since = now if resident.active else resident.last_used
-        expires = None if resident.key in self._fleet.holds else plan.expires_at(since, resident.keep_alive_s)
-        memory_bytes, held = resident.runner.memory_bytes, self._fleet.holds.names(resident.key)
-        return LoadedModel(
-            name=resident.spec.display,
-            spec=resident.spec,
-            memory_bytes=memory_bytes,
-            vram_bytes=memory_bytes if resident.on_gpu else 0,
-            context_tokens=resident.plan.context_tokens,
-            slots=resident.plan.slots,
-            slots_busy=resident.slots_busy,
-            expires_at=None if expires is None else self.clock.time() + (expires - now),
-            engine=resident.runner.info,
-            queued=self._fleet.queued(resident.key),
-            used_at=self.clock.time() - (now - since),
-            tokens_per_s=self.speeds.of(_device(resident), resident.spec.weights_bytes),
-            read_tokens_per_s=self.speeds.reads(_device(resident), resident.spec.weights_bytes),
-            life=_life(resident),
-            reserved_bytes=resident.memory_bytes,
-            held=held,
-        )
 
     @property
     def waiting(self) -> int:
@@ -285,17 +223,7 @@ class Serving:
 
     def work(self, key: str) -> ModelLoad | None:
         """What the model of this `name_key` has to do here; None: it is not loaded."""
-        for resident in self._fleet.residents:
-            if resident.state == "ready" and resident.spec.name.lower() == key:
-                return ModelLoad(
-                    name=key,
-                    slots=resident.plan.slots,
-                    busy=resident.slots_busy,
-                    queued=self._fleet.queued(resident.key),
-                    read_tokens_per_s=self.speeds.reads(_device(resident), resident.spec.weights_bytes),
-                    life=_life(resident),
-                )
-        return None
+        return load_of(key, self._fleet, self.speeds)
 
     async def unload(self, name: str) -> None:
         """Unload now if it is idle, else when its requests are done. Nothing if it is not loaded.
@@ -357,7 +285,7 @@ class Serving:
         spec = await self._catalogue.resolve(name)
         key = load_key(spec)
         there = next((r for r in self._fleet.residents if r.key == key and r.state != "unloading"), None)
-        shape = there.shape if there is not None else self._shape(spec, LoadOptions())
+        shape = there.shape if there is not None else self.requests.shape(spec, LoadOptions())
         if there is None and self._fleet.needs_room(spec, shape):
             raise NoCapacity(f"{spec.display} has no room beside the models that are loaded")
         if there is not None and there.state == "ready":
@@ -402,51 +330,6 @@ class Serving:
 
     # ── for jobs ────────────────────────────────────────────────────────────────────
 
-    async def find(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
-        """The model, and what the request's options come to for it.
-
-        Raises:
-            ModelNotFound, Unsupported, Invalid.
-        """
-        return self._found(await self._catalogue.resolve(request.model), request)
-
-    def find_now(self, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape] | None:
-        """As `find`; None: the disk has to be looked at."""
-        spec = self._catalogue.known(request.model)
-        return None if spec is None else self._found(spec, request)
-
-    def _found(self, spec: ModelSpec, request: InferenceRequest) -> tuple[ModelSpec, Sampling, Shape]:
-        if request.load_only and request.keep_alive_s == 0:
-            return spec, options.DEFAULTS, self._shape(spec, request.options)
-        prompts.check(spec, request)
-        if not request.load_only:
-            spec = prompts.with_template(spec, request.prompt)
-        base = self._samplings.get(spec.digest)
-        if base is None:
-            if len(self._samplings) >= _REMEMBERED:
-                self._samplings.clear()
-            base = self._samplings[spec.digest] = options.model_sampling(spec.parameters)
-        return spec, self._sampling(spec, base, request.sampling), self._shape(spec, request.options)
-
-    def _sampling(self, spec: ModelSpec, base: Sampling, asked: Sampling) -> Sampling:
-        if asked.logit_bias is not None:  # a mapping: no key of a dictionary
-            return options.overlay(base, asked)
-        found = self._merged.get((spec.digest, asked))
-        if found is None:
-            if len(self._merged) >= _REMEMBERED:
-                self._merged.clear()
-            found = self._merged[spec.digest, asked] = options.overlay(base, asked)
-        return found
-
-    def _shape(self, spec: ModelSpec, asked: LoadOptions) -> Shape:
-        shape = self._shapes.get((spec.digest, asked))
-        if shape is None:
-            if len(self._shapes) >= _REMEMBERED:
-                self._shapes.clear()
-            shape = options.shape_of(spec, asked, self._settings.rules)
-            self._shapes[spec.digest, asked] = shape
-        return shape
-
     async def acquire(
         self,
         spec: ModelSpec,
@@ -472,7 +355,7 @@ class Serving:
         resident = lease.resident
         if resident is None:
             return
-        device, size, alone = _device(resident), resident.spec.weights_bytes, lease.alone is not None
+        device, size, alone = resident.device, resident.spec.weights_bytes, lease.alone is not None
         if alone:
             self.speeds.add(device, size, done.completion_tokens, done.completion_s)
         self.speeds.add_read(
@@ -481,11 +364,3 @@ class Serving:
 
     def finished(self, job: Job) -> None:
         self._jobs.discard(job)
-
-
-def _life(resident: Resident) -> int:
-    return round(resident.ready_at * 1e6)
-
-
-def _device(resident: Resident) -> Device:
-    return "gpu" if resident.on_gpu else "cpu"

@@ -14,6 +14,7 @@ import structlog
 
 from ollama_distributed.base.errors import Internal, NotFound, OllamaDistributedError
 from ollama_distributed.base.inference import Delta, Event, Failed, InferenceRequest, Sink, Usage
+from ollama_distributed.base.paced import Paced
 from ollama_distributed.base.tokens import Written
 from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.ports import Source
@@ -31,15 +32,14 @@ class Home(Protocol):
     def written(self, request: InferenceRequest) -> Written | None: ...
 
 
-class Reattached:
+class Reattached(Paced[Answer]):
     """Implements `Generation`."""
 
     def __init__(self, home: Home, request: InferenceRequest, sink: Sink) -> None:
+        super().__init__()
         self._home = home
         self._request = request
         self._sink = sink
-        self._answer: Answer | None = None
-        self._paused = False
         self._over = False
         self._looking = asyncio.get_running_loop().create_task(self._look(), name="re-attach")
 
@@ -58,31 +58,20 @@ class Reattached:
             self._sink(Failed(Internal("internal error; the node's log has it under the request id")))
             return
         log.info("streams.reattached", request_id=request.request_id, tokens=len(written.ids))
-        self._answer = answer = self._home.answer(request, Rest(self._sink, request.resume_at or 0))
-        if self._paused:
-            answer.pause()
+        answer = self._home.answer(request, Rest(self._sink, request.resume_at or 0))
+        self._stand_before(answer)
         answer.take_up(written)
 
     # ── Generation ──────────────────────────────────────────────────────────────────
 
     def cancel(self) -> None:
-        if self._answer is not None:
-            self._answer.cancel()
+        if self._generation is not None:
+            self._generation.cancel()
         else:
             self._looking.cancel()
 
     def used(self) -> Usage:
-        return self._answer.used() if self._answer is not None else Usage()
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._answer is not None:
-            self._answer.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._answer is not None:
-            self._answer.resume()
+        return self._generation.used() if self._generation is not None else Usage()
 
 
 class Rest:

@@ -15,6 +15,7 @@ import structlog
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied, Unavailable
 from ollama_distributed.base.inference import Generation
+from ollama_distributed.base.paced import Paced
 from ollama_distributed.base.tokens import Resume, SourceSink
 from ollama_distributed.streams.gaps import Gaps, Quiet
 from ollama_distributed.streams.journal import Journal
@@ -54,26 +55,24 @@ class Next(msgspec.Struct, frozen=True):
     wait_s: float
 
 
-class Sourcing:
+class Sourcing(Paced[Generation]):
     """Of one answer. Does not keep who hears: two that hold each other would be left to the
     garbage collector, which stops the loop."""
 
     __slots__ = (
         "_asked",
-        "_generation",
         "_home",
         "_journal",
         "_losses",
-        "_paused",
         "_quiet",
         "_timer",
         "replica",
     )
 
     def __init__(self, home: Home, journal: Journal) -> None:
+        super().__init__()
         self._home = home
         self._journal = journal
-        self._generation: Generation | None = None
         self._asked = 0
         """Sources asked so far: a number for the one at work."""
         self._timer: asyncio.TimerHandle | None = None
@@ -81,7 +80,6 @@ class Sourcing:
         self._losses = _NO_LOSSES
         self._quiet: Quiet | None = None
         """The watch's, from its first look on: most answers end before it."""
-        self._paused = False
         self.replica: str | None = None
         """Of the source at work; None: it has not said."""
 
@@ -97,9 +95,7 @@ class Sourcing:
             # It ended, was cancelled or was lost before the source had returned the handle.
             generation.cancel()
             return
-        self._generation = generation
-        if self._paused:
-            generation.pause()
+        self._stand_before(generation)
 
     def ended(self) -> None:
         """The source has said its last word."""
@@ -114,16 +110,6 @@ class Sourcing:
         generation, self._generation = self._generation, None
         if generation is not None:
             generation.cancel()
-
-    def pause(self) -> None:
-        self._paused = True
-        if self._generation is not None:
-            self._generation.pause()
-
-    def resume(self) -> None:
-        self._paused = False
-        if self._generation is not None:
-            self._generation.resume()
 
     # ── its loss ────────────────────────────────────────────────────────────────────
 

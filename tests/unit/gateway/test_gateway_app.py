@@ -14,8 +14,8 @@ from ollama_distributed.base import errors as e
 from ollama_distributed.catalog.wire import CreateStatus, ShownModel, details
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.models.spec import Architecture, ModelSpec
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.serving.service import LoadedModel
 from ollama_distributed.testing.inference import ScriptedInference
 
 pytestmark = pytest.mark.anyio

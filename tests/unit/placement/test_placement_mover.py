@@ -16,7 +16,7 @@ from ollama_distributed.distribution.exchange import CopyAsk
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.placing import MEMORY_STEP, NodeMover
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.speeds import Speed
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply

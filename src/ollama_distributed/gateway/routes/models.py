@@ -10,7 +10,7 @@ import msgspec
 from ollama_distributed.catalog.wire import ModelDetails, ShownModel, capabilities, details
 from ollama_distributed.gateway.dialects.ollama_answer import timestamp
 from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.serving.service import LoadedModel
+from ollama_distributed.serving.loaded import LoadedModel
 
 _NEVER_S = 10_981_785_600.0
 """`expires_at` of a model that stays: the year 2318, as Ollama shows it."""

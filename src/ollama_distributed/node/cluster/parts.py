@@ -19,8 +19,8 @@ from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.people.mirror import SharedPeople
 from ollama_distributed.node.placing import Placing
 from ollama_distributed.node.settings import Settings
+from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
-from ollama_distributed.serving.service import LoadedModel
 from ollama_distributed.state.records import Config, Deleted, Hardware, Rest
 
 
