@@ -1,8 +1,5 @@
-"""The models of this node: what there is, what it is, and how it comes and goes.
+"""The models of this node: how they come and go. What there is says the index.
 
-An index in memory answers `resolve` and `list`. It is built by `start()`, kept fresh by
-`refresh()` (which `run()` repeats), by its own writes, and by a look at the disk when a
-name is missing, so that what a real Ollama puts into the same store appears.
 Error texts are Ollama's.
 """
 
@@ -10,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 
 import anyio
 import structlog
@@ -22,48 +18,25 @@ from ollama_distributed.base.errors import (
     Conflict,
     InvalidName,
     ModelNotFound,
-    OllamaDistributedError,
     Unsupported,
 )
 from ollama_distributed.catalog.creation import Creation
-from ollama_distributed.catalog.entries import Entry, read_entry, stored_model
+from ollama_distributed.catalog.entries import read_entry
+from ollama_distributed.catalog.index import Index
 from ollama_distributed.catalog.ports import ManifestStamp, RemoteModels, Store, StoredManifest
-from ollama_distributed.catalog.remotes import RemoteLists
 from ollama_distributed.catalog.showing import show_entry, show_remote
 from ollama_distributed.catalog.versions import History, history_of_nothing, next_time
 from ollama_distributed.catalog.wire import CreateRequest, CreateStatus, ShownModel
 from ollama_distributed.models.manifest import named_blobs, parse_manifest
-from ollama_distributed.models.names import BlobId, ModelName, as_spelled, name_key
-from ollama_distributed.models.spec import ModelSpec
-from ollama_distributed.models.stored import StoredModel
+from ollama_distributed.models.names import BlobId, ModelName, name_key
 
 log = structlog.get_logger()
 
-REFRESH_S = 5.0
-"""Between two looks at the store: a pull by another program shows up within this."""
-_MISS_SCAN_S = 1.0
-"""Least time between scans that missing names cause: a flood of them must not become disk load."""
 _NO_STAMP = ManifestStamp(0.0, 0, 0)
 """Of a manifest that is not on disk yet."""
 
 
-class _Broken:
-    """A manifest that cannot be served, remembered so that it is not read at each scan."""
-
-    def __init__(self, name: ModelName, stored: StoredManifest, error: OllamaDistributedError) -> None:
-        self.stamp = stored.stamp
-        self.stored = stored_model(name, stored, error)
-        self.error = error
-        if isinstance(error, BlobNotFound):
-            self.error = BlobNotFound(
-                f"model '{name.display}' is damaged ({error.message}); fetch it again: "
-                f"ollama-distributed pull {name.display}"
-            )
-
-
-class Catalog:
-    """See the module. All methods are safe to run at the same time on one event loop."""
-
+class Catalog(Index):
     def __init__(
         self,
         store: Store,
@@ -72,89 +45,13 @@ class Catalog:
         clock: Clock | None = None,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        self._store = store
-        self._remotes = RemoteLists(remotes)
-        self._clock = clock or SystemClock()
-        self._on_change = on_change
-        self._entries: dict[str, Entry] = {}
-        self._broken: dict[str, _Broken] = {}
+        super().__init__(store, remotes, clock or SystemClock(), on_change)
         self._pinned: Counter[BlobId] = Counter()
-        self._writing = anyio.Lock()
-        """Held while manifests change or are read into the index, and while blobs are collected:
-        no collection takes a blob that a manifest is about to name, and no deleted model comes
-        back."""
-        self._scanning = anyio.Lock()
-        self._scanned_at = float("-inf")
         self._history: Callable[[str], History] = history_of_nothing
 
     def follow(self, history: Callable[[str], History]) -> None:
         """From now on this node's names have versions elsewhere too; by `name_key`."""
         self._history = history
-
-    # ── index ───────────────────────────────────────────────────────────────────────
-
-    async def start(self) -> None:
-        """Build the index. Models that cannot be served are logged and left out."""
-        await self.refresh()
-        log.info("catalog.started", models=len(self._entries), broken=len(self._broken))
-
-    async def run(self, interval_s: float = REFRESH_S) -> None:
-        """Keep the index fresh until cancelled."""
-        while True:
-            await anyio.sleep(interval_s)
-            try:
-                await self.refresh()
-            except (OSError, OllamaDistributedError) as exc:
-                log.warning("catalog.refresh_failed", error=str(exc))
-
-    async def refresh(self) -> None:
-        """Bring the index up to what is on disk and at the remote engines."""
-        await self._refresh_store()
-        await self._remotes.refresh()
-
-    async def resolve(self, name: str) -> ModelSpec:
-        """The model of this name; from memory when it is known.
-
-        Raises:
-            ModelNotFound: there is none, or the name is no name.
-            InvalidModel: there is one that cannot be served; the message says why.
-        """
-        key = name_key(name)
-        spec = self._known(key)
-        if spec is None:
-            with contextlib.suppress(InvalidName):
-                await self._look_again(ModelName.parse(name))
-            spec = self._known(key)
-        if spec is None:
-            broken = self._broken.get(key)
-            if broken is not None:
-                raise broken.error.with_traceback(None)
-            raise ModelNotFound(f"model '{name}' not found")
-        return spec
-
-    def known(self, name: str) -> ModelSpec | None:
-        """From memory; None: `resolve` finds it, or says why not."""
-        return self._known(name_key(name))
-
-    def knows(self, name: str) -> bool:
-        """Whether there is a model of this name, as far as memory says."""
-        return self._known(name_key(name)) is not None
-
-    def version(self, name: str) -> str:
-        """The digest of its manifest, as far as memory says; empty: there is no such model."""
-        spec = self._known(name_key(name))
-        return spec.digest if spec is not None else ""
-
-    def parameters(self, name: str) -> Mapping[str, Any]:
-        """The model's own, from memory; none of one that is not known here."""
-        spec = self._known(name_key(name))
-        return spec.parameters if spec is not None else {}
-
-    def list(self) -> list[ModelSpec]:
-        """All models, newest first; remote ones among them."""
-        local = [entry.spec for entry in self._entries.values()]
-        remote = [spec for key, spec in self._remotes.specs.items() if key not in self._entries]
-        return sorted(local + remote, key=lambda spec: (-spec.modified_at, spec.name))
 
     # ── questions and changes ───────────────────────────────────────────────────────
 
@@ -290,12 +187,6 @@ class Catalog:
 
     # ── what was deleted in the whole cluster ───────────────────────────────────────────
 
-    def models(self) -> Mapping[str, float]:
-        """When each model on disk was made, by `name_key`."""
-        return {key: entry.stamp.modified_at for key, entry in self._entries.items()} | {
-            key: broken.stamp.modified_at for key, broken in self._broken.items()
-        }
-
     async def clear(self, key: str, until: float) -> bool:
         """Remove a name, unless its version is newer than that. False: it is."""
         target = self._name_of(key)
@@ -328,22 +219,18 @@ class Catalog:
 
     # ── for whoever looks after the disk (`distribution.disk_ports.Models`) ─────────────
 
-    def stored(self) -> Sequence[StoredModel]:
-        found = [entry.stored for entry in self._entries.values()]
-        return found + [broken.stored for broken in self._broken.values() if broken.stored is not None]
-
     def in_use(self) -> Collection[BlobId]:
         return self._pinned.keys()
 
-    async def recheck(self, blobs: Collection[BlobId]) -> Sequence[StoredModel]:
-        """These were lost, or are here again: look at the models that need them. Returns them."""
-        touched = [one for one in self.stored() if not one.blobs.keys().isdisjoint(blobs)]
-        async with self._writing:
-            for one in touched:
-                await self._reread(one.name)
-        if touched:
-            self._on_change()
-        return touched
+    @contextlib.contextmanager
+    def pinned(self, blobs: Collection[BlobId]) -> Iterator[None]:
+        """No collection takes these while a create or a pull is under way."""
+        self._pinned.update(blobs)
+        try:
+            yield
+        finally:
+            self._pinned.subtract(blobs)
+            self._pinned += Counter()
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
@@ -359,101 +246,9 @@ class Catalog:
         """While writing. False: it was gone."""
         there = await self._store.delete_manifest(name)
         if there:
-            self._entries.pop(name.key, None)
-            self._broken.pop(name.key, None)
+            self._drop(name.key)
             self._on_change()
         return there
-
-    def _known(self, key: str) -> ModelSpec | None:
-        entry = self._entries.get(key)
-        return entry.spec if entry else self._remotes.specs.get(key)
-
-    async def _entry_or_none(self, name: ModelName) -> Entry | None:
-        """For `create --from`: looks at the disk when the name is not known."""
-        await self._look_again(name)
-        broken = self._broken.get(name.key)
-        if name.key not in self._entries and broken is not None:
-            raise broken.error.with_traceback(None)
-        return self._entries.get(name.key)
-
-    def settled(self, name: ModelName) -> ModelName:
-        """The spelling that is on disk already, as far as it matches without case.
-
-        Else two names that are equal to people would be two files.
-        """
-        return as_spelled(name, (*(entry.name for entry in self._entries.values()), *self._broken_names()))
-
-    def _broken_names(self) -> Iterator[ModelName]:
-        for full in self._broken:
-            yield ModelName.parse(full)
-
-    async def _look_again(self, name: ModelName) -> None:
-        """A name is missing: is it on disk by now? Looks for this spelling, then, at most once
-        a second, at all names."""
-        if name.key in self._entries:
-            return
-        if name.key not in self._broken:
-            async with self._writing:
-                await self._reread(name)
-        if name.key not in self._entries and self._may_scan():
-            self._broken.pop(name.key, None)
-            await self._refresh_store()
-
-    def _may_scan(self) -> bool:
-        return self._clock.monotonic() - self._scanned_at >= _MISS_SCAN_S
-
-    async def _refresh_store(self) -> None:
-        async with self._scanning:
-            self._scanned_at = self._clock.monotonic()
-            found = await self._store.scan()
-            keys = {name.key for name in found}
-            gone = [key for key in (*self._entries, *self._broken) if key not in keys]
-            for key in gone:
-                # A write of ours may have come after the scan: only what is gone from disk is gone.
-                async with self._writing:
-                    if await self._store.read_manifest(self._name_of(key)) is None:
-                        self._entries.pop(key, None)
-                        self._broken.pop(key, None)
-            changed = bool(gone)
-            for name, stamp in found.items():
-                entry, broken = self._entries.get(name.key), self._broken.get(name.key)
-                known = entry.stamp if entry else broken.stamp if broken else None
-                if known != stamp:
-                    async with self._writing:
-                        await self._reread(name)
-                    changed = True
-        if changed:
-            self._on_change()
-
-    def _name_of(self, key: str) -> ModelName:
-        entry = self._entries.get(key)
-        return entry.name if entry else ModelName.parse(key)
-
-    async def _reread(self, name: ModelName) -> None:
-        """Read it into the index. Only while writing: what was read must still be on disk after."""
-        stored = await self._store.read_manifest(name)
-        if stored is None:
-            return
-        try:
-            entry = await read_entry(self._store, name, stored)
-        except OllamaDistributedError as exc:
-            self._entries.pop(name.key, None)
-            self._broken[name.key] = _Broken(name, stored, exc)
-            log.warning("catalog.model_unusable", model=name.display, error=exc.message)
-            return
-        self._broken.pop(name.key, None)
-        self._entries[name.key] = entry
-        self._on_change()
-
-    @contextlib.contextmanager
-    def pinned(self, blobs: Collection[BlobId]) -> Iterator[None]:
-        """No collection takes these while a create or a pull is under way."""
-        self._pinned.update(blobs)
-        try:
-            yield
-        finally:
-            self._pinned.subtract(blobs)
-            self._pinned += Counter()
 
 
 def _parsed(text: str, message: str) -> ModelName:
