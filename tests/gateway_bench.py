@@ -16,6 +16,7 @@ from ollama_distributed.base.errors import ModelNotFound
 from ollama_distributed.base.inference import Delta, Finished, Opened, Usage
 from ollama_distributed.gateway.app import Gateway, create_app
 from ollama_distributed.gateway.dialects import ollama, seed
+from ollama_distributed.gateway.events.connection import MOST_MESSAGE_BYTES
 from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.hot import HotPath
@@ -23,6 +24,7 @@ from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.gateway.protocol import protocol_class
+from ollama_distributed.gateway.websocket import socket_class
 from tests.limits import SOON_S
 
 HOST = {"host": "127.0.0.1:8080"}
@@ -203,7 +205,15 @@ async def serving(
     limits = limits or Limits()
     kind = fast_protocol_class(app.hot, limits) if adapter == "fast" else protocol_class(limits)
     config = uvicorn.Config(
-        app, http=kind, ws="none", lifespan="off", proxy_headers=False, access_log=False, log_config=None
+        app,
+        http=kind,
+        ws=socket_class(kind),
+        ws_max_size=MOST_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
     )
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", port))

@@ -10,7 +10,7 @@ import pytest
 from ollama_distributed.admission.cluster import ClusterQueues
 from ollama_distributed.base.errors import NotFound, Unavailable
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.base.queue import Histogram, QueueFigures, QueueNode
+from ollama_distributed.base.queue import Histogram, QueuedRow, QueueFigures, QueueNode, QueueWaiting
 from ollama_distributed.gateway.queue_metrics import queue_lines
 
 A, B, C, D = (NodeId(name) for name in "abcd")
@@ -35,10 +35,19 @@ class Others:
             raise Unavailable("node c does not answer")
         return QueueNode(node=node, name=f"n-{node}", waiting=7)
 
+    async def waiting(self, node: NodeId) -> QueueWaiting:
+        if node == C:
+            raise Unavailable("node c does not answer")
+        return QueueWaiting(node=node, began=(1,))
+
 
 def queues(*dead: NodeId) -> ClusterQueues:
     state: Any = State(*dead)
-    return ClusterQueues(A, lambda: QueueNode(node=A, name="n-a", waiting=1), Others(), lambda: state)
+
+    async def own() -> QueueWaiting:
+        return QueueWaiting(node=A, waiting=(QueuedRow(number=3, request_id="r", model="m", position=1),))
+
+    return ClusterQueues(A, lambda: QueueNode(node=A, name="n-a", waiting=1), own, Others(), lambda: state)
 
 
 async def test_all_living_nodes_this_one_first_and_who_does_not_answer_says_why() -> None:
@@ -49,6 +58,15 @@ async def test_all_living_nodes_this_one_first_and_who_does_not_answer_says_why(
         (C, 0, "node c does not answer"),
     ]
     assert answer.nodes[2].name == "n-c"
+
+
+async def test_the_requests_of_all_living_nodes() -> None:
+    answer = await queues(D).waiting()
+    assert [(one.node, len(one.waiting), one.error) for one in answer] == [
+        (A, 1, ""),
+        (B, 0, ""),
+        (C, 0, "node c does not answer"),
+    ]
 
 
 async def test_one_node_by_id_or_name() -> None:

@@ -262,3 +262,25 @@ def test_under_any_load_each_request_begins_or_is_refused_once_and_no_more_wait_
     assert len(node.begun) + len(refused) == len(all_of_them) == len(come) - at_once
     assert not {one.number for one in refused} & {one.number for one in node.begun}
     assert sum(node.queue.figures().refused.values()) == at_once + len(refused)
+
+
+def test_each_that_waits_is_told_of_and_so_is_whose_turn_came() -> None:
+    node = Node(slots=1)
+    node.come("a")
+    first, second = node.come("a"), node.come("b")
+    rows = {row.number: row for row in node.queue.waiters({MODEL: "shown"}, "n-1")}
+    assert {(number, row.key, row.model) for number, row in rows.items()} == {
+        (first.number, "a", "shown"),
+        (second.number, "b", "shown"),
+    }
+    for one in (first, second):
+        assert rows[one.number].position == node.queue.place(MODEL, one).position
+    assert {row.since for row in rows.values()} == {node.clock.now}
+    lazily = node.queue.waiters({}, "")
+    next(lazily)
+    node.run(10.0)
+    assert list(lazily) == []  # they left meanwhile
+    assert set(node.queue.began_lately()) == {first.number, second.number}
+    node.run(60.0)
+    node.clock.now += 60.0
+    assert node.queue.began_lately() == ()

@@ -6,7 +6,8 @@ how long it takes. Runs on one event loop; nothing here waits or does I/O.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Generic, TypeVar
 
 from ollama_distributed.admission.bounds import Bounds, Places
@@ -17,7 +18,7 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import DeadlineExceeded, OllamaDistributedError, QueueFull
 from ollama_distributed.base.inference import Queued
 from ollama_distributed.base.priority import PRIORITIES, Priority
-from ollama_distributed.base.queue import Ask, QueueFigures, QueueRow, Run, Waiter
+from ollama_distributed.base.queue import Ask, QueuedRow, QueueFigures, QueueRow, Run, Waiter
 
 W = TypeVar("W", bound=Waiter)
 
@@ -32,6 +33,9 @@ SOONEST_S, LATEST_S = 1.0, 60.0
 """Of `Retry-After`: longer than that is a guess."""
 DRAINED_S = 0.25
 """For so long one answer to that does for all who are refused."""
+MOST_BEGAN, BEGAN_S = 1024, 10.0
+"""Requests that had their turn of which that is remembered, and for how long: whoever watched them wait
+asks every second or two."""
 MOST_MODELS = 256
 """Whose pace is remembered; the one that ended longest ago is forgotten."""
 
@@ -45,6 +49,8 @@ class Admission(Generic[W]):
         self._places = Places(bounds or Bounds())
         self._joined: dict[int, tuple[float, float | None]] = {}
         """When, and which wait was told; by number."""
+        self._began: deque[tuple[float, int]] = deque(maxlen=MOST_BEGAN)
+        """When, and number."""
         self._counts = Counts()
         self._drained: dict[str | None, tuple[float, float]] = {}
         """Of loads (None: all): until when it holds, and how long until they are drained."""
@@ -127,6 +133,7 @@ class Admission(Generic[W]):
             return
         joined_s, told_s = self._joined.get(waiter.number, (now, None))
         self._left(key, turns, waiter)
+        self._began.append((now, waiter.number))
         self._counts.granted[waiter.ask.priority] += 1
         self._counts.waited.add(now - joined_s)
         if told_s is not None:
@@ -165,6 +172,35 @@ class Admission(Generic[W]):
         now = self._clock.monotonic()
         rows = [self._row(key, name, node, now) for key, name in names.items()]
         return tuple(sorted((row for row in rows if row.waiting or row.running), key=lambda row: row.model))
+
+    def waiters(self, names: Mapping[str, str], node: str) -> Iterator[QueuedRow]:
+        """Each request that waits, model by model; lazily, as its place takes some work to say. What leaves
+        meanwhile is left out. `names`: of loads, as people see them."""
+        there = [(key, waiter) for key, turns in self._turns.items() for waiter in turns]
+        epoch = self._clock.time() - self._clock.monotonic()
+        for key, waiter in there:
+            joined = self._joined.get(waiter.number)
+            if joined is None:
+                continue
+            place, ask = self.place(key, waiter), waiter.ask
+            yield QueuedRow(
+                number=waiter.number,
+                request_id=ask.request_id,
+                model=names.get(key, ""),
+                node=node,
+                position=place.position,
+                eta_s=place.eta_s,
+                priority=ask.priority,
+                since=epoch + joined[0],
+                key=ask.key,
+                team=ask.team,
+                user=ask.user,
+            )
+
+    def began_lately(self) -> tuple[int, ...]:
+        """Numbers of requests that had their turn."""
+        since = self._clock.monotonic() - BEGAN_S
+        return tuple(number for at, number in self._began if at >= since)
 
     @property
     def most(self) -> int:

@@ -31,6 +31,9 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """From now; None: as long as the node lets wait."""
     progress: bool = False
     """It wants to know how its place changes."""
+    request_id: str = ""
+    user: str = ""
+    """Who signed in; empty: a key, or nobody."""
 
 
 ANYONE = Ask()
@@ -102,6 +105,36 @@ class QueueNode(msgspec.Struct, frozen=True, kw_only=True):
     refused: int = 0
     """Since the node started."""
     models: tuple[QueueRow, ...] = ()
+    error: str = ""
+    """Why nothing is known of it; empty: it is."""
+
+
+class QueuedRow(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One request that waits at a node; nodes tell each other, and `base.events.QueuedRequest` callers."""
+
+    number: int
+    """In the order of arrival at its node, since that started."""
+    request_id: str
+    model: str
+    node: str = ""
+    """Its name."""
+    position: int
+    eta_s: float | None = None
+    priority: Priority = "normal"
+    since: float = 0.0
+    """Seconds since the Unix epoch."""
+    key: str = "local"
+    team: str = "default"
+    user: str = ""
+
+
+class QueueWaiting(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests that wait at one node."""
+
+    node: str
+    waiting: tuple[QueuedRow, ...] = ()
+    began: tuple[int, ...] = ()
+    """Numbers of those that had their turn lately."""
     error: str = ""
     """Why nothing is known of it; empty: it is."""
 

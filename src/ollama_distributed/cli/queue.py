@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,7 +13,14 @@ from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from ollama_distributed.base.queue import QueueAnswer, QueueNode
+    from ollama_distributed.client.following import Event
     from ollama_distributed.client.sync import SyncClient
+
+SETTLED_S = 0.1
+"""What changed at several nodes comes together; then it is shown."""
 
 Node = Annotated[
     str | None,
@@ -44,13 +51,55 @@ def queue(
     session: Session = ctx.obj
     with session.client(retries=0, timeout_s=live.PATIENCE_S) as client:
         if watch:
-            live.watch(session, lambda: _shown(client, node or ""), every)
+            live.watch(session, _Followed(client, node or ""), every)
         else:
             live.show(session, _shown(client, node or ""))
 
 
+class _Followed:
+    """The queues as they are told: called again, it waits until something changed."""
+
+    def __init__(self, client: SyncClient, node: str) -> None:
+        self._client = client
+        self._node = node
+        self._rows: dict[str, QueueNode] = {}
+        self._events: Generator[Event, None, None] | None = None
+
+    def __call__(self) -> live.View:
+        from ollama_distributed.base.queue import QueueAnswer
+        from ollama_distributed.client.errors import ClientError
+
+        changed = False
+        try:
+            if self._events is None:
+                self._events = self._begun()
+            for event in self._events:
+                if event.what in ("idle", "ready"):
+                    if changed or event.what == "ready":
+                        break
+                    continue
+                changed = True
+                if event.what == "gone":
+                    self._rows.pop(event.id, None)
+                else:
+                    self._rows[event.id] = cast("QueueNode", event.data)
+        except ClientError:
+            self._events = None
+            raise
+        return _view(QueueAnswer(nodes=tuple(self._rows.values())))
+
+    def _begun(self) -> Generator[Event, None, None]:
+        self._rows.clear()
+        # A name that no node has is refused here, with those that there are.
+        of = self._client.queue(self._node).nodes[0].node if self._node else ""
+        return self._client.events("queues", of=of, idle_s=SETTLED_S)
+
+
 def _shown(client: SyncClient, node: str) -> live.View:
-    answer = client.queue(node)
+    return _view(client.queue(node))
+
+
+def _view(answer: QueueAnswer) -> live.View:
     return live.View(
         data=answer,
         text=lambda look: queue_view.queue_text(answer, look),

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from ollama_distributed.base.events import Channel, ChannelsAnswer
 from ollama_distributed.base.priority import Priority
 from ollama_distributed.base.queue import QueueAnswer
-from ollama_distributed.client import calls, queue_calls, wire
+from ollama_distributed.client import calls, event_calls, queue_calls, wire
 from ollama_distributed.client.access import SyncKeys, SyncPolicies
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Outcome, Send, Succeeded, attempts
@@ -22,8 +23,10 @@ from ollama_distributed.client.bundles import BundleUpload, Target
 from ollama_distributed.client.cluster import SyncCluster, SyncConfig, SyncNodes, SyncRoutes
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.events import reader_of
+from ollama_distributed.client.following import Event, Follower
 from ollama_distributed.client.people import SyncAuth, SyncUsers
 from ollama_distributed.client.reattach import Held
+from ollama_distributed.client.sockets import follow_sync
 from ollama_distributed.client.sync_models import SyncModels
 from ollama_distributed.client.transport import ERROR_BODY_BYTES, TIMEOUT_S, Settings, failure_of
 from ollama_distributed.client.usage import SyncUsage
@@ -114,6 +117,25 @@ class SyncClient:
     def queue(self, node: str = "") -> QueueAnswer:
         """Who waits at which model: of all nodes, or of one."""
         return self._run(queue_calls.queue(node))
+
+    def events(
+        self, *channels: Channel, of: str = "", idle_s: float | None = None
+    ) -> Generator[Event, None, None]:
+        """Follow what happens, over a WebSocket, until the loop is left: first what there is (`what` is
+        "now", then once "ready"), then what changes.
+
+        A lost connection is opened again (`retries` above 0), and what was missed meanwhile is told.
+
+        Args:
+            channels: queue (one's own requests that wait), queues, nodes, metrics, transfers.
+            of: only of that request, node or transfer.
+            idle_s: also gives an event "idle" when nothing came for so long.
+        """
+        return follow_sync(self._settings, self._tried, Follower(channels, of), idle_s)
+
+    def channels(self) -> ChannelsAnswer:
+        """What one may follow with `events`."""
+        return self._run(event_calls.channels())
 
     def health(self) -> wire.Health:
         return self._run(calls.health())

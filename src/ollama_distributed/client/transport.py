@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ollama_distributed._version import __version__
+from ollama_distributed.base import events
 from ollama_distributed.base.priority import Priority
 from ollama_distributed.client import address
 from ollama_distributed.client.attempts import Failure, Servers
@@ -26,6 +27,10 @@ TIMEOUT_S = 600.0
 """Longest silence of a server that works: a large model may load for minutes before its first
 byte. A server that is gone is noticed by `CONNECT_TIMEOUT_S` or by its closed connection."""
 CONNECT_TIMEOUT_S = 5.0
+CLOSE_S = 1.0
+"""For a WebSocket's server to say goodbye."""
+MOST_MESSAGE_BYTES = 16 * 1024 * 1024
+"""Of a WebSocket: a node with thousands of queued models stays far below."""
 ERROR_BODY_BYTES = 1024 * 1024
 """Most of an error's body that is read."""
 BLOB_CHUNK_BYTES = 1024 * 1024
@@ -80,6 +85,28 @@ class Settings:
             "trust_env": not address.is_loopback(url),
             "verify": self._tls(url),
         }
+
+    def socket_arguments(self, url: str) -> dict[str, Any]:
+        """For `websockets.sync.client.connect` and its async twin; as `httpx_arguments`."""
+        return {
+            "uri": "ws" + url.removeprefix("http") + events.PATH,
+            "additional_headers": self._headers,
+            "user_agent_header": None,
+            "compression": None,
+            "proxy": None if address.is_loopback(url) else True,
+            "ssl": self._context(url),
+            "open_timeout": min(CONNECT_TIMEOUT_S, self.timeout_s),
+            "close_timeout": CLOSE_S,
+            "max_size": MOST_MESSAGE_BYTES,
+        }
+
+    def _context(self, url: str) -> ssl.SSLContext | None:
+        if not url.startswith("https://"):
+            return None
+        import httpx
+
+        verify = self._tls(url)
+        return httpx.create_ssl_context(verify) if isinstance(verify, bool) else verify
 
     def _tls(self, url: str) -> bool | ssl.SSLContext:
         if not url.startswith("https://"):

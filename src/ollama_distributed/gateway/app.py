@@ -23,6 +23,8 @@ from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdPath, handler, on_http_exception
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.gateway.disk_port import Disks
+from ollama_distributed.gateway.events.channels import channels_of
+from ollama_distributed.gateway.events.service import Events
 from ollama_distributed.gateway.gate import Gate, Head, request_id
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
@@ -49,6 +51,7 @@ from ollama_distributed.gateway.routes.bundles import bundle_routes
 from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.disk import disk_routes
+from ollama_distributed.gateway.routes.events import event_routes
 from ollama_distributed.gateway.routes.node import node_routes
 from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
@@ -74,9 +77,16 @@ class Gateway:
     """ASGI; `hot` is what the fast protocol calls without ASGI in between."""
 
     def __init__(
-        self, hot: HotPath, cold: ColdPath, routes: list[ColdRoute], tasks: Tasks, gate: Gate
+        self,
+        hot: HotPath,
+        cold: ColdPath,
+        routes: list[ColdRoute],
+        tasks: Tasks,
+        gate: Gate,
+        events: Events,
     ) -> None:
         self.hot = hot
+        self._events = events
         self._gate = gate
         self.cold_routes = routes
         self._cold = cold
@@ -90,8 +100,8 @@ class Gateway:
                 await self._cold(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
-        else:  # no WebSocket route exists yet: refuse the handshake
-            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await self._events(scope, receive, send)
 
     def use(self, policy: SitePolicy) -> None:
         """Other host names and origins from now on."""
@@ -200,8 +210,10 @@ def create_app(
     def document() -> dict[str, Any]:
         return openapi.document(HOT_ROUTES, routes, version=version.version)
 
+    channels = channels_of(queues, cluster, moves)
     routes = [
         *node_routes(node, document),
+        *event_routes(channels),
         *(transfer_routes(moves) if moves is not None else ()),
         *(bundle_routes(bundles) if bundles is not None else ()),
         *(places_routes(places) if places is not None else ()),
@@ -227,7 +239,8 @@ def create_app(
     cold = ColdPath(
         _fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload, audit=audit
     )
-    return Gateway(hot, cold, routes, tasks, gate)
+    events = Events(channels, gate=gate, clock=clock, observe=observe, tasks=tasks)
+    return Gateway(hot, cold, routes, tasks, gate, events)
 
 
 def _record_refused(audit: Auditing, head: Head) -> None:

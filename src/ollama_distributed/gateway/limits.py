@@ -29,6 +29,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Most that is read and dropped meanwhile."""
     connections: int = 4096
     """Sockets of this process; the node also keeps them under 80 % of its file descriptors."""
+    sockets: int = 512
+    """WebSockets of this node; each page and script that watches has one."""
+    sockets_per_caller: int = 64
+    """Of them, of one key or person."""
 
     body_bytes: int = 4 * MIB
     """JSON body; a 128k-token prompt is about 0.5 MiB."""

@@ -112,6 +112,14 @@ class SitePolicy:
         return (scheme, name, port) in self._origins or (scheme, name, "*") in self._origins
 
 
+def is_own_origin(origin: str, host: str) -> bool:
+    """Whether a page of exactly this server asks: the same name and port as in the Host header."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if match is None or match[1] not in ("http", "https"):
+        return False
+    return (f"{match[2]}:{match[3]}" if match[3] else match[2]) == host.lower()
+
+
 def check_encoding(headers: Mapping[str, str]) -> None:
     """Refuses a compressed body: it may be a bomb, and JSON of this size needs none.
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import resource
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -33,6 +33,7 @@ from ollama_distributed.base.errors import (
     RequestTimeout,
     Unavailable,
 )
+from ollama_distributed.base.events import PATH as SOCKET_PATH
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.gateway.errors import render_seed
 from ollama_distributed.gateway.gate import request_id
@@ -80,6 +81,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._refusal: OllamaDistributedError | None = None
         self._window_start = 0.0
         self._window_bytes = 0
+        self._upgrading = False
+        """What the parser reads asks for a WebSocket, and gets one."""
         self._asgi_cycle: RequestResponseCycle | None = None
         """The last that was started: `cycle` may be one that waits behind it."""
         self._cycle_transport: Any = _CycleTransport(self)
@@ -88,7 +91,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # ── transport ───────────────────────────────────────────────────────────────────
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # the port is TCP's
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.stream_buffer_bytes)
         self._since = self.loop.time()
@@ -119,6 +122,10 @@ class LimitedProtocol(HttpToolsProtocol):
             self.refuse(self._refusal or Malformed("the request is not valid HTTP/1.1"))
             return
         except httptools.HttpParserUpgrade:
+            if self._upgrading:
+                self.watch.remove(self)
+                self.handle_websocket_upgrade()
+                return
             # An offer (h2c) that we leave unanswered, as RFC 9110 7.8 allows. The parser
             # stops there, so the connection ends with this answer.
             if self.cycle is not None:
@@ -143,6 +150,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self.is_over():  # pipelined behind what ended the connection: stop the parser
             raise Malformed("the connection ended with the answer before this request")
         super().on_message_begin()
+        self._upgrading = False
         self._enter(Phase.HEAD)
         self._head_size = 0
 
@@ -168,11 +176,27 @@ class LimitedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
+        self._upgrading = self.parser.should_upgrade() and self._wants_socket()
         self.begin_body()
         super().on_headers_complete()
-        self.cycle.transport = self._cycle_transport
+        if not self._upgrading:
+            self.cycle.transport = self._cycle_transport
+
+    def _wants_socket(self) -> bool:
+        """At the one path that has them, and not behind a request that is not answered yet."""
+        return (
+            super()._should_upgrade()
+            and self.url.partition(b"?")[0] == SOCKET_PATH.encode("ascii")
+            and self.parser.get_method() == b"GET"
+            and (self.cycle is None or self.cycle.response_complete)
+        )
+
+    def _should_upgrade(self) -> bool:
+        return self._upgrading
 
     def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
         self.body_complete()
         super().on_message_complete()
 
@@ -338,12 +362,20 @@ class _CycleTransport:
         self._protocol.finish()
 
 
+class Watched(Protocol):
+    """A connection: `LimitedProtocol`, or the WebSocket that it became."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def check_deadlines(self, now: float) -> None: ...
+
+
 class Watch:
     """All connections of one app: counts them and checks their deadlines with one timer."""
 
     def __init__(self, limits: Limits) -> None:
         self._most = _most_connections(limits)
-        self._connections: set[LimitedProtocol] = set()
+        self._connections: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
         shortest = min(
             limits.header_deadline_s, limits.body_rate_window_s, limits.reader_deadline_s, limits.idle_s
@@ -353,7 +385,7 @@ class Watch:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def add(self, connection: LimitedProtocol) -> bool:
+    def add(self, connection: Watched) -> bool:
         """False: there are too many already."""
         if len(self._connections) >= self._most:
             return False
@@ -362,11 +394,11 @@ class Watch:
             self._arm(connection.loop)
         return True
 
-    def holds(self, connection: LimitedProtocol) -> bool:
+    def holds(self, connection: Watched) -> bool:
         """Whether it is looked at: one that came when there were too many is not."""
         return connection in self._connections
 
-    def remove(self, connection: LimitedProtocol) -> None:
+    def remove(self, connection: Watched) -> None:
         self._connections.discard(connection)
         if not self._connections and self._timer is not None:
             self._timer.cancel()

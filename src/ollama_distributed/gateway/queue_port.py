@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from ollama_distributed.base.identity import Identity
-from ollama_distributed.base.queue import QueueAnswer, QueueFigures
+from ollama_distributed.base.queue import QueueAnswer, QueueFigures, QueueWaiting
 from ollama_distributed.gateway.queueing import Turn
 
 
@@ -20,6 +21,10 @@ class Queues(Protocol):
         Raises:
             NotFound, Conflict: there is no such node, or several.
         """
+        ...
+
+    async def waiting(self) -> Sequence[QueueWaiting]:
+        """Each request that waits, of all nodes that live."""
         ...
 
     def shed(self, identity: Identity, turn: Turn) -> None:

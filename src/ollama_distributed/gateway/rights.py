@@ -86,6 +86,7 @@ _ROWS: tuple[tuple[str, str, Resource], ...] = (
     ("*", "/api/v1/config*", "config"),
     # Who may do what.
     ("*", "/api/v1/auth*", "account"),
+    ("GET", "/api/v1/ws", "account"),
     ("*", "/api/v1/keys*", "keys"),
     ("*", "/api/v1/policies*", "policies"),
     ("*", "/api/v1/users*", "users"),

@@ -13,8 +13,10 @@ import uvicorn
 
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway
+from ollama_distributed.gateway.events.connection import MOST_MESSAGE_BYTES
 from ollama_distributed.gateway.fast import fast_protocol_class
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.websocket import socket_class
 from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
 from ollama_distributed.node.listeners import bound
 
@@ -171,10 +173,13 @@ async def serve(
 
 
 def _http(app: Gateway, limits: Limits, drain_s: int, context: ssl.SSLContext | None) -> uvicorn.Config:
+    http = fast_protocol_class(app.hot, limits)
     return uvicorn.Config(
         app,
-        http=fast_protocol_class(app.hot, limits),
-        ws="none",
+        http=http,
+        ws=socket_class(http),
+        ws_max_size=MOST_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # 1 MB of zeros comes as 1 KB
         lifespan="off",
         log_config=None,
         access_log=False,

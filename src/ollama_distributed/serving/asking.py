@@ -30,6 +30,8 @@ def generation(request: InferenceRequest, *, goes_on: bool = False) -> Ask:
         most_tokens=most if most is not None and most >= 0 else None,
         within_s=None if goes_on else request.within_s,
         progress=request.progress,
+        request_id=request.request_id,
+        user=request.identity.user,
     )
 
 
@@ -48,6 +50,8 @@ def question(request: EmbedRequest | RerankRequest) -> Ask:
         prompt_tokens=size,
         most_tokens=0,
         within_s=request.within_s,
+        request_id=request.request_id,
+        user=request.identity.user,
     )
 
 

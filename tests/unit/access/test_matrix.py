@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.access_world import MemoryBook, call
+from tests.event_sockets import AsgiSocket, opened
 from tests.gateway_bench import HELLO, WALL, Clock
 
 from ollama_distributed.access.desk import AccessDesk
@@ -20,9 +21,11 @@ from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.roles import INFERENCE, MAY, Right
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.errors import NotOffered
+from ollama_distributed.base.events import CHANNELS
 from ollama_distributed.base.identity import ROLES, Role
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.gateway.app import Gateway, create_app
+from ollama_distributed.gateway.events import hub
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.gateway.rights import PUBLIC, resource_of, right_of
 from ollama_distributed.testing.inference import ScriptedInference
@@ -65,7 +68,7 @@ class World:
         self.keys["stranger"], _ = make_key("admin", now=0.0)
         self.keys["malformed"] = self.keys["admin"][:-1] + "!"
         records += [expired, msgspec.structs.replace(revoked, revoked_at=WALL - 1), other]
-        authenticator = Authenticator(records, require_key=False, wall=lambda: WALL)
+        authenticator = self.authenticator = Authenticator(records, require_key=False, wall=lambda: WALL)
         desk = AccessDesk(
             MemoryBook(), authenticator, lambda: WALL, node=NodeId("n1"), last_used=lambda _: None
         )
@@ -112,6 +115,25 @@ async def test_every_route_by_every_caller() -> None:
             assert status != 401, (method, path, kind)
             may = right is None or right in MAY[role]
             assert (status == 403) != may, (method, path, kind, right, status)
+
+
+async def test_every_channel_of_the_websocket_by_every_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict of the REST route with the same answer."""
+    monkeypatch.setattr(hub, "FIRST_S", 0.01)
+    world = World()
+    channels = world.app._events.hub.channels
+    assert set(channels) == set(CHANNELS)
+    for kind in (*NOBODY, *KEYED, "local", "other tenant"):
+        peer = HERE if kind == "local" else REMOTE
+        socket = AsgiSocket(world.keys.get(kind, ""), peer=peer)
+        async with opened(world.app, socket):
+            assert (socket.status == 401) == (kind in NOBODY), (kind, socket.status)
+            for name, channel in channels.items() if socket.status == 101 else ():
+                socket.subscribe(name)
+                # Nothing of this node can be asked: who may is told so, who may not, that.
+                told = await socket.until("error", channel=name)
+                status = await world.status("GET", channel.path, kind)
+                assert (told["data"]["code"] == "forbidden") == (status == 403), (kind, name, told)
 
 
 def test_a_route_without_a_row_cannot_be_registered() -> None:

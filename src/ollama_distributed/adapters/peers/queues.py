@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.base.queue import QueueNode
+from ollama_distributed.base.queue import QueueNode, QueueWaiting
 from ollama_distributed.cluster.identity.ca import Peer
 
-SHOW = "queue/show"
+SHOW, WAITING = "queue/show", "queue/waiting"
 SHOW_S = 2.0
 """Somebody looks on, and a node that is slower says nothing worth the wait."""
 
@@ -30,11 +30,20 @@ class QueueExchange:
     async def queue(self, node: NodeId) -> QueueNode:
         return await self._pool.ask(node, SHOW, QueueAsk(), QueueNode, deadline_s=SHOW_S, fresh=False)
 
+    async def waiting(self, node: NodeId) -> QueueWaiting:
+        return await self._pool.ask(node, WAITING, QueueAsk(), QueueWaiting, deadline_s=SHOW_S, fresh=False)
 
-def open_queue_door(door: PeerDoor, own: Callable[[], QueueNode]) -> None:
+
+def open_queue_door(
+    door: PeerDoor, own: Callable[[], QueueNode], own_waiting: Callable[[], Awaitable[QueueWaiting]]
+) -> None:
     """Answer other nodes' questions about this node's queue."""
 
     async def show(_peer: Peer, _ask: QueueAsk) -> QueueNode:
         return own()
 
+    async def waiting(_peer: Peer, _ask: QueueAsk) -> QueueWaiting:
+        return await own_waiting()
+
     door.add(SHOW, show, QueueAsk)
+    door.add(WAITING, waiting, QueueAsk)

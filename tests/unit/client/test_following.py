@@ -1,0 +1,96 @@
+"""What a caller of `events` sees, through gaps and new connections."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from ollama_distributed.client import errors
+from ollama_distributed.client.following import Follower
+
+
+def told(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, **fields})
+
+
+def busy(event: str, node: str, cpu: float) -> str:
+    return told("metrics", event=event, id=node, time=1.0, data={"node": node, "cpu_usage": cpu})
+
+
+def heard(follower: Follower, *messages: str) -> list[tuple[str, str]]:
+    return [(event.what, event.id) for text in messages for event in follower.heard(text)[0]]
+
+
+READY = told("subscribed", channel="metrics", time=1.0)
+
+
+def test_what_there_is_then_ready_then_changes() -> None:
+    follower = Follower(["metrics"], of="a")
+    assert [json.loads(one) for one in follower.begin()] == [
+        {"type": "subscribe", "channel": "metrics", "id": "a"}
+    ]
+    assert heard(follower, busy("now", "a", 1.0), READY) == [("now", "a"), ("ready", "")]
+    assert heard(follower, busy("changed", "a", 2.0), busy("gone", "a", 2.0)) == [
+        ("changed", "a"),
+        ("gone", "a"),
+    ]
+
+
+@pytest.mark.parametrize("again", ["gap", "connection"])
+def test_after_a_gap_or_a_new_connection_only_what_is_not_as_it_was(again: str) -> None:
+    follower = Follower(["metrics"])
+    follower.begin()
+    heard(follower, *(busy("now", name, 1.0) for name in "abc"), READY)
+    if again == "gap":
+        events, commands = follower.heard(told("gap", data={"dropped": 3}))
+        assert events == []
+    else:
+        commands = follower.begin()
+    assert len(commands) == 1
+    assert heard(follower, busy("now", "a", 1.0), busy("now", "b", 9.0), busy("now", "d", 1.0), READY) == [
+        ("changed", "b"),
+        ("now", "d"),
+        ("gone", "c"),
+        ("ready", ""),
+    ]
+
+
+def test_what_changes_while_it_is_told_what_there_is() -> None:
+    follower = Follower(["metrics"])
+    follower.begin()
+    assert heard(follower, busy("now", "a", 1.0), busy("gone", "a", 1.0), READY) == [
+        ("now", "a"),
+        ("gone", "a"),
+        ("ready", ""),
+    ]
+
+
+def test_a_channel_that_is_refused_or_taken_away() -> None:
+    for kind in ("error", "unsubscribed"):
+        follower = Follower(["metrics"])
+        with pytest.raises(errors.Forbidden, match="not for you"):
+            follower.heard(
+                told(kind, channel="metrics", data={"code": "forbidden", "message": "not for you"})
+            )
+
+
+def test_why_a_connection_ended() -> None:
+    follower = Follower(["metrics"])
+    refused = follower.lost(1008, "unauthenticated")
+    assert isinstance(refused, errors.Unauthenticated)
+    assert not refused.retryable
+    assert follower.lost(1013, "an hour is over").retryable
+
+
+def test_a_newer_server_may_say_more() -> None:
+    follower = Follower(["metrics"])
+    assert follower.heard(told("something", data={"x": 1}, more=2)) == ([], [])
+
+
+def test_channels_are_known_by_name() -> None:
+    with pytest.raises(ValueError, match="queue"):
+        Follower([])
+    with pytest.raises(ValueError, match="queue"):
+        Follower(["*"])  # type: ignore[list-item]  # that is the point
