@@ -1,50 +1,50 @@
-"""`client.keys` and `client.policies`, for both clients; as `client.cluster` is made."""
+"""`client.keys` and `client.policies`: for both clients."""
 
 from __future__ import annotations
 
 from ollama_distributed.client import access_calls as calls
-from ollama_distributed.client.cluster import _Group, _run, _run_sync, _SyncGroup
+from ollama_distributed.client.groups import Group, SyncGroup, run, run_sync
 
 
-class Keys(_Group):
+class Keys(Group):
     """API keys, and who one is: `client.keys`."""
 
-    list = _run(calls.list_keys)
-    get = _run(calls.get_key)
-    create = _run(calls.create_key)
-    rotate = _run(calls.rotate_key)
-    revoke = _run(calls.revoke_key)
-    whoami = _run(calls.whoami)
+    list = run(calls.list_keys)
+    get = run(calls.get_key)
+    create = run(calls.create_key)
+    rotate = run(calls.rotate_key)
+    revoke = run(calls.revoke_key)
+    whoami = run(calls.whoami)
 
 
-class Policies(_Group):
+class Policies(Group):
     """What keys, roles and teams may do: `client.policies`."""
 
-    list = _run(calls.list_policies)
-    get = _run(calls.get_policy)
-    create = _run(calls.create_policy)
-    set = _run(calls.set_policy)
-    delete = _run(calls.delete_policy)
-    explain = _run(calls.explain_policy)
+    list = run(calls.list_policies)
+    get = run(calls.get_policy)
+    create = run(calls.create_policy)
+    set = run(calls.set_policy)
+    delete = run(calls.delete_policy)
+    explain = run(calls.explain_policy)
 
 
-class SyncKeys(_SyncGroup):
+class SyncKeys(SyncGroup):
     """API keys, and who one is: `client.keys`."""
 
-    list = _run_sync(calls.list_keys)
-    get = _run_sync(calls.get_key)
-    create = _run_sync(calls.create_key)
-    rotate = _run_sync(calls.rotate_key)
-    revoke = _run_sync(calls.revoke_key)
-    whoami = _run_sync(calls.whoami)
+    list = run_sync(calls.list_keys)
+    get = run_sync(calls.get_key)
+    create = run_sync(calls.create_key)
+    rotate = run_sync(calls.rotate_key)
+    revoke = run_sync(calls.revoke_key)
+    whoami = run_sync(calls.whoami)
 
 
-class SyncPolicies(_SyncGroup):
+class SyncPolicies(SyncGroup):
     """What keys, roles and teams may do: `client.policies`."""
 
-    list = _run_sync(calls.list_policies)
-    get = _run_sync(calls.get_policy)
-    create = _run_sync(calls.create_policy)
-    set = _run_sync(calls.set_policy)
-    delete = _run_sync(calls.delete_policy)
-    explain = _run_sync(calls.explain_policy)
+    list = run_sync(calls.list_policies)
+    get = run_sync(calls.get_policy)
+    create = run_sync(calls.create_policy)
+    set = run_sync(calls.set_policy)
+    delete = run_sync(calls.delete_policy)
+    explain = run_sync(calls.explain_policy)

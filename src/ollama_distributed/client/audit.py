@@ -1,20 +1,20 @@
-"""`client.audit`: for both clients, as `cluster.py`."""
+"""`client.audit`: for both clients."""
 
 from __future__ import annotations
 
 from ollama_distributed.client import audit_calls as calls
-from ollama_distributed.client.cluster import _Group, _run, _run_sync, _SyncGroup
+from ollama_distributed.client.groups import Group, SyncGroup, run, run_sync
 
 
-class Audit(_Group):
+class Audit(Group):
     """Who changed what: `client.audit`."""
 
-    page = _run(calls.page)
-    verify = _run(calls.verify)
+    page = run(calls.page)
+    verify = run(calls.verify)
 
 
-class SyncAudit(_SyncGroup):
+class SyncAudit(SyncGroup):
     """Who changed what: `client.audit`."""
 
-    page = _run_sync(calls.page)
-    verify = _run_sync(calls.verify)
+    page = run_sync(calls.page)
+    verify = run_sync(calls.verify)

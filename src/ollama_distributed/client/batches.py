@@ -1,4 +1,4 @@
-"""`client.files` and `client.batches`: for both clients, as `cluster.py`."""
+"""`client.files` and `client.batches`: for both clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ollama_distributed.base.batches import FileObject
 from ollama_distributed.client import batch_calls as calls
 from ollama_distributed.client.blobs import OnProgress, Upload
 from ollama_distributed.client.bundles import Target
-from ollama_distributed.client.cluster import _Group, _run, _run_sync, _SyncGroup
+from ollama_distributed.client.groups import Group, SyncGroup, run, run_sync
 
 
 class FormUpload(Upload):
@@ -63,13 +63,13 @@ def form(
     return FormUpload(source, named, expires_after_s, on_progress)
 
 
-class Files(_Group):
+class Files(Group):
     """Requests and results of batches: `client.files`."""
 
-    list = _run(calls.list_files)
-    get = _run(calls.get_file)
-    delete = _run(calls.delete_file)
-    content = _run(calls.file_content)
+    list = run(calls.list_files)
+    get = run(calls.get_file)
+    delete = run(calls.delete_file)
+    content = run(calls.file_content)
 
     async def upload(
         self,
@@ -90,22 +90,22 @@ class Files(_Group):
         return await self._client._save(calls.file_content(file_id), Target(to, on_progress))
 
 
-class Batches(_Group):
+class Batches(Group):
     """Requests that nobody waits for, answered in idle slots: `client.batches`."""
 
-    create = _run(calls.create_batch)
-    list = _run(calls.list_batches)
-    get = _run(calls.get_batch)
-    cancel = _run(calls.cancel_batch)
+    create = run(calls.create_batch)
+    list = run(calls.list_batches)
+    get = run(calls.get_batch)
+    cancel = run(calls.cancel_batch)
 
 
-class SyncFiles(_SyncGroup):
+class SyncFiles(SyncGroup):
     """Requests and results of batches: `client.files`."""
 
-    list = _run_sync(calls.list_files)
-    get = _run_sync(calls.get_file)
-    delete = _run_sync(calls.delete_file)
-    content = _run_sync(calls.file_content)
+    list = run_sync(calls.list_files)
+    get = run_sync(calls.get_file)
+    delete = run_sync(calls.delete_file)
+    content = run_sync(calls.file_content)
 
     def upload(
         self,
@@ -124,10 +124,10 @@ class SyncFiles(_SyncGroup):
         return self._client._save(calls.file_content(file_id), Target(to, on_progress))
 
 
-class SyncBatches(_SyncGroup):
+class SyncBatches(SyncGroup):
     """Requests that nobody waits for, answered in idle slots: `client.batches`."""
 
-    create = _run_sync(calls.create_batch)
-    list = _run_sync(calls.list_batches)
-    get = _run_sync(calls.get_batch)
-    cancel = _run_sync(calls.cancel_batch)
+    create = run_sync(calls.create_batch)
+    list = run_sync(calls.list_batches)
+    get = run_sync(calls.get_batch)
+    cancel = run_sync(calls.cancel_batch)

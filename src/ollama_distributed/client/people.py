@@ -1,62 +1,62 @@
-"""`client.auth` and `client.users`, for both clients; as `client.cluster` is made."""
+"""`client.auth` and `client.users`: for both clients."""
 
 from __future__ import annotations
 
 from ollama_distributed.client import people_calls as calls
-from ollama_distributed.client.cluster import _Group, _run, _run_sync, _SyncGroup
+from ollama_distributed.client.groups import Group, SyncGroup, run, run_sync
 
 
-class Auth(_Group):
+class Auth(Group):
     """Signing in, and one's own sessions: `client.auth`."""
 
-    login = _run(calls.login)
-    redeem = _run(calls.redeem)
-    logout = _run(calls.logout)
-    refresh = _run(calls.refresh)
-    token = _run(calls.token)
-    session = _run(calls.session)
-    sessions = _run(calls.sessions)
-    end_session = _run(calls.end_session)
-    change_password = _run(calls.change_password)
-    jwks = _run(calls.jwks)
+    login = run(calls.login)
+    redeem = run(calls.redeem)
+    logout = run(calls.logout)
+    refresh = run(calls.refresh)
+    token = run(calls.token)
+    session = run(calls.session)
+    sessions = run(calls.sessions)
+    end_session = run(calls.end_session)
+    change_password = run(calls.change_password)
+    jwks = run(calls.jwks)
 
 
-class Users(_Group):
+class Users(Group):
     """Who may sign in: `client.users`."""
 
-    list = _run(calls.list_users)
-    get = _run(calls.get_user)
-    create = _run(calls.create_user)
-    change = _run(calls.change_user)
-    set_password = _run(calls.set_password)
-    delete = _run(calls.delete_user)
-    sessions = _run(calls.user_sessions)
-    end_sessions = _run(calls.end_user_sessions)
+    list = run(calls.list_users)
+    get = run(calls.get_user)
+    create = run(calls.create_user)
+    change = run(calls.change_user)
+    set_password = run(calls.set_password)
+    delete = run(calls.delete_user)
+    sessions = run(calls.user_sessions)
+    end_sessions = run(calls.end_user_sessions)
 
 
-class SyncAuth(_SyncGroup):
+class SyncAuth(SyncGroup):
     """Signing in, and one's own sessions: `client.auth`."""
 
-    login = _run_sync(calls.login)
-    redeem = _run_sync(calls.redeem)
-    logout = _run_sync(calls.logout)
-    refresh = _run_sync(calls.refresh)
-    token = _run_sync(calls.token)
-    session = _run_sync(calls.session)
-    sessions = _run_sync(calls.sessions)
-    end_session = _run_sync(calls.end_session)
-    change_password = _run_sync(calls.change_password)
-    jwks = _run_sync(calls.jwks)
+    login = run_sync(calls.login)
+    redeem = run_sync(calls.redeem)
+    logout = run_sync(calls.logout)
+    refresh = run_sync(calls.refresh)
+    token = run_sync(calls.token)
+    session = run_sync(calls.session)
+    sessions = run_sync(calls.sessions)
+    end_session = run_sync(calls.end_session)
+    change_password = run_sync(calls.change_password)
+    jwks = run_sync(calls.jwks)
 
 
-class SyncUsers(_SyncGroup):
+class SyncUsers(SyncGroup):
     """Who may sign in: `client.users`."""
 
-    list = _run_sync(calls.list_users)
-    get = _run_sync(calls.get_user)
-    create = _run_sync(calls.create_user)
-    change = _run_sync(calls.change_user)
-    set_password = _run_sync(calls.set_password)
-    delete = _run_sync(calls.delete_user)
-    sessions = _run_sync(calls.user_sessions)
-    end_sessions = _run_sync(calls.end_user_sessions)
+    list = run_sync(calls.list_users)
+    get = run_sync(calls.get_user)
+    create = run_sync(calls.create_user)
+    change = run_sync(calls.change_user)
+    set_password = run_sync(calls.set_password)
+    delete = run_sync(calls.delete_user)
+    sessions = run_sync(calls.user_sessions)
+    end_sessions = run_sync(calls.end_user_sessions)

@@ -1,4 +1,4 @@
-"""`client.usage`: who used what; for both clients, as `cluster.py`."""
+"""`client.usage`: who used what; for both clients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 from ollama_distributed.base import usage as wire
 from ollama_distributed.client.answers import decoder_of
 from ollama_distributed.client.calls import Call
-from ollama_distributed.client.cluster import _Group, _run, _run_sync, _SyncGroup
+from ollama_distributed.client.groups import Group, SyncGroup, run, run_sync
 
 _decode = decoder_of(wire.UsageAnswer)
 
@@ -48,15 +48,15 @@ def _path(by: Sequence[wire.By], start: str | None, end: str | None, key: str, t
     return "/api/v1/usage?" + urlencode({name: text for name, text in asked.items() if text is not None})
 
 
-class Usage(_Group):
+class Usage(Group):
     """`client.usage`."""
 
-    get = _run(get)
-    csv = _run(csv)
+    get = run(get)
+    csv = run(csv)
 
 
-class SyncUsage(_SyncGroup):
+class SyncUsage(SyncGroup):
     """`client.usage`."""
 
-    get = _run_sync(get)
-    csv = _run_sync(csv)
+    get = run_sync(get)
+    csv = run_sync(csv)
