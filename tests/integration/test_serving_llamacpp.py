@@ -15,6 +15,7 @@ from tests.answering import Node, ask, chat, node
 from tests.integration.llamacpp_programs import program_named
 from tests.models import CONCLUSION, EMOJI, HELLO, THOUGHT, WEATHER_CALL, Models, model_spec
 
+from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.base.errors import LoadFailed, RunnerDied
@@ -24,13 +25,17 @@ from ollama_distributed.base.inference import (
     Delta,
     EmbedRequest,
     Failed,
+    InferenceRequest,
     JsonSchema,
     LoadOptions,
     Sampling,
     TextPrompt,
     Tool,
 )
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.ports import CompletionRequest, LoadPlan
+from ollama_distributed.testing.recording import Recording
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 
@@ -95,11 +100,11 @@ async def test_a_prompt_finds_the_slot_that_read_its_beginning(models: Models, t
 
 
 @pytest.mark.parametrize("copies_mib", [0, 512])
-async def test_no_team_finds_what_another_s_prompt_left(
+async def test_no_tenant_finds_what_another_s_prompt_left(
     models: Models, tmp_path: Path, copies_mib: int
 ) -> None:
-    """S-16: `cached_tokens` is 0 across teams, whatever was asked before; inside a team it is not,
-    unless the runner keeps copies that all share."""
+    """S-16: `cached_tokens` is 0 across teams, whatever was asked before; inside a team, or a group
+    that policies name, it is not, unless the runner keeps copies that all share."""
     engine = LlamaCppEngine(
         await program_named("wheel"), runtime_dir=tmp_path / "run", cache_ram_mib=copies_mib
     )
@@ -108,22 +113,46 @@ async def test_no_team_finds_what_another_s_prompt_left(
     texts = ["".join(letters.choice("abcdefgh ") for _ in range(300)) for _ in range(3)]
     async with node(engine, spec, rules=Rules(slots=2, context_tokens=512)) as there:
 
-        async def cached(team: str, text: str) -> int:
+        def asks(team: str, text: str, group: str) -> InferenceRequest:
             prompt = ask(TextPrompt(text=text, raw=True), model="hello", sampling=Sampling(num_predict=1))
-            identity = Identity("user", KeyId(team), team)
-            _, end = await there.finished(msgspec.structs.replace(prompt, identity=identity))
+            identity = Identity("user", KeyId(team), team, policy=Policy(name="p", cache_group=group))
+            return msgspec.structs.replace(prompt, identity=identity)
+
+        async def cached(team: str, text: str, group: str = "") -> int:
+            _, end = await there.finished(asks(team, text, group))
             return end.usage.cached_tokens
 
         for text in texts:
             await cached("red", text)
-        seen = {("red", text) for text in texts}
+        own = {"red"}
         for team, number in (("blue", 0), ("blue", 1), ("red", 0), ("red", 1), ("green", 1), ("blue", 2)):
             count = await cached(team, texts[number])
-            assert count < 10 or (team, texts[number]) in seen, (team, number)
-            seen.add((team, texts[number]))
+            # A text of one's own begins as every text does.
+            assert count == 0 if team not in own else count < 10 or team == "red", (team, number)
+            own.add(team)
         await cached("green", texts[2])
         again = await cached("green", texts[2])
         assert again == 0 if copies_mib else again > 200
+        assert await cached("red", texts[1], "shop") == 0, "a group finds nothing of its teams' own"
+        shared = await cached("blue", texts[1], "shop")
+        assert shared == 0 if copies_mib else shared > 200
+    await engine.close()
+
+
+async def test_who_gives_up_at_once_does_not_read_what_the_slot_keeps(models: Models, tmp_path: Path) -> None:
+    engine = LlamaCppEngine(await program_named("wheel"), runtime_dir=tmp_path / "run", cache_ram_mib=0)
+    plan = LoadPlan(slots=1, context_tokens=512, threads=1)
+    runner = await engine.load(model_spec(models.scripted()), plan)
+
+    def ask_as(tenant: str) -> tuple[Recording, Call]:
+        request = CompletionRequest(prompt="abc " * 80, sampling=Sampling(num_predict=1), tenant=tenant)
+        return (heard := Recording()), runner.generate(request, heard)
+
+    assert (await ask_as("red")[0].done()).cached_tokens == 0
+    for _ in range(3):
+        ask_as("blue")[1].cancel()
+    assert (await ask_as("blue")[0].done()).cached_tokens == 0
+    assert (await ask_as("blue")[0].done()).cached_tokens > 200
     await engine.close()
 
 

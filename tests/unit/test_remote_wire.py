@@ -130,6 +130,24 @@ def test_what_completions_cannot_say(request_: CompletionRequest) -> None:
         openai_wire.completion_body("m", request_, "vllm")
 
 
+def test_a_tenant_s_part_of_vllm_s_cache_is_its_own() -> None:
+    def salts(tenant: str, secret: str = "key", kind: openai_wire.ServerKind = "vllm") -> set[object]:
+        completion = CompletionRequest(prompt="hi", tenant=tenant)
+        chat = ChatRequest(messages=(USER,), tools=(), tenant=tenant)
+        bodies = (
+            openai_wire.completion_body("m", completion, kind, secret=secret),
+            openai_wire.chat_body("m", chat, kind, secret=secret),
+        )
+        return {body.get("cache_salt") for body in bodies}
+
+    (red,) = salts("red")
+    assert isinstance(red, str)
+    assert len(red) == 64
+    assert salts("red") == {red}
+    assert {red} != salts("blue") != salts("blue", secret="other")
+    assert salts("") == salts("red", kind="openai") == {None}, "a strict server refuses what it does not know"
+
+
 def test_tool_choice() -> None:
     request = ChatRequest(messages=(USER,), tools=(CLOCK,), tool_choice=NamedTool("clock"))
     body = openai_wire.chat_body("m", request, "vllm")

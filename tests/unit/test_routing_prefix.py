@@ -17,6 +17,7 @@ from ollama_distributed.base.inference import (
     TokensPrompt,
     Tool,
 )
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.base.tokens import Done, Progress
 from ollama_distributed.routing.blocks import BLOCK_BYTES, MOST_BYTES, Chain, chain_of
 from ollama_distributed.routing.caches import Caches, Trip
@@ -102,7 +103,9 @@ def test_a_model_that_was_loaded_anew_holds_nothing() -> None:
 # ── keys ────────────────────────────────────────────────────────────────────────────
 
 
-def chat(*texts: str, team: str = "default", tools: tuple[Tool, ...] = ()) -> InferenceRequest:
+def chat(
+    *texts: str, team: str = "default", tools: tuple[Tool, ...] = (), group: str = ""
+) -> InferenceRequest:
     roles = ("system", "user", "assistant")
     messages = tuple(
         Message(role=roles[0] if i == 0 else roles[2 - i % 2], content=text)  # type: ignore[arg-type]
@@ -110,7 +113,7 @@ def chat(*texts: str, team: str = "default", tools: tuple[Tool, ...] = ()) -> In
     )
     return InferenceRequest(
         request_id=RequestId("r"),
-        identity=Identity("admin", team=team),
+        identity=Identity("admin", team=team, policy=Policy(name="p", cache_group=group)),
         model="m",
         prompt=ChatPrompt(messages=messages, tools=tools),
     )
@@ -151,8 +154,17 @@ def test_nothing_is_learned_over_teams_models_templates_and_gateways() -> None:
         keys(chat(LONG, "x"), digest="e"),
         keys(chat(LONG, "x"), salt=2),
         keys(chat(LONG, "x", tools=(Tool(name="t"),))),
+        keys(chat(LONG, "x", group="shop")),
+        keys(chat(LONG, "x", team="\x1fshop")),
     ]
     assert all(common(mine, other) == 0 for other in others)
+
+
+def test_teams_whose_policies_name_one_group_share_what_is_learned() -> None:
+    one, two = (keys(chat(LONG, "x", team=team, group="shop")) for team in ("red", "blue"))
+    assert one == two
+    assert common(one, keys(chat(LONG, "x", team="red", group="other"))) == 0
+    assert common(one, keys(chat(LONG, "x", team="shop"))) == 0, "a team is no group"
 
 
 def test_every_kind_of_prompt_has_keys_and_a_bound() -> None:

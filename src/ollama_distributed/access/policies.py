@@ -16,6 +16,7 @@ from ollama_distributed.base.labels import check_node_label
 from ollama_distributed.base.policies import Limits as Limits
 from ollama_distributed.base.policies import Policy as Policy
 from ollama_distributed.models.names import ModelName, name_key
+from ollama_distributed.state.access import POLICY_NAME
 
 MAX_GLOBS = 64
 MAX_GLOB = 256
@@ -96,6 +97,10 @@ def check_policy(policy: Policy) -> None:
         raise Invalid(f"at most {MAX_LABELS} labels of nodes can be asked for", param="nodes")
     for label, value in policy.nodes.items():
         check_node_label(label, value)
+    if policy.cache_group and not POLICY_NAME.fullmatch(policy.cache_group):
+        raise Invalid(
+            "a group's name is 1-40 of a-z, 0-9, _ and -, a letter or digit first", param="cache_group"
+        )
     for role in policy.roles:
         if role not in ROLES or role in NEVER_BOUND:
             usable = ", ".join(role for role in ROLES if role not in NEVER_BOUND)

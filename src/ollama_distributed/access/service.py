@@ -7,10 +7,11 @@ identity, its policy included, is made once when keys or policies change; a requ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from hmac import compare_digest
 
 import msgspec
 
-from ollama_distributed.access.keys import PREFIX, KeyRecord, parse_key, proves
+from ollama_distributed.access.keys import PREFIX, KeyRecord, is_well_formed, parse_key
 from ollama_distributed.access.people import PREFIX as SESSION_PREFIX
 from ollama_distributed.access.people import People, UserRecord
 from ollama_distributed.access.policies import Holding
@@ -41,6 +42,11 @@ class _Known(msgspec.Struct, frozen=True, gc=False):
         return self.identity is not None and self.identity.policy is policy
 
 
+NO_HASH = "0" * 64
+_NOBODY = _Known(KeyRecord(id=KeyId(""), secret_sha256=NO_HASH, role="viewer"), None)
+"""Compared with where a secret is not known."""
+
+
 class Authenticator:
     """Turns a `Caller` into an `Identity`.
 
@@ -57,6 +63,8 @@ class Authenticator:
         self._wall = wall
         self._uses: dict[KeyId, float] = {}
         self._known: dict[KeyId, _Known] = {}
+        self._by_secret: dict[str, _Known] = {}
+        """SHA-256 of a secret, or of the one before it -> whose it is."""
         self._people: People | None = None
         self._bound: dict[str, tuple[UserRecord, Identity]] = {}
         """Identities of persons, each with the record that it was made of."""
@@ -88,12 +96,13 @@ class Authenticator:
         held = self._holding.of(role, team, policy)
         return Identity(role=role, team=team, user=user, policy=held)
 
-    def one_team(self) -> bool:
-        """Whether all who may ask are of one team."""
+    def one_tenant(self) -> bool:
+        """Whether all who may ask share what runners keep of prompts: are of one team, or one group."""
         now = self._wall()
-        teams = {known.record.team for known in self._known.values() if is_good(known.record, now)}
+        keys = (one.identity for one in self._known.values() if is_good(one.record, now))
         people = self._people.users.values() if self._people is not None else ()
-        return len(teams | {user.team for user in people} | {self._local.team}) <= 1
+        asking = (self._local, *filter(None, keys), *(self.bound(one.role, one.team) for one in people))
+        return len({identity.tenant for identity in asking}) == 1
 
     def used(self) -> Mapping[KeyId, float]:
         """When each key was last used here, seconds since the Unix epoch; only grows."""
@@ -102,6 +111,8 @@ class Authenticator:
     def _bind(self) -> None:
         known = {id_: self._held(record) for id_, record in {**self._own, **self._shared}.items()}
         self._known = known
+        self._by_secret = {one.record.old_sha256: one for one in known.values() if one.record.old_sha256}
+        self._by_secret |= {one.record.secret_sha256: one for one in known.values()}
         self._local = self.bound("local", "default")
         self._bound.clear()
         for id_ in self._uses.keys() - known.keys():
@@ -151,17 +162,24 @@ class Authenticator:
         return identity
 
     def _by_key(self, text: str) -> Identity:
+        """Found by the secret's hash, not by the id: for who has no secret of ours, an id that exists
+        and one that does not are one and the same miss, in the same steps (S-12)."""
         key = parse_key(text)
         if key is None:
             raise Unauthenticated(NOT_VALID)
-        known = self._known.get(key.id)
-        record = known.record if known is not None else None
-        now = self._wall()
-        if not proves(key, record, now) or known is None or not is_good(known.record, now):
+        sent, now = key.secret_sha256, self._wall()
+        known = self._by_secret.get(sent, _NOBODY)
+        record = known.record
+        latest = compare_digest(sent, record.secret_sha256)
+        old = compare_digest(sent, record.old_sha256 or NO_HASH) & (now < record.old_until)
+        # Without `and` and `or`, which would leave off at the first that fails.
+        if not ((key.id == record.id) & (latest | old) & is_good(record, now)):
+            raise Unauthenticated(NOT_VALID)
+        if not is_well_formed(text):  # asked last, of who has the secret: a typing error elsewhere
             raise Unauthenticated(NOT_VALID)
         if known.identity is None:
-            raise Forbidden(f"the policy {known.record.policy!r} of this key is not known here")
-        self._uses[key.id] = now
+            raise Forbidden(f"the policy {record.policy!r} of this key is not known here")
+        self._uses[record.id] = now
         return known.identity
 
     def vouch(self, identity: Identity) -> Identity:
@@ -194,13 +212,21 @@ class Authenticator:
         """
         if identity.user:
             if self._people is None or identity.user not in self._people.users:
-                return Identity(role="local", user=identity.user, policy=self._local.policy)
+                return self._stranger(identity)
             return self._vouched_person(identity)
         if identity.key_id is None:
             return self._local
         if identity.key_id in self._known:
             return self.vouch(identity)
-        return Identity(role="local", key_id=identity.key_id, policy=self._local.policy)
+        return self._stranger(identity)
+
+    def _stranger(self, identity: Identity) -> Identity:
+        policy = self._local.policy
+        if identity.team != self._local.team:
+            # It may be just made: the team is not believed, but nobody else's cache gets its prompts.
+            alone = f"of {identity.key_id or identity.user}"  # with a space, as no group's name has
+            policy = msgspec.structs.replace(policy or Policy(name="local"), cache_group=alone)
+        return Identity(role="local", key_id=identity.key_id, user=identity.user, policy=policy)
 
     def _vouched_person(self, identity: Identity) -> Identity:
         user = self._people.users.get(identity.user) if self._people is not None else None

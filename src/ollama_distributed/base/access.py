@@ -79,6 +79,7 @@ class PolicyAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_output: int | None = None
     priority: Priority = "interactive"
     nodes: Mapping[str, str] = {}
+    cache_group: str = ""
     limits: Limits = UNLIMITED
     roles: tuple[str, ...] = ()
     teams: tuple[str, ...] = ()

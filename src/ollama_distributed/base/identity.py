@@ -15,6 +15,9 @@ Role = Literal["admin", "operator", "user", "viewer", "local", "node", "plugin"]
 """`local`: a person at this machine without a key; `node`: a member of the cluster, on its hop."""
 ROLES: tuple[Role, ...] = get_args(Role)
 
+_GROUP = "\x1f"
+"""In no team's name, which is printable."""
+
 
 class Identity(msgspec.Struct, frozen=True):
     """A caller whose key (or loopback address) was checked."""
@@ -41,6 +44,13 @@ class Identity(msgspec.Struct, frozen=True):
     def node_labels(self) -> Mapping[str, str]:
         """What a node must have to serve it; empty: any node may."""
         return {} if self.policy is None else self.policy.nodes
+
+    @property
+    def tenant(self) -> str:
+        """Who finds what its prompts left in caches: its team, or the group that its policy names."""
+        if self.policy is not None and self.policy.cache_group:
+            return _GROUP + self.policy.cache_group
+        return self.team
 
     @property
     def owner(self) -> tuple[str, str, str]:

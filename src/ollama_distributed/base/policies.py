@@ -56,6 +56,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The highest class that a request may have."""
     nodes: Mapping[str, str] = {}
     """Labels: requests run on nodes that have all of these, and data stays there."""
+    cache_group: str = ""
+    """Whoever's policy names the same group shares what runners keep of prompts, over all teams, and can
+    tell by the time to the first token what another asked. Empty: shared within the team only."""
     limits: Limits = UNLIMITED
     roles: tuple[str, ...] = ()
     """Roles that it holds for, where a key names none of its own."""

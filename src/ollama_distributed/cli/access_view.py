@@ -96,6 +96,7 @@ def policy_text(policy: Policy, look: Look) -> str:
             ("max output", Cell(_tokens(policy.max_output))),
             ("priority", Cell(f"{policy.priority} at most")),
             ("nodes", Cell(" ".join(f"{name}={value}" for name, value in sorted(policy.nodes.items())))),
+            ("cache group", Cell(policy.cache_group)),
             ("limits", Cell(", ".join(_limits(policy.limits)))),
             ("holds for", Cell(_holds(policy))),
             ("comment", Cell(policy.comment)),

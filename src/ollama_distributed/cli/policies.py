@@ -65,6 +65,14 @@ class Fields(TypedDict):
             help="Only nodes with this label see its data; may be repeated.",
         ),
     ]
+    cache_group: Annotated[
+        str | None,
+        typer.Option(
+            "--cache-group",
+            metavar="NAME",
+            help="Shares prompt caches with all whose policy names this group; none: within the team only.",
+        ),
+    ]
     requests_per_minute: Annotated[Number, typer.Option("--requests-per-minute", metavar="N")]
     tokens_per_minute: Annotated[Number, typer.Option("--tokens-per-minute", metavar="N")]
     requests_per_month: Annotated[Number, typer.Option("--requests-per-month", metavar="N")]
@@ -133,6 +141,7 @@ def create_policy(
       ollama-distributed policy create small --model 'smollm*' --model 'llama3.2:1b' --max-output 512
       ollama-distributed policy create trial --role user --tokens-per-minute 10000 --priority batch
       ollama-distributed policy create eu-only --team red --node-label zone=eu
+      ollama-distributed policy create shop --team web --team search --cache-group shop
     """
     said = _said(typed)
     session: Session = ctx.obj
@@ -284,6 +293,8 @@ def _said(typed: Mapping[str, Any]) -> dict[str, Any]:
             said[field] = _number(typed[field], field, int)
     if typed["node_label"] is not None:
         said["nodes"] = dict(_label(text) for text in typed["node_label"] if text != NONE)
+    if typed["cache_group"] is not None:
+        said["cache_group"] = "" if typed["cache_group"] == NONE else typed["cache_group"]
     limits: dict[str, Any] = {}
     for field, value in _given_limits(typed).items():
         if value is not None:

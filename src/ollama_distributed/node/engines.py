@@ -31,9 +31,9 @@ class Engines(msgspec.Struct, frozen=True):
     """Those with models of their own."""
 
 
-async def make_engines(settings: Settings, runtime_dir: Path, one_team: Callable[[], bool]) -> Engines:
+async def make_engines(settings: Settings, runtime_dir: Path, one_tenant: Callable[[], bool]) -> Engines:
     """llama.cpp first, then what `engines` adds. `runtime_dir`: of the runners' private folders.
-    `one_team`: whether all requests are of one.
+    `one_tenant`: whether all who may ask share what runners keep of prompts.
 
     Raises:
         LoadFailed: llama.cpp does not run here and nothing else is configured.
@@ -47,7 +47,7 @@ async def make_engines(settings: Settings, runtime_dir: Path, one_team: Callable
                 program,
                 runtime_dir=runtime_dir,
                 load_stall_s=settings.load_timeout,
-                copies=one_team,
+                copies=one_tenant,
                 pace_s=settings.stream_pace,
             )
         )

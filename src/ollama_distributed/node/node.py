@@ -140,7 +140,7 @@ async def _built(
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as closing:
         runners = closing.enter_context(data_dir.runtime(settings.data_dir))
-        engines = await make_engines(settings, runners, authenticator.one_team)
+        engines = await make_engines(settings, runners, authenticator.one_tenant)
         for engine in engines.all:
             closing.push_async_callback(engine.close)
         store = BlobStore(settings.store_dir)

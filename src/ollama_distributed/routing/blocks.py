@@ -2,8 +2,8 @@
 
 Nothing is rendered: the chain is made of what templates are fed with (tools, system, messages, or
 the text itself), in the order in which they put it. Each key covers a KiB and, through its seed,
-all before it, so equal keys mean equal beginnings. The first seed holds team, model and template:
-what one team sent tells nothing of what another's prompts would find cached.
+all before it, so equal keys mean equal beginnings. The first seed holds tenant, model and template:
+what one tenant sent tells nothing of what another's prompts would find cached.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def chain_of(request: InferenceRequest, key: str, digest: str, salt: int) -> Cha
         parts.add(prompt.text)
     elif isinstance(prompt, TokensPrompt):
         parts.add_ids(prompt.ids)
-    seed = _hash("\x1e".join((request.identity.team, key, digest, template)).encode(), salt)
+    seed = _hash("\x1e".join((request.identity.tenant, key, digest, template)).encode(), salt)
     data = "\x1e".join(parts.texts).encode("utf-8", "surrogatepass")
     keys = []
     for at in range(0, min(len(data), MOST_BYTES) // BLOCK_BYTES * BLOCK_BYTES, BLOCK_BYTES):

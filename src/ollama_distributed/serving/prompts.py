@@ -315,7 +315,7 @@ def _parsed_by_engine(
         think=thinking_of(spec, request),
         top_logprobs=request.top_logprobs if request.logprobs else None,
         whole=request.whole,
-        tenant=request.identity.team,
+        tenant=request.identity.tenant,
     )
     return Prompt(ask=ask, images=len(_images(messages)))
 
@@ -357,7 +357,7 @@ def completion(
         top_logprobs=request.top_logprobs if request.logprobs else None,
         # -2: until the context is full, which is where sliding it would go on.
         shift=request.shift and request.sampling.num_predict != -2,
-        tenant=request.identity.team,
+        tenant=request.identity.tenant,
     )
 
 

@@ -18,7 +18,7 @@ from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.access import ExplainAsk, KeyAsk, PolicyAsk, RotateAsk
 from ollama_distributed.base.errors import Forbidden, Invalid, ModelNotFound, Unauthenticated
 from ollama_distributed.base.identity import Identity
-from ollama_distributed.base.ids import NodeId
+from ollama_distributed.base.ids import KeyId, NodeId
 from ollama_distributed.base.inference import Failed, InferenceRequest
 from ollama_distributed.base.policies import Limits, Policy
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
@@ -222,12 +222,59 @@ def test_globs_of_models(glob: str, name: str, fits: bool) -> None:
         Policy(name="p", roles=("root",)),
         Policy(name="p", nodes={"": "x"}),
         Policy(name="p", limits=Limits(tokens_per_minute=-1)),
+        Policy(name="p", cache_group="two words"),
     ],
     ids=str,
 )
 def test_what_no_policy_can_be(policy: Policy) -> None:
     with pytest.raises(Invalid):
         check_policy(policy)
+
+
+# ── who shares what prompts leave in caches ─────────────────────────────────────────
+
+
+def test_caches_are_a_team_s_or_a_group_s_that_policies_name() -> None:
+    def tenant(team: str, group: str = "") -> str:
+        return Identity("user", KeyId("k"), team, policy=Policy(name="p", cache_group=group)).tenant
+
+    assert tenant("red") == Identity("viewer", team="red").tenant != tenant("blue")
+    assert tenant("red", "shop") == tenant("blue", "shop")
+    assert len({tenant("red", "shop"), tenant("red", "red"), tenant("red"), tenant("shop")}) == 4
+
+
+def test_whom_a_node_does_not_know_yet_finds_no_other_team_s_prompts() -> None:
+    knows = Authenticator([], require_key=True, wall=lambda: WALL)
+    made_now, another, person = (
+        knows.told(who)
+        for who in (
+            Identity("user", KeyId("k1"), "red"),
+            Identity("user", KeyId("k2"), "red"),
+            Identity("user", team="red", user="ann"),
+        )
+    )
+    assert {one.role for one in (made_now, another, person)} == {"local"}
+    assert len({"default", "red", made_now.tenant, another.tenant, person.tenant}) == 5
+    admin_of_its_own_node = knows.told(Identity("admin", KeyId("k3")))
+    assert admin_of_its_own_node.tenant == "default"
+
+
+async def test_one_group_for_all_is_one_tenant_and_ends_with_the_policy() -> None:
+    world = World()
+    assert world.authenticator.one_tenant()
+    body = {"name": "all", "cache_group": "all", "roles": ["user", "local"]}
+    status, made = await world.ask("POST", "/api/v1/policies", body)
+    assert (status, made["cache_group"]) == (201, "all")
+    red, blue = [world.who(await world.key(team=team)) for team in ("red", "blue")]
+    assert red.tenant == blue.tenant != red.team
+    assert not world.authenticator.one_tenant(), "the admin's key is in no group"
+    (_, admin), (_, user) = (make_key(role, now=0.0, policy="all") for role in ("admin", "user"))
+    alone = Authenticator([admin, user], require_key=True, wall=lambda: WALL)
+    alone.share({}, world.book.policies())
+    assert alone.one_tenant()
+    body = {"cache_group": "", "roles": ["user", "local"]}
+    assert (await world.ask("PUT", "/api/v1/policies/all", body))[0] == 200
+    assert world.who(await world.key(team="red")).tenant == "red"
 
 
 def test_a_policy_never_adds() -> None:

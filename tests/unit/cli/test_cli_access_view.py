@@ -20,7 +20,7 @@ ROW = wire.KeyRow(
     created_at=NOW - 7200, expires_at=NOW + 3 * 86_400, last_used_at=NOW - 5,
 )  # fmt: skip
 SMALL = Policy(
-    name="small", version=3, models=("a*",), max_output=9, teams=("red",),
+    name="small", version=3, models=("a*",), max_output=9, teams=("red",), cache_group="shop",
     limits=Limits(tokens_per_minute=1000, budget_per_month=2.5, shared_by="team"),
 )  # fmt: skip
 
@@ -50,6 +50,7 @@ def test_a_key_and_a_policy_in_full() -> None:
     assert "1000 tokens/min, 2.5 money/month, a team together" in text
     assert "9 tokens" in text
     assert "team red" in text
+    assert "shop" in text
 
 
 def test_a_verdict_says_why() -> None:
@@ -65,13 +66,15 @@ def test_a_verdict_says_why() -> None:
 def test_what_is_typed_becomes_a_policy_and_only_that() -> None:
     nothing = dict.fromkeys(
         ("model", "route", "role", "team", "read_only", "priority", "comment", "max_context",
-         "max_output", "node_label", *access._LIMITS)
+         "max_output", "node_label", "cache_group", *access._LIMITS)
     )  # fmt: skip
     assert access._said(nothing) == {}
     typed = {**nothing, "model": ["a*"], "max_output": "none", "node_label": ["zone=eu"], "concurrency": "4"}
     assert access._said(typed) == {
         "models": ("a*",), "max_output": None, "nodes": {"zone": "eu"}, "limits": Limits(concurrency=4),
     }  # fmt: skip
+    for typed_group, group in (("shop", "shop"), ("none", "")):
+        assert access._said({**nothing, "cache_group": typed_group}) == {"cache_group": group}
     for wrong in ({"max_output": "many"}, {"node_label": ["zone"]}):
         with pytest.raises(typer.BadParameter):
             access._said({**nothing, **wrong})
@@ -86,6 +89,6 @@ def test_the_calls_say_what_the_server_reads() -> None:
     changed = calls.set_policy(SMALL)
     assert changed.path == "/api/v1/policies/small"
     ask = msgspec.json.decode(changed.body or b"", type=wire.PolicyAsk)
-    assert (ask.version, ask.max_output, ask.limits) == (3, 9, SMALL.limits)
+    assert (ask.version, ask.max_output, ask.cache_group, ask.limits) == (3, 9, "shop", SMALL.limits)
     with pytest.raises(InvalidName):
         calls.get_key("../users")

@@ -79,6 +79,8 @@ class Call:
         self._error_body = bytearray()
         self._paused = False
         self._over = False
+        self.whole = False
+        """It had its whole answer."""
 
     # ── the caller's side (`Generation`) ────────────────────────────────────────────
 
@@ -230,7 +232,7 @@ class Call:
         """`complete`: the server has said its last word, or is about to."""
         if self._over:
             return
-        self._over = True
+        self._over, self.whole = True, complete
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
         if self._exchange is None:

@@ -296,14 +296,14 @@ class LlamaCppRunner:
         if not request.tenant:
             return {}
         if (before := self._seats.pop(call, None)) is not None:
-            self._slots.leave(before)
+            self._slots.leave(before, whole=False)
         seat = self._seats[call] = self._slots.take(request.tenant, beginning(request))
         return seat.fields
 
     def _call_over(self, call: Call) -> None:
         self._calls.discard(call)
         if (seat := self._seats.pop(call, None)) is not None:
-            self._slots.leave(seat)
+            self._slots.leave(seat, whole=call.whole)
 
     async def _refuse(self) -> None:
         raise self._unavailable()

@@ -1,10 +1,15 @@
 """Which slot of a runner a request gets, so that no tenant finds what another's prompt left.
 
-While one tenant alone uses a runner, llama.cpp chooses: it finds the slot, or the copy in memory,
-that read the prompt's beginning. From the first request of a second tenant on we choose: each slot
-belongs to the tenant that used it last, and one that changes hands forgets first. The copies in memory
-are shared by all slots, also by a request that names its own (tried): a runner that keeps some serves
-several tenants without looking back at all. Pure.
+A runner that keeps copies of prompts in memory shares them between all slots, also for a request that
+names its own (tried). It is loaded while there is one tenant, and llama.cpp chooses: it finds the slot,
+or the copy, that read the prompt's beginning. From the first request of a second tenant on, nobody looks
+back there.
+
+In a runner without copies we choose. A slot is read from only by its holder: the tenant whose prompts
+surely are all that it keeps. Who takes another's slot reads anew, and holds it once such a request had
+its whole answer with nobody else in the slot: one that was cancelled may never have begun, and what is
+kept there may still be the other's. Pure; above it, a runner gets as many requests at once as it has
+slots.
 
 Sources: PROMPTPEEK (NDSS 2025); vLLM CVE-2025-46570 (time to first token tells a prefix hit).
 """
@@ -20,12 +25,19 @@ from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
 COMPARED = 4_096
 """Characters of a prompt's beginning that tell which slot of a tenant has read most of it."""
 
+SIMILAR = 0.1
+"""Of a prompt, which a slot must have read to be taken for it; llama.cpp's own figure."""
+
 
 class Seat(msgspec.Struct, frozen=True):
     slot: int
     """Negative: whichever llama.cpp takes."""
     clean: bool
     """What is kept there may be somebody else's: nothing of it is used."""
+    turn: int = 0
+    """Counts the requests of the runner."""
+    alone: bool = True
+    """Nobody was in the slot."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -39,7 +51,12 @@ CLEAN = Seat(-1, clean=True)
 
 
 class _Slot(msgspec.Struct):
-    tenant: str
+    tenant: str = ""
+    """Who took it last; empty: nobody yet."""
+    since: int = 0
+    """Its first turn of those that nobody else's interrupted."""
+    held: bool = False
+    """What is kept there surely is this tenant's."""
     busy: int = 0
     used: int = 0
     text: str = ""
@@ -49,40 +66,47 @@ class Slots:
     """Of one runner. `copies`: it keeps prompts in memory beside its slots."""
 
     def __init__(self, count: int, *, copies: bool) -> None:
-        self._count = count
         self._copies = copies
         self._first = ""
-        self._slots: list[_Slot] = []
-        """Empty while there is one tenant."""
+        self._shared = False
+        """More than one tenant has come."""
+        self._slots = [_Slot() for _ in range(count)]
         self._turn = 0
 
     def take(self, tenant: str, text: str) -> Seat:
         """`text`: the prompt's beginning. To be given back with `leave`."""
-        if not self._slots:
-            if self._first in ("", tenant):
-                self._first = tenant
-                return ANY
-            self._slots = [_Slot(self._first) for _ in range(self._count)]
         if self._copies:
-            return CLEAN
+            self._first = self._first or tenant
+            self._shared = self._shared or tenant != self._first
+            return CLEAN if self._shared else ANY
         self._turn += 1
-        number = min(range(self._count), key=lambda one: self._rank(self._slots[one], tenant, text))
-        slot = self._slots[number]
-        clean = slot.tenant != tenant
-        slot.tenant, slot.text, slot.used = tenant, text, self._turn
+        slot = min(self._slots, key=lambda one: self._rank(one, tenant, text))
+        if slot.tenant != tenant:
+            slot.held = not slot.tenant  # nobody has left anything there
+            slot.tenant, slot.since = tenant, self._turn
+        seat = Seat(self._slots.index(slot), not slot.held, self._turn, not slot.busy)
+        slot.text, slot.used = text, self._turn
         slot.busy += 1
-        return Seat(number, clean)
+        return seat
 
-    def leave(self, seat: Seat) -> None:
-        if seat.slot >= 0:
-            self._slots[seat.slot].busy -= 1
+    def leave(self, seat: Seat, *, whole: bool) -> None:
+        """`whole`: it had its whole answer."""
+        if seat.slot < 0:
+            return
+        slot = self._slots[seat.slot]
+        slot.busy -= 1
+        if whole and seat.alone and seat.turn >= slot.since:
+            slot.held = True
 
     @staticmethod
-    def _rank(slot: _Slot, tenant: str, text: str) -> tuple[int, bool, int, int]:
-        """The idle first; of those the tenant's own that read most of it; else who waited longest."""
+    def _rank(slot: _Slot, tenant: str, text: str) -> tuple[int, bool, int, int, int]:
+        """The idle first; of those the tenant's own that read most of it; else one that nobody has used,
+        its own, another's; of those which waited longest."""
         own = slot.tenant == tenant
         shared = _shared(slot.text, text) if own else 0
-        return slot.busy, not own, -shared, slot.used
+        finds = shared > 0 and shared >= SIMILAR * len(text)
+        whose = 1 if own else 2 if slot.tenant else 0
+        return slot.busy, not finds, -shared if finds else 0, whose, slot.used
 
 
 def _shared(one: str, other: str) -> int:

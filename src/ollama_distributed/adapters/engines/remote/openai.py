@@ -193,6 +193,7 @@ class OpenAIRunner(RemoteRunner):
     def __init__(self, *arguments: Any, kind: wire.ServerKind, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._kind = kind
+        self._secret = self.remote.headers.get("authorization", "")
         self._begin: list[int] | None = None
         """Token ids that begin every text."""
         self.health_path = "/v1/models" if kind == "openai" else "/health"
@@ -211,7 +212,7 @@ class OpenAIRunner(RemoteRunner):
                 parser = CompletionStream(stop_at_tokens=stop_at, top_logprobs=request.top_logprobs or 0)
             else:
                 path, parser = "/v1/completions", wire.OpenAIStream()
-                body = wire.completion_body(self.model, request, self._kind)
+                body = wire.completion_body(self.model, request, self._kind, secret=self._secret)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
         return self._stream(path, body, sink, parser, ServerSentEvents, joins=_joins(request))
@@ -222,7 +223,7 @@ class OpenAIRunner(RemoteRunner):
         path = "/v1/chat/completions"
         try:
             if self._kind != "llama-server":
-                body = wire.chat_body(self.model, request, self._kind)
+                body = wire.chat_body(self.model, request, self._kind, secret=self._secret)
                 if request.whole:
                     return self._stream(path, body, sink, wire.OpenAIAnswer(), Whole)
                 parser = wire.OpenAIStream()

@@ -7,6 +7,8 @@ Server" (extra parameters, `return_token_ids`); SGLang "OpenAI APIs".
 
 from __future__ import annotations
 
+import functools
+import hmac
 import re
 from typing import Any, Literal
 
@@ -48,8 +50,21 @@ _NUMBERS = re.compile(r"\d+")
 # ── out ─────────────────────────────────────────────────────────────────────────────
 
 
-def completion_body(model: str, request: CompletionRequest, kind: ServerKind) -> dict[str, Any]:
-    """Raises `Unsupported` for what `/v1/completions` cannot say."""
+@functools.lru_cache(maxsize=1024)
+def cache_salt(tenant: str, secret: str) -> str:
+    """What keeps a tenant's part of vLLM's prefix cache apart: the same on each node that knows the
+    server's key, and not to be guessed by others who may ask that server."""
+    return hmac.new(secret.encode(), tenant.encode(), "sha256").hexdigest()
+
+
+def completion_body(
+    model: str, request: CompletionRequest, kind: ServerKind, *, secret: str = ""
+) -> dict[str, Any]:
+    """`secret`: of the server, for `cache_salt`.
+
+    Raises:
+        Unsupported: `/v1/completions` cannot say it.
+    """
     if request.images:
         raise Unsupported("this engine takes images in a chat only")
     if request.grammar:
@@ -68,10 +83,13 @@ def completion_body(model: str, request: CompletionRequest, kind: ServerKind) ->
         body["logprobs"] = request.top_logprobs
     if kind == "vllm":
         body |= {"return_token_ids": True, "skip_special_tokens": True, "add_special_tokens": True}
+    if kind == "vllm" and request.tenant:
+        body["cache_salt"] = cache_salt(request.tenant, secret)
     return body
 
 
-def chat_body(model: str, request: ChatRequest, kind: ServerKind) -> dict[str, Any]:
+def chat_body(model: str, request: ChatRequest, kind: ServerKind, *, secret: str = "") -> dict[str, Any]:
+    """As `completion_body`."""
     tools = () if request.tool_choice == "none" else request.tools
     body = {
         "model": model,
@@ -94,6 +112,8 @@ def chat_body(model: str, request: ChatRequest, kind: ServerKind) -> dict[str, A
                 body["tool_choice"] = choice
     if request.top_logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
+    if kind == "vllm" and request.tenant:
+        body["cache_salt"] = cache_salt(request.tenant, secret)
     return body
 
 
