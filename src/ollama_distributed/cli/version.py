@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def version(ctx: typer.Context) -> None:
-    """Print the versions of client, server and engine, and the engine's instruction set.
+    """Print the versions of client, server and engine, the engine's instruction set and its sandbox.
 
     \b
     Examples:
@@ -45,6 +45,7 @@ def version(ctx: typer.Context) -> None:
                 filter(None, (answer.engine.name, answer.engine.variant, answer.engine.version))
             )
             told["instruction_set"] = answer.engine.instruction_set
+            told["sandbox"] = answer.engine.sandbox
     except ClientError as error:
         problem = error
     told = {name: value for name, value in told.items() if value}

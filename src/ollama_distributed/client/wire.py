@@ -211,6 +211,8 @@ class EngineInfo(msgspec.Struct, kw_only=True, omit_defaults=True):
     version: str = ""
     instruction_set: str = ""
     devices: Sequence[str] = ()
+    sandbox: str = ""
+    """What holds its processes back, in words, or `none`."""
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.name, self.variant, self.version, self.instruction_set)))

@@ -63,6 +63,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine was compiled for, e.g. `AVX2` or `AVX512 VNNI AMX`."""
     devices: tuple[str, ...] = ()
     """GPUs it sees; empty: CPU."""
+    sandbox: str = ""
+    """What holds its runners back, in words, or `none`; empty: it has no runners here."""
 
 
 class RunnerMetrics(msgspec.Struct, frozen=True, kw_only=True):

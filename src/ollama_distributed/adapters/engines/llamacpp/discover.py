@@ -17,13 +17,15 @@ import msgspec
 
 from ollama_distributed.adapters.engines.llamacpp.binary import flags_in
 from ollama_distributed.adapters.engines.llamacpp.launch import scrubbed
-from ollama_distributed.adapters.engines.llamacpp.process import run_task
+from ollama_distributed.adapters.engines.llamacpp.process import private_folder, run_task
 from ollama_distributed.adapters.engines.llamacpp.program import (
     Program,
     Variant,
     binary_version,
     instruction_set,
 )
+from ollama_distributed.adapters.engines.llamacpp.sandbox.files import gpu_here
+from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import NO_SANDBOX, Mode, Sandbox
 from ollama_distributed.adapters.engines.llamacpp.selftest import self_test
 from ollama_distributed.base.errors import EngineError, LoadFailed
 
@@ -43,6 +45,8 @@ class Verdict(msgspec.Struct, frozen=True):
     size: int
     program: Program | None
     refusal: str = ""
+    sandbox: str = ""
+    """In which it was tested."""
 
 
 class BuildInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,8 +74,10 @@ async def choose(
     cache_dir: Path | None = None,
     runtime_dir: Path | None = None,
     search_path: str | None = None,
+    sandbox: Mode = "auto",
 ) -> Choice:
-    """The best program that works.
+    """The best program that works in this sandbox; with `auto` one that works outside only comes as
+    such (`Program.caged`).
 
     `cache_dir`: where `engine build` keeps its builds (one folder each) and this its verdicts (None:
     neither). `search_path`: None for PATH; empty for no search.
@@ -83,7 +89,7 @@ async def choose(
     verdicts = await asyncio.to_thread(_read_verdicts, cache_dir)
     refused: list[Refusal] = []
     for variant, path in await asyncio.to_thread(_candidates, configured, cache_dir, search_path):
-        verdict = await _judge(variant, path, verdicts, runtime_dir)
+        verdict = await _judge(variant, path, verdicts, runtime_dir, sandbox)
         if verdict.path in verdicts or verdict.modified_ns:
             verdicts[verdict.path] = verdict
         if verdict.program is not None:
@@ -93,20 +99,50 @@ async def choose(
         if path == configured:
             raise LoadFailed(f"the configured llama-server {path} cannot be used: {verdict.refusal}")
     await asyncio.to_thread(_write_verdicts, cache_dir, verdicts)
-    return Choice(await wheel(), tuple(refused))
+    return Choice(await wheel(sandbox), tuple(refused))
 
 
-async def wheel() -> Program:
+async def wheel(sandbox: Mode = "auto") -> Program:
     """The wheel, asked in a child process: importing it here would bind its threads to us.
 
+    On a machine with a GPU it is asked outside of the sandbox first (which also wakes the driver, whose
+    device files the first that asks makes); `auto` goes without one in which it sees less.
+
     Raises:
-        LoadFailed: it is not installed or does not run on this machine.
+        LoadFailed: it is not installed or does not run on this machine, or in this sandbox.
     """
+    gpu = await asyncio.to_thread(gpu_here)
+    if sandbox == "off":
+        return await _asked("off", gpu=gpu)
+    free = await _asked("off", gpu=gpu) if gpu else None
     try:
-        text = await run_task(Path("/"), {"task": "info"}, deadline_s=QUESTION_S)
+        held = await _asked(sandbox, gpu=gpu)
+    except LoadFailed:
+        if sandbox == "on":
+            raise
+        free = free or await _asked("off", gpu=gpu)
+        return msgspec.structs.replace(free, caged=False)
+    if free is not None and free.devices != held.devices:
+        if sandbox == "on":
+            raise LoadFailed(
+                f"with `engine_sandbox: on` llama.cpp sees {', '.join(held.devices) or 'no GPU'}, and "
+                f"{', '.join(free.devices)} without; `auto` goes without a sandbox then"
+            )
+        return msgspec.structs.replace(free, caged=False)
+    return held
+
+
+async def _asked(sandbox: Mode, *, gpu: bool) -> Program:
+    held = Sandbox(sandbox, gpu=gpu)
+    folder = await asyncio.to_thread(private_folder, None)
+    try:
+        task = {"task": "info", "cage": held.cage(folder)}
+        text = await run_task(folder, task, deadline_s=QUESTION_S)
         facts = msgspec.json.decode(text)
     except (LoadFailed, msgspec.DecodeError) as exc:
         raise LoadFailed(f"the llama.cpp wheel (xllamacpp) does not run here: {exc}") from exc
+    finally:
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
     return Program(
         variant="wheel",
         version=f"xllamacpp {facts['version']}",
@@ -155,21 +191,41 @@ def _candidates(
 
 
 async def _judge(
-    variant: Variant, path: Path, verdicts: dict[str, Verdict], runtime_dir: Path | None
+    variant: Variant, path: Path, verdicts: dict[str, Verdict], runtime_dir: Path | None, sandbox: Mode
 ) -> Verdict:
     try:
         facts = await asyncio.to_thread(path.stat)
     except OSError as exc:
         return Verdict(str(path), 0, 0, None, f"cannot be read: {exc.strerror}")
+    tested_in = f"{sandbox}: {Sandbox(sandbox).kept}"
     known = verdicts.get(str(path))
-    if known and (known.modified_ns, known.size) == (facts.st_mtime_ns, facts.st_size):
+    if known and (known.modified_ns, known.size, known.sandbox) == (
+        facts.st_mtime_ns, facts.st_size, tested_in,
+    ):  # fmt: skip
         return known
+    program, refusal = None, ""
     try:
-        program = await examine(variant, path)
-        await self_test(program, runtime_dir=runtime_dir)
+        program = await _tested(await examine(variant, path), runtime_dir, sandbox)
     except EngineError as exc:
-        return Verdict(str(path), facts.st_mtime_ns, facts.st_size, None, exc.message)
-    return Verdict(str(path), facts.st_mtime_ns, facts.st_size, program)
+        refusal = exc.message
+    return Verdict(str(path), facts.st_mtime_ns, facts.st_size, program, refusal, tested_in)
+
+
+async def _tested(program: Program, runtime_dir: Path | None, sandbox: Mode) -> Program:
+    """The program as it works.
+
+    Raises:
+        EngineError: it does not.
+    """
+    try:
+        await self_test(program, runtime_dir=runtime_dir, sandbox=sandbox)
+    except EngineError:
+        if sandbox != "auto" or Sandbox(sandbox).kept == NO_SANDBOX:
+            raise
+        # Its libraries may lie where the sandbox does not let it look.
+        await self_test(program, runtime_dir=runtime_dir, sandbox="off")
+        return msgspec.structs.replace(program, caged=False)
+    return program
 
 
 async def _output(path: Path, *arguments: str) -> str:
@@ -196,7 +252,7 @@ async def _devices(path: Path, help_text: str) -> tuple[str, ...]:
     """GPUs, from lines such as `  CUDA0: NVIDIA H200 (143167 MiB, 142000 MiB free)`."""
     if "--list-devices" not in help_text:
         return ()
-    with contextlib.suppress(LoadFailed):
+    with contextlib.suppress(LoadFailed):  # whether it runs at all the probe says
         lines = (await _output(path, "--list-devices")).partition("Available devices")[2].splitlines()
         return tuple(line.partition(":")[2].partition("(")[0].strip() for line in lines[1:] if ":" in line)
     return ()

@@ -22,6 +22,7 @@ from ollama_distributed.adapters.engines.llamacpp.process import (
 )
 from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import Mode, Sandbox
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, read_fragments
 from ollama_distributed.base.errors import LoadFailed, OllamaDistributedError, Unavailable
 from ollama_distributed.models.spec import ModelSpec
@@ -46,11 +47,18 @@ class LlamaCppEngine:
         cache_ram_mib: int = CACHE_RAM_MIB,
         copies: Callable[[], bool] = lambda: True,
         pace_s: float = PACE_S,
+        sandbox: Mode = "auto",
+        kernels_dir: Path | None = None,
     ) -> None:
         """`runtime_dir`: where the runners' private folders go (None: the system's temporary
         folder). `cache_ram_mib`: prompts kept in memory by each runner, where `copies` allows it when
         it is loaded: tenants would share them. `pace_s`: as `intake.Intake` says; 0: each token by
-        itself."""
+        itself. `sandbox`: as `Sandbox` says. `kernels_dir`: where a GPU's drivers may keep what they
+        compiled.
+
+        Raises:
+            LoadFailed: the sandbox cannot be had.
+        """
         self.program = program
         self._runtime_dir = runtime_dir
         self._load_deadline_s = load_deadline_s
@@ -58,13 +66,19 @@ class LlamaCppEngine:
         self._cache_ram_mib = cache_ram_mib
         self._copies = copies
         self._pace_s = pace_s
+        self.sandbox = Sandbox(
+            sandbox if program.caged or sandbox == "on" else "off",
+            program=program.path,
+            gpu=bool(program.devices),
+            kernels=kernels_dir,
+        )
         self._intake: Intake | None = None
         self._runners: set[LlamaCppRunner] = set()
         self._closed = False
 
     @property
     def info(self) -> EngineInfo:
-        return self.program.info
+        return msgspec.structs.replace(self.program.info, sandbox=self.sandbox.kept)
 
     def can_load(self, model: ModelSpec) -> bool:
         return model.remote is None and bool(model.weights)
@@ -133,12 +147,14 @@ class LlamaCppEngine:
             self._intake.close()
 
     def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
+        cage = self.sandbox.cage(folder, (params.model, params.projector, *params.loras))
+        environment = self.sandbox.environment(folder)
         try:
             if self.program.variant == "wheel":
-                return RunnerProcess(folder, serve_task(msgspec.to_builtins(params)))
+                return RunnerProcess(folder, serve_task(msgspec.to_builtins(params), cage), environment)
             argv = binary.argv(self.program.path, params, str(folder), self.program.flags)
             _write_private(folder, binary.files_of(params))
-            return RunnerProcess(folder, exec_task(argv))
+            return RunnerProcess(folder, exec_task(argv, cage), environment)
         except OSError as exc:
             raise LoadFailed(f"cannot start a runner: {exc.strerror or exc}") from exc
 
@@ -161,8 +177,14 @@ async def _fragments(model: ModelSpec) -> Fragments | None:
 
 
 def _fraction(model: ModelSpec, on_progress: Callable[[float], None] | None) -> Callable[[int], None] | None:
-    """Progress as resident bytes over the file's: an estimate, never quite 1."""
+    """Progress as resident bytes over the file's: an estimate that never falls and is never quite 1."""
     if on_progress is None:
         return None
-    report, whole = on_progress, max(model.weights_bytes, 1)
-    return lambda resident: report(min(resident / whole, 0.99))
+    report, whole, most = on_progress, max(model.weights_bytes, 1), 0
+
+    def told(resident: int) -> None:
+        nonlocal most
+        most = max(most, resident)  # the launcher's own memory goes when a llama-server takes its place
+        report(min(most / whole, 0.99))
+
+    return told

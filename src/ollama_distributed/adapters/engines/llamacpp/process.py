@@ -56,8 +56,9 @@ def new_secret() -> str:
 class RunnerProcess:
     """A child process with its private folder; both are gone after `stop()`."""
 
-    def __init__(self, folder: Path, task: Mapping[str, Any]) -> None:
-        """Starts it; must run on the loop's thread. The task's guard is filled in."""
+    def __init__(self, folder: Path, task: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        """Starts it; must run on the loop's thread. The task's guard is filled in. `environment`: beside
+        what is passed on of ours."""
         self.folder = folder
         self.address = UnixAddress(str(folder / SOCKET_NAME))
         self._loop = asyncio.get_running_loop()
@@ -73,7 +74,7 @@ class RunnerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=scrubbed(os.environ),
+            env=scrubbed(os.environ) | dict(environment),
             cwd=folder,
             start_new_session=True,
         )
@@ -287,9 +288,9 @@ async def run_task(folder: Path, task: Mapping[str, Any], *, deadline_s: float) 
         raise LoadFailed(str(exc)) from exc
 
 
-def serve_task(params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"task": "serve", "params": params}
+def serve_task(params: Mapping[str, Any], cage: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"task": "serve", "params": params, "cage": cage}
 
 
-def exec_task(argv: list[str]) -> dict[str, Any]:
-    return {"task": "exec", "argv": argv}
+def exec_task(argv: list[str], cage: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"task": "exec", "argv": argv, "cage": cage}

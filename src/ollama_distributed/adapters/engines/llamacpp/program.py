@@ -28,6 +28,8 @@ class Program(msgspec.Struct, frozen=True, kw_only=True):
     """What the binary's help names."""
     instruction_set: str = ""
     devices: tuple[str, ...] = ()
+    caged: bool = True
+    """False: outside a sandbox it works, inside not."""
 
     @property
     def info(self) -> EngineInfo:

@@ -2,11 +2,12 @@
 
 It imports nothing of ours, so that a tiny model answers 0.1 s after the start. What it
 is to do comes as JSON on stdin (secrets never on argv or in the environment); the first
-thing it does is to lower its own rights and to tie its life to its parent's. Tasks:
+thing it does is to tie its life to its parent's and to give up, for good, all rights that
+its task does not need (`sandbox/plan.py` says which). Tasks:
 
-    {"task": "serve", "guard": {...}, "params": {...}}      llama.cpp's server, from the wheel
-    {"task": "exec", "guard": {...}, "argv": [...]}         an external llama-server
-    {"task": "info", "guard": {...}}                        prints what the wheel can do
+    {"task": "serve", "guard": {...}, "cage": ..., "params": {...}}  llama.cpp's server, from the wheel
+    {"task": "exec", "guard": {...}, "cage": ..., "argv": [...]}     an external llama-server
+    {"task": "info", "guard": {...}, "cage": ...}                    prints what the wheel can do
 
 The node waits for `/health` on the socket and reads stderr for the reason of a failure.
 """
@@ -18,11 +19,21 @@ import json
 import os
 import resource
 import signal
+import stat
+import struct
 import sys
+from collections.abc import Callable
 from typing import Any
 
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 22, 38
 """linux/prctl.h"""
+SECCOMP_MODE_FILTER = 2
+LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 446
+LANDLOCK_RULE_PATH_BENEATH = 1
+OF_FILES = 0b1100_0000_0000_0111
+"""The rights that a rule on a file, not on a folder, may name."""
+CAPABILITY_VERSION_3 = 0x2008_0522
+"""linux/capability.h"""
 
 
 def guard(parent_pid: int, address_space_bytes: int | None, open_files: int) -> None:
@@ -38,6 +49,90 @@ def guard(parent_pid: int, address_space_bytes: int | None, open_files: int) -> 
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if address_space_bytes is not None:
         resource.setrlimit(resource.RLIMIT_AS, (address_space_bytes, address_space_bytes))
+
+
+def confine(cage: dict[str, Any]) -> None:
+    """Give up what the task does not need; nothing brings it back, in this program or the next.
+
+    Where the cage is not `strict`, what the kernel refuses is told on stderr and left as it is.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def done(what: str, result: int) -> int:
+        if result < 0:
+            raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+        return result
+
+    if cage["written_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (cage["written_bytes"],) * 2)
+    try:
+        done("no_new_privs", libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+        if cage["landlock"] is not None:
+            keep_files(libc, done, **cage["landlock"])
+        keep_capabilities(libc, done, cage["capabilities"])
+        if cage["calls"] is not None:
+            keep_calls(libc, done, cage["calls"])
+    except OSError as exc:
+        if cage["strict"]:
+            raise SystemExit(f"error: the sandbox cannot be set up: {exc.strerror}") from exc
+        sys.stderr.write(f"warning: the sandbox is not whole: {exc.strerror}\n")
+
+
+def keep_files(
+    libc: Any,
+    done: Callable[[str, int], int],
+    rules: list[tuple[str, int]],
+    files: int,
+    tcp: int,
+    scopes: int,
+) -> None:
+    """Landlock: of the rights `files`, `tcp` and `scopes` none but those of `rules`."""
+    attributes = struct.pack("=QQQ", files, tcp, scopes)
+    size = 24 if scopes else 16 if tcp else 8  # as much as the kernel knows of
+    ruleset = done(
+        "landlock_create_ruleset",
+        libc.syscall(
+            ctypes.c_long(LANDLOCK_CREATE_RULESET), attributes, ctypes.c_size_t(size), ctypes.c_uint32(0)
+        ),
+    )
+    for path, access in rules:
+        try:
+            place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError:  # not on this machine
+            continue
+        kept = access & files & (-1 if stat.S_ISDIR(os.fstat(place).st_mode) else OF_FILES)
+        if kept:
+            rule = struct.pack("=Qi", kept, place)
+            number, kind = ctypes.c_long(LANDLOCK_ADD_RULE), ctypes.c_int(LANDLOCK_RULE_PATH_BENEATH)
+            done(f"landlock_add_rule {path}", libc.syscall(number, ruleset, kind, rule, ctypes.c_uint32(0)))
+        if path.startswith("/proc/self"):
+            os.set_inheritable(place, True)  # a folder of /proc that nobody holds open is made anew
+        else:
+            os.close(place)
+    number = ctypes.c_long(LANDLOCK_RESTRICT_SELF)
+    done("landlock_restrict_self", libc.syscall(number, ruleset, ctypes.c_uint32(0)))
+    os.close(ruleset)
+
+
+def keep_capabilities(libc: Any, done: Callable[[str, int], int], kept: int) -> None:
+    """Of root's powers none but `kept`, a set of bits."""
+    head, sets = struct.pack("=Ii", CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
+    done("capget", libc.capget(head, sets))
+    low, _, _, high, _, _ = struct.unpack("=6I", sets.raw)
+    low, high = low & kept, high & kept >> 32
+    done("capset", libc.capset(head, struct.pack("=6I", low, low, 0, high, high, 0)))
+
+
+def keep_calls(libc: Any, done: Callable[[str, int], int], calls: list[list[int | None]]) -> None:
+    """A seccomp filter; an operand of None is this process's own id."""
+    own = os.getpid()
+    packed = b"".join(
+        struct.pack("=HBBI", code, true, false, own if operand is None else operand)
+        for code, true, false, operand in calls
+    )
+    held = ctypes.create_string_buffer(packed, len(packed))
+    program = struct.pack("@HP", len(calls), ctypes.addressof(held))
+    done("seccomp", libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program, 0, 0))
 
 
 def serve(params: dict[str, Any]) -> None:
@@ -113,6 +208,8 @@ def info() -> None:
 def main() -> None:
     task = json.load(sys.stdin)
     guard(**task["guard"])
+    if task.get("cage") is not None:
+        confine(task["cage"])
     match task["task"]:
         case "serve":
             os.dup2(2, 1)  # one stream of messages

@@ -13,6 +13,7 @@ from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.process import private_folder
 from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import Mode
 from ollama_distributed.base.errors import DeadlineExceeded, EngineError, OllamaDistributedError
 from ollama_distributed.base.inference import Sampling
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, Tokens
@@ -26,15 +27,15 @@ DEADLINE_S = 60.0
 """For the whole test; it takes 0.3 s on an idle machine."""
 
 
-async def self_test(program: Program, *, runtime_dir: Path | None = None) -> None:
-    """Returns when the program works.
+async def self_test(program: Program, *, runtime_dir: Path | None = None, sandbox: Mode = "auto") -> None:
+    """Returns when the program works in this sandbox.
 
     Raises:
         EngineError: it does not; the message says how.
     """
     folder = await asyncio.to_thread(private_folder, runtime_dir)
     weights = folder / "scripted.gguf"
-    engine = LlamaCppEngine(program, runtime_dir=runtime_dir, load_deadline_s=DEADLINE_S)
+    engine = LlamaCppEngine(program, runtime_dir=runtime_dir, load_deadline_s=DEADLINE_S, sandbox=sandbox)
     try:
         await asyncio.to_thread(weights.write_bytes, scripted_model(ANSWER))
         async with asyncio.timeout(DEADLINE_S):

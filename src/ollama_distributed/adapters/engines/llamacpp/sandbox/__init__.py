@@ -1,0 +1,1 @@
+"""The cage of a runner: which files, calls and rights its process keeps (ADR 28)."""
