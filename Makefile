@@ -12,6 +12,8 @@ TESTS ?= tests
 # Much of the suite waits: one more than the cores of a small machine.
 WORKERS ?= 3
 SEEDS ?= 10000
+# Of each fuzzer in `make test`.
+FUZZ_S ?= 20
 DEV_CLUSTER ?=
 
 .PHONY: help
@@ -85,6 +87,7 @@ test: .venv/.dev .venv/.models .venv/.debian tests/e2e/js/node_modules/.stamp ##
 	@rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not alone" $(TESTS)
 	$(PYTEST) -m alone $(TESTS) || [ $$? = 5 ] # 5: TESTS has none of these
+	[ "$(TESTS)" != tests ] || $(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=80
 
@@ -105,7 +108,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-side-channels build clean
+.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-fuzz accept-api accept-side-channels build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (three minutes)
@@ -143,6 +146,10 @@ accept-access: .venv/.dev ## Every route and socket of three nodes x every calle
 	$(BIN)/python -m bench.access
 accept-side-channels: .venv/.dev .venv/.models ## What the times of a key's look-up, and of another team's prompts, tell (10 minutes)
 	$(BIN)/python -m bench.side_channels
+accept-fuzz: .venv/.dev ## Fuzz the readers of what strangers send, ten minutes each (twenty minutes on two cores)
+	$(BIN)/python -m tests.fuzz --seconds 600
+accept-api: .venv/.dev ## Random requests to every route of the OpenAPI document: no server error (15 minutes)
+	API_EXAMPLES=50 API_SEED=$$RANDOM $(PYTEST) tests/e2e/test_openapi.py -s --timeout 3600
 accept-quota: .venv/.dev ## Three nodes, one key, 10,000 tokens a minute: 2 % over at most, also while consensus is down (5 minutes)
 	$(BIN)/python -m bench.quota
 accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (10 minutes)

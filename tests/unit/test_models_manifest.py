@@ -107,6 +107,13 @@ def test_the_config_keeps_gos_omissions() -> None:
     assert parse_config(b'{"model_families":null,"rootfs":{"type":"layers"}}').model_families is None
 
 
+def test_a_digest_that_is_written_with_escapes_is_named() -> None:
+    """Else what it needs would be taken for unused, and deleted."""
+    escaped = GOLDEN.replace(b"sha256:1", b"sha256\\u003a1")
+    assert escaped != GOLDEN
+    assert named_blobs(escaped) == parse_manifest(escaped).blobs() == named_blobs(GOLDEN)
+
+
 def test_html_is_escaped_as_go_does() -> None:
     assert go_json({"stop": ["<|im_end|>", "a&b\u2028"]}) == (
         b'{"stop":["\\u003c|im_end|\\u003e","a\\u0026b\\u2028"]}\n'

@@ -135,6 +135,21 @@ def test_any_text_is_a_modelfile_or_refused(source: str) -> None:
         return
 
 
+@pytest.mark.parametrize("end", ['"""', '"""  ', '""""""', '"', '"""\t'])
+@pytest.mark.parametrize("line", ["\n", "\r\n", "\r"])
+def test_a_stored_text_never_becomes_a_command(end: str, line: str) -> None:
+    """Whoever makes a model chooses its texts; whoever prints its Modelfile and uses it trusts them."""
+    text = f'be "kind"{end}{line}FROM evil{line}PARAMETER num_ctx 1'
+    shown = generated(display="x", weights=["/w"], system=text, licenses=[text])
+    assert [command.name for command in parse_commands(shown)] == ["from", "system", "license"]
+    assert parse(shown).system == text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_quotes_that_are_closed_lines_later() -> None:
+    source = 'FROM a\nSYSTEM """x  \n""\n\n y """  \nLICENSE "\n"\n'
+    assert parse_commands(source)[1:] == [Command("system", 'x  \n""\n\n y '), Command("license", "\n")]
+
+
 def test_the_generated_modelfile() -> None:
     shown = generated(
         display="x:latest",

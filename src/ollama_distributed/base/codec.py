@@ -6,6 +6,9 @@ from typing import Any
 
 import msgspec
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises over bytes of strangers: a string that is not UTF-8 is none of its own errors."""
+
 _stored = msgspec.json.Encoder(order="deterministic")
 
 

@@ -207,17 +207,10 @@ async def _texts(store: Store, manifest: Manifest) -> Texts:
     return Texts(
         template=_text(await last(media.TEMPLATE, media.PROMPT)),
         system=_text(await last(media.SYSTEM)),
-        parameters=_decoded(await last(media.PARAMS) or b"{}", dict[str, Any], "parameters"),
-        messages=_decoded(await last(media.MESSAGES) or b"[]", tuple[StoredMessage, ...], "messages"),
+        parameters=media.parse_parameters(await last(media.PARAMS) or b"{}"),
+        messages=media.parse_messages(await last(media.MESSAGES) or b"[]"),
         license=tuple(_text(data) for data in licenses),
     )
-
-
-def _decoded(data: bytes, shape: Any, what: str) -> Any:
-    try:
-        return msgspec.json.decode(data, type=shape)
-    except (msgspec.MsgspecError, RecursionError) as exc:
-        raise InvalidModel(f"the model's {what} layer is not valid: {exc}") from exc
 
 
 def _text(data: bytes) -> str:

@@ -52,10 +52,13 @@ def create(
     """
     from ollama_distributed.models import modelfile
 
-    if str(file) == "-":
-        text, folder = sys.stdin.read(), Path.cwd()
-    else:
-        text, folder = file.read_text(encoding="utf-8"), file.absolute().parent
+    try:
+        if str(file) == "-":
+            text, folder = sys.stdin.read(), Path.cwd()
+        else:
+            text, folder = file.read_text(encoding="utf-8"), file.absolute().parent
+    except UnicodeDecodeError as failure:
+        raise Problem(f"{file} is no Modelfile: it is not UTF-8 text") from failure
     _make(ctx.obj, name, modelfile.parse(text), folder, quantize)
 
 

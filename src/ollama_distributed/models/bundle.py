@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.base.codec import UNREADABLE
 from ollama_distributed.base.errors import InvalidModel, InvalidName
 from ollama_distributed.models import tar
 from ollama_distributed.models.manifest import MANIFEST_TYPE, MAX_MANIFEST_BYTES, parse_manifest
@@ -174,5 +175,5 @@ def _index(models: Sequence[tuple[ModelName, bytes]]) -> bytes:
 def _decoded(data: bytes, shape: Any, name: str) -> Any:
     try:
         return msgspec.json.decode(data, type=shape)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+    except UNREADABLE as exc:
         raise InvalidModel(f"the bundle's {name} is not valid: {exc}") from exc

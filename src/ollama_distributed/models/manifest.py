@@ -8,12 +8,17 @@ Source: Ollama `manifest/manifest.go`, `types/model/config.go`.
 from __future__ import annotations
 
 import re
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import msgspec
 
+from ollama_distributed.base.codec import UNREADABLE
 from ollama_distributed.base.errors import InvalidModel, InvalidName
 from ollama_distributed.models.names import BlobId
+from ollama_distributed.models.spec import StoredMessage
+
+T = TypeVar("T")
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
@@ -42,6 +47,10 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 4 << 20
 """Of a template, system text, parameters, messages or license."""
 MAX_BLOB_BYTES = 1 << 50
+MAX_MODEL_BYTES = 1 << 53
+"""What every reader of JSON takes exactly."""
+MAX_NUMBER = (1 << 31) - 1
+"""llama.cpp keeps a model's numbers in 32 bits."""
 
 
 class Layer(msgspec.Struct, frozen=True, kw_only=True, rename={"media_type": "mediaType", "from_": "from"}):
@@ -118,7 +127,7 @@ def parse_manifest(data: bytes) -> Manifest:
         raise InvalidModel(f"manifest is {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are read")
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+    except UNREADABLE as exc:
         raise InvalidModel(f"manifest is not valid: {exc}") from exc
     if manifest.schema_version != 2:
         raise InvalidModel(f"manifest has schema version {manifest.schema_version}; only 2 is known")
@@ -126,12 +135,18 @@ def parse_manifest(data: bytes) -> Manifest:
         raise InvalidModel(f"manifest has {len(manifest.layers)} layers; at most {MAX_LAYERS} are read")
     for layer in (*manifest.layers, manifest.config):
         _check_layer(layer)
+    if manifest.size_bytes > MAX_MODEL_BYTES:
+        raise InvalidModel(f"manifest gives an impossible size, {manifest.size_bytes} bytes")
     return manifest
 
 
 def named_blobs(data: bytes) -> set[BlobId]:
     """Every digest that a manifest names, also one that cannot be parsed: what may be needed stays."""
-    return {BlobId(digest.decode()) for digest in _DIGEST.findall(data)}
+    found = {BlobId(digest.decode()) for digest in _DIGEST.findall(data)}
+    if b"\\" in data:  # JSON may write any character as an escape
+        with suppress(InvalidModel):
+            found |= parse_manifest(data).blobs()
+    return found
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -150,9 +165,37 @@ def parse_config(data: bytes) -> ModelConfig:
     if len(data) > MAX_CONFIG_BYTES:
         raise InvalidModel(f"config is {len(data)} bytes; at most {MAX_CONFIG_BYTES} are read")
     try:
-        return msgspec.json.decode(data, type=ModelConfig)
-    except (msgspec.MsgspecError, RecursionError) as exc:
+        config = msgspec.json.decode(data, type=ModelConfig)
+    except UNREADABLE as exc:
         raise InvalidModel(f"config is not valid: {exc}") from exc
+    for number in (config.context_length, config.embedding_length):
+        if not 0 <= number <= MAX_NUMBER:
+            raise InvalidModel(f"config gives the impossible length {number}")
+    return config
+
+
+def parse_parameters(data: bytes) -> dict[str, Any]:
+    """The layer of parameters, as it is on the disk; `parameters.from_stored` types them.
+
+    Raises:
+        InvalidModel
+    """
+    return _decoded(data, dict[str, Any], "parameters")
+
+
+def parse_messages(data: bytes) -> tuple[StoredMessage, ...]:
+    """
+    Raises:
+        InvalidModel
+    """
+    return _decoded(data, tuple[StoredMessage, ...], "messages")
+
+
+def _decoded(data: bytes, shape: type[T], what: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=shape)
+    except UNREADABLE as exc:
+        raise InvalidModel(f"the model's {what} layer is not valid: {exc}") from exc
 
 
 def encode_config(config: ModelConfig) -> bytes:

@@ -29,6 +29,8 @@ SLOT_BYTES = 1 << 20
 
 CONTEXT_STEP = 256
 """llama.cpp rounds a context up to this."""
+NO_MACHINE_BYTES = 1 << 60
+"""More memory than any machine has: numbers of a header that lies multiply to far more, past 64 bits."""
 LEAST_CONTEXT = 512
 """A shorter context serves no conversation; offering it helps nobody."""
 
@@ -79,9 +81,9 @@ def estimate(
     scores = 0 if flash_attention else architecture.heads * slots * context * _FLOAT_BYTES
     return MemoryNeed(
         weights_bytes=weights_bytes,
-        kv_bytes=slots * context * kv_bytes_per_token(architecture, kv_type),
-        compute_bytes=batch * (logits + activations + scores),
-        runner_bytes=RUNNER_BYTES + slots * (SLOT_BYTES + 3 * logits),
+        kv_bytes=min(slots * context * kv_bytes_per_token(architecture, kv_type), NO_MACHINE_BYTES),
+        compute_bytes=min(batch * (logits + activations + scores), NO_MACHINE_BYTES),
+        runner_bytes=min(RUNNER_BYTES + slots * (SLOT_BYTES + 3 * logits), NO_MACHINE_BYTES),
     )
 
 

@@ -7,6 +7,7 @@ command could stand. Source: Ollama `parser/parser.go`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,10 @@ _COMMANDS = frozenset(
         "message", "requires",
     }
 )  # fmt: skip
+_ENDS = re.compile(r'(?<=""")(?=[ \t]*\n)')
+_KEEPS_OPEN = "\u200b"
+"""Quotes at a line's end would close the argument, and what follows would be read as commands. The
+reader drops this zero-width space, and sees no end there because of it."""
 _UNKNOWN_COMMAND = (
     'command must be one of "from", "license", "template", "system", "adapter", "draft", "renderer", '
     '"parser", "parameter", "message", or "requires"'
@@ -190,39 +195,35 @@ def _cut(text: str) -> tuple[str, str, str]:
 
 def _argument(first: str, lines: Sequence[str], row: int) -> tuple[str, int]:
     """The argument that starts with `first`, and the row after it."""
-    collected = first
-    start = row
-    while True:
-        value = _unquoted(collected.strip(" \t\n"))
-        if value is not None:
-            # Ollama drops what cannot be printed, such as control characters and zero-width spaces.
-            return "".join(
-                character for character in value if character.isprintable() or character in "\n\t"
-            ), row
-        if row >= len(lines):
-            raise InvalidModel(f"(line {start}): quotes are opened and never closed")
-        collected += "\n" + lines[row]
-        row += 1
+    text = first.strip(" \t")
+    quotes = next((some for some in ('"""', '"') if text.startswith(some)), "")
+    if not quotes:
+        return _printable(text), row
+    if len(text) >= 2 * len(quotes) and text.endswith(quotes):
+        return _printable(text[len(quotes) : -len(quotes)]), row
+    # Line by line: looking at all that was collected each time takes hours for a million lines.
+    collected = [first.lstrip(" \t")[len(quotes) :]]
+    for end in range(row, len(lines)):
+        line = lines[end].rstrip(" \t")
+        if line.endswith(quotes):
+            return _printable("\n".join([*collected, line[: -len(quotes)]])), end + 1
+        collected.append(lines[end])
+    raise InvalidModel(f"(line {row}): quotes are opened and never closed")
 
 
-def _unquoted(text: str) -> str | None:
-    """Without its quotes; None while they are open."""
-    for quotes in ('"""', '"'):
-        if text.startswith(quotes):
-            closed = len(text) >= 2 * len(quotes) and text.endswith(quotes)
-            return text[len(quotes) : -len(quotes)] if closed else None
-    return text
+def _printable(text: str) -> str:
+    """Ollama drops what cannot be printed, such as control characters and zero-width spaces."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def _printed(command: Command) -> str:
-    if command.name == "from":
-        return f"FROM {command.argument}"
     option = f" {command.option}" if command.option else ""
     return f"{command.name.upper()}{option} {_quoted(command.argument)}"
 
 
 def _quoted(text: str) -> str:
     """Quotes where the reader needs them: it trims ends and stops at a line's end."""
+    text = _printable(text.replace("\r\n", "\n").replace("\r", "\n"))
     if "\n" in text or text != text.strip(" \t") or text.startswith('"') or not text:
-        return f'"""{text}"""' if '"' in text or not text else f'"{text}"'
+        return f'"""{_ENDS.sub(_KEEPS_OPEN, text)}"""' if '"' in text or not text else f'"{text}"'
     return text

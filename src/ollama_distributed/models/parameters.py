@@ -82,7 +82,9 @@ def from_text(rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
         if kind is None:
             raise Invalid(f"unknown parameter '{name}'")
         if kind == "strings":
-            typed[name] = [*typed.get(name, []), text]
+            typed.setdefault(name, []).append(text)
+            if len(typed[name]) > _MAX_STOPS:
+                raise Invalid(f"parameter '{name}' is given more than {_MAX_STOPS} times")
         else:
             typed[name] = _scalar_from_text(name, kind, text)
     return typed

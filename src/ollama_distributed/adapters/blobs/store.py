@@ -34,7 +34,7 @@ from ollama_distributed.catalog.ports import ManifestStamp, StoredManifest
 from ollama_distributed.cluster.tasks import to_its_end
 from ollama_distributed.distribution.disk_ports import Leftover, Survey
 from ollama_distributed.distribution.room import Boundless, Room
-from ollama_distributed.models.gguf import Header, NeedMore, read_header
+from ollama_distributed.models.gguf import MAX_HEADER_BYTES, Header, NeedMore, read_header
 from ollama_distributed.models.manifest import MAX_MANIFEST_BYTES, named_blobs
 from ollama_distributed.models.names import BlobId, ModelName
 
@@ -42,9 +42,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 20
-_HEADER_READS = (4 << 20, 16 << 20, 72 << 20)
-"""First bytes to read until a header is whole: nearly all fit into the first, none exceeds
-the last (the reader's own limit plus the tensor table)."""
+_HEADER_READS = (4 << 20, 16 << 20, MAX_HEADER_BYTES)
+"""First bytes to read until a header is whole: nearly all fit into the first, none exceeds the last."""
 _THREADS = 8
 """Disk work at once; uploads must not take every thread of the process."""
 _PART_BYTES = 4 << 20
@@ -139,7 +138,7 @@ class BlobStore:
             with self._opened(blob) as (file, size):
                 for wanted in _HEADER_READS:
                     os.lseek(file, 0, os.SEEK_SET)
-                    with contextlib.suppress(NeedMore):
+                    with contextlib.suppress(NeedMore):  # then with the next, larger part
                         return read_header(_read_exactly(file, min(wanted, size)), size, verbose=verbose)
                 raise InvalidModel(f"the GGUF header of blob {blob} is too long")
 
@@ -220,7 +219,7 @@ class BlobStore:
                     log.warning("store.collect_skipped", error=str(exc))
                     return []
             for blob in sorted(doomed):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # it was deleted by hand
                     os.unlink(blob.filename, dir_fd=self._folders.blobs)
             return sorted(doomed)
 

@@ -17,6 +17,7 @@ from ollama_distributed.adapters.registry.challenge import Challenge, parse_chal
 from ollama_distributed.adapters.registry.signing import RequestSigner
 from ollama_distributed.adapters.registry.sites import RegistrySite, Sites
 from ollama_distributed.base.clock import Clock
+from ollama_distributed.base.codec import UNREADABLE
 from ollama_distributed.base.errors import (
     Forbidden,
     ModelNotFound,
@@ -151,7 +152,7 @@ class Session:
             body = await response.read(_MAX_TOKEN_BYTES)
         try:
             told = msgspec.json.decode(body, type=_Token)
-        except (msgspec.MsgspecError, RecursionError) as exc:
+        except UNREADABLE as exc:
             raise RegistryError(f"{realm.site} answers no token") from exc
         token = told.token or told.access_token
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -194,6 +195,6 @@ def _words(body: bytes) -> str:
     try:
         problems = msgspec.json.decode(body, type=_Problems).errors
         text = "; ".join(f"{problem.code} {problem.message}".strip() for problem in problems)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         text = body.decode("utf-8", "replace")
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))[:_QUOTED]

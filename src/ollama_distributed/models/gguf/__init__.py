@@ -11,10 +11,19 @@ from ollama_distributed.models.gguf.facts import (
     tells_numbers,
     thinking_tags_of,
 )
-from ollama_distributed.models.gguf.header import Array, Header, NeedMore, Tensor, Value, read_header
+from ollama_distributed.models.gguf.header import (
+    MAX_HEADER_BYTES,
+    Array,
+    Header,
+    NeedMore,
+    Tensor,
+    Value,
+    read_header,
+)
 from ollama_distributed.models.gguf.listing import human_number, model_info, tensor_list
 
 __all__ = [
+    "MAX_HEADER_BYTES",
     "Array",
     "Header",
     "Kind",

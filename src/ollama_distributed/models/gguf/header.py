@@ -9,6 +9,7 @@ Sources: ggml `docs/gguf.md`, `gguf.cpp`; flaws it must stop: security table, ro
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -22,6 +23,8 @@ VERSIONS = frozenset({2, 3})
 
 MAX_METADATA_BYTES = 64 << 20
 """A vocabulary of 262,000 tokens with its merges takes 16 MiB; past this it is an attack on memory."""
+MAX_HEADER_BYTES = MAX_METADATA_BYTES + (8 << 20)
+"""With the table of as many tensors as there may be."""
 MAX_PAIRS = 65_536
 MAX_TENSORS = 65_536
 """The largest models known have about 5,000."""
@@ -35,6 +38,15 @@ MAX_ELEMENTS = (1 << 63) - 1
 DEFAULT_ALIGNMENT = 32
 KEPT_ARRAY = 1_024
 """Arrays up to this length are kept without being asked for: tags, numbers per layer."""
+MAX_ARRAYS_BYTES = 96 << 20
+"""Memory of the arrays that are kept; the others are walked. Python's objects take up to 20 times what the
+file does; a vocabulary of 262,000 tokens with its merges takes 72 MiB, and is kept only on demand."""
+MAX_TEXTS_BYTES = 24 << 20
+"""Memory of keys and texts; past it the file is refused. A template takes 0.1 MiB."""
+_NUMBER_BYTES = 40
+"""A number that is an object of its own, and the place that holds it."""
+_PAIR_BYTES = 150
+"""What a pair takes beside its key's text and its value."""
 
 _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
@@ -86,9 +98,9 @@ def read_header(
 ) -> Header:
     """Read the header at the start of `data`, the first bytes of a file of `file_size` bytes.
 
-    `verbose` keeps arrays of any length. `enough`: asked before each array (of which it sees the
-    length) whether what came before it will do; then nothing more is read, and the header has no
-    tensors.
+    `verbose` keeps arrays of any length, within `MAX_ARRAYS_BYTES`. `enough`: asked before each array (of
+    which it sees the length) whether what came before it will do; then nothing more is read, and the
+    header has no tensors.
 
     Raises:
         NeedMore: `data` is shorter than the file and ends inside the header.
@@ -110,6 +122,19 @@ class _Cursor:
         self.view = view
         self.position = 0
         self.file_size = file_size
+        self._arrays = self._texts = 0
+
+    def keeps(self, count: int) -> bool:
+        """Whether an array, or a part of one, may take so many bytes of memory; then they are taken."""
+        if self._arrays + count > MAX_ARRAYS_BYTES:
+            return False
+        self._arrays += count
+        return True
+
+    def keep_text(self, text: str, beside: int = 0) -> None:
+        self._texts += sys.getsizeof(text) + beside
+        if self._texts > MAX_TEXTS_BYTES:
+            raise InvalidModel(f"GGUF metadata takes over {MAX_TEXTS_BYTES >> 20} MiB of memory")
 
     def at_end(self) -> Exception:
         if len(self.view) < self.file_size:
@@ -175,12 +200,13 @@ def _read(
         key = _name(cursor.string("metadata key", MAX_KEY_BYTES), "metadata key")
         if key in metadata:
             raise InvalidModel(f"GGUF metadata has the key {key!r} twice")
-        if enough is not None:
-            coming = _coming(cursor)
-            if coming is not None and enough({**metadata, key: coming}):
+        cursor.keep_text(key, _PAIR_BYTES)
+        if enough is not None and (coming := _coming(cursor)) is not None:
+            metadata[key] = coming
+            if enough(metadata):
                 return Header(
                     version=version,
-                    metadata={**metadata, key: coming},
+                    metadata=metadata,
                     tensors=(),
                     alignment=DEFAULT_ALIGNMENT,
                     data_offset=0,
@@ -217,7 +243,9 @@ def _coming(cursor: _Cursor) -> Array | None:
 def _value(cursor: _Cursor, key: str, *, verbose: bool) -> Value:
     kind = cursor.u32()
     if kind == STRING:
-        return cursor.string(f"value of {key!r}", MAX_STRING_BYTES).decode("utf-8", "replace")
+        text = cursor.string(f"value of {key!r}", MAX_STRING_BYTES).decode("utf-8", "replace")
+        cursor.keep_text(text)
+        return text
     if kind == ARRAY:
         return _array(cursor, key, verbose=verbose)
     return _scalar(cursor, kind, key)
@@ -246,21 +274,16 @@ def _array(cursor: _Cursor, key: str, *, verbose: bool) -> Array:
     if kind == STRING:
         # 8 bytes is the least that a string takes: refuse a count that cannot fit before walking.
         _check_count(cursor, length, 8, what)
-        if keep:
-            return Array(
-                length,
-                tuple(
-                    cursor.string(what, MAX_STRING_BYTES).decode("utf-8", "replace") for _ in range(length)
-                ),
-            )
-        _skip_strings(cursor, length, what)
-        return Array(length, None)
+        kept = _kept_strings(cursor, length, what) if keep else None
+        if kept is None:
+            _skip_strings(cursor, length, what)
+        return Array(length, kept)
     if kind not in SCALARS:
         raise InvalidModel(f"GGUF {what} holds the unknown type {kind}")
     code, size = SCALARS[kind]
     _check_count(cursor, length, size, what)
     packed = cursor.take(length * size, what)
-    if not keep:
+    if not keep or not cursor.keeps(length * (_NUMBER_BYTES if size > 1 else 8)):
         return Array(length, None)
     values = struct.unpack(f"<{length}{code}", packed)
     return Array(length, tuple(bool(value) for value in values) if kind == BOOL else values)
@@ -269,6 +292,19 @@ def _array(cursor: _Cursor, key: str, *, verbose: bool) -> Array:
 def _check_count(cursor: _Cursor, length: int, size: int, what: str) -> None:
     if length * size > min(MAX_METADATA_BYTES, cursor.file_size) - cursor.position:
         raise InvalidModel(f"GGUF {what} claims {length} elements, more than the header can hold")
+
+
+def _kept_strings(cursor: _Cursor, length: int, what: str) -> tuple[str, ...] | None:
+    """None, and the cursor where it was: they take too much memory."""
+    start = cursor.position
+    kept: list[str] = []
+    for _ in range(length):
+        text = cursor.string(what, MAX_STRING_BYTES).decode("utf-8", "replace")
+        if not cursor.keeps(8 + sys.getsizeof(text)):
+            cursor.position = start
+            return None
+        kept.append(text)
+    return tuple(kept)
 
 
 def _skip_strings(cursor: _Cursor, length: int, what: str) -> None:

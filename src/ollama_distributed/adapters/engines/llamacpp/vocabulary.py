@@ -12,15 +12,27 @@ Source: `server_context::process_token` and `validate_utf8` of llama.cpp b11549.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from ollama_distributed.models.gguf.header import Array, Header, NeedMore, Scalar, Value, read_header
+from ollama_distributed.base.errors import InvalidModel
+from ollama_distributed.models.gguf.header import (
+    MAX_HEADER_BYTES,
+    Array,
+    Header,
+    NeedMore,
+    Scalar,
+    Value,
+    read_header,
+)
 
 _TYPE_NORMAL, _TYPE_BYTE = 1, 6
 """`tokenizer.ggml.token_type`"""
 FIRST_READ_BYTES = 8 * 1024 * 1024
 """Holds the header of a model with 150,000 tokens."""
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 MAX_WITHHELD = 8
 """Tokens to look for at once; a character has at most four bytes."""
 
@@ -82,26 +94,27 @@ def read_fragments(path: str) -> Fragments:
     Raises:
         InvalidModel: the file is damaged.
     """
-    metadata = _header(Path(path)).metadata
+    return fragments_in(_header(Path(path)).metadata)
+
+
+def fragments_in(metadata: Mapping[str, Value]) -> Fragments:
     tokens, kinds = (
         _values(metadata.get("tokenizer.ggml.tokens")),
         _values(metadata.get("tokenizer.ggml.token_type")),
     )
     names = [str(token) for token in tokens]
-    numbers = [int(kind) for kind in kinds] or [_TYPE_NORMAL] * len(names)
+    numbers = [kind if isinstance(kind, int) else 0 for kind in kinds] or [_TYPE_NORMAL] * len(names)
     return Fragments(fragments_of(str(metadata.get("tokenizer.ggml.model")), names, numbers))
 
 
 def _header(path: Path) -> Header:
     size = path.stat().st_size
-    wanted = FIRST_READ_BYTES
     with path.open("rb") as file:
-        while True:
+        for wanted in (FIRST_READ_BYTES, MAX_HEADER_BYTES):
             file.seek(0)
-            try:
+            with suppress(NeedMore):  # then with all that a header may be
                 return read_header(file.read(wanted), size, verbose=True)
-            except NeedMore:
-                wanted *= 4
+    raise InvalidModel(f"the GGUF header of {path} is too long")
 
 
 def _values(value: Value | None) -> tuple[Scalar, ...]:
@@ -113,8 +126,8 @@ def fragments_of(model: str, tokens: Sequence[str], kinds: Sequence[int]) -> dic
     pieces = {}
     for token, (text, kind) in enumerate(zip(tokens, kinds, strict=False)):
         if kind == _TYPE_BYTE:
-            byte = int(text[3:5], 16)
-            if byte >= 0x80:
+            written = _BYTE.match(text)
+            if written is not None and (byte := int(written[1], 16)) >= 0x80:
                 pieces[token] = bytes([byte])
         elif model == "gpt2" and kind == _TYPE_NORMAL and not text.replace("Ġ", "").isascii():
             raw = _gpt2_bytes(text)
