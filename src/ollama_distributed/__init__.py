@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ollama_distributed._version import __version__
 
 if TYPE_CHECKING:
-    from ollama_distributed.client import *  # noqa: F403
+    from ollama_distributed.client import *  # noqa: F403  # its names are this package's
 
 __all__ = ["__version__"]
 

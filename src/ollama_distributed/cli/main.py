@@ -150,7 +150,7 @@ _register()
 def main() -> None:
     # httpx also brings a command line of its own, which imports rich, click and pygments: 0.2 s of
     # this program's start. It treats that part as optional, so in this process it is not there.
-    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: not there
     if COMPLETE_VARIABLE in os.environ:
         from typer._completion_classes import completion_init
 

@@ -118,4 +118,4 @@ def _listen_for_debugger() -> None:
     import debugpy  # noqa: T100 - the documented way to debug a running node
 
     host, _, port = where.rpartition(":")
-    debugpy.listen((host or "127.0.0.1", int(port)))  # noqa: T100
+    debugpy.listen((host or "127.0.0.1", int(port)))  # noqa: T100 - as above

@@ -35,7 +35,7 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             while not task.done():
-                with contextlib.suppress(asyncio.CancelledError):
+                with contextlib.suppress(asyncio.CancelledError):  # once more; raised when it has ended
                     await asyncio.wait({task})
         if not task.cancelled():
             task.exception()  # nobody waits for it any more

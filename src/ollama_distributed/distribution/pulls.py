@@ -87,13 +87,13 @@ class Alone:
         await self._registry.fetch(name, blob, into)
         await finish()
 
-    def ahead(self, blob: BlobId) -> int:  # noqa: ARG002
+    def ahead(self, blob: BlobId) -> int:  # noqa: ARG002 - the port's
         return 0
 
     def disproved(self, name: ModelName, blob: BlobId) -> bool:
         return self._registry.disproved(name, blob)
 
-    def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002
+    def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002 - the port's
         return None
 
 
@@ -113,7 +113,7 @@ class Owner:
         self._library = library
 
     @asynccontextmanager
-    async def version(self, name: ModelName, progress: Progress) -> AsyncIterator[bytes | None]:  # noqa: ARG002
+    async def version(self, name: ModelName, progress: Progress) -> AsyncIterator[bytes | None]:  # noqa: ARG002 - the port's
         yield await self._library.manifest(name)
 
 

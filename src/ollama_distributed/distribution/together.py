@@ -176,7 +176,7 @@ class Together:
     def ahead(self, blob: BlobId) -> int:
         return self._ahead.get(blob, 0)
 
-    def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002
+    def made_at(self, name: ModelName) -> float | None:  # noqa: ARG002 - the port's
         return None
 
     def disproved(self, name: ModelName, blob: BlobId) -> bool:

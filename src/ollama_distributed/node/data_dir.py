@@ -115,7 +115,7 @@ def runtime(data_dir: Path) -> Iterator[Path]:
         digest = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:12]
         folder = Path(tempfile.gettempdir()) / f"odr-{os.getuid()}-{digest}"
     try:
-        with suppress(FileExistsError):
+        with suppress(FileExistsError):  # from the last start; whose it is is looked at next
             folder.mkdir(mode=PRIVATE_DIR)
         found = folder.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

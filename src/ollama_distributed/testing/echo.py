@@ -241,7 +241,7 @@ class EchoRunner:
                 self._running.add(self._waiting[0])
                 self._waiting.popleft().begin()
         else:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # it left before
                 self._waiting.remove(answer)
 
     def token_limit(self) -> int | None:

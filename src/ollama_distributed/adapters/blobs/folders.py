@@ -108,7 +108,7 @@ class Folders:
             for part in parts:
                 _check(part)
                 if create:
-                    with contextlib.suppress(FileExistsError):
+                    with contextlib.suppress(FileExistsError):  # opened as a folder, or refused
                         os.mkdir(part, 0o755, dir_fd=current)
                 inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=current)
                 os.close(current)
@@ -179,7 +179,7 @@ class Staged:
         os.close(self._file)
         self._file = -1
         if not self._placed:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # somebody tidied up by hand
                 os.unlink(self._name, dir_fd=self._folder)
 
 
@@ -250,7 +250,7 @@ def _regular(found: os.stat_result) -> bool:
 
 
 def _subfolder(parent: int, name: str, mode: int) -> int:
-    with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):  # opened as a folder, or refused
         os.mkdir(name, mode, dir_fd=parent)
     return os.open(name, _FOLDER, dir_fd=parent)
 

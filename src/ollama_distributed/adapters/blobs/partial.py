@@ -234,7 +234,7 @@ class PartialFile:
 
     def _remove(self) -> None:
         for name in (self._name + JOURNAL, self._name):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # renamed into its place
                 os.unlink(name, dir_fd=self._folders.staging)
         self._close()
 

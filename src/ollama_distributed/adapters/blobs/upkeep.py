@@ -73,7 +73,7 @@ def drop_partial(folders: Folders, blob: BlobId) -> bool:
         return False
     else:
         for one in (name + JOURNAL, name):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError):  # a crash came between the two
                 os.unlink(one, dir_fd=folders.staging)
         return True
     finally:
@@ -82,7 +82,7 @@ def drop_partial(folders: Folders, blob: BlobId) -> bool:
 
 def take_away(folders: Folders, blob: BlobId) -> None:
     """Nobody finds the blob any more; the file is kept, for whoever wants to look into it."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
         os.rename(blob.filename, DAMAGED + blob.hex, src_dir_fd=folders.blobs, dst_dir_fd=folders.staging)
     os.fsync(folders.blobs)
     os.fsync(folders.staging)

@@ -6,7 +6,6 @@ status, value = await fetch_json(address, "GET", "/health", deadline_s=1.0)
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any
 
 import msgspec
@@ -78,9 +77,8 @@ async def fetch(
         raise DeadlineExceeded(f"{address} did not answer {path} within {deadline_s:g} s") from exc
     finally:
         exchange.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OllamaDistributedError):
-            if ended.done():
-                ended.exception()  # mark as seen when the deadline won the race
+        if ended.done() and not ended.cancelled():
+            ended.exception()  # mark as seen when the deadline won the race
     status, fields = status_and_headers[-1]
     return Answer(status, fields, b"".join(chunks))
 

@@ -154,7 +154,7 @@ class PeerDoor:
         then end it with an error that says why. Idempotent."""
         self._closed = True
         if self._outlets:
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):  # what still runs is ended below
                 async with asyncio.timeout(drain_s):
                     await self._empty.wait()
         for outlet in list(self._outlets):

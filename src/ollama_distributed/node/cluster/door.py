@@ -88,12 +88,12 @@ class Door:
         self._server.close()
         for connection in self._connections():
             connection.shutdown()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # what has not ended is ended below
             async with asyncio.timeout(drain_s):
                 await self._empty()
         for connection in self._connections():
             connection.transport.abort()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # its peer is gone: the system takes the socket back
             async with asyncio.timeout(CLOSE_S):
                 await self._empty()
         for task in list(self._state.tasks):

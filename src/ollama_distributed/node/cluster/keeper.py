@@ -166,7 +166,7 @@ class Keeper:
             Unavailable: the node is between two lives, or has no usable identity.
         """
         if not self.state.nodes:
-            with contextlib.suppress(Unavailable), anyio.move_on_after(REFUSAL_S):
+            with contextlib.suppress(Unavailable), anyio.move_on_after(REFUSAL_S):  # `need_life` says so
                 _, link = await self.linked()
                 await link.mirror.wait_for(lambda state: self.parts.node in state.nodes)
         return self.need_life()

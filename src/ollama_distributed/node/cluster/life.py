@@ -404,6 +404,6 @@ class Life:
 def _addresses(texts: list[str]) -> tuple[Address, ...]:
     found: dict[Address, None] = {}
     for text in texts:
-        with contextlib.suppress(Invalid):
+        with contextlib.suppress(Invalid):  # of a node that writes them in another way
             found[parse_address(text)] = None
     return tuple(found)

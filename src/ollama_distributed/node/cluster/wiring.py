@@ -111,7 +111,7 @@ class _Consensus:
         await link.consensus.propose_change(change, actor=self._node)
 
     async def seen(self, predicate: Callable[[ClusterState], bool]) -> None:
-        with contextlib.suppress(Unavailable), anyio.move_on_after(SEEN_S):
+        with contextlib.suppress(Unavailable), anyio.move_on_after(SEEN_S):  # it is seen later, then
             _, link = await self._linked()
             await link.mirror.wait_for(predicate)
 

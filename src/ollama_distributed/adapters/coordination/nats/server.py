@@ -322,7 +322,7 @@ class NatsServer:
 
     def _read_port(self) -> int | None:
         for file in self.folder.glob(f"*_{self.pid}.ports"):
-            with contextlib.suppress(msgspec.DecodeError, OSError, KeyError, IndexError):
+            with contextlib.suppress(msgspec.DecodeError, OSError, KeyError, IndexError):  # half written
                 url: str = msgspec.json.decode(file.read_bytes())["nats"][0]
                 return int(url.rpartition(":")[2])
         return None
@@ -331,7 +331,7 @@ class NatsServer:
         def read() -> str:
             lines: list[str] = []
             for name in ("nats-server.log", COMPLAINTS_NAME):
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError):  # it ended before it wrote any
                     text = (self.folder / name).read_text(errors="replace")
                     lines += [line for line in text.splitlines() if line][-3:]
             return " / ".join(lines) or "it wrote no log"

@@ -299,9 +299,9 @@ def remove_older(folder: Path, built: BuiltEngine) -> None:
 async def _end(process: asyncio.subprocess.Process) -> None:
     """End a tool with all that it started."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):  # it ended by itself
             os.killpg(process.pid, sign)
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # then the next signal
             async with asyncio.timeout(_KILL_AFTER_S):
                 await process.wait()
                 return

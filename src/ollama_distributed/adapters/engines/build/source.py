@@ -54,7 +54,7 @@ def pip_command() -> list[str]:
     """
     if find_spec("pip") is not None:
         return [sys.executable, "-m", "pip"]
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError):  # some systems' Python is without it
         import ensurepip
 
         for wheel in sorted(Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")):

@@ -168,5 +168,5 @@ class OllamaRunner(RemoteRunner):
         answer = await self._ask("POST", "/api/embed", body, deadline_s=self._deadline_s)
         return answer["embeddings"], int(answer.get("prompt_eval_count", 0))
 
-    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:  # noqa: ARG002
+    async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:  # noqa: ARG002 - the port's
         raise unsupported("Ollama", "rerank: its API has no such route")
