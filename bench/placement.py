@@ -16,6 +16,7 @@ from time import process_time
 import msgspec
 
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.node.garbage import YOUNG
 from ollama_distributed.placement.facts import Blob, Loaded, Need, Rules, Site, Wish
 from ollama_distributed.placement.outcome import Plan
 from ollama_distributed.placement.plan import Planner
@@ -141,7 +142,9 @@ def events(
 
     planner.plan()
     gc.collect()
-    gc.freeze()  # as a node does once it is up: else the collector walks all of it again and again
+    # As a node does once it is up (`node/garbage.py`): else the collector walks all of it again and again.
+    gc.freeze()
+    gc.set_threshold(YOUNG, 20, 50)
     busy = sorted({replica.node for replicas in plan.assignments.values() for replica in replicas})
     for _ in range(EVENTS):
         node = made[chance.choice(busy)]

@@ -79,12 +79,22 @@ class Spot:
         wish, replica = self.replicas.pop(model)
         self._charge(wish, replica, -1)
 
-    def _charge(self, wish: Wish, replica: Replica, by: int) -> None:
+    def exchange(self, wish: Wish, replica: Replica) -> None:
+        """Another replica of a model that it has, with the same files."""
+        before, old = self.replicas[wish.model]
+        self.replicas[wish.model] = (wish, replica)
+        self._charge_memory(before, old, -1)
+        self._charge_memory(wish, replica, 1)
+
+    def _charge_memory(self, wish: Wish, replica: Replica, by: int) -> None:
         if replica.warm:
             gpu, memory = wish.need.of(replica.device)
             self.gpu_free -= by * gpu
             self.memory_free -= by * memory
             self.seats_free -= by
+
+    def _charge(self, wish: Wish, replica: Replica, by: int) -> None:
+        self._charge_memory(wish, replica, by)
         here, coming = self.site.blobs, self.coming
         for blob in wish.blobs:
             if blob.digest in here:
@@ -124,8 +134,10 @@ class Board:
         self._put_up(spot)
 
     def put_taken(self, node: NodeId, taken: Taken) -> None:
-        """Nothing of a node is another but what is taken of it."""
+        """Nothing of a node is another but, perhaps, what is taken of it."""
         spot = self.spots[node]
+        if spot.taken == taken:
+            return
         self._take_down(spot)
         spot.stand_beside(taken)
         self._put_up(spot)
@@ -140,10 +152,13 @@ class Board:
         if self._undo is not None:
             self._undo.append((node, wish, old[1] if old else None))
         self._take_down(spot)
-        if old is not None:
-            spot.give_back(wish.model)
-        if replica is not None:
-            spot.take(wish, replica)
+        if old is not None and replica is not None and old[0].blobs == wish.blobs:
+            spot.exchange(wish, replica)
+        else:
+            if old is not None:
+                spot.give_back(wish.model)
+            if replica is not None:
+                spot.take(wish, replica)
         self._put_up(spot)
 
     def try_out(self) -> None:

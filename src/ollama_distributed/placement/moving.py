@@ -152,7 +152,7 @@ def _loads(
     pressed: set[NodeId] = set()
     busy: dict[NodeId, tuple[int, int, int, int]] = {}
     for one in gaps:
-        wish = one.want.wish
+        wish, reason = one.want.wish, _why_load(one) if one.loads else ""
         for node, device in one.loads:
             there = len(sites[node].loading)
             running, gpu_free, memory_free, seats = busy.get(node) or (there, *free_now(node))
@@ -163,7 +163,7 @@ def _loads(
                 pressed.add(node)
             elif running < rules.loads_per_node:
                 busy[node] = (running + 1, gpu_free - gpu, memory_free - memory, seats - seat)
-                begun.append(Load(node=node, model=wish.model, device=device, reason=_why_load(one)))
+                begun.append(Load(node=node, model=wish.model, device=device, reason=reason))
     return begun, pressed
 
 

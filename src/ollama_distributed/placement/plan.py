@@ -79,7 +79,9 @@ class Planner:
         self._new_sites: set[NodeId] = set()
         """They are or have something else."""
         self._same_sites: set[NodeId] = set()
-        """They are as they were, but something else may be wanted of them, or was decided."""
+        """They are as they were, but something else may be wanted of them."""
+        self._restood: set[NodeId] = set()
+        """Something else was decided for them."""
         self._new_models: set[str] = set()
 
     # ── events ──────────────────────────────────────────────────────────────────────
@@ -152,7 +154,7 @@ class Planner:
     def _stand(self, node: NodeId, replicas: Mapping[str, Replica]) -> None:
         if replicas != self._standing.get(node, {}):
             self._standing[node] = replicas
-            self._same_sites.add(node)
+            self._restood.add(node)
 
     def adopt(self, decided: Plan) -> None:
         """What a plan decided stands from now on, and nothing else."""
@@ -185,9 +187,11 @@ class Planner:
         if self.board.shelves.labels != self._labels.keys():
             self.board.relabel(self._labels)
         touched = self._new_models
-        for node in self._new_sites | self._same_sites:
+        for node in self._new_sites | self._same_sites | self._restood:
             touched |= self._look_at(node)
-        self._new_sites, self._same_sites, self._new_models = set(), set(), set()
+        for looked_at in (self._new_sites, self._same_sites, self._restood):
+            looked_at.clear()
+        self._new_models = set()
         for model in touched:
             self._keep(model)
         refusals = self._fill(touched)
@@ -229,24 +233,26 @@ class Planner:
             return set(before)
         standing = self._standing.get(node, {})
         names = self._concerned(site, standing)
-        taken = taken_of(site, self.wants, self._wanted_blobs)
         changed = node in self._new_sites
         if changed:
-            self.board.put_site(site, taken)
-        elif self.board.spots[node].taken != taken:
-            self.board.put_taken(node, taken)
-        domain = self.board.spots[node].domain
-        after = offers(site, domain, [self.wants[name] for name in names], standing, self.rules, taken)
-        for model in before:
-            if model not in after:
-                del self.offered[model][node]
+            self.board.put_site(site, taken_of(site, self.wants, self._wanted_blobs))
+        elif node in self._same_sites:
+            self.board.put_taken(node, taken_of(site, self.wants, self._wanted_blobs))
+        spot = self.board.spots[node]
+        wants = [self.wants[name] for name in names]
+        after = offers(site, spot.domain, wants, standing, self.rules, spot.taken)
+        other = set()
+        for model in before.keys() - after.keys():
+            del self.offered[model][node]
+            other.add(model)
         for model, offer in after.items():
-            self.offered.setdefault(model, {})[node] = offer
+            if offer != before.get(model):
+                self.offered.setdefault(model, {})[node] = offer
+                other.add(model)
         self._at[node] = after
-        self._used[node] = self._in_use(site, standing)
-        if changed:
-            return names.union(before)
-        return {model for model in names.union(before) if before.get(model) != after.get(model)}
+        if changed or site.loading or node in self._same_sites:
+            self._used[node] = self._in_use(site, standing)
+        return names.union(before) if changed else other
 
     def _concerned(self, site: Site, standing: Mapping[str, Replica]) -> set[str]:
         """Models that have anything to do with a node."""
