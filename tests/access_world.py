@@ -45,9 +45,23 @@ async def call(
 async def answered(
     app: Gateway, method: str, path: str, *, key: str = "", peer: str = "127.0.0.1", body: bytes = b"{}"
 ) -> tuple[int, bytes]:
-    headers = [(b"host", b"127.0.0.1:8080"), (b"content-type", b"application/json")]
-    if key:
-        headers.append((b"authorization", b"Bearer " + key.encode()))
+    bearer = {"authorization": f"Bearer {key}"} if key else {}
+    status, _, data = await exchanged(app, method, path, bearer, peer=peer, body=body)
+    return status, data
+
+
+async def exchanged(
+    app: Gateway,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    *,
+    peer: str = "127.0.0.1",
+    scheme: str = "http",
+    body: bytes = b"{}",
+) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body. `headers`: beside (or in place of) this Host and JSON; "" leaves one out."""
+    sent_headers = {"host": "127.0.0.1:8080", "content-type": "application/json", **headers}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -57,8 +71,12 @@ async def answered(
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "scheme": "http",
-        "headers": headers,
+        "scheme": scheme,
+        "headers": [
+            (name.encode(), value.encode("latin-1", "replace"))
+            for name, value in sent_headers.items()
+            if value
+        ],
         "client": (peer, 5),
         "server": ("127.0.0.1", 8080),
         "state": {},
@@ -73,5 +91,5 @@ async def answered(
         sent.append(message)
 
     await app(scope, receive, send)
-    data = b"".join(message.get("body", b"") for message in sent[1:])
-    return int(sent[0]["status"]), data
+    told = {name.decode().lower(): value.decode("latin-1") for name, value in sent[0]["headers"]}
+    return int(sent[0]["status"]), told, b"".join(message.get("body", b"") for message in sent[1:])

@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.keys import make_admin_key
 from ollama_distributed.access.passwords import Passwords
 from ollama_distributed.access.people import People
@@ -36,6 +37,7 @@ from ollama_distributed.node.people.provider import ConfiguredProvider
 from ollama_distributed.node.people.service import PeopleService
 from ollama_distributed.node.people.signers import Signers
 from ollama_distributed.testing.inference import ScriptedInference
+from tests.access_world import MemoryBook
 from tests.gateway_bench import HELLO, gateway, serving
 from tests.limits import SOON_S
 
@@ -59,14 +61,14 @@ class _Hop:
 
 
 class PeopleNodes:
-    """`urls`: of the server, and of the node without a vote."""
+    """`urls`: of the server, and of the node without a vote. `parts`: of their gateways."""
 
-    def __init__(self, folder: Path, oidc: OidcSettings | None) -> None:
+    def __init__(self, folder: Path, oidc: OidcSettings | None, **parts: Any) -> None:
         self.key, self._record = make_admin_key(0.0)
         self.urls: list[str] = []
         self.apps: list[Gateway] = []
         self.hop = _Hop()
-        self._folder, self._oidc = folder, oidc
+        self._folder, self._oidc, self._parts = folder, oidc, parts
         self._loop = asyncio.new_event_loop()
         self._started = threading.Event()
         self._stop = asyncio.Event()
@@ -127,11 +129,16 @@ class PeopleNodes:
         )
         hop: Any = self.hop
         service = PeopleService(shared, desk, signers, keeper, pool=hop, door=hop, clock=clock)
+        access = AccessDesk(
+            MemoryBook(), authenticator, clock.time, node=NodeId(name), last_used=lambda _: None
+        )
+        parts = {"inference": ScriptedInference(HELLO), **self._parts}
         return gateway(
-            ScriptedInference(HELLO),
             authenticator=authenticator,
+            access=access,
             people=service,
             policy=SitePolicy(hosts=["models.example"], origins=["https://ui.example"]),
+            **parts,
         )
 
     def start(self) -> None:
@@ -155,8 +162,8 @@ def _linked(is_server: bool) -> Any:
 
 
 @contextmanager
-def people_nodes(folder: Path, oidc: OidcSettings | None = None) -> Iterator[PeopleNodes]:
-    nodes = PeopleNodes(folder, oidc)
+def people_nodes(folder: Path, oidc: OidcSettings | None = None, **parts: Any) -> Iterator[PeopleNodes]:
+    nodes = PeopleNodes(folder, oidc, **parts)
     usual = structlog.get_config()
     # Commands under test print to the same stdout as the log.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

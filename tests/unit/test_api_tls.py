@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import os
+import socket
 import ssl
 from pathlib import Path
 
@@ -12,9 +15,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.gateway_bench import HELLO, gateway
+from tests.limits import SOON_S
 
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
+from ollama_distributed.node.doors import Stop, serve
+from ollama_distributed.testing.inference import ScriptedInference
 
 HOST = "models.example"
 
@@ -99,3 +107,52 @@ def test_one_that_cannot_be_used_is_not(files: CertificateFiles) -> None:
 def test_old_protocols_are_refused(files: CertificateFiles) -> None:
     tls = ApiTLS(files)
     assert tls.front.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+async def health(port: int, context: ssl.SSLContext) -> bytes:
+    """Empty: the handshake took too long."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname=HOST)
+    except (OSError, ssl.SSLError):
+        return b""
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+async def test_who_does_not_finish_the_handshake_is_cut_and_others_are_not_kept(
+    files: CertificateFiles,
+) -> None:
+    """uvicorn gives it a minute; a connection costs nothing to open."""
+    limits = Limits(handshake_deadline_s=0.3)
+    listener = socket.create_server(("0.0.0.0", 0))
+    port, stop, started = listener.getsockname()[1], Stop(), asyncio.Event()
+    serving = asyncio.create_task(
+        serve(
+            gateway(ScriptedInference(HELLO)),
+            [listener],
+            limits=limits,
+            drain_s=1,
+            certificate=files,
+            stop=stop,
+            on_started=started.set,
+        )
+    )
+    try:
+        async with asyncio.timeout(SOON_S):
+            await started.wait()
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+            for number, (_, writer) in enumerate(silent):
+                writer.write(b"\x16\x03\x01\x02\x00"[:number])  # the begin of a ClientHello, or nothing
+            context = ssl.create_default_context(cafile=str(files.certificate))
+            while not (answer := await health(port, context)):  # a busy machine may be too slow once
+                pass
+            assert answer.startswith(b"HTTP/1.1 200")
+            for reader, writer in silent:
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+                writer.close()
+    finally:
+        stop.all()
+        await serving

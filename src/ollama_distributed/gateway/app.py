@@ -56,6 +56,7 @@ from ollama_distributed.gateway.routes.node import node_routes
 from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
+from ollama_distributed.gateway.routes.pages import page_routes
 from ollama_distributed.gateway.routes.places import places_routes
 from ollama_distributed.gateway.routes.queue import queue_routes
 from ollama_distributed.gateway.routes.route import route_routes
@@ -214,6 +215,7 @@ def create_app(
     routes = [
         *node_routes(node, document),
         *event_routes(channels),
+        *page_routes(people),
         *(transfer_routes(moves) if moves is not None else ()),
         *(bundle_routes(bundles) if bundles is not None else ()),
         *(places_routes(places) if places is not None else ()),
@@ -257,7 +259,11 @@ def _fastapi(routes: list[ColdRoute], version: VersionInfo) -> FastAPI:
     for route in routes:
         app.add_api_route(
             route.path,
-            handler(right_of(route.method, route.path, route.verb), route.run),
+            handler(
+                right_of(route.method, route.path, route.verb),
+                route.run,
+                takes_json=route.body is not None,
+            ),
             methods=[route.method],
             summary=route.summary,
             tags=[route.tag],

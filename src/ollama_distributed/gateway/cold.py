@@ -48,7 +48,9 @@ from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.origins import check_type
 from ollama_distributed.gateway.out import RawHeaders, cors_headers
+from ollama_distributed.gateway.pages import page_headers, problem_page, wants_page
 from ollama_distributed.gateway.rights import PUBLIC
 from ollama_distributed.gateway.shapes import renderer_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary
@@ -192,7 +194,7 @@ class ColdRequest:
 
 
 def handler(
-    right: Right | None, run: Callable[[ColdRequest, Request], Awaitable[Response]]
+    right: Right | None, run: Callable[[ColdRequest, Request], Awaitable[Response]], *, takes_json: bool
 ) -> Callable[[Request], Awaitable[Response]]:
     """A FastAPI endpoint that demands `right` (None: public) and shapes errors."""
 
@@ -206,6 +208,8 @@ def handler(
                 named = request.path_params.get("name") or request.path_params.get("model")
                 if named and right.resource in _OF_MODELS:
                     cold.check_model(named)
+            if takes_json:
+                check_type(cold.head.headers)
             await cold.record(request, right)
             response = await run(cold, request)
             if right is None and response.status_code < 400:
@@ -232,6 +236,9 @@ def error_response(cold: ColdRequest, exc: Exception) -> Response:
     headers = dict(rendered.headers)
     if isinstance(error, BodyTooLarge):
         headers["connection"] = "close"  # the rest of the body is not read
+    if wants_page(cold.head):
+        page = problem_page(error.message, cold.request_id)
+        return Response(page, rendered.status, headers | page_headers(), "text/html")
     return Response(rendered.body, rendered.status, headers, rendered.content_type)
 
 
@@ -340,6 +347,15 @@ class ColdPath:
         )
 
 
+_SAFE_TO_SHOW = (
+    ("x-content-type-options", "nosniff"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("cross-origin-resource-policy", "same-origin"),
+)
+"""What a browser may do with an answer that is no page of ours: nothing, whatever text is in it. Scripts of
+allowed origins read it all the same (CORS)."""
+
+
 class _Seen:
     """Adds headers to the answer and notes what left."""
 
@@ -356,7 +372,8 @@ class _Seen:
             headers = MutableHeaders(raw=list(message["headers"]))
             for name, value in self._extra:
                 headers[name.decode("ascii")] = value.decode("latin-1")
-            headers.setdefault("x-content-type-options", "nosniff")
+            for field, text in _SAFE_TO_SHOW:
+                headers.setdefault(field, text)
             message = {**message, "headers": headers.raw}
         elif message["type"] == "http.response.body":
             self.bytes_out += len(message.get("body", b""))

@@ -12,6 +12,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     header_bytes: int = 16 * KIB
     """Request line and header fields together; agents send 1-4 KiB, cookies up to 8."""
     header_fields: int = 64
+    handshake_deadline_s: float = 5.0
+    """Of TLS, from the connection on: two round trips, and some computing."""
     header_deadline_s: float = 10.0
     """From the first byte (or the connection) to the end of the head."""
     body_deadline_s: float = 30.0

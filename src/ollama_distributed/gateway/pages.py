@@ -1,54 +1,76 @@
-"""The pages for people: front page, API documentation, the end of a sign-in. No script, nothing from
-elsewhere."""
+"""The pages for people: sign-in, who one is, API documentation, what went wrong. Scripts and styles are
+files of this node, nothing is inline and nothing comes from elsewhere."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import json
 from collections.abc import Mapping
+from importlib.resources import files
 from typing import Any
 
-from ollama_distributed.gateway.ports import VersionInfo
+from ollama_distributed.gateway.gate import Head
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;"
-    "color:#1a1a1a;background:#fff}code,pre{font:14px/1.45 ui-monospace,monospace}"
-    "pre{overflow-x:auto;padding:.75rem;background:#f4f4f5;border-radius:6px}"
-    "details{border-bottom:1px solid #ddd;padding:.35rem 0}summary{cursor:pointer}"
-    "b{display:inline-block;min-width:4.5rem}h2{margin-top:2rem}"
-    "@media(prefers-color-scheme:dark){body{color:#eee;background:#18181b}pre{background:#27272a}"
-    "details{border-color:#3f3f46}a{color:#93c5fd}}"
+HOME, SIGN_IN = "/ui/", "/ui/sign-in"
+ASSETS: Mapping[str, str] = {
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    "sign-in.js": "text/javascript",
+    "account.js": "text/javascript",
+}
+"""Files below `/ui/` that pages load: name -> media type."""
+_FOR_PEOPLE = frozenset({"/", "/docs", "/api/v1/auth/oidc/start", "/api/v1/auth/oidc/callback"})
+"""Paths that a person opens in a browser, and so should be told in words what went wrong."""
+_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+"""Even a page with a mistake runs no text as a script: CSP level 3, and Trusted Types."""
 
 
 def page_headers() -> dict[str, str]:
     return {
-        "content-security-policy": (
-            f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        ),
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
+        "content-security-policy": _POLICY,
+        "cross-origin-opener-policy": "same-origin",
+        "referrer-policy": "same-origin",
+        "cache-control": "no-cache",
     }
 
 
-def front_page(version: VersionInfo) -> str:
-    engines = "".join(
-        f"<li>{html.escape(f'{one.name} {one.version} ({one.variant}) {one.instruction_set}'.strip())}</li>"
-        for one in version.engines
-    )
+def asset(name: str) -> str:
+    """A file of this package's `ui` folder."""
+    return files(__package__).joinpath("ui", name).read_text("utf-8")
+
+
+def wants_page(head: Head) -> bool:
+    """Whether a person asks, in a browser."""
+    path = head.path
+    return (path in _FOR_PEOPLE or path.startswith("/ui/")) and accepts_html(head)
+
+
+def accepts_html(head: Head) -> bool:
+    """Only browsers say so; Ollama's clients look for its plain text."""
+    return "text/html" in head.headers.get("accept", "")
+
+
+def sign_in_page(template: str, provider: str) -> str:
+    """`provider`: who signs people in beside passwords; empty: nobody."""
+    link = ""
+    if provider:
+        link = (
+            '<p><a class="button other" href="/api/v1/auth/oidc/start">'
+            f"Sign in with {html.escape(provider)}</a></p>"
+        )
+    return template.replace("<!--oidc-->", link)
+
+
+def problem_page(message: str, request_id: str) -> str:
+    said = html.escape(message[:1].upper() + message[1:])
     return _page(
-        "Ollama Distributed",
-        f"<h1>Ollama is running</h1>"
-        f"<p>Ollama Distributed {html.escape(version.version)}, node {html.escape(version.node or '?')}. "
-        f"It speaks the Ollama, OpenAI and Anthropic APIs and its own under <code>/api/v1</code>.</p>"
-        f"<ul>{engines}</ul>"
-        '<p><a href="/docs">API documentation</a> · <a href="/openapi.json">OpenAPI document</a> · '
-        '<a href="/api/tags">Models</a> · <a href="/api/ps">Models in memory</a> · '
-        '<a href="/metrics">Metrics</a></p>',
+        "That did not work",
+        f'<h1>That did not work</h1><p class="problem" role="alert">{said}.</p>'
+        f'<p><a href="{SIGN_IN}">Sign in</a> · <a href="{HOME}">Start</a></p>'
+        f'<p class="quiet">Request {html.escape(request_id)}</p>',
     )
 
 
@@ -69,16 +91,6 @@ def docs_page(document: Mapping[str, Any]) -> str:
         f"{title}: API",
         f'<h1>{title}: API</h1><p>Machine-readable: <a href="/openapi.json">/openapi.json</a></p>'
         f"{sections}<h2>Bodies</h2>{schemas}",
-    )
-
-
-def signed_in_page(name: str) -> str:
-    """Leads to the front page by itself: a link of this site, so the new cookie goes along (it would
-    not with a redirect, which still counts as the provider's)."""
-    return _page(
-        "Signed in",
-        f'<h1>Signed in</h1><p>You are signed in as <b>{html.escape(name)}</b>. <a href="/">Go on</a></p>',
-        head='<meta http-equiv="refresh" content="0;url=/">',
     )
 
 
@@ -105,9 +117,10 @@ def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     )
 
 
-def _page(title: str, body: str, head: str = "") -> str:
+def _page(title: str, body: str) -> str:
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>{head}'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
-        f"<body>{body}</body></html>"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<link rel="icon" href="/ui/icon.svg" type="image/svg+xml">'
+        f'<link rel="stylesheet" href="/ui/style.css"></head><body><main>{body}</main></body></html>'
     )

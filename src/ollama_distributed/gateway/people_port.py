@@ -90,6 +90,10 @@ class People(Protocol):
         """All sessions of the person end."""
         ...
 
+    async def oidc_name(self) -> str:
+        """What people call the OIDC provider; empty: there is none, or no server says so now."""
+        ...
+
     async def oidc_start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
         """Where the browser is to go.
 

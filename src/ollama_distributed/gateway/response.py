@@ -13,6 +13,9 @@ from ollama_distributed.gateway.out import (
     with_moves,
 )
 
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+"""No browser takes what a model or a client wrote for a page or a script."""
+
 
 class Response:
     """`own`: what this node is called; empty: answers do not say."""
@@ -23,7 +26,7 @@ class Response:
         self._out = out
         self._clock = clock
         self._own = own
-        self.headers: RawHeaders = [(b"x-request-id", request_id.encode("ascii"))]
+        self.headers: RawHeaders = [_NOSNIFF, (b"x-request-id", request_id.encode("ascii"))]
         self.node = ""
         """Another node that answers."""
         self.why: str | None = ""

@@ -12,6 +12,13 @@ PUBLIC = frozenset(
     {
         "/healthz",
         "/readyz",
+        "/",
+        "/ui/",
+        "/ui/sign-in",
+        "/ui/sign-in.js",
+        "/ui/account.js",
+        "/ui/style.css",
+        "/ui/icon.svg",
         "/api/v1/auth/login",
         "/api/v1/auth/oidc/start",
         "/api/v1/auth/oidc/callback",
@@ -77,6 +84,7 @@ _ROWS: tuple[tuple[str, str, Resource], ...] = (
     ("GET", "/metrics", "metrics"),
     ("GET", "/openapi.json", "docs"),
     ("GET", "/docs", "docs"),
+    ("GET", "/ui*", "docs"),
     # The cluster.
     ("DELETE", "/api/v1/nodes/{id}", "members"),
     ("*", "/api/v1/nodes*", "nodes"),

@@ -75,9 +75,12 @@ class _Server(uvicorn.Server):
     """uvicorn that says when it listens, leaves signals to the node, and looks at nothing while
     nothing happens."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], stop: Stop) -> None:
+    def __init__(
+        self, config: uvicorn.Config, handshake_s: float, on_started: Callable[[], None], stop: Stop
+    ) -> None:
         self._exit = asyncio.Event()
         super().__init__(config)
+        self._handshake_s = handshake_s
         self._on_started = on_started
         self._stop = stop
 
@@ -94,9 +97,22 @@ class _Server(uvicorn.Server):
         await self._exit.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.started:
-            self._on_started()
+        await super().startup(sockets=[])
+        for listener in sockets or ():  # as uvicorn does, but that it gives a TLS handshake a minute
+            server = await asyncio.get_running_loop().create_server(
+                self._connection,
+                sock=listener,
+                backlog=self.config.backlog,
+                ssl=self.config.ssl,
+                ssl_handshake_timeout=self._handshake_s if self.config.ssl else None,
+            )
+            self.servers.append(server)
+        self._on_started()
+
+    def _connection(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(  # type: ignore[call-arg]  # uvicorn's own class, by its contract
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         drain_s = self.config.timeout_graceful_shutdown or 0
@@ -143,7 +159,7 @@ async def serve(
             on_started()
 
     async def answer(group: list[socket.socket], context: ssl.SSLContext | None) -> None:
-        server = _Server(_http(app, limits, drain_s, context), started, stop)
+        server = _Server(_http(app, limits, drain_s, context), limits.handshake_deadline_s, started, stop)
         stop.adopt(server)
         try:
             if not stop.wanted:

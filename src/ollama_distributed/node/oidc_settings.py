@@ -17,6 +17,9 @@ class OidcSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     issuer: str = Field(description="The provider's issuer URL, exactly as it calls itself.")
+    title: str = Field(
+        default="", description="What the sign-in page calls it. Unset: the host's name of `issuer`."
+    )
     client_id: str = Field(description="Of this cluster at the provider.")
     client_secret: SecretStr = Field(
         default=SecretStr(""), description="Unset: a public client, which PKCE alone protects."

@@ -13,6 +13,7 @@ from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base import errors as e
 from ollama_distributed.catalog.wire import CreateStatus, ShownModel, details
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.rights import PUBLIC
 from ollama_distributed.models.spec import Architecture, ModelSpec
 from ollama_distributed.serving.loaded import LoadedModel
 from ollama_distributed.serving.ports import EngineInfo
@@ -337,19 +338,24 @@ async def test_openai_models():
 
 
 async def test_the_front_page_by_client():
-    plain = await ask("GET", "/", headers={"accept": "*/*"})
-    assert plain.text == "Ollama is running"
-    page = await ask("GET", "/", headers={"accept": "text/html,*/*"})
-    assert 'href="/docs"' in page.text
-    assert (await ask("HEAD", "/")).status_code == 200
+    for peer in ("127.0.0.1", "10.0.0.9"):  # public: it tells nothing
+        plain = await ask("GET", "/", peer=peer, headers={"accept": "*/*"})
+        assert plain.text == "Ollama is running"
+        assert (await ask("HEAD", "/", peer=peer)).status_code == 200
+        led = await ask("GET", "/", peer=peer, headers={"accept": "text/html,*/*"})
+        assert (led.status_code, led.headers["location"]) == (303, "/ui/")
+        assert led.headers["vary"] == plain.headers["vary"] == "accept"
 
 
-async def test_pages_load_nothing_from_elsewhere_and_run_nothing():
-    for path in ("/docs", "/"):
-        page = await ask("GET", path, headers={"accept": "text/html"})
-        assert not re.search(r"<script|src=|https?://|@import|\bon\w+=", page.text)
-        assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert page.headers["x-content-type-options"] == "nosniff"
+async def test_a_person_is_told_in_words_what_went_wrong():
+    html = {"accept": "text/html"}
+    page = await ask("GET", "/docs", peer="10.0.0.9", headers=html)
+    assert page.status_code == 401
+    assert page.headers["content-type"].startswith("text/html")
+    assert 'href="/ui/sign-in"' in page.text
+    assert page.headers["x-request-id"] in page.text
+    assert (await ask("GET", "/docs", peer="10.0.0.9")).json()["error"]["code"] == "unauthenticated"
+    assert (await ask("GET", "/api/tags", peer="10.0.0.9", headers=html)).json()["error"]
 
 
 async def test_openapi_has_every_route():
@@ -422,11 +428,9 @@ async def test_a_broken_handler_hides_its_text():
 
 # ── who may ─────────────────────────────────────────────────────────────────────────
 
-PUBLIC = {"/healthz", "/readyz"}
-
 
 async def test_every_route_by_caller():
-    """Each route x {nobody, a wrong key, local}: only the two probes are public."""
+    """Each route x {nobody, a wrong key, local}."""
     plain, record = make_key("admin", now=0.0)
     stranger, _ = make_key("admin", now=0.0)
     world = World(authenticator=Authenticator([record], require_key=False, wall=lambda: 1.0))

@@ -274,7 +274,10 @@ class _Content(StreamingResponse):
         self._cold = cold
         self._pieces = _as_generator(pieces)
         super().__init__(
-            self._pieces, headers={"content-length": str(file.bytes)}, media_type="application/jsonl"
+            self._pieces,
+            # What somebody sent is never shown as a page of ours.
+            headers={"content-length": str(file.bytes), "content-disposition": "attachment"},
+            media_type="application/jsonl",
         )
 
     async def stream_response(self, send: Send) -> None:

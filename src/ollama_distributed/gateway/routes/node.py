@@ -1,4 +1,4 @@
-"""The node itself: probes, metrics, documentation, the front page."""
+"""The node itself: probes, metrics, documentation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from ollama_distributed.gateway import metrics
 from ollama_distributed.gateway.cold import ColdRequest
-from ollama_distributed.gateway.pages import docs_page, front_page, page_headers
+from ollama_distributed.gateway.pages import docs_page, page_headers
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
 
 TAG = "Node"
@@ -19,12 +19,6 @@ TAG = "Node"
 
 def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[ColdRoute]:
     """`document`: makes the OpenAPI document."""
-
-    async def root(cold: ColdRequest, _request: Request) -> Response:
-        # Ollama's clients look for this exact text; only a browser asks for HTML.
-        if "text/html" not in cold.head.headers.get("accept", ""):
-            return PlainTextResponse("Ollama is running")
-        return Response(front_page(node.version), headers=page_headers(), media_type="text/html")
 
     async def healthz(_cold: ColdRequest, _request: Request) -> Response:
         return json_response({"status": "ok"})
@@ -57,15 +51,6 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
         return Response(docs_page(document()), headers=page_headers(), media_type="text/html")
 
     return [
-        ColdRoute(
-            method="GET",
-            path="/",
-            verb="read",
-            run=root,
-            tag=TAG,
-            summary="'Ollama is running', or the front page",
-        ),
-        ColdRoute(method="HEAD", path="/", verb="read", run=root, tag=TAG, summary="", hidden=True),
         ColdRoute(
             method="GET", path="/healthz", verb=None, run=healthz, tag=TAG, summary="The process is alive"
         ),

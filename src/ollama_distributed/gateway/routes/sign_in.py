@@ -34,7 +34,7 @@ from ollama_distributed.gateway.cookies import (
     session_cookie,
 )
 from ollama_distributed.gateway.gate import Head, sent_credential
-from ollama_distributed.gateway.pages import page_headers, signed_in_page, to_program_page
+from ollama_distributed.gateway.pages import HOME, page_headers, to_program_page
 from ollama_distributed.gateway.people_port import People, SignedIn, Visitor
 from ollama_distributed.gateway.routes.table import ColdRoute, json_response
 
@@ -287,14 +287,16 @@ class _Handlers:
             "nonce": flow.nonce,
             "verifier": flow.verifier,
         }
+        response: Response
+        cookies: list[str] = []
         if (program := flow.program) is not None:
             theirs = await self._people.oidc_finish_for_program(challenge=program.challenge, **answer)
             back = urlencode({"code": theirs, "state": program.state})
-            page, cookies = to_program_page(f"http://127.0.0.1:{program.port}/?{back}"), []
+            page = to_program_page(f"http://127.0.0.1:{program.port}/?{back}")
+            response = Response(page, headers=page_headers(), media_type="text/html")
         else:
             signed_in = await self._people.oidc_finish(visitor=_visitor(head), **answer)
-            page, cookies = signed_in_page(signed_in.user.name), [_session(head, signed_in)]
-        response = Response(page, headers=page_headers(), media_type="text/html")
+            response, cookies = RedirectResponse(HOME, 303), [_session(head, signed_in)]
         for cookie in (*cookies, no_cookie(FLOW, secure=head.secure)):
             response.headers.append("set-cookie", cookie)
         return _secret(response)

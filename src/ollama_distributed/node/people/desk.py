@@ -76,6 +76,11 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 class Provider(Protocol):
     """An OIDC provider: `node.people.provider.ConfiguredProvider`."""
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        ...
+
     async def start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
         """Where the browser is to go."""
         ...
@@ -122,6 +127,8 @@ class Desk:
                 return await self._sign_in(op)
             case ops.Redeem():
                 return await self._redeem(op)
+            case ops.OidcName():
+                return ops.Done(token=self.oidc_name)
             case ops.OidcStart():
                 return ops.Done(
                     token=await self._need_provider().start(
@@ -205,6 +212,11 @@ class Desk:
             await self._book.end(old.id)
         log.info("people.signed_in", user=user.name, session=record.id, address=address, how=how)
         return ops.Done(user=user, session=record, token=token)
+
+    @property
+    def oidc_name(self) -> str:
+        """Of the provider in this node's own settings."""
+        return self._provider.name if self._provider is not None else ""
 
     def _need_provider(self) -> Provider:
         if self._provider is None:

@@ -37,6 +37,10 @@ class Redeem(_Secret, frozen=True, kw_only=True, tag="redeem"):
     agent: str = ""
 
 
+class OidcName(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_name"):
+    """What people call the provider."""
+
+
 class OidcStart(msgspec.Struct, frozen=True, kw_only=True, tag="oidc_start"):
     redirect_uri: str
     state: str
@@ -116,6 +120,7 @@ class Touch(msgspec.Struct, frozen=True, kw_only=True, tag="touch"):
 Op: TypeAlias = (
     SignIn
     | Redeem
+    | OidcName
     | OidcStart
     | OidcFinish
     | SignOut
@@ -143,7 +148,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True):
     user: UserRecord | None = None
     session: SessionRecord | None = None
     token: str = ""
-    """A session's, a JWT, a code or a URL, as was asked for."""
+    """A session's, a JWT, a code, a URL or a name, as was asked for."""
     ended: tuple[str, ...] = ()
     """Sessions."""
     deleted: str = ""

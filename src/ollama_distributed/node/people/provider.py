@@ -37,6 +37,10 @@ class ConfiguredProvider:
             monotonic=clock.monotonic,
         )
 
+    @property
+    def name(self) -> str:
+        return self._settings.title or urlsplit(self._settings.issuer).hostname or ""
+
     async def aclose(self) -> None:
         await self._provider.aclose()
 

@@ -39,6 +39,9 @@ ASK_S = 20.0
 """A password is hashed there, behind others; or an OIDC provider is asked."""
 LOOK_S, LOOKS = 5.0, 12
 """Between two steps."""
+NAME_WAIT_S, NAME_AGAIN_S, NAME_HOLDS_S = 2.0, 5.0, 60.0
+"""A page waits so long for the provider's name; it is asked for again so soon after it did not come, and
+after it came: no flood of pages is a flood of questions."""
 UNTOUCHED_S = IDLE_S / 10
 """What is known of when a session was last used may be so old in the state."""
 TIDY_EVERY = 10
@@ -67,6 +70,8 @@ class PeopleService:
         self._pool = pool
         self._clock = clock
         self._steps = 0
+        self._provider_name = ""
+        self._name_until = 0.0
         door.add(ROUTE, self._asked, ops.Ask)
 
     @property
@@ -133,6 +138,20 @@ class PeopleService:
 
     async def change_own_password(self, credential: str, ask: PasswordAsk, visitor: Visitor) -> None:
         await self._do(ops.ChangeOwnPassword(credential=credential, ask=ask, address=visitor.address))
+
+    async def oidc_name(self) -> str:
+        if own := self._desk.oidc_name:
+            return own
+        now = self._clock.monotonic()
+        if now >= self._name_until:
+            self._name_until = now + NAME_AGAIN_S
+            try:
+                with anyio.move_on_after(NAME_WAIT_S):
+                    self._provider_name = (await self._do(ops.OidcName())).token
+                    self._name_until = now + NAME_HOLDS_S
+            except OllamaDistributedError as failure:  # the page offers passwords all the same
+                log.debug("people.provider_unknown", reason=failure.code)
+        return self._provider_name
 
     async def oidc_start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
         op = ops.OidcStart(redirect_uri=redirect_uri, state=state, nonce=nonce, challenge=challenge)
