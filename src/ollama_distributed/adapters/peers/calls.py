@@ -78,8 +78,9 @@ class Calling(ABC):
     @abstractmethod
     def heard(self, data: bytes) -> None: ...
 
-    @abstractmethod
-    def ended(self) -> None: ...
+    def ended(self) -> None:
+        self._link = None
+        self._fail(Unavailable(f"node {self.node} ended its answer without its last word"))
 
     @abstractmethod
     def _fail(self, error: OllamaDistributedError) -> None: ...
@@ -117,24 +118,41 @@ class RemoteGeneration(Calling):
                     self._over = True
                 self._sink(event)
 
-    def ended(self) -> None:
-        self._link = None
-        self._fail(Unavailable(f"node {self.node} ended its answer without its last word"))
-
     def _fail(self, error: OllamaDistributedError) -> None:
         if not self._over:
             self._over = True
             self._sink(EngineFailed(error))
 
 
-class Question(Calling):
-    """Implements `Call`. `done` is set, or raises what was refused."""
+class Awaited(Calling):
+    """A call with one end. `done` is set, or raises what went wrong."""
 
-    __slots__ = ("_result", "done", "rows")
+    __slots__ = ("done",)
 
     def __init__(self, sender: Sender, node: NodeId, message: bytes) -> None:
         super().__init__(sender, node, message)
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _fail(self, error: OllamaDistributedError) -> None:
+        self._settle(error)
+
+    def _settle(self, error: OllamaDistributedError | None) -> None:
+        self._over = True
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(None)
+        else:
+            self.done.set_exception(error)
+
+
+class Question(Awaited):
+    """Implements `Call`."""
+
+    __slots__ = ("_result", "rows")
+
+    def __init__(self, sender: Sender, node: NodeId, message: bytes) -> None:
+        super().__init__(sender, node, message)
         self.rows: list[tuple[float, ...]] = []
         self._result = msgspec.Raw()
 
@@ -160,19 +178,3 @@ class Question(Calling):
                     self._settle(None)
                 case Refusal() as refusal:
                     self._settle(error_of(refusal))
-
-    def ended(self) -> None:
-        self._link = None
-        self._settle(Unavailable(f"node {self.node} ended its answer without its last word"))
-
-    def _fail(self, error: OllamaDistributedError) -> None:
-        self._settle(error)
-
-    def _settle(self, error: OllamaDistributedError | None) -> None:
-        self._over = True
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)

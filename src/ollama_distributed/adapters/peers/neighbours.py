@@ -6,18 +6,17 @@ empty `Result` at its end.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
 from ollama_distributed.adapters.peers import wire
-from ollama_distributed.adapters.peers.calls import Calling, Sender
+from ollama_distributed.adapters.peers.calls import Awaited, Sender
 from ollama_distributed.adapters.peers.door import PeerDoor, Put
 from ollama_distributed.adapters.peers.pool import PeerPool, message
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import DeadlineExceeded, OllamaDistributedError, Unavailable
+from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.refusal import Refusal, error_of
 from ollama_distributed.cluster.identity.ca import Peer
@@ -45,14 +44,13 @@ AWAY_S = 5.0
 T = TypeVar("T")
 
 
-class Following(Calling):
-    """Implements `Call`. `done` is set when the other node has it all, or raises why not."""
+class Following(Awaited):
+    """Implements `Call`. `done` is set when the other node has it all."""
 
-    __slots__ = ("_told", "done")
+    __slots__ = ("_told",)
 
     def __init__(self, sender: Sender, node: NodeId, asked: bytes, told: Callable[[int], None]) -> None:
         super().__init__(sender, node, asked)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._told = told
 
     def heard(self, data: bytes) -> None:
@@ -66,22 +64,6 @@ class Following(Calling):
                     self._settle(None)
                 else:
                     self._told(here)
-
-    def ended(self) -> None:
-        self._link = None
-        self._settle(Unavailable(f"node {self.node} ended its answer without its last word"))
-
-    def _fail(self, error: OllamaDistributedError) -> None:
-        self._settle(error)
-
-    def _settle(self, error: OllamaDistributedError | None) -> None:
-        self._over = True
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
 
 
 def _decoded(value: bytes, node: NodeId) -> int | None:

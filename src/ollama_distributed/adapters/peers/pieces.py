@@ -13,14 +13,13 @@ from typing import Protocol
 import msgspec
 
 from ollama_distributed.adapters.peers import wire
-from ollama_distributed.adapters.peers.calls import Calling, Sender
+from ollama_distributed.adapters.peers.calls import Awaited, Sender
 from ollama_distributed.adapters.peers.door import PeerDoor, Put
 from ollama_distributed.adapters.peers.pool import PeerPool, message
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     DigestMismatch,
     ModelNotFound,
-    OllamaDistributedError,
     Unavailable,
 )
 from ollama_distributed.base.ids import NodeId
@@ -62,14 +61,13 @@ class _Manifest(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class PieceCall(Calling):
+class PieceCall(Awaited):
     """Implements `Call`. `done` is set when the piece is here, or there is none."""
 
-    __slots__ = ("_granted", "_left", "_missing", "_small", "came", "done", "piece")
+    __slots__ = ("_granted", "_left", "_missing", "_small", "came", "piece")
 
     def __init__(self, sender: Sender, node: NodeId, asked: bytes, granted: Granted) -> None:
         super().__init__(sender, node, asked)
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.piece: list[memoryview] | None = None
         """Its bytes as they came: nothing is copied."""
         self.came = 0
@@ -94,10 +92,6 @@ class PieceCall(Calling):
                 view = view[len(part) :]
             else:
                 view = self._begin(view)
-
-    def ended(self) -> None:
-        self._link = None
-        self._settle(Unavailable(f"node {self.node} ended its answer in the middle"))
 
     def _begin(self, view: memoryview) -> memoryview:
         """Read the beginning of a data frame, or the whole of another. Returns the rest."""
@@ -174,18 +168,6 @@ class PieceCall(Calling):
         error = DigestMismatch(what)
         self.cancel()
         self._settle(error)
-
-    def _fail(self, error: OllamaDistributedError) -> None:
-        self._settle(error)
-
-    def _settle(self, error: OllamaDistributedError | None) -> None:
-        self._over = True
-        if self.done.done():
-            return
-        if error is None:
-            self.done.set_result(None)
-        else:
-            self.done.set_exception(error)
 
 
 class PieceExchange:
