@@ -17,13 +17,15 @@ from tests.limits import SOON_S
 from tests.models import SMOLLM2, Models, model_spec
 
 from ollama_distributed.adapters.engines.fetch import fetch
+from ollama_distributed.adapters.engines.llamacpp import runner_port
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.launch import MAX_BATCH, MAX_CPU_BATCH, runner_params
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import read_fragments
-from ollama_distributed.base.errors import ContextExceeded, LoadFailed
+from ollama_distributed.base.errors import ContextExceeded, LoadFailed, RunnerDied
 from ollama_distributed.base.inference import Message, NamedTool, Sampling, Tool, ToolChoice
 from ollama_distributed.base.tokens import Done, Progress, Tokens
+from ollama_distributed.models.scripted import TOOLS_TEMPLATE
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
 from ollama_distributed.testing.recording import Recording
@@ -328,3 +330,42 @@ async def test_trap_10_what_waits_behind_the_slots_is_seen(load: Loader, models:
     for generation in generations:
         generation.cancel()
     assert (await runner.metrics()).slots_busy == 0
+
+
+# ── templates that do not end (security table S-04) ─────────────────────────────────
+
+ENDLESS = (
+    "{%- if messages[-1]['content'] == 'never' -%}{%- for i in range(100000) -%}"
+    "{%- for j in range(100000) -%}{%- set x = i -%}{%- endfor -%}{%- endfor -%}{%- endif -%}"
+)
+
+
+async def test_s04_a_template_that_does_not_end_costs_its_runner(
+    load: Loader, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2026-115911: an unbounded render in the only worker stopped every tenant."""
+    runner = await load(models.scripted("fine", template=ENDLESS + TOOLS_TEMPLATE))
+    assert "fine?" in await runner.apply_template([Message(role="user", content="fine?")])
+    monkeypatch.setattr(runner_port, "TEMPLATE_S", 0.5)
+    with pytest.raises(RunnerDied, match="template was not rendered"):
+        await runner.apply_template([Message(role="user", content="never")])
+    await runner.unload()
+    assert not psutil.pid_exists(runner.process.pid)
+
+
+async def test_s04_nor_does_one_inside_a_chat(
+    load: Loader, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2026-115918: a second route forgot the gate."""
+    runner = await load(models.scripted("fine", template=ENDLESS + TOOLS_TEMPLATE))
+    tools = (Tool(name="f", description="d"),)
+    said = Recording()
+    runner.chat(ChatRequest(messages=(Message(role="user", content="fine?"),), tools=tools), said)
+    await said.done()
+    monkeypatch.setattr(runner_port, "TEMPLATE_S", 0.5)
+    never = ChatRequest(messages=(Message(role="user", content="never"),), tools=tools)
+    lost = Recording()
+    runner.chat(never, lost)
+    error = (await lost.failed()).error
+    assert isinstance(error, RunnerDied)
+    assert "template was not rendered" in error.message

@@ -1,8 +1,8 @@
-"""The part of the settings that names engines beside llama.cpp."""
+"""The settings of engines: llama.cpp's sandbox, and which are there beside it."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -22,3 +22,14 @@ class EngineSettings(BaseModel):
     )
     api_key: SecretStr = Field(default=SecretStr(""), description="Bearer key that the server wants.")
     options: dict[str, Any] = Field(default_factory=dict, description="Settings of the engine itself.")
+
+
+EngineSandbox = Annotated[
+    Literal["auto", "on", "off"],
+    Field(
+        description="What llama.cpp's processes may do: read the model and the libraries, serve on their own "
+        "socket, compute; no other file, no network, no new process (Landlock and seccomp, Linux). `auto`: "
+        "as much of it as this kernel gives and llama.cpp works with here; the log says what. `on`: all of "
+        "it, or nothing is loaded. `off`: for a GPU's driver that wants more.",
+    ),
+]

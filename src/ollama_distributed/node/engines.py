@@ -13,6 +13,7 @@ import structlog
 from ollama_distributed.adapters.engines.llamacpp.discover import choose, wheel
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.program import Program
+from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import NO_SANDBOX, Sandbox
 from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
 from ollama_distributed.base.errors import EngineError, Invalid, LoadFailed
 from ollama_distributed.catalog.ports import RemoteModels
@@ -49,8 +50,11 @@ async def make_engines(settings: Settings, runtime_dir: Path, one_tenant: Callab
                 load_stall_s=settings.load_timeout,
                 copies=one_tenant,
                 pace_s=settings.stream_pace,
+                sandbox=settings.engine_sandbox,
+                kernels_dir=settings.cache_dir / "gpu",
             )
         )
+        _tell_sandbox(settings, program)
     except LoadFailed as failure:
         if not settings.engines or settings.engine == "binary" or settings.llama_server is not None:
             raise
@@ -62,9 +66,12 @@ async def make_engines(settings: Settings, runtime_dir: Path, one_tenant: Callab
 
 async def _llama_cpp(settings: Settings, runtime_dir: Path) -> Program:
     if settings.engine == "wheel":
-        return await wheel()
+        return await wheel(settings.engine_sandbox)
     choice = await choose(
-        configured=settings.llama_server, cache_dir=settings.cache_dir / "engines", runtime_dir=runtime_dir
+        configured=settings.llama_server,
+        cache_dir=settings.cache_dir / "engines",
+        runtime_dir=runtime_dir,
+        sandbox=settings.engine_sandbox,
     )
     for refusal in choice.refused:
         log.warning("engines.refused", path=refusal.path, reason=refusal.reason)
@@ -74,6 +81,17 @@ async def _llama_cpp(settings: Settings, runtime_dir: Path) -> Program:
             "name one with `llama_server`, or make one with `ollama-distributed engine build`"
         )
     return choice.program
+
+
+def _tell_sandbox(settings: Settings, program: Program) -> None:
+    """Once, what holds the runners back less than it could."""
+    if settings.engine_sandbox == "off":
+        log.warning("engines.sandbox", kept=NO_SANDBOX, reason="engine_sandbox is off")
+    elif not program.caged:
+        reason = "llama.cpp works on this machine outside a sandbox only"
+        log.warning("engines.sandbox", kept=NO_SANDBOX, path=program.path, reason=reason)
+    elif lacks := Sandbox(settings.engine_sandbox).lacks:
+        log.warning("engines.sandbox", kept=Sandbox("auto").kept, reason=f"this machine has no {lacks}")
 
 
 def _make(one: EngineSettings, pace_s: float) -> Engine:

@@ -383,6 +383,7 @@ async def _built(
                 version=info.version,
                 instruction_set=info.instruction_set,
                 devices=info.devices,
+                sandbox=info.sandbox,
             )
         closing.callback(answers.cut)
         yield app, here.keeper, preload

@@ -34,7 +34,7 @@ from ollama_distributed.base.routing import Policy
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
-from ollama_distributed.node.engine_settings import EngineSettings
+from ollama_distributed.node.engine_settings import EngineSandbox, EngineSettings
 from ollama_distributed.node.label_settings import NodeLabels
 from ollama_distributed.node.oidc_settings import OidcSettings
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
@@ -216,6 +216,7 @@ class Settings(BaseSettings):
     engine: Literal["auto", "wheel", "binary"] = Field(
         default="auto", description="Which llama.cpp to run; `auto` takes the fastest that passes its test."
     )
+    engine_sandbox: EngineSandbox = "auto"
     engines: list[EngineSettings] = Field(
         default_factory=list, description="More engines on this machine; their models are listed too."
     )

@@ -14,6 +14,7 @@ The node waits for `/health` on the socket and reads stderr for the reason of a 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -32,6 +33,8 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT_SELF = 444, 445, 4
 LANDLOCK_RULE_PATH_BENEATH = 1
 OF_FILES = 0b1100_0000_0000_0111
 """The rights that a rule on a file, not on a folder, may name."""
+OOM_SCORE = b"500"
+"""Of -1000 to 1000: a kernel that is out of memory ends a runner, not the node that could go on."""
 CAPABILITY_VERSION_3 = 0x2008_0522
 """linux/capability.h"""
 
@@ -43,6 +46,11 @@ def guard(parent_pid: int, address_space_bytes: int | None, open_files: int) -> 
     if os.getppid() != parent_pid:  # it died before the line above
         os._exit(1)
     os.umask(0o077)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a container without it: nothing is lost but a preference
+            place = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+            os.write(place, OOM_SCORE)
+            os.close(place)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = open_files if hard == resource.RLIM_INFINITY else min(open_files, hard)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from ollama_distributed.adapters.engines.call import Call
+from ollama_distributed.adapters.engines.call import Call, EventParser
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.http import Route
 from ollama_distributed.adapters.engines.intake import Intake
@@ -28,6 +28,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     error_of_body,
     metric,
 )
+from ollama_distributed.adapters.engines.llamacpp.rendering import RenderWatch
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.adapters.engines.llamacpp.tenants import Seat, Slots, beginning
@@ -52,6 +53,8 @@ from ollama_distributed.serving.ports import (
 
 QUICK_S = 30.0
 """Templates and tokens: microseconds of work, but the machine may be overcommitted."""
+TEMPLATE_S = 30.0
+"""A template that takes longer does not end."""
 BATCH_S = 600.0
 """One batch of embeddings or documents."""
 HEALTH_S = 1.0
@@ -84,6 +87,7 @@ class LlamaCppRunner:
         self._intake = intake
         self._headers = {"authorization": f"Bearer {params.api_key}"}
         self._calls: set[Call] = set()
+        self._rendering = RenderWatch(lambda one: self.apply_template(one.messages, one.tools, one.think))
         self._slots = Slots(plan.slots, copies=params.cache_ram_mib > 0)
         self._seats: dict[Call, Seat] = {}
         self._asking = 0
@@ -149,14 +153,18 @@ class LlamaCppRunner:
                 check_schema(chat.calls_schema(request))
                 body = chat.chat_body(chat.wanted(request), context_tokens=self._plan.context_tokens)
                 wanted = WantedCalls(lambda: call.again(lambda: self._send_enforced(call, request)))
-                call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), wanted)
+                self._send_chat(call, request, body, wanted)
             else:
                 body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
                 parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
-                call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), parser)
+                self._send_chat(call, request, body, parser)
 
         call.prepare(steps)
         return call
+
+    def _send_chat(self, call: Call, request: ChatRequest, body: dict[str, Any], parser: EventParser) -> None:
+        watched = self._rendering.over(parser, request, TEMPLATE_S)
+        call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), watched)
 
     def _route(self, path: str) -> Route:
         return Route(self.process.address, "POST", path, self._headers)
@@ -179,7 +187,13 @@ class LlamaCppRunner:
     async def apply_template(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
     ) -> str:
-        answer = await self._ask("/apply-template", chat.template_body(messages, tools, think))
+        body = chat.template_body(messages, tools, think)
+        try:
+            answer = await self._ask("/apply-template", body, deadline_s=TEMPLATE_S)
+        except DeadlineExceeded as exc:
+            # It would render on for nobody: the end of its process alone stops that (S-04).
+            self.kill(f"its chat template was not rendered within {TEMPLATE_S:g} s")
+            raise self._unavailable() from exc
         return str(answer["prompt"])
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
@@ -224,7 +238,7 @@ class LlamaCppRunner:
 
     async def metrics(self) -> RunnerMetrics:
         """Slots are counted here; speeds are the runner's, or the last known while it is busy."""
-        with contextlib.suppress(DeadlineExceeded, RunnerDied, Unavailable):
+        with contextlib.suppress(DeadlineExceeded, RunnerDied, Unavailable):  # the last known
             answer = await fetch(
                 self.process.address, "GET", "/metrics", headers=self._headers, deadline_s=METRICS_S
             )
@@ -340,6 +354,7 @@ class LlamaCppRunner:
         if self._gone:
             return
         self._gone, self._death = True, death
+        self._rendering.close()
         for call in list(self._calls):
             call.fail(self._unavailable())
         for callback in self._exit_callbacks:
