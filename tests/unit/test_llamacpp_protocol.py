@@ -96,6 +96,7 @@ tops = st.none() | st.integers(0, 20)
 
 @given(st.builds(CompletionRequest, prompt=prompts, sampling=samplings, format=schemas, top_logprobs=tops))
 def test_a_completion_says_nothing_but_what_is_allowed(request: CompletionRequest) -> None:
+    """S-13, CVE-2026-107183."""
     body = completion_body(request, context_tokens=4096)
     assert set(body) <= ALLOWED
     assert ALWAYS.items() <= body.items()
@@ -503,6 +504,17 @@ HELP = """
 """
 
 
+DANGEROUS = frozenset(
+    {
+        *("--rpc", "--slots", "--slot-save-path", "--props", "--tools", "--agent", "--media-path", "--path"),
+        *("--sleep-idle-seconds", "--ui", "--webui", "--ui-mcp-proxy", "--mcp-servers-config", "--api-key"),
+        *("--model-url", "--hf-repo", "--hf-token", "--models-dir", "--chat-template", "--log-file"),
+        *("--chat-template-kwargs", "--override-kv", "--lookup-cache-dynamic", "--api-prefix"),
+    }
+)
+"""Of llama-server's flags: others' code, files, networks, prompts, or a secret for all to see."""
+
+
 def model(**fields: Any) -> ModelSpec:
     architecture = Architecture(
         name="llama",
@@ -555,11 +567,12 @@ def params(plan: LoadPlan | None = None, **fields: Any) -> RunnerParams:
     st.sampled_from(["", "{{ canary-template }}"]),
 )
 def test_a_command_line_is_typed_and_holds_no_secret(plan: LoadPlan, pooling: Any, template: str) -> None:
+    """S-13, S-11; the binary knows every dangerous flag there is."""
     given_params = params(plan, pooling=pooling, chat_template=template, projectors=("/p.gguf",))
-    words = argv("/bin/llama-server", given_params, "/r", flags_in(HELP))
+    words = argv("/bin/llama-server", given_params, "/r", flags_in(HELP) | DANGEROUS)
     assert "canary" not in " ".join(words)
     flags = {word for word in words if word.startswith("--")}
-    assert not flags & {"--api-key", "--slots", "--webui", "--slot-save-path", "--props", "--tools", "--rpc"}
+    assert not flags & DANGEROUS
     assert {"--no-slots", "--no-webui", "--api-key-file"} <= flags
     assert words[words.index("--ctx-size") + 1] == str(plan.slots * plan.context_tokens)
     assert "canary\n" in files_of(given_params).values()

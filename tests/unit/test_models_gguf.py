@@ -204,6 +204,7 @@ CVES = {
 
 @pytest.mark.parametrize("file", CVES.values(), ids=[name.replace(" ", "_") for name in CVES])
 def test_hostile_headers_are_refused_with_a_reason(file: bytes) -> None:
+    """S-03: each by its CVE, before any runner sees the file."""
     tracemalloc.start()
     try:
         with pytest.raises(InvalidModel) as refused:

@@ -8,14 +8,19 @@ runner's request is written from those: what is not among them is gone after the
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ollama_distributed.adapters.engines.llamacpp import runner
 from ollama_distributed.adapters.engines.llamacpp.chat import template_body
+from ollama_distributed.adapters.engines.llamacpp.launch import runner_params
 from ollama_distributed.base.errors import OllamaDistributedError, Unsupported
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -25,6 +30,7 @@ from ollama_distributed.gateway.dialects.table import HOT_ROUTES
 from ollama_distributed.models.spec import Architecture, ModelSpec
 from ollama_distributed.models.templates import known
 from ollama_distributed.serving import prompts
+from ollama_distributed.serving.ports import LoadPlan
 
 CONTEXT = RequestContext(request_id=RequestId("r1"), identity=Identity("local"), now=1_700_000_000.0)
 CANARY = "canary4711"
@@ -210,3 +216,73 @@ def test_s04_a_template_is_told_two_things_of_a_request_beside_its_messages(thin
     told = body.get("chat_template_kwargs", {})
     assert set(told) <= {"enable_thinking", "reasoning_effort"}
     assert told.get("reasoning_effort", "low") in ("low", "medium", "high")
+
+
+# ── how the wheel is started (S-13) ──────────────────────────────────────────────────
+
+
+class _Recorded:
+    """Stands for the wheel's parameters: what was set, and nothing that was not."""
+
+    def __init__(self) -> None:
+        self.__dict__["nested"] = {name: SimpleNamespace() for name in ("model", "mmproj")}
+        self.__dict__["threads"] = {name: SimpleNamespace() for name in ("cpuparams", "cpuparams_batch")}
+        self.__dict__["told"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return {**self.nested, **self.threads}[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.told[name] = value
+
+
+class _Names:
+    def __getitem__(self, name: str) -> str:
+        return name
+
+    __getattr__ = __getitem__
+
+
+SWITCHED_OFF: dict[str, Any] = {
+    "endpoint_slots": False, "endpoint_props": False, "ui": False, "ui_mcp_proxy": False,
+    "slot_save_path": "", "media_path": "", "cors_origins": "", "cors_credentials": False,
+    "sleep_idle_seconds": -1, "offline": True,
+}  # fmt: skip
+MAY_BE_TOLD = frozenset(SWITCHED_OFF) | {
+    *("mmproj_use_gpu", "lora_adapters", "n_ctx", "n_parallel", "kv_unified", "n_threads_http", "n_batch"),
+    *("n_ubatch", "n_gpu_layers", "main_gpu", "load_mode", "cache_type_k", "cache_type_v", "flash_attn_type"),
+    *("ctx_shift", "embedding", "pooling_type", "chat_template", "cache_ram_mib", "model_alias", "hostnames"),
+    *("port", "api_keys", "fit_params", "warmup", "endpoint_metrics", "cors_methods", "cors_headers"),
+    *("cors_origins_explicit", "verbosity"),
+}
+
+
+def test_s13_the_wheel_is_started_with_what_is_dangerous_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2024-42478, CVE-2024-42479, CVE-2026-34159, CVE-2026-118375 (RPC), CVE-2026-43629 (slot files),
+    CVE-2026-43631 (sleeping when idle)."""
+    made: list[_Recorded] = []
+
+    def parameters() -> _Recorded:
+        made.append(_Recorded())
+        return made[-1]
+
+    wheel: Any = ModuleType("xllamacpp")
+    wheel.CommonParams, wheel.CommonAdapterLoraInfo = parameters, SimpleNamespace
+    wheel.ggml_type = wheel.llama_load_mode = wheel.llama_flash_attn_type = wheel.llama_pooling_type = (
+        _Names()
+    )
+    wheel.Server = lambda _told: SimpleNamespace(listening_address="")
+    monkeypatch.setitem(sys.modules, "xllamacpp", wheel)
+    plan = LoadPlan(slots=2, context_tokens=64, threads=1)
+    params = runner_params(
+        msgspec.structs.replace(SPEC, weights="/m.gguf", adapters=("/lora.gguf",), pooling="mean"),
+        plan,
+        socket="/r/r.sock",
+        api_key="secret",
+    )
+    runner.serve(msgspec.to_builtins(params))
+    (told,) = (one.told for one in made)
+    assert SWITCHED_OFF.items() <= told.items()
+    assert set(told) <= MAY_BE_TOLD
+    assert told["hostnames"] == ["/r/r.sock"]
+    assert told["api_keys"] == ["secret"]

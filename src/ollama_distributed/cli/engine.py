@@ -18,9 +18,9 @@ import typer
 
 from ollama_distributed.adapters.engines.build.plan import Progress as BuildProgress
 from ollama_distributed.adapters.engines.build.service import build, find_built, this_cpu
-from ollama_distributed.adapters.engines.llamacpp.discover import BINARY_NAME, examine, wheel
+from ollama_distributed.adapters.engines.llamacpp.discover import BINARY_NAME, examine, proven, wheel
 from ollama_distributed.adapters.engines.llamacpp.program import Program
-from ollama_distributed.adapters.engines.llamacpp.selftest import self_test
+from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import Sandbox
 from ollama_distributed.base.errors import EngineError, Unsupported
 from ollama_distributed.cli import output
 from ollama_distributed.cli.group import Command
@@ -115,7 +115,10 @@ def check_command(
     ] = None,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Run the self-test: load a tiny model, want an exact answer. Exit code 1 when one fails."""
+    """Run the self-test: load a tiny model, want an exact answer. Exit code 1 when one fails.
+
+    Says in which sandbox it works: `none` when its libraries lie where a sandbox lets nobody look.
+    """
     if path is not None:
         programs, problems = [asyncio.run(examine("binary", path.absolute()))], list[str]()
     else:
@@ -125,11 +128,12 @@ def check_command(
             filter(None, (program.variant, program.version, program.instruction_set, program.path))
         )
         try:
-            asyncio.run(self_test(program))
+            works = asyncio.run(proven(program))
         except EngineError as error:
             problems.append(f"{name}: {error.message}")
         else:
-            output.write(f"ok  {clean_line(name)}\n")
+            sandbox = Sandbox("auto" if works.caged else "off").kept
+            output.write(f"ok  {clean_line(name)}  (sandbox: {sandbox})\n")
     for problem in problems:
         output.error(problem)
     if problems or not programs:

@@ -205,14 +205,14 @@ async def _judge(
         return known
     program, refusal = None, ""
     try:
-        program = await _tested(await examine(variant, path), runtime_dir, sandbox)
+        program = await proven(await examine(variant, path), runtime_dir=runtime_dir, sandbox=sandbox)
     except EngineError as exc:
         refusal = exc.message
     return Verdict(str(path), facts.st_mtime_ns, facts.st_size, program, refusal, tested_in)
 
 
-async def _tested(program: Program, runtime_dir: Path | None, sandbox: Mode) -> Program:
-    """The program as it works.
+async def proven(program: Program, *, runtime_dir: Path | None = None, sandbox: Mode = "auto") -> Program:
+    """The program as it works: with `auto` perhaps outside a sandbox only.
 
     Raises:
         EngineError: it does not.
