@@ -15,7 +15,6 @@ import os
 import shutil
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,18 +23,15 @@ from typing import TypeVar
 import msgspec
 
 from ollama_distributed.access.keys import KeyRecord, make_admin_key
+from ollama_distributed.adapters.durable import PRIVATE_FILE, replace_file
 from ollama_distributed.adapters.engines.llamacpp.process import MAX_RUNTIME_PATH
 from ollama_distributed.base.codec import encode_pretty
 from ollama_distributed.base.errors import Conflict, DiskFull, Invalid, Unavailable
 from ollama_distributed.base.ids import NodeId, random_id
 
 PRIVATE_DIR = 0o700
-PRIVATE_FILE = 0o600
 
 T = TypeVar("T", bound=msgspec.Struct)
-
-_staging = threading.Lock()
-"""Of this process, the only one that writes in its folder: a file is staged under one name."""
 
 
 class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -181,18 +177,10 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         DiskFull: it cannot be written; what was there stays.
     """
-    staged = path.with_name(f".{path.name}.new")
-    with _staging:
-        try:
-            file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_FILE)
-            with os.fdopen(file, "wb") as out:
-                out.write(data)
-                out.flush()
-                os.fsync(out.fileno())
-            staged.replace(path)
-        except OSError as failure:
-            staged.unlink(missing_ok=True)
-            raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
+    try:
+        replace_file(path, data)
+    except OSError as failure:
+        raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure
 
 
 def read_file(path: Path, form: type[T]) -> T | None:

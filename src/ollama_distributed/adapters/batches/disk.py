@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from ollama_distributed.adapters.durable import replace_file, sync_folder
 from ollama_distributed.base.errors import BodyTooLarge, DiskFull, Internal, NotFound
 from ollama_distributed.batches.plan import MOST_LINE_BYTES
 from ollama_distributed.batches.ports import Which
@@ -99,7 +100,9 @@ class BatchDisk:
         return size
 
     async def keep(self, record: FileRecord) -> None:
-        await to_its_end(_apart(partial(_write, self._about(record.file.id), record)))
+        await to_its_end(
+            _apart(partial(replace_file, self._about(record.file.id), msgspec.json.encode(record)))
+        )
 
     async def discard(self, file_id: str) -> None:
         await to_its_end(_apart(partial(self._remove, file_id)))
@@ -142,8 +145,8 @@ class BatchDisk:
         def save() -> None:
             folder = self._work / record.batch.id
             folder.mkdir(mode=0o700, exist_ok=True)
-            _write(folder / "batch.json", record)
-            _sync_folder(self._work)
+            replace_file(folder / "batch.json", msgspec.json.encode(record))
+            sync_folder(self._work)
 
         await to_its_end(_apart(save))
 
@@ -182,7 +185,7 @@ class BatchDisk:
             os.link(source, target)
             size = target.stat().st_size
             whole = msgspec.structs.replace(record, file=msgspec.structs.replace(record.file, bytes=size))
-            _write(self._about(record.file.id), whole)
+            replace_file(self._about(record.file.id), msgspec.json.encode(whole))
             source.unlink()
             return whole
 
@@ -215,26 +218,6 @@ def _write_some(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _write(path: Path, record: msgspec.Struct) -> None:
-    """Replace the file as a whole; durable when it returns."""
-    staged = path.with_name(f".{path.name}.new")
-    file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
-    with os.fdopen(file, "wb") as out:
-        out.write(msgspec.json.encode(record))
-        out.flush()
-        os.fsync(out.fileno())
-    staged.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read(path: Path, form: type[T]) -> T | None:

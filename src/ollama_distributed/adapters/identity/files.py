@@ -11,20 +11,19 @@ certificate that was replaced half-way never meets another key.
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from ollama_distributed.adapters.durable import replace_file
 from ollama_distributed.base.codec import encode_pretty
 from ollama_distributed.base.errors import DiskFull, Invalid
 from ollama_distributed.cluster.identity import ca, nkeys
 from ollama_distributed.cluster.identity.wire import ClusterKeys, Credentials
 
 PRIVATE_DIR = 0o700
-PRIVATE_FILE = 0o600
 
 T = TypeVar("T")
 
@@ -138,22 +137,8 @@ def _read(path: Path) -> bytes | None:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace `path`, readable by its owner only from its first byte on; durable on return."""
-    staged = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=PRIVATE_DIR)
-        staged.unlink(missing_ok=True)  # left by a crash, perhaps with another mode
-        file = os.open(
-            staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE_FILE
-        )
-        with os.fdopen(file, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        staged.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, data)
     except OSError as failure:
         raise DiskFull(f"{path} cannot be written: {failure.strerror}") from failure

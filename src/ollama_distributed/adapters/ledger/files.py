@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from ollama_distributed.adapters.durable import replace_file, sync_folder
 from ollama_distributed.base.errors import DiskFull
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.base.usage import Doubt, Row
@@ -134,7 +135,7 @@ class LedgerFiles:
         """
         with _told():
             done = self._number
-            replace(self._folder / f"{done}.sum", msgspec.json.encode(summed))
+            replace_file(self._folder / f"{done}.sum", msgspec.json.encode(summed))
             self._begin()
             for path in self._folder.iterdir():
                 old = path.stem.isdigit() and int(path.stem) <= done and path.suffix in (".log", ".sum")
@@ -152,7 +153,7 @@ class LedgerFiles:
         path = self._folder / f"{self._number}.log"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._size = 0
-        _sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def _whose(self) -> Whose:
         path = self._folder / "ledger.json"
@@ -165,7 +166,7 @@ class LedgerFiles:
         except msgspec.MsgspecError as damaged:
             log.warning(UNREADABLE, path=path.name, reason=str(damaged))
         whose = Whose(ledger=random_id(16), node=self._node)
-        replace(path, msgspec.json.encode(whose))
+        replace_file(path, msgspec.json.encode(whose))
         return whose
 
 
@@ -179,31 +180,10 @@ class _told:  # noqa: N801  # a context manager in place of a function
             raise DiskFull(f"usage cannot be written down: {error.strerror}") from error
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Whole or not at all, and durable."""
-    part = path.with_name(path.name + ".part")
-    file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        _write(file, data)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    part.replace(path)
-    _sync_folder(path.parent)
-
-
 def _write(file: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(file, view) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path) -> Summed | None:
@@ -249,4 +229,4 @@ class Copies:
         """
         with _told():
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            replace(self._folder / f"{ledger}.copy", data)
+            replace_file(self._folder / f"{ledger}.copy", data)

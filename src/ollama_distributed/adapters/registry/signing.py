@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_private_key,
 )
 
+from ollama_distributed.adapters.durable import replace_file
 from ollama_distributed.base.errors import Invalid, Unavailable
 
 _EMPTY_BODY = base64.b64encode(hashlib.sha256(b"").hexdigest().encode()).decode()
@@ -75,12 +75,5 @@ def _read(file: Path) -> Ed25519PrivateKey:
 def _make(file: Path) -> Ed25519PrivateKey:
     key = Ed25519PrivateKey.generate()
     text = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    staged = file.with_name(f".{file.name}.new")
-    out = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(out, text)
-        os.fsync(out)
-    finally:
-        os.close(out)
-    staged.replace(file)
+    replace_file(file, text)
     return key

@@ -18,8 +18,8 @@ from typing import Literal
 
 import msgspec
 
-from ollama_distributed.adapters.coordination.nats import seat as seats
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Seat
+from ollama_distributed.adapters.durable import replace_file, sync_folder
 from ollama_distributed.base.codec import encode_pretty
 from ollama_distributed.base.errors import Invalid
 
@@ -63,12 +63,12 @@ class Journal:
             raise Invalid(f"{self._path} is damaged: {exc}") from exc
 
     def write(self, move: Move) -> None:
-        seats.write_durably(self._path, encode_pretty(move))
+        replace_file(self._path, encode_pretty(move))
 
     def set_aside(self) -> None:
         """Keep the store for going back. The server is stopped."""
         self._store.rename(self._aside)
-        seats.sync_folder(self._folder)
+        sync_folder(self._folder)
 
     def put_back(self) -> None:
         """Undo `set_aside`, if it was done. The server is stopped."""
@@ -76,7 +76,7 @@ class Journal:
             if self._store.exists():
                 shutil.rmtree(self._store)
             self._aside.rename(self._store)
-            seats.sync_folder(self._folder)
+            sync_folder(self._folder)
 
     def close(self) -> None:
         """The move is over, whichever way: nothing of it is needed any more."""
@@ -84,4 +84,4 @@ class Journal:
         if self._aside.exists():
             shutil.rmtree(self._aside)
         self._path.unlink(missing_ok=True)
-        seats.sync_folder(self._folder)
+        sync_folder(self._folder)

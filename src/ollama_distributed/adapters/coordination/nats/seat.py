@@ -7,12 +7,12 @@ holds is worth nothing.
 
 from __future__ import annotations
 
-import os
 import socket
 from pathlib import Path
 
 import msgspec
 
+from ollama_distributed.adapters.durable import replace_file
 from ollama_distributed.base.codec import encode_pretty
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.ids import NodeId
@@ -84,7 +84,7 @@ def load(folder: Path) -> Seat:
 
 
 def save(folder: Path, seat: Seat) -> None:
-    write_durably(folder / SEAT_NAME, encode_pretty(seat))
+    replace_file(folder / SEAT_NAME, encode_pretty(seat))
 
 
 def hold_port(host: str, wanted: int) -> socket.socket:
@@ -104,23 +104,3 @@ def hold_port(host: str, wanted: int) -> socket.socket:
             continue
         return holder
     raise Invalid(f"no port is free on {host}")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path`, readable by us alone; the old or the new content survives a power cut."""
-    beside = path.with_name(f".{path.name}.new")
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in it last."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

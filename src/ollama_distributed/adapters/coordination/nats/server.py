@@ -23,6 +23,7 @@ import structlog
 from ollama_distributed.adapters.coordination.nats import binary, config
 from ollama_distributed.adapters.coordination.nats.session import Address, Login
 from ollama_distributed.adapters.coordination.nats.system import System
+from ollama_distributed.adapters.durable import replace_file
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.cluster.tasks import end
 
@@ -314,7 +315,7 @@ class NatsServer:
 
     def _write_config(self) -> None:
         text = config.render(self._settings, self._access.entries(self.accounts), self._access.routes())
-        _write_private(self.folder / CONFIG_NAME, text)
+        replace_file(self.folder / CONFIG_NAME, text.encode())
 
     def _forget_ports(self) -> None:
         for file in self.folder.glob("*.ports"):
@@ -343,16 +344,6 @@ def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None
     # The process object's own methods reap a child that just died, behind asyncio's back.
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, number)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace `path`, readable by us alone, never half written."""
-    beside = path.with_suffix(".new")
-    with os.fdopen(_open_private(beside), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _open_private(path: Path) -> int:

@@ -19,6 +19,7 @@ from ollama_distributed.adapters.coordination.nats import seat as seats
 from ollama_distributed.adapters.coordination.nats.config import ClusterBlock
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Place, Seat
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
+from ollama_distributed.adapters.durable import sync_folder
 from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.ids import NodeId
 
@@ -224,4 +225,4 @@ def replace_store(store: Path, kept: Path) -> None:
         if kept.exists():
             shutil.rmtree(kept)
         store.rename(kept)
-        seats.sync_folder(store.parent)
+        sync_folder(store.parent)
