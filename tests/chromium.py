@@ -41,6 +41,7 @@ _FLAGS = (
     # Names lead nowhere but to this machine.
     "--host-resolver-rules=MAP rebound.test 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.*",
 )
+_ONLINE = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 Answer = dict[str, Any]
 """Of an intercepted request, as `Fetch.fulfillRequest` or `Fetch.continueRequest` take it."""
 
@@ -51,13 +52,19 @@ def _program() -> tuple[list[str], dict[str, str]]:
         return [found], dict(os.environ)
     for inside in ("usr/lib/chromium/chromium-headless-shell", "usr/lib/chromium/chromium"):
         if (path := DEBIAN / inside).exists():
-            libraries = [str(DEBIAN / lib / "x86_64-linux-gnu") for lib in ("usr/lib", "lib")]
+            machine = (
+                "usr/lib/x86_64-linux-gnu",
+                "lib/x86_64-linux-gnu",
+                "usr/lib/x86_64-linux-gnu/pulseaudio",
+            )
+            libraries = [str(DEBIAN / folder) for folder in machine]
             return [str(path)], {**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)}
     pytest.skip("no chromium on this system (apt install chromium, or make .venv/.debian brings Debian's)")
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
+def chromium() -> Iterator[Page]:
+    """One tab; `reset` makes it as new."""
     program, environment = _program()
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
         their_in, our_out = os.pipe()
@@ -77,7 +84,7 @@ def chromium() -> Iterator[Browser]:
         os.close(their_in)
         os.close(their_out)
         try:
-            yield Browser(our_in, our_out)
+            yield Browser(our_in, our_out).page()
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(SOON_S)
@@ -86,7 +93,7 @@ def chromium() -> Iterator[Browser]:
 
 
 class Browser:
-    """The pipe. Each page has its own cookies."""
+    """The pipe."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._reading, self._writing = reading, writing
@@ -95,19 +102,13 @@ class Browser:
         self._answers: dict[int, dict[str, Any]] = {}
         self._pages: dict[str, Page] = {}
 
-    @contextmanager
-    def page(self) -> Iterator[Page]:
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+    def page(self) -> Page:
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Network", "Log"):
             page.call(f"{domain}.enable")
-        try:
-            yield page
-        finally:
-            del self._pages[session]
-            self.call("Target.disposeBrowserContext", browserContextId=context)
+        return page
 
     def call(self, method: str, session: str = "", /, **parameters: Any) -> dict[str, Any]:
         number = self.send(method, session, **parameters)
@@ -150,7 +151,7 @@ class Browser:
 
 
 class Page:
-    """A tab in a profile of its own."""
+    """A tab."""
 
     def __init__(self, browser: Browser, session: str) -> None:
         self.asked: list[str] = []
@@ -196,6 +197,20 @@ class Page:
                 answer = self._answer(told["request"]["url"]) or {}
                 kind = "fulfillRequest" if "responseCode" in answer else "continueRequest"
                 self._browser.send(f"Fetch.{kind}", self._session, requestId=told["requestId"], **answer)
+
+    def reset(self) -> None:
+        """Nothing is open, kept, intercepted or remembered any more."""
+        self.call("Fetch.disable")
+        self.call("Network.emulateNetworkConditions", **_ONLINE)
+        self.go("about:blank")
+        self.call("Network.clearBrowserCookies")
+        self.call("Emulation.clearDeviceMetricsOverride")
+        self.call("Emulation.setEmulatedMedia", features=[])
+        for seen in (self.asked, self.dialogs, self.blocked, self._statuses, self._urls):
+            seen.clear()
+
+    def unplug(self) -> None:
+        self.call("Network.emulateNetworkConditions", **_ONLINE | {"offline": True})
 
     def intercept(self, pattern: str, answer: Callable[[str], Answer | None]) -> None:
         """Requests whose URL fits `pattern` are answered, or changed, as `answer` says; None: go on."""

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Brings Debian's haproxy, caddy, keepalived, docker-registry into a folder (no root, nothing installed),
-# for the tests of deploy/ and of pull and push. Elsewhere than on Debian the folder stays empty and
-# those tests are skipped.
+# Brings Debian's haproxy, caddy, keepalived, docker-registry and, where the system has none, Chromium into a
+# folder (no root, nothing installed), for the tests of deploy/, of pull and push, and of the pages. Elsewhere
+# than on Debian the folder stays empty and those tests are skipped.
 #
 # Usage: tools/debian_tools.sh FOLDER [PACKAGE...]    (PACKAGE: in place of those)
 set -euo pipefail
 folder=$1
 shift
+default=$([ $# -gt 0 ] || echo yes)
 packages="${*:-docker-registry haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 caddy
   keepalived libnl-3-200 libnl-genl-3-200 libnl-route-3-200 libnftnl11 libsnmp40 libpci3 libwrap0}"
 
@@ -17,16 +18,28 @@ if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
   echo "not a Debian: the tests that need haproxy, caddy, keepalived or docker-registry will be skipped" >&2
   exit 0
 fi
+apt=(-o APT::Sandbox::User=)
+with_own_lists() { # this machine has none, or old ones: read them into our own folder
+  apt+=(-o "Dir::State::lists=$folder/lists")
+  apt-get "${apt[@]}" --quiet=2 update 2>errors
+}
+fetch() { apt-get "${apt[@]}" --quiet=2 download "$@" 2>errors; }
+fetch_browser() { # with all that it needs and this machine lacks
+  local names
+  names=$(apt-get "${apt[@]}" install --print-uris --no-install-recommends --quiet=2 --yes \
+    chromium-headless-shell 2>errors | awk '{print $2}' | cut -d_ -f1) || return
+  # shellcheck disable=SC2086  # a list of names
+  (mkdir -p browser && cd browser && fetch $names && mv ./*.deb ..)
+}
 # shellcheck disable=SC2086  # a list of names
-fetch() { apt-get "$@" --quiet=2 download $packages 2>errors; }
-if ! fetch -o APT::Sandbox::User=; then
-  # No package lists on this machine: read them into our own folder.
-  lists=(-o "Dir::State::lists=$folder/lists" -o APT::Sandbox::User=)
-  if ! apt-get "${lists[@]}" --quiet=2 update 2>errors || ! fetch "${lists[@]}"; then
-    cat errors >&2
-    echo "the packages cannot be had: the tests that need them will be skipped" >&2
-    exit 0
-  fi
+if ! fetch $packages && ! { with_own_lists && fetch $packages; }; then
+  cat errors >&2
+  echo "the packages cannot be had: the tests that need them will be skipped" >&2
+  exit 0
+fi
+if [ "$default" ] && ! command -v chromium >/dev/null && ! fetch_browser && ! { with_own_lists && fetch_browser; }; then
+  cat errors browser/errors >&2 || true
+  echo "chromium cannot be had: the tests of the pages will be skipped" >&2
 fi
 for package in *.deb; do dpkg-deb --extract "$package" ..; done
 cd ..

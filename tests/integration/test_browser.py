@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from tests.chromium import Answer, Browser, Page, chromium, html
+from tests.chromium import Answer, Page, chromium, html
 from tests.people_nodes import PeopleNodes, oidc_provider, people_nodes
 from tests.unit.gateway.test_gateway_app import spec
 
@@ -111,15 +111,15 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PeopleNodes]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser() -> Iterator[Page]:
     with chromium() as one:
         yield one
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    with browser.page() as one:
-        yield one
+def page(browser: Page) -> Page:
+    browser.reset()
+    return browser
 
 
 def assert_only_text(page: Page, own: str) -> None:
@@ -133,28 +133,25 @@ def assert_only_text(page: Page, own: str) -> None:
 # ── text stays text ─────────────────────────────────────────────────────────────────
 
 
-def test_the_payloads_would_run_and_the_policy_alone_stops_them(browser: Browser, nodes: PeopleNodes) -> None:
+def test_the_payloads_would_run_and_the_policy_alone_stops_them(page: Page, nodes: PeopleNodes) -> None:
     """What the tests below look for can be seen; and our policy holds where a page has a mistake."""
     own = nodes.urls[0]
     staying = "\n".join(one for one in PAYLOADS if "http-equiv" not in one)
-    with browser.page() as page:
-        page.intercept("*/control", lambda _: html(staying))
-        page.go(f"{own}/control")
-        assert page.run("pwned") >= 10
-        assert any("evil.test" in url for url in page.asked)
+    page.intercept("*/control", lambda _: html(staying))
+    page.go(f"{own}/control")
+    assert page.run("pwned") >= 10
+    assert any("evil.test" in url for url in page.asked)
     for policy in (page_headers()["content-security-policy"], "default-src 'none'; frame-ancestors 'none'"):
-        with browser.page() as page:
-            page.intercept(
-                "*/control", lambda _, policy=policy: html(staying, ("content-security-policy", policy))
-            )
-            page.go(f"{own}/control")
-            assert page.run("typeof pwned") == "undefined"
-            assert not any("evil.test" in url for url in page.asked)
-            assert page.blocked
-    with browser.page() as page:  # a script of ours that made a mistake
-        page.go(f"{own}/ui/sign-in")
-        with pytest.raises(AssertionError, match="TrustedHTML"):
-            page.run("document.body.innerHTML = '<img src=x onerror=1>'")
+        page.reset()
+        guarded = html(staying, ("content-security-policy", policy))
+        page.intercept("*/control", lambda _, guarded=guarded: guarded)
+        page.go(f"{own}/control")
+        assert page.run("typeof pwned") == "undefined"
+        assert not any("evil.test" in url for url in page.asked)
+        assert page.blocked
+    page.go(f"{own}/ui/sign-in")  # a script of ours that made a mistake
+    with pytest.raises(AssertionError, match="TrustedHTML"):
+        page.run("document.body.innerHTML = '<img src=x onerror=1>'")
 
 
 def test_whatever_an_address_says(page: Page, nodes: PeopleNodes) -> None:
@@ -320,6 +317,7 @@ def picture(page: Page, name: str) -> None:
 
 def signed_in(page: Page, own: str, name: str = "ann", password: str = PASSWORD) -> None:
     page.go(f"{own}/ui/sign-in")
+    page.until("document.activeElement.id === 'user'")  # a moment after the page is there
     page.type(name)
     page.press("Tab")
     page.type(password)
@@ -338,7 +336,7 @@ def test_a_person_signs_in_and_out_by_the_keyboard(page: Page, nodes: PeopleNode
     )
     picture(page, "local")
     page.go(f"{own}/ui/sign-in")
-    assert page.run("document.activeElement.id") == "user"
+    page.until("document.activeElement.id === 'user'")
     picture(page, "sign-in")
     page.type("ann")
     page.press("Tab")
@@ -381,13 +379,7 @@ def test_a_session_that_ends_elsewhere(page: Page, nodes: PeopleNodes) -> None:
 
 def test_a_node_that_does_not_answer(page: Page, nodes: PeopleNodes) -> None:
     page.go(f"{nodes.urls[0]}/ui/sign-in")
-    page.call(
-        "Network.emulateNetworkConditions",
-        offline=True,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    page.unplug()
     page.run("user.value = 'ann', password.value = 'x', form.requestSubmit()")
     assert "does not answer" in page.until("problem.textContent")
     page.until("!document.getElementById('submit').disabled")
