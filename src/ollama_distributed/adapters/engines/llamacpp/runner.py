@@ -60,10 +60,7 @@ def guard(parent_pid: int, address_space_bytes: int | None, open_files: int) -> 
 
 
 def confine(cage: dict[str, Any]) -> None:
-    """Give up what the task does not need; nothing brings it back, in this program or the next.
-
-    Where the cage is not `strict`, what the kernel refuses is told on stderr and left as it is.
-    """
+    """Give up what the task does not need; nothing brings it back, in this program or the next."""
     libc = ctypes.CDLL(None, use_errno=True)
 
     def done(what: str, result: int) -> int:
@@ -81,9 +78,7 @@ def confine(cage: dict[str, Any]) -> None:
         if cage["calls"] is not None:
             keep_calls(libc, done, cage["calls"])
     except OSError as exc:
-        if cage["strict"]:
-            raise SystemExit(f"error: the sandbox cannot be set up: {exc.strerror}") from exc
-        sys.stderr.write(f"warning: the sandbox is not whole: {exc.strerror}\n")
+        raise SystemExit(f"error: the sandbox cannot be set up: {exc.strerror}") from exc
 
 
 def keep_files(

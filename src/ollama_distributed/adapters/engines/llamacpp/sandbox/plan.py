@@ -54,7 +54,6 @@ class Sandbox:
                 f"{_lacks(given)}; `auto` takes what there is"
             )
         self._kernel = Kernel(0, "") if mode == "off" else given
-        self._strict = mode == "on"
         self._rules = self._rules_of_all() if self._kernel.landlock else []
         machine = self._kernel.seccomp
         self._calls = list(call_filter(machine, programs=bool(program))) if machine else []
@@ -82,7 +81,6 @@ class Sandbox:
             "rules": [*self._rules, *model_rules(files, str(folder))],
         }
         return {
-            "strict": self._strict,
             "landlock": landlock if self._kernel.landlock else None,
             "calls": self._calls if self._kernel.seccomp else None,
             "capabilities": sum(1 << one for one in KEPT_CAPABILITIES),
