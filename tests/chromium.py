@@ -7,6 +7,7 @@ and tried is kept in the order in which it happened.
 from __future__ import annotations
 
 import base64
+import fcntl
 import itertools
 import json
 import os
@@ -67,10 +68,13 @@ def chromium() -> Iterator[Page]:
     """One tab; `reset` makes it as new."""
     program, environment = _program()
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as folder:
-        their_in, our_out = os.pipe()
-        our_in, their_out = os.pipe()
+        low_in, our_out = os.pipe()
+        our_in, low_out = os.pipe()
+        # It reads on descriptor 3 and writes on 4: ours must not be these.
+        their_in, their_out = (fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, 10) for low in (low_in, low_out))
+        os.close(low_in)
+        os.close(low_out)
         flags = [*_FLAGS, f"--user-data-dir={folder}", *(["--no-sandbox"] if os.geteuid() == 0 else [])]
-        # It reads on descriptor 3 and writes on 4.
         shell = f'exec "$@" 3<&{their_in} 4>&{their_out} {their_in}<&- {their_out}>&-'
         process = subprocess.Popen(
             ["bash", "-c", shell, "bash", *program, *flags, "about:blank"],
