@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,16 @@ import typer.main
 from tests.gateway_bench import gateway
 
 from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
+from ollama_distributed.base.disk import DiskFigures
+from ollama_distributed.base.pieces import PieceFigures
+from ollama_distributed.base.placement import PlacementFigures
+from ollama_distributed.base.queue import Histogram, QueueFigures
+from ollama_distributed.base.transfers import TransferFigures
+from ollama_distributed.base.usage import UsageFigures
 from ollama_distributed.cli.engine import app as engine_app
+from ollama_distributed.cli.join import join
 from ollama_distributed.cli.main import app
+from ollama_distributed.cli.serve import serve
 from ollama_distributed.client.errors import BY_CODE, ClientError
 from ollama_distributed.gateway.errors import OLLAMA_STATUS, STATUS
 from ollama_distributed.gateway.metrics import GatewayMetrics
@@ -108,11 +117,19 @@ def test_the_codes_that_only_the_sdk_has_are_in_its_page() -> None:
         assert f"`{name.__name__}`" in PAGES["docs/sdk.md"]
 
 
-def test_every_metric_is_in_the_api_page() -> None:
-    names = set(re.findall(r"^# TYPE (\S+)", GatewayMetrics().render([]), re.MULTILINE))
-    assert names
-    for name in names:
-        assert f"`{name}`" in API
+def test_the_metrics_of_the_api_page_are_those_that_there_are() -> None:
+    nothing = Histogram(bounds=(1.0,), counts=(0, 0), total=0.0)
+    rendered = GatewayMetrics().render(
+        [],
+        DiskFigures(quota_bytes=1),
+        PieceFigures(),
+        PlacementFigures(waiting=0, short=0),
+        TransferFigures(),
+        QueueFigures(waited=nothing, eta_error=nothing),
+        UsageFigures(),
+    )
+    names = set(re.findall(r"^# TYPE (\S+)", rendered, re.MULTILINE))
+    assert set(re.findall(r"`(ollama_distributed_\w+)`", API)) == names
 
 
 def test_every_command_is_in_the_cli_page() -> None:
@@ -127,6 +144,42 @@ def test_every_command_is_in_the_cli_page() -> None:
         assert any(
             re.search(rf"`{word}[ `]", text) for word, text in [(name, page), (last, "".join(rows))]
         ), f"docs/cli.md lacks {name}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_examples_name_commands_and_options_that_there_are(name: str) -> None:
+    """Of lines such as `ollama-distributed key create --role user`, in text and in fences."""
+    known = all_options()
+    for line in re.findall(r"ollama-distributed ([a-z][^`\n#|]*)", PAGES[name]):
+        words = line.split()
+        command = next((c for i in (3, 2, 1) if (c := " ".join(words[:i])) in known), None)
+        assert command is not None, f"{name}: there is no command of `{line}`"
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", line):
+            assert option in known[command], f"{name}: `{command}` has no {option}"
+
+
+@functools.cache
+def all_options() -> dict[str, set[str]]:
+    """Of all commands by their names, hidden ones too; `Command` adds the program's own options."""
+    node = typer.Typer()
+    node.command("serve")(serve)
+    node.command("join")(join)
+    root = typer.main.get_command(app)
+    with root.make_context("ollama-distributed", [], resilient_parsing=True) as parent:
+        return options_of(root, "", parent) | {
+            name: found
+            for command, prefix in ((node, ""), (engine_app, "engine "))
+            for name, found in options_of(typer.main.get_command(command), prefix, parent).items()
+        }
+
+
+def options_of(command: Any, prefix: str, parent: Any) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for name, inner in getattr(command, "commands", {}).items():
+        context = inner.make_context(name, [], parent=parent, resilient_parsing=True)
+        taken = {text for one in inner.get_params(context) for text in (*one.opts, *one.secondary_opts)}
+        found |= options_of(inner, f"{prefix}{name} ", context) or {f"{prefix}{name}": taken}
+    return found
 
 
 def names_of(command: object, prefix: str) -> list[str]:
