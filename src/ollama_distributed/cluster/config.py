@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import structlog
 
-from ollama_distributed.base.errors import Conflict, DeadlineExceeded, NotFound, Unavailable
+from ollama_distributed.base.errors import Conflict, DeadlineExceeded, NotFound
 from ollama_distributed.cluster.consensus import ConsensusEngine
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.state import keys
@@ -138,7 +138,11 @@ class ConfigManager:
         if keys.CONFIG in self._mirror.state.rejected:
             raise Conflict("the config was written by a newer version of the program; upgrade this node")
         if version is not None and version > base.version:
-            raise Unavailable(f"this node has not seen version {version} of the config yet; try again")
+            raise Conflict(
+                f"there is no version {version} of the config, as far as this node has heard; it stands at "
+                f"{base.version}",
+                revision=base.version,
+            )
         if version is not None and version < base.version:
             raise Conflict(
                 f"the config stands at version {base.version}, not at {version}", revision=base.version

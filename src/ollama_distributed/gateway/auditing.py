@@ -14,6 +14,7 @@ import msgspec
 
 from ollama_distributed.access.roles import Right, Verb
 from ollama_distributed.base.audit import AuditEntry, AuditFilter, AuditPage, VerifyAnswer
+from ollama_distributed.base.codec import UNREADABLE
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.gateway.gate import Head
 
@@ -90,6 +91,6 @@ def about(parameters: Mapping[str, object], body: bytes) -> str:
                 value = msgspec.json.decode(fields[name])
                 if isinstance(value, str) and value:
                     said[name] = value[:_MOST_VALUE]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         pass  # no object with names: the route says what is wrong with it
     return " ".join(f"{name}={value}" for name, value in said.items())

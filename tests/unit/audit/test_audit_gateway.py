@@ -94,6 +94,17 @@ async def test_a_change_is_recorded_before_and_after(world: World) -> None:
         assert SECRET not in repr(world.audit.written)
 
 
+async def test_a_body_that_no_parser_should_meet_is_refused_all_the_same(world: World) -> None:
+    """What a change is about is read for the record before anything else looks at the body."""
+    deep = b'{"name":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    headers = {**world.admin(), "content-type": "application/json"}
+    async with world.http as http:
+        for body in (deep, b'{"name":"\xff"}', b"[" * 1000):
+            answer = await http.post("/api/v1/cluster/tokens", content=body, headers=headers)
+            assert answer.status_code == 400, answer.text
+        assert {one.object for one in world.audit.written} == {""}
+
+
 async def test_what_cannot_be_recorded_is_not_done(world: World) -> None:
     world.audit.full = True
     async with world.http as http:

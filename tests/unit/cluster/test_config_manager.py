@@ -78,7 +78,7 @@ async def test_a_version_seen_elsewhere_is_waited_for() -> None:
 async def test_a_version_that_nobody_made_is_not_called_passed() -> None:
     async with cluster("a") as one:
         await one.leader()
-        with pytest.raises(Unavailable, match="version 7"):
+        with pytest.raises(Conflict, match="no version 7"):
             await one.nodes["a"].config.put({"x": 1}, version=7)
 
 

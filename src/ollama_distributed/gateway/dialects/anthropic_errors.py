@@ -22,25 +22,27 @@ _TYPES = {
 }
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class AnthropicErrorDetail(msgspec.Struct, frozen=True):
     type: str
     message: str
     code: str
     """Our own stable code; the clients keep fields that they do not know."""
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class AnthropicErrorBody(msgspec.Struct, frozen=True):
     """Error body of the Anthropic API."""
 
     type: str
-    error: ErrorDetail
+    error: AnthropicErrorDetail
     request_id: str
 
 
 def error_body(error: OllamaDistributedError, request_id: RequestId) -> bytes:
     status = status_of(error)
     kind = _TYPES.get(status) or ("invalid_request_error" if 400 <= status < 500 else "api_error")
-    return json_value(ErrorBody("error", ErrorDetail(kind, error.message, error.code), request_id))
+    return json_value(
+        AnthropicErrorBody("error", AnthropicErrorDetail(kind, error.message, error.code), request_id)
+    )
 
 
 def render_error(error: OllamaDistributedError, request_id: RequestId) -> ErrorResponse:

@@ -23,24 +23,24 @@ _TYPES = {
 }
 
 
-class ErrorDetail(msgspec.Struct, frozen=True):
+class OpenAIErrorDetail(msgspec.Struct, frozen=True):
     message: str
     type: str
     param: str | None
     code: str
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class OpenAIErrorBody(msgspec.Struct, frozen=True):
     """Error body of the OpenAI API."""
 
-    error: ErrorDetail
+    error: OpenAIErrorDetail
 
 
 def error_body(error: OllamaDistributedError) -> bytes:
     status = status_of(error)
     kind = _TYPES.get(status) or ("invalid_request_error" if 400 <= status < 500 else "api_error")
     param = error.param if isinstance(error, Invalid) else None
-    return json_value(ErrorBody(ErrorDetail(error.message, kind, param, error.code)))
+    return json_value(OpenAIErrorBody(OpenAIErrorDetail(error.message, kind, param, error.code)))
 
 
 def render_error(error: OllamaDistributedError, request_id: RequestId) -> ErrorResponse:

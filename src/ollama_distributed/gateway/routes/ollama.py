@@ -131,7 +131,8 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             verb="models",
             run=handlers.put_blob,
             tag=TAG,
-            summary="Upload a blob, streamed",
+            summary="Upload a blob, streamed; 201: it is new",
+            other=(201,),
         ),
         ColdRoute(
             method="POST",

@@ -54,6 +54,7 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             words=("nodes",),
             query=("last_copy",),
             answer=RemovedAnswer,
+            other=(204,),
         ),
         ColdRoute(
             method="GET", path="/api/v1/health", verb="read", run=handlers.health, tag=TAG, summary="Health"

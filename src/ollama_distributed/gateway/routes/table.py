@@ -36,8 +36,12 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     """For the documentation too: what the answer's JSON is."""
     status: int = 200
     """For the documentation: of a request that worked."""
+    other: tuple[int, ...] = ()
+    """For the documentation too: other good answers' statuses, without a schema."""
     media: str = "application/json"
     """For the documentation: how `answer` comes."""
+    other_media: tuple[str, ...] = ()
+    """For the documentation: how a good answer may come too, if asked for."""
     query: tuple[str, ...] = ()
     """Names of yes-or-no parameters, for the documentation."""
     words: tuple[str, ...] = ()
@@ -45,7 +49,7 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     upload: str = ""
     """For the documentation: the media type of a body that is a file."""
     hidden: bool = False
-    """Not documented (HEAD beside a GET)."""
+    """Not documented (HEAD beside a GET, what pages load)."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):

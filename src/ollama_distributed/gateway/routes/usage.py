@@ -55,6 +55,7 @@ def usage_routes(desk: UsageDesk, wall: Callable[[], float]) -> list[ColdRoute]:
             summary="Tokens, requests, seconds, energy and money by key, team, model, node, day or hour; "
             "days from and to are UTC; format=csv",
             answer=UsageAnswer,
+            other_media=(CSV,),
             words=("from", "to", "by", "key", "team", "format"),
         )
     ]

@@ -39,7 +39,6 @@ from ollama_distributed.base.errors import (
     Forbidden,
     Invalid,
     NotFound,
-    NotOffered,
     QueueFull,
     TooManyAttempts,
     Unauthenticated,
@@ -119,7 +118,7 @@ class Desk:
     async def do(self, op: ops.Op) -> ops.Done:
         """
         Raises:
-            Unauthenticated, Forbidden, TooManyAttempts, NotFound, Conflict, Invalid, NotOffered,
+            Unauthenticated, Forbidden, TooManyAttempts, NotFound, Conflict, Invalid,
             Unavailable
         """
         match op:
@@ -220,7 +219,7 @@ class Desk:
 
     def _need_provider(self) -> Provider:
         if self._provider is None:
-            raise NotOffered("no OIDC provider is configured on this server (the setting `oidc`)")
+            raise NotFound("no OIDC provider is configured on this server (the setting `oidc`)")
         return self._provider
 
     async def _oidc_finish(self, op: ops.OidcFinish) -> ops.Done:
