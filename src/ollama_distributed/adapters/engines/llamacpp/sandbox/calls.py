@@ -58,6 +58,8 @@ _MISSING = {
     "clone3": (435, 435),
 }  # fmt: skip
 """Answered as by an old kernel, which programs know how to do without."""
+SECCOMP = {"x86_64": 317, "aarch64": 277}
+"""The call that sets a filter, by machine."""
 _PROGRAMS = {"execve": (59, 221), "execveat": (322, 281)}
 _SOCKET, _SOCKETPAIR, _CLONE = (41, 198), (53, 199), (56, 220)
 _KILL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)

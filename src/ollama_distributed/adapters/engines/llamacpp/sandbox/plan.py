@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from ollama_distributed.adapters.engines.llamacpp.sandbox.calls import call_filter
+from ollama_distributed.adapters.engines.llamacpp.sandbox.calls import SECCOMP, call_filter
 from ollama_distributed.adapters.engines.llamacpp.sandbox.files import (
     Rule,
     handled,
@@ -80,9 +80,10 @@ class Sandbox:
             **handled(self._kernel.landlock),
             "rules": [*self._rules, *model_rules(files, str(folder))],
         }
+        calls = {"seccomp": SECCOMP.get(self._kernel.seccomp), "instructions": self._calls}
         return {
             "landlock": landlock if self._kernel.landlock else None,
-            "calls": self._calls if self._kernel.seccomp else None,
+            "calls": calls if self._kernel.seccomp else None,
             "capabilities": sum(1 << one for one in KEPT_CAPABILITIES),
             "written_bytes": None if self._gpu else MOST_WRITTEN_BYTES,
         }
