@@ -41,8 +41,9 @@ from ollama_distributed.base.users import NewUserAsk, PasswordAsk, UserAsk
 from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.people import ops
-from ollama_distributed.node.people.desk import MAX_SESSIONS, Desk, Person
+from ollama_distributed.node.people.desk import MAX_SESSIONS, Desk
 from ollama_distributed.node.people.mirror import SESSIONS, USERS, SharedPeople
+from ollama_distributed.node.people.ports import Person
 from ollama_distributed.node.people.signers import OVERLAP_S, SIGNS_S, Signers
 
 CLUSTER = "c1"

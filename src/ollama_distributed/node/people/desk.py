@@ -11,13 +11,12 @@ import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import msgspec
 import structlog
 
 from ollama_distributed.access import tokens
-from ollama_distributed.access.attempts import Attempts
 from ollama_distributed.access.passwords import Passwords
 from ollama_distributed.access.people import (
     PREFIX,
@@ -39,57 +38,23 @@ from ollama_distributed.base.errors import (
     Forbidden,
     Invalid,
     NotFound,
-    QueueFull,
-    TooManyAttempts,
     Unauthenticated,
 )
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import random_id
-from ollama_distributed.base.users import UserRole
 from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.node.people import ops
 from ollama_distributed.node.people.book import Book, no_user
 from ollama_distributed.node.people.mirror import SharedPeople
+from ollama_distributed.node.people.ports import Person, Provider
+from ollama_distributed.node.people.proof import Proof
 from ollama_distributed.node.people.signers import Signers
 
 log = structlog.get_logger("cluster.people")
 
 MAX_SESSIONS = 32
 """Of one user; the one that was quiet longest makes room."""
-MAX_WAITING = 64
-"""Sign-ins that wait for their turn to be hashed: some seconds' worth."""
-WRONG = "the name or the password is not right"
 ADMINISTRATION = Right("admin", "users")
-
-
-class Person(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom an OIDC provider vouches for, and what the settings make of it."""
-
-    subject: str
-    """`issuer|sub`."""
-    name: str
-    role: UserRole
-    team: str
-
-
-class Provider(Protocol):
-    """An OIDC provider: `node.people.provider.ConfiguredProvider`."""
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        ...
-
-    async def start(self, *, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
-        """Where the browser is to go."""
-        ...
-
-    async def finish(self, *, code: str, redirect_uri: str, nonce: str, verifier: str) -> Person:
-        """
-        Raises:
-            Unauthenticated, Forbidden, Unavailable
-        """
-        ...
 
 
 class Desk:
@@ -111,9 +76,8 @@ class Desk:
         self._clock = clock
         self._book = Book(shared, clock, coordination)
         self._passwords = passwords or Passwords()
+        self._proof = Proof(self._passwords, clock)
         self._provider = provider
-        self._attempts = Attempts()
-        self._waiting = 0
 
     async def do(self, op: ops.Op) -> ops.Done:
         """
@@ -166,7 +130,7 @@ class Desk:
         await self._book.available()  # without it no session can be made, whatever the password
         known = self._people.users.get(op.name)
         usable = known if known is not None and not known.disabled and known.password else None
-        await self._proved(op.name[:128], op.password, usable.password if usable else "", op.address)
+        await self._proof.proved(op.name[:128], op.password, usable.password if usable else "", op.address)
         assert usable is not None, "nobody has no password"
         if self._passwords.outdated(usable.password):
             hashed = await self._passwords.hash(op.password)
@@ -174,30 +138,6 @@ class Desk:
                 op.name, lambda user: msgspec.structs.replace(user, password=hashed)
             )
         return await self._begin(usable, address=op.address, agent=op.agent, how="password")
-
-    async def _proved(self, name: str, password: str, kept: str, address: str) -> None:
-        """Returns where `password` is that of `kept`; takes as long where there is none.
-
-        Raises:
-            TooManyAttempts, QueueFull, Unauthenticated
-        """
-        now = self._clock.monotonic()
-        wait_s = self._attempts.wait_s(name, address, now)
-        if wait_s > 0:
-            raise TooManyAttempts("too many wrong passwords; wait before the next try", retry_after_s=wait_s)
-        if self._waiting >= MAX_WAITING:
-            raise QueueFull("too many people sign in at once", retry_after_s=1.0)
-        # Counted first, so that many tries at once are many tries.
-        self._attempts.wrong(name, address, now)
-        self._waiting += 1
-        try:
-            right = await self._passwords.matches(password, kept)
-        finally:
-            self._waiting -= 1
-        if not right:
-            log.warning("people.wrong_password", user=name, address=address)
-            raise Unauthenticated(WRONG)
-        self._attempts.right(name, address)
 
     async def _begin(
         self, user: UserRecord, *, address: str, agent: str, how: str, session: str = ""
@@ -414,7 +354,7 @@ class Desk:
         user = self._people.users.get(who.user)
         if user is None or not user.password:
             raise Invalid("only a user who signs in by password has one to change")
-        await self._proved(user.name, op.ask.current, user.password, op.address)
+        await self._proof.proved(user.name, op.ask.current, user.password, op.address)
         return await self._put_password(user.name, op.ask.password, by=user.name)
 
     async def _put_password(self, name: str, password: str, *, by: str) -> ops.Done:

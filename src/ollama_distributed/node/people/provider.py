@@ -12,14 +12,14 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Forbidden, Invalid
 from ollama_distributed.base.users import UserRole
 from ollama_distributed.node.oidc_settings import OidcSettings
-from ollama_distributed.node.people.desk import Person
+from ollama_distributed.node.people.ports import Person
 
 MIGHT: tuple[UserRole, ...] = get_args(UserRole)
 """The mightiest first."""
 
 
 class ConfiguredProvider:
-    """Implements `desk.Provider`."""
+    """Implements `ports.Provider`."""
 
     def __init__(self, settings: OidcSettings, clock: Clock) -> None:
         self._settings = settings

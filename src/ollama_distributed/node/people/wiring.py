@@ -14,8 +14,9 @@ from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.ports import Coordination
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keeper import Keeper
-from ollama_distributed.node.people.desk import Desk, Provider
+from ollama_distributed.node.people.desk import Desk
 from ollama_distributed.node.people.mirror import SharedPeople
+from ollama_distributed.node.people.ports import Provider
 from ollama_distributed.node.people.service import PeopleService
 from ollama_distributed.node.people.signers import Signers
 from ollama_distributed.node.settings import Settings
