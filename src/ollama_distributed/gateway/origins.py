@@ -49,11 +49,11 @@ class SitePolicy:
     as `https://name[:port]`, port `*` for any.
 
     Raises:
-        Invalid: an entry is `*` or not an origin.
+        Invalid: an entry is no host, `*` or not an origin.
     """
 
     def __init__(self, hosts: Iterable[str] = (), origins: Iterable[str] = ()) -> None:
-        self._hosts = frozenset(host.lower().strip("[]") for host in hosts if host)
+        self._hosts = frozenset(_configured_host(host) for host in hosts if host)
         self._origins = frozenset(_configured(origin) for origin in origins if origin)
         self._seen: dict[str, bool] = {}
 
@@ -149,6 +149,18 @@ def check_type(headers: Mapping[str, str]) -> None:
 def _is_navigation(method: str, headers: Mapping[str, str]) -> bool:
     """A person followed a link; it changes nothing and the other page cannot read the answer."""
     return method in _SAFE and headers.get("sec-fetch-mode") == "navigate"
+
+
+def _configured_host(host: str) -> str:
+    name = host.lower().strip("[]").removesuffix(".")
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        if host_name(name) != name:
+            raise Invalid(
+                f"{host!r} is not a host: write each name or address by itself, without scheme and port"
+            ) from None
+    return name
 
 
 def _configured(origin: str) -> tuple[str, str, str | None]:

@@ -328,6 +328,7 @@ class LimitedProtocol(HttpToolsProtocol):
                     (
                         STATUS_LINE.get(rendered.status, b"HTTP/1.1 400 Bad Request\r\n"),
                         b"content-type: application/json; charset=utf-8\r\n",
+                        b"x-content-type-options: nosniff\r\n",
                         b"content-length: %d\r\nconnection: close\r\n\r\n" % len(rendered.body),
                         rendered.body,
                     )

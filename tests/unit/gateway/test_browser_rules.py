@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import AsyncIterator
 from importlib.resources import files
 
 import pytest
@@ -13,6 +14,8 @@ from tests.gateway_bench import HELLO, WALL, gateway
 from tests.unit.access.test_matrix import REMOTE, World
 
 from ollama_distributed.access.people import People, UserRecord, csrf_of, make_session
+from ollama_distributed.base.batches import FileObject
+from ollama_distributed.base.errors import Invalid
 from ollama_distributed.gateway.origins import SitePolicy, host_name, is_loopback
 from ollama_distributed.gateway.pages import ASSETS
 from ollama_distributed.node.listeners import parse_address
@@ -125,6 +128,25 @@ async def test_every_bind_answers_to_its_own_names_only(monkeypatch: pytest.Monk
                         host,
                         peer,
                     )
+
+
+def test_a_host_that_can_never_be_meant_is_refused() -> None:
+    for host in (
+        "*",
+        "*.example",
+        "https://models.example",
+        "models.example:443",
+        '["a.example"]',
+        "a b",
+        "müller.example",
+    ):
+        with pytest.raises(Invalid, match="not a host"):
+            SitePolicy(hosts=[host])
+    policy = SitePolicy(
+        hosts=["Models.example.", "[2001:db8::7]", "2001:db8::8", "fe80::1%eth0", "gpu_1", ""]
+    )
+    for host in ("models.example:1", "[2001:db8::7]:1", "[2001:db8::8]", "gpu_1"):
+        assert policy.check_host({"host": host}) is False
 
 
 # ── other sites ─────────────────────────────────────────────────────────────────────
@@ -244,6 +266,28 @@ def check_page(headers: dict[str, str], page: str) -> None:
     assert not re.search(r"(src|href|action)=[\"']?(https?:)?//", page)
     assert page.startswith("<!doctype html>")
     assert '<html lang="en">' in page
+
+
+class OneFile:
+    """What batches keep, as far as this test goes: somebody's page."""
+
+    async def content(self, _identity: object, _file: str) -> tuple[FileObject, AsyncIterator[bytes]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"<script>"
+
+        return FileObject(id="f", bytes=8, created_at=0, filename="x.html", purpose="batch"), pieces()
+
+
+async def test_what_somebody_sent_comes_as_a_download() -> None:
+    app = gateway(ScriptedInference(HELLO), batches=OneFile())
+    status, told, body = await exchanged(app, "GET", "/v1/files/f/content", {"accept": "text/html"})
+    assert (status, body) == (200, b"<script>")
+    assert told["content-disposition"] == "attachment"
+    assert told["content-type"].startswith("application/jsonl")
+    assert (told["x-content-type-options"], told["content-security-policy"][:18]) == (
+        "nosniff",
+        "default-src 'none'",
+    )
 
 
 def test_what_pages_load_stays_here_and_writes_text_only() -> None:
