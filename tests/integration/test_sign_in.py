@@ -259,6 +259,15 @@ class PeopleLoop:
 # ── OpenID Connect ──────────────────────────────────────────────────────────────────
 
 
+def test_the_page_says_who_signs_people_in(nodes: PeopleNodes) -> None:
+    for url in nodes.urls:
+        for _ in range(3):
+            page = httpx.get(f"{url}/ui/sign-in")
+            assert "Sign in with localhost" in page.text
+    # One node has it in its settings, the other one asks that, and not for every page.
+    assert len([op for op in nodes.hop.asked if isinstance(op, ops.OidcName)]) == 1
+
+
 def at_provider(url: str, subject: str) -> str:
     """What the person does there; where the provider sends the browser."""
     back = httpx.post(url, data={"sub": subject})
