@@ -32,6 +32,7 @@ _FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
     "--disable-gpu",
+    "--disable-dev-shm-usage",  # containers have little of it
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

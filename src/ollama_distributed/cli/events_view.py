@@ -17,7 +17,7 @@ from ollama_distributed.client.wire import Transfer
 def event_line(event: Event) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(event.time))
     told = _told(event.data) if event.data is not None else ""
-    return clean_line(f"{stamp}  {event.channel:<9}  {event.what:<7}  {told}".rstrip()) + "\n"
+    return f"{stamp}  {clean_line(event.channel):<9}  {event.what:<7}  {clean_line(told)}\n"
 
 
 def _told(data: Data) -> str:

@@ -16,15 +16,15 @@ from tests.gateway_bench import WALL, until
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.roles import Right
 from ollama_distributed.access.service import Authenticator
-from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.base.errors import Forbidden, Unavailable
 from ollama_distributed.base.policies import Policy
 from ollama_distributed.base.queue import QueueAnswer, QueuedRow, QueueNode, QueueWaiting
 from ollama_distributed.gateway.events import connection as connections
 from ollama_distributed.gateway.events.channels import Channel, QueuedRequests, Row, channels_of
 from ollama_distributed.gateway.events.hub import Hub
 from ollama_distributed.gateway.events.outbox import MOST, MOST_REPLIES, Outbox, Unread
-from ollama_distributed.gateway.events.service import Events
-from ollama_distributed.gateway.gate import Gate
+from ollama_distributed.gateway.events.service import Events, check_page
+from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.gateway.summary import Summary
@@ -252,6 +252,27 @@ async def test_the_handshake_passes_what_every_request_passes(
         if status != 101:
             assert socket.body["error"]["request_id"]
     assert world.summaries[-1].status == status
+
+
+@pytest.mark.parametrize(
+    ("headers", "may"),
+    [
+        ({"origin": "http://127.0.0.1:8080"}, True),
+        ({"origin": "http://127.0.0.1:3000"}, False),  # the same site to a browser, another server
+        ({"origin": "http://localhost:8080"}, False),
+        ({"origin": "null"}, False),
+        ({}, False),
+        ({"authorization": "Bearer odk_x", "origin": "http://127.0.0.1:3000"}, True),
+    ],
+)
+def test_a_sessions_cookie_counts_from_our_own_pages_only(headers: dict[str, str], may: bool) -> None:
+    fields = {"host": "127.0.0.1:8080", "cookie": "od_session=ods_x", **headers}
+    head = Head("GET", "/api/v1/ws", fields, 1, "127.0.0.1")
+    if may:
+        check_page(head)
+    else:
+        with pytest.raises(Forbidden, match="page"):
+            check_page(head)
 
 
 async def test_a_channel_asks_for_the_right_of_its_rest_route() -> None:
