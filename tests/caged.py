@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import importlib.util
 import json
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PTRACE_ATTACH = 16
+F_SETOWN_EX, FIOSETOWN = 15, 0x8901
+"""linux/fcntl.h, asm-generic/sockios.h"""
 
 
 def tried(attempt: Callable[[], Any]) -> str:
@@ -53,6 +57,22 @@ def asked(number: int, *arguments: int) -> None:
         raise OSError(ctypes.get_errno(), "")
 
 
+def opened_to_all(path: str) -> None:
+    """A file that may be read, so a descriptor of it is to be had."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fchmod(file, 0o666)
+    finally:
+        os.close(file)
+
+
+def post(address: str) -> None:
+    """A datagram needs no connection, and one end of a pair may send it to anybody."""
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        one.sendto(b"x", address)
+
+
 def thread() -> None:
     one = threading.Thread(target=lambda: None)
     one.start()
@@ -83,6 +103,11 @@ def main() -> None:
         "list the secrets": lambda: list(Path(secret).parent.iterdir()),
         "make a file beside": lambda: write(secret + ".new"),
         "link a secret": lambda: os.link(secret, f"{own}/linked"),
+        "cut a secret": lambda: os.truncate(secret, 0),
+        "open a secret to all": lambda: Path(secret).chmod(0o666),
+        "open the model to all": lambda: opened_to_all(model),
+        "give a secret away": lambda: os.chown(secret, -1, -1),
+        "date a secret": lambda: os.utime(secret, (0, 0)),
         "read passwords": lambda: read("/etc/passwd"),
         "read the parent's environment": lambda: read(f"/proc/{os.getppid()}/environ"),
         "connect by TCP": lambda: connect(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", told["port"])),
@@ -90,6 +115,14 @@ def main() -> None:
         "connect by IPv6": lambda: connect(socket.AF_INET6, socket.SOCK_STREAM, ("::1", told["port"])),
         "connect to a UNIX socket": lambda: connect(socket.AF_UNIX, socket.SOCK_STREAM, told["door"]),
         "connect with an older socket": lambda: inherited.connect(told["door"]),
+        "send to a UNIX socket": lambda: post(told["mailbox"]),
+        "have the parent signalled": lambda: fcntl.fcntl(inherited, fcntl.F_SETOWN, os.getppid()),
+        "have a thread of it signalled": lambda: fcntl.fcntl(
+            inherited, F_SETOWN_EX, struct.pack("ii", 0, os.getppid())
+        ),
+        "have it signalled by ioctl": lambda: fcntl.ioctl(
+            inherited, FIOSETOWN, struct.pack("i", os.getppid())
+        ),
         "fork": lambda: os.fork() or os._exit(0),
         "start a program": lambda: os.execv("/bin/true", ["true"]),
         "signal the parent": lambda: os.kill(os.getppid(), 0),

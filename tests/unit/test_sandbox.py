@@ -53,6 +53,9 @@ NEVER = {
     "connect": (42, 203), "ptrace": (101, 117), "process_vm_readv": (310, 270), "unshare": (272, 97),
     "mount": (165, 40), "bpf": (321, 280), "init_module": (175, 105), "tkill": (200, 130),
     "pidfd_send_signal": (424, 424), "open_by_handle_at": (304, 265), "keyctl": (250, 219),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "fchown": (93, 55),
+    "fchownat": (260, 54), "utimensat": (280, 88), "setxattr": (188, 5), "removexattrat": (466, 466),
+    "truncate": (76, 45), "shmat": (30, 196), "msgrcv": (70, 188), "semop": (65, 193), "mq_open": (240, 180),
 }  # fmt: skip
 
 
@@ -79,7 +82,9 @@ def test_s13_which_calls_a_runner_may_make(machine: str, on: int, number: int) -
     for family in (socket.AF_INET, socket.AF_INET6, 16, 17, 38, 40):  # netlink, packets, AF_ALG, vsock
         assert says(made, family, stream) == errno.EPERM
         assert says(pair, family, stream) == errno.EPERM
-    assert says(pair, socket.AF_UNIX, stream) == ALLOWED
+    assert says(pair, socket.AF_UNIX, stream | flags) == ALLOWED
+    assert says(pair, socket.AF_UNIX, datagram) == errno.EPERM  # could be sent to anybody's socket
+    assert says(pair, socket.AF_UNIX, socket.SOCK_RAW | flags) == errno.EPERM  # the same by another name
     assert says(clone, 0x3D0F00) == ALLOWED  # as pthread_create calls it
     assert says(clone, 0x1200011) == errno.EPERM  # as fork calls it
     for kill in ((62, 129), (234, 131)):
@@ -88,6 +93,14 @@ def test_s13_which_calls_a_runner_may_make(machine: str, on: int, number: int) -
         assert says(kill, -1, 9) == errno.EPERM
     assert says((302, 261), 0) == says((302, 261), OWN_PID) == ALLOWED
     assert says((302, 261), 1) == errno.EPERM
+    control, device = (72, 25), (16, 29)
+    for command in (1, 2, 3, 4, 1033):  # F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_ADD_SEALS
+        assert says(control, 5, command) == ALLOWED
+    for command in (8, 10, 15):  # F_SETOWN, F_SETSIG, F_SETOWN_EX: a file that signals another process
+        assert says(control, 5, command, 1) == errno.EPERM
+    assert says(device, 5, 0xC0484601) == ALLOWED  # of a GPU
+    for command in (0x8901, 0x8902):  # FIOSETOWN, SIOCSPGRP: the same
+        assert says(device, 5, command) == errno.EPERM
 
 
 def test_s13_only_a_llama_server_may_take_the_place_of_its_launcher() -> None:

@@ -2,7 +2,9 @@
 
 It serves on a socket that it binds itself, reads one model and computes. So: no other kind of
 socket and no connection to anyone, no new process, no look into or signal to another, nothing that
-changes the machine. All that is left is allowed: what drivers of GPUs call is their own affair.
+changes the machine, or whose a file is and who may read it: Landlock does not look at that, and root's
+runner could open the machine to everybody. All that is left is allowed: what drivers of GPUs call is
+their own affair.
 Source: linux/seccomp.h, linux/filter.h, the call tables of both machines.
 """
 
@@ -35,6 +37,19 @@ _FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
     "process_madvise": (440, 440), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
     "pidfd_send_signal": (424, 424), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    # memory and messages that are shared by a number or name of their own
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
+    "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
+    "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # whose a file is, who may, since when, and what is said of it; also of one that may only be read
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "removexattrat": (466, 466), "file_setattr": (469, 469),
+    "truncate": (76, 45),  # of a path, which Landlock knows from its third version on
     # names, mounts, other views of the machine
     "unshare": (272, 97), "setns": (308, 268), "chroot": (161, 51), "pivot_root": (155, 41),
     "mount": (165, 40), "umount2": (166, 39), "open_tree": (428, 428), "move_mount": (429, 429),
@@ -63,6 +78,10 @@ SECCOMP = {"x86_64": 317, "aarch64": 277}
 _PROGRAMS = {"execve": (59, 221), "execveat": (322, 281)}
 _SOCKET, _SOCKETPAIR, _CLONE = (41, 198), (53, 199), (56, 220)
 _KILL, _TGKILL, _PRLIMIT = (62, 129), (234, 131), (302, 261)
+_FCNTL, _IOCTL = (72, 25), (16, 29)
+_SIGNALS_BY_FILE = {_FCNTL: (8, 10, 15), _IOCTL: (0x8901, 0x8902)}
+"""F_SETOWN, F_SETSIG, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP: who is sent which signal, SIGKILL for one, when a
+file can be read. linux/fcntl.h, asm-generic/sockios.h."""
 
 
 def call_filter(machine: str, *, programs: bool) -> Filter:
@@ -92,20 +111,31 @@ def call_filter(machine: str, *, programs: bool) -> Filter:
         _answer(None),
         refuse,
     ]
+    unix: Filter = [
+        (_LOAD, 0, 0, _ARGUMENT),
+        (_EQUAL, 1, 0, int(socket.AF_UNIX)),
+        refuse,
+        *stream_or_packets,
+    ]
     own: Filter = [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, None), _answer(None), refuse]
     for numbers, then in (
-        (
-            _SOCKET,
-            [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 1, 0, int(socket.AF_UNIX)), refuse, *stream_or_packets],
-        ),
-        (_SOCKETPAIR, [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 1, 0, int(socket.AF_UNIX)), refuse, _answer(None)]),
+        (_SOCKET, unix),
+        (_SOCKETPAIR, unix),  # one of two that take datagrams could send them to anybody
         (_CLONE, [(_LOAD, 0, 0, _ARGUMENT), (_SET, 0, 1, _CLONE_THREAD), _answer(None), refuse]),
         (_KILL, own),
         (_TGKILL, own),
         (_PRLIMIT, [(_LOAD, 0, 0, _ARGUMENT), (_EQUAL, 0, 1, 0), _answer(None), *own[1:]]),
+        *((call, _unless(commands)) for call, commands in _SIGNALS_BY_FILE.items()),
     ):
         out += [(_EQUAL, 0, len(then), numbers[on]), *then]
     return [*out, _answer(None)]
+
+
+def _unless(commands: tuple[int, ...]) -> Filter:
+    """All commands, a call's second argument, but these."""
+    refuse = _answer(errno.EPERM)
+    refused = [step for command in commands for step in ((_EQUAL, 0, 1, command), refuse)]
+    return [(_LOAD, 0, 0, _ARGUMENT + 8), *refused, _answer(None)]
 
 
 def _answer(error: int | None) -> Instruction:
