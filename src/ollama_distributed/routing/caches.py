@@ -81,7 +81,18 @@ class Caches:
 class Trip:
     """One request on its way: tells `Caches` where it is, and what came of it."""
 
-    __slots__ = ("_alone", "_caches", "_chain", "_expected", "_key", "_node", "_on", "_turns", "reason")
+    __slots__ = (
+        "_alone",
+        "_caches",
+        "_chain",
+        "_expected",
+        "_key",
+        "_node",
+        "_on",
+        "_rest",
+        "_turns",
+        "reason",
+    )
 
     def __init__(
         self,
@@ -90,8 +101,12 @@ class Trip:
         chain: Chain = NO_CHAIN,
         expected: Mapping[NodeId, int] | None = None,
         reason: str = "",
+        *,
+        rest: bool = False,
     ) -> None:
-        """`expected`: tokens that replicas were believed to hold."""
+        """`expected`: tokens that replicas were believed to hold. `rest`: what is read is longer than the
+        prompt, by what was answered before."""
+        self._rest = rest
         self._caches = caches
         self._key = key
         self._chain = chain
@@ -127,7 +142,7 @@ class Trip:
             self._caches.index(self._key).read(self._node, self._chain.keys)
 
     def done(self, event: Done) -> None:
-        if event.prompt_tokens and self._chain.keys:
+        if event.prompt_tokens and self._chain.keys and not self._rest:
             self._caches.index(self._key).measured(self._chain.size_bytes / BLOCK_BYTES, event.prompt_tokens)
             self._judge(event.cached_tokens)
 

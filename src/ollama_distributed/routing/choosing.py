@@ -7,6 +7,7 @@ message, disk or consensus.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -43,6 +44,15 @@ class Routed(msgspec.Struct, frozen=True, gc=False):
     trip: Trip
 
 
+class Known(NamedTuple):
+    """Holders of a request's model, and what is known of them and of its prompt."""
+
+    holders: tuple[Standing, ...]
+    loads: Mapping[NodeId, Load]
+    chain: Chain
+    prompt: Prompt
+
+
 class Chooser:
     """`missed`: hears of each request for a model that is not on this node's disk."""
 
@@ -76,21 +86,27 @@ class Chooser:
         """Where it goes. `look`: it is not sent anywhere."""
         model, key = request.model, name_key(request.model)
         holders, wanted = self.holders(model), self.wanted(request)
-        chain, prompt = NO_CHAIN, NO_PROMPT
         if self._alone(holders) and not wanted:
-            return Routed(Plan(order=(self._view.me,)), chain, prompt, Trip(self.caches, key))
-        loads = self.loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
-        if len(holders) > 1 and self.policy == "prefix" and not request.load_only:
-            chain = chain_of(request, key, self.directory.digest(model), self.salt)
-            prompt = self.caches.prompt(key, chain)
-            unseen = prompt.cached.keys() - {one.node for one in holders}
-            if unseen and (more := self.directory.named(model, unseen)):
-                # A model with very many holders: those that know the prompt beside those drawn.
-                holders = (*holders, *more)
-                loads |= self.loads(key, more)
-                prompt = self.caches.prompt(key, chain)
+            return Routed(Plan(order=(self._view.me,)), NO_CHAIN, NO_PROMPT, Trip(self.caches, key))
+        holders, loads, chain, prompt = self.known(request, holders)
         made = self._planned(key, holders, loads, prompt, wanted, look=look)
         return Routed(made, chain, prompt, Trip(self.caches, key, chain, prompt.cached, made.reason))
+
+    def known(self, request: InferenceRequest, holders: tuple[Standing, ...]) -> Known:
+        """What `plan.py` goes by, for these holders of the request's model."""
+        model, key = request.model, name_key(request.model)
+        loads = self.loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
+        if len(holders) < 2 or self.policy != "prefix" or request.load_only:
+            return Known(holders, loads, NO_CHAIN, NO_PROMPT)
+        chain = chain_of(request, key, self.directory.digest(model), self.salt)
+        prompt = self.caches.prompt(key, chain)
+        unseen = prompt.cached.keys() - {one.node for one in holders}
+        if unseen and (more := self.directory.named(model, unseen)):
+            # A model with very many holders: those that know the prompt beside those drawn.
+            holders = (*holders, *more)
+            loads |= self.loads(key, more)
+            prompt = self.caches.prompt(key, chain)
+        return Known(holders, loads, chain, prompt)
 
     def _alone(self, holders: Sequence[Standing]) -> bool:
         return len(holders) == 1 and holders[0].node == self._view.me

@@ -10,7 +10,7 @@ state calls offline is still tried when no other holds the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -44,7 +44,7 @@ from ollama_distributed.base.tokens import (
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
 from ollama_distributed.routing.caches import Trip
-from ollama_distributed.routing.choosing import Chooser, Routed, Wanted, no_labels
+from ollama_distributed.routing.choosing import Chooser, Known, Routed, Wanted, no_labels
 from ollama_distributed.routing.decisions import Decisions, Record
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.hedging import Hedges, first_answer, kind_of
@@ -120,7 +120,8 @@ class Router:
                 sink(EngineFailed(lacking))
                 return NOTHING
         else:
-            order, trip = self._again(request, resume), Trip(self.chooser.caches, key, reason="failover")
+            order, known = self._again(request, resume)
+            trip = Trip(self.chooser.caches, key, known.chain, known.prompt.cached, "failover", rest=True)
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
         if order in ((), (me,)):
@@ -186,32 +187,37 @@ class Router:
 
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
         """Whether a node that it did not leave, lives and takes work could go on with it."""
-        left, nodes = {one.replica or self._view.me for one in resume.left}, self._view.state().nodes
-        return any(
-            node not in left
-            and (known := nodes.get(node)) is not None
-            and known.status not in ("offline", "draining")
-            for node in self._again(request, resume)
-        )
+        fresh, _ = self._who(request, resume, self.chooser.holders(request.model))
+        return any(one.reachable and one.status not in ("offline", "draining") for one in fresh)
 
-    def _again(self, request: InferenceRequest, resume: Resume) -> tuple[NodeId, ...]:
-        """Who may go on with an answer: nodes that it left come last, one where it stalled never,
-        and only those that hold the same content."""
-        me, model = self._view.me, request.model
+    def _again(self, request: InferenceRequest, resume: Resume) -> tuple[tuple[NodeId, ...], Known]:
+        """Who goes on with an answer: nodes that it left come last. Of the others the one that has read its
+        prompt lately goes on soonest: it is the prompt of the rest, too."""
+        key, judged = name_key(request.model), self._ejections.judged
+        known = self.chooser.known(request, self.chooser.holders(request.model))
+        first, last = (
+            plan(judged(some, key), self._view.me, known.loads, self._dice, prompt=known.prompt).order
+            for some in self._who(request, resume, known.holders)
+        )
+        return (*first, *last)[:MAX_TRIES], known
+
+    def _who(
+        self, request: InferenceRequest, resume: Resume, holders: Sequence[Standing]
+    ) -> tuple[list[Standing], list[Standing]]:
+        """Of them, who may go on: those that it did not leave, and those that it did. One where it stalled
+        may not, and only those may that hold the same content."""
+        me = self._view.me
         left = {one.replica or me: one.stalled for one in resume.left}
-        held = self._view.state().models.get(name_key(model))
+        held = self._view.state().models.get(name_key(request.model))
         fresh: list[Standing] = []
         old: list[Standing] = []
-        for standing in self.chooser.holders(model):
-            known = held.get(standing.node) if held is not None and standing.node != me else None
-            other = resume.ids and known is not None and known.digest != resume.model_digest
+        for standing in holders:
+            copy = held.get(standing.node) if held is not None and standing.node != me else None
+            other = resume.ids and copy is not None and copy.digest != resume.model_digest
             if other or left.get(standing.node) or not self.chooser.allowed(request, standing):
                 continue
             (old if standing.node in left else fresh).append(standing)
-        key, judged = name_key(model), self._ejections.judged
-        loads = self.chooser.loads(key, (*fresh, *old))
-        first, last = (plan(judged(some, key), me, loads, self._dice).order for some in (fresh, old))
-        return (*first, *last)[:MAX_TRIES]
+        return fresh, old
 
     async def written(self, request: InferenceRequest) -> Written | None:
         """The longest that a node has which may have generated it."""
