@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
 from tests.limits import SOON_S
 
+from ollama_distributed.adapters.engines.call import Call
+from ollama_distributed.adapters.engines.framing import Whole
 from ollama_distributed.adapters.engines.http import Exchange, Route, TcpAddress
 from ollama_distributed.adapters.engines.kept import Kept
-from ollama_distributed.base.errors import OllamaDistributedError, RunnerDied, Unavailable
+from ollama_distributed.base.errors import Internal, OllamaDistributedError, RunnerDied, Unavailable
+from ollama_distributed.base.tokens import Done, EngineEvent
 
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 STREAMED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n"
@@ -178,3 +183,35 @@ def test_a_server_that_is_gone_is_said_to_be() -> None:
             await Client(1, Kept()).whole()
 
     asyncio.run(main())
+
+
+def test_an_answer_that_ended_is_gone_without_the_collector() -> None:
+    """It comes seldom, and until then what a request was would lie in the way of the next."""
+
+    class Said:
+        def feed(self, data: bytes) -> list[EngineEvent]:
+            assert data == b"ok"
+            return [Done(reason="stop", prompt_tokens=1, cached_tokens=0, completion_tokens=1)]
+
+    async def steps(client: Client) -> None:
+        await client.whole()
+        gc.disable()
+        try:
+            over = asyncio.Event()
+            call = Call(
+                lambda _: None,
+                lambda _: over.set(),
+                lambda _, __: None,
+                read_error=lambda _, __: Internal(),
+                framing=Whole,
+            )
+            call.send(client.route, {}, Said())
+            there = weakref.ref(call)
+            del call
+            await over.wait()
+            await until(lambda: there() is None)
+        finally:
+            gc.enable()
+
+    run(server := Server(WHOLE, WHOLE), steps)
+    assert server.connections == 1

@@ -235,12 +235,15 @@ class Call:
         self._over, self.whole = True, complete
         if self._preparing is not None and self._preparing is not asyncio.current_task():
             self._preparing.cancel()
-        if self._exchange is None:
+        # It holds this in its turn, and with this all that the request was: both would be left to the
+        # collector.
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
             pass
         elif complete:
-            self._exchange.leave()
+            exchange.leave()
         else:
-            self._exchange.cancel()
+            exchange.cancel()
         self._on_over(self)
 
 

@@ -125,7 +125,8 @@ class Exchange(asyncio.Protocol):
 
     def _begin(self) -> None:
         """Of an answer nothing was read."""
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        """None: it is over."""
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._in_head = True
@@ -249,7 +250,8 @@ class Exchange(asyncio.Protocol):
         return len(data)
 
     def data_received(self, data: bytes) -> None:
-        if self._done and self._leaving is None:
+        parser = self._parser
+        if parser is None:
             return
         if self._idle_timer is not None:
             self._last_byte_at = self._loop.time()
@@ -263,7 +265,7 @@ class Exchange(asyncio.Protocol):
         if self._in_head:
             self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
+            parser.feed_data(data)
             self._between_chunks = self._chunk_over and self._chunked and data.endswith(b"\r\n")
         except httptools.HttpParserCallbackError as exc:
             self._fail(Internal("a callback failed on an engine's answer"), exc.__context__ or exc)
@@ -319,6 +321,8 @@ class Exchange(asyncio.Protocol):
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._parser is None:  # the caller cancelled, and there is more in what was read
+            return
         self.status = status = self._parser.get_status_code()
         self._to_send = b""
         fields, self._fields = self._fields, []
@@ -357,7 +361,7 @@ class Exchange(asyncio.Protocol):
             self._informational = False
             return
         self._complete = True
-        if self._kept is not None and not self._parser.should_keep_alive():
+        if self._parser is not None and self._kept is not None and not self._parser.should_keep_alive():
             self._kept = None
 
     # ── the end ─────────────────────────────────────────────────────────────────────
@@ -395,6 +399,8 @@ class Exchange(asyncio.Protocol):
 
     def _close(self) -> None:
         self._done = True
+        # It holds this in its turn: all that a request was would be left to the collector.
+        self._parser = None
         if self._intake is not None:
             self._intake.remove(self._connection)
         if self._idle_timer is not None:
