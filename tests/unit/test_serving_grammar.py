@@ -12,7 +12,7 @@ from ollama_distributed.base.errors import RunnerDied
 from ollama_distributed.base.inference import JsonObject, Sampling
 from ollama_distributed.base.queue import Run
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, EngineSink, Progress, Tokens
-from ollama_distributed.serving.grammar import GrammarAfterThoughts, reasons_first
+from ollama_distributed.serving.grammar import GrammarAfterThoughts
 from ollama_distributed.serving.options import Shape, plan_of
 from ollama_distributed.serving.ports import CompletionRequest, Runner
 from ollama_distributed.serving.prompts import Prompt
@@ -80,13 +80,6 @@ class Heard:
 
 def said(text: str) -> Tokens:
     return Tokens(ids=(1,), text=text)
-
-
-def test_who_needs_it() -> None:
-    assert reasons_first(PROMPT)
-    assert not reasons_first(msgspec.structs.replace(PROMPT, thinking_tags=None))
-    free = msgspec.structs.replace(PROMPT.ask, format=None)
-    assert not reasons_first(msgspec.structs.replace(PROMPT, ask=free))
 
 
 @pytest.mark.parametrize("ids", [(), (7, 8)])

@@ -275,7 +275,8 @@ class Fleet:
         """`ask`: who gets a slot with it."""
         if resident.active == 0:
             self._look_at_threads(resident)
-        self._lifecycle.look_after(resident)
+        if resident.watch is None:
+            self._lifecycle.look_after(resident)
         run = None if ask is None else self._queues.began(resident.key, ask, resident.plan.slots)
         return resident.lease(self, keep_alive_s, run)
 

@@ -18,19 +18,13 @@ from ollama_distributed.serving.reasoning import Reasoning
 from ollama_distributed.serving.residents import Lease
 
 
-def reasons_first(prompt: Prompt) -> bool:
-    """Whether it asks for a grammar of a model that may think before it answers."""
-    ask = prompt.ask
-    return isinstance(ask, CompletionRequest) and ask.format is not None and prompt.thinking_tags is not None
-
-
 class GrammarAfterThoughts(Paced[Generation]):
     """Implements `Generation`. Its sink hears what it would of one run."""
 
     __slots__ = ("_ask", "_held", "_lease", "_over", "_prompt", "_reasoning", "_sink", "_thought")
 
     def __init__(self, lease: Lease, prompt: Prompt, sink: EngineSink) -> None:
-        """For a prompt that `reasons_first`."""
+        """`prompt`: asks for a format, of a model that may think before it answers."""
         super().__init__()
         assert isinstance(prompt.ask, CompletionRequest)
         assert prompt.thinking_tags is not None

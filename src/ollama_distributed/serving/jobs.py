@@ -39,7 +39,7 @@ from ollama_distributed.base.tokens import (
 )
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import asking, continuing, prompts
-from ollama_distributed.serving.grammar import GrammarAfterThoughts, reasons_first
+from ollama_distributed.serving.grammar import GrammarAfterThoughts
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest
 from ollama_distributed.serving.prompts import Prompt
@@ -89,6 +89,7 @@ class Job(Paced[Generation]):
         "_cut",
         "_deaths",
         "_desk",
+        "_emitted",
         "_lease",
         "_load_s",
         "_over",
@@ -119,6 +120,8 @@ class Job(Paced[Generation]):
         self._sink = sink
         self._resume = resume if resume is not None and resume.ids else None
         """What another runner said of it already."""
+        self._emitted = 0 if resume is None else len(resume.ids)
+        """Tokens of that."""
         self._deaths = resume.deaths if resume is not None else 0
         """Runners that died under it elsewhere."""
         self._started = desk.clock.monotonic()
@@ -183,11 +186,6 @@ class Job(Paced[Generation]):
             return
         log.error("serving.job_defect", request_id=self._request.request_id, exc_info=exc)
         self._end(EngineFailed(Internal("internal error; the node's log has it under the request id")))
-
-    @property
-    def _emitted(self) -> int:
-        """Tokens of other runners."""
-        return len(self._resume.ids) if self._resume is not None else 0
 
     def _begin_now(self) -> bool:
         """Without waiting for a task's turn, where nobody has to be waited for: the model is loaded and
@@ -309,7 +307,7 @@ class Job(Paced[Generation]):
             return
         if isinstance(prompt.ask, ChatRequest):
             self._stand_before(lease.runner.chat(prompt.ask, self._hear))
-        elif reasons_first(prompt):
+        elif prompt.ask.format is not None and prompt.thinking_tags is not None:
             self._stand_before(GrammarAfterThoughts(lease, prompt, self._hear))
         else:
             self._stand_before(lease.runner.generate(prompt.ask, self._hear))

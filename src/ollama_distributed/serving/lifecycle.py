@@ -83,9 +83,8 @@ class Lifecycle:
         self._owner.loaded(resident)
 
     def look_after(self, resident: Resident) -> None:
-        """See that its runner answers, from its first request on."""
-        if resident.watch is None:
-            resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
+        """See that its runner answers, from its first request on. Once."""
+        resident.watch = self._spawn(watch(resident, self._settings.quiet_s), WATCHING)
 
     def _exited(self, resident: Resident, error: OllamaDistributedError | None) -> None:
         if error is not None:
