@@ -158,7 +158,12 @@ def _nobody_to_tell(_: Head) -> None:
 
 
 def _came_by_proxy(headers: Mapping[str, str]) -> bool:
-    return not _PROXY_HEADERS.isdisjoint(headers) or any(name.startswith("x-forwarded-") for name in headers)
+    if not _PROXY_HEADERS.isdisjoint(headers):
+        return True
+    for name in headers:  # noqa: SIM110 - half the time of any(), for each request
+        if name.startswith("x-forwarded-"):
+            return True
+    return False
 
 
 def check_body(headers: Mapping[str, str], limit: int | None) -> None:
