@@ -78,9 +78,12 @@ class ChainReport(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     at: str = ""
     """Name of the node on whose disk it is: a copy, unless it is `name`."""
+    first: int = 1
+    """Number of the first record that is kept; those before it were removed for their age."""
     records: int = 0
+    """Number of the last."""
     head: str = ""
-    """Hash of the last."""
+    """Its hash."""
     fault: str = ""
     """What is wrong; empty: it is whole."""
     fault_seq: int = 0

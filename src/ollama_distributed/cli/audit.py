@@ -93,6 +93,7 @@ def verify(ctx: typer.Context) -> None:
     """Have every node read its records and its copies of others' from the first to the last.
 
     Finds any record that was changed, taken out, put elsewhere or cut off, and says which; exit code 1 then.
+    RECORDS are the first and the last that are left: those before were older than the setting audit_kept.
 
     \b
     Examples:
@@ -143,7 +144,7 @@ def _verified(found: VerifyAnswer, look: Look) -> str:
     columns = [
         Column("NODE", [Cell(clean_line(row.name)) for row in rows]),
         Column("AT", [Cell("its own disk" if row.at == row.name else clean_line(row.at)) for row in rows]),
-        Column("RECORDS", [Cell(str(row.records)) for row in rows]),
+        Column("RECORDS", [Cell(f"{row.first}-{row.records}" if row.records else "0") for row in rows]),
         Column(
             "", [Cell("damaged", tables.RED) if row.fault else Cell("whole", tables.GREEN) for row in rows]
         ),

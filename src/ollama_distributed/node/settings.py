@@ -31,6 +31,7 @@ from pydantic_settings import (
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.routing import Policy
+from ollama_distributed.node.audit_settings import AuditKept, AuditPartMib
 from ollama_distributed.node.batch_settings import BatchDisk, BatchFile, BatchKeep
 from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, ScrubEvery, ScrubRate
 from ollama_distributed.node.durations import Duration
@@ -328,6 +329,8 @@ class Settings(BaseSettings):
     power_watts: PowerWatts = 0.0
     usage_hours_kept: HoursKept = 31 * 86400.0
     usage_kept: UsageKept = 400 * 86400.0
+    audit_kept: AuditKept = 400 * 86400.0
+    audit_part_mib: AuditPartMib = 16.0
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",

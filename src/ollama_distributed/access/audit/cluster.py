@@ -116,16 +116,18 @@ class ClusterAudit:
     async def check_here(self, ask: CheckAsk) -> CheckAnswer:
         if ask.own:
             expect = {int(seq): known for seq, known in ask.expect.items() if seq.isdigit()}
-            return CheckAnswer(chains=(await self._report(self._own.node, expect),))
+            return CheckAnswer(chains=(await self._report(self._own.node, expect, None),))
         others = [node for node in await self._disk.nodes() if node != self._own.node]
-        return CheckAnswer(chains=tuple([await self._report(node, {}) for node in others]))
+        due_before = self._own.due_before
+        return CheckAnswer(chains=tuple([await self._report(node, {}, due_before) for node in others]))
 
-    async def _report(self, node: str, expect: dict[int, str]) -> ChainReport:
-        checked = await self._disk.check(node, expect)
+    async def _report(self, node: str, expect: dict[int, str], due_before: float | None) -> ChainReport:
+        checked = await self._disk.check(node, expect, due_before)
         return ChainReport(
             node=node,
             name=self._named(node),
             at=self._name,
+            first=checked.first,
             records=checked.head.seq,
             head=checked.head.hash,
             fault=checked.fault,

@@ -7,15 +7,16 @@ from what they have. Nothing is sent while nothing happens.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 
 import anyio
 import structlog
 
-from ollama_distributed.access.audit.chain import GENESIS, Head, encode, fault_of, head_of
+from ollama_distributed.access.audit.chain import GENESIS, PART, Head, before, encode, fault_of, head_of
 from ollama_distributed.access.audit.log import AuditLog
 from ollama_distributed.access.audit.ports import ChainDisk, Others, TakeAnswer, TakeAsk
-from ollama_distributed.base.audit import AuditEntry
+from ollama_distributed.base.audit import AuditEntry, AuditRecord
 from ollama_distributed.base.errors import Conflict, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.state.cluster import ClusterState
@@ -68,7 +69,9 @@ class Copies:
                     await self._send(node)
                 except OllamaDistributedError as failure:
                     self._sent.pop(node, None)
-                    log.debug("audit.copy_waits", node=node, error=failure.message)
+                    # One that is refused stays so until somebody looks.
+                    level = logging.WARNING if isinstance(failure, Conflict) else logging.DEBUG
+                    log.log(level, "audit.copy_waits", node=node, error=failure.message)
             with anyio.move_on_after(LOOK_S):
                 await grown.wait()
 
@@ -88,7 +91,9 @@ class Copies:
                 return
             seq = there.seq
         while seq < head.seq:
-            records = await self._disk.after(self._chain.node, seq, MOST_SENT)
+            found = await self._disk.after(self._chain.node, seq, MOST_SENT)
+            # Not what is being written just now: that may be taken back.
+            records = [record for record in found if record.seq <= head.seq]
             if not records:
                 return
             await self._others.take(node, TakeAsk(records=tuple(records)))
@@ -103,7 +108,19 @@ class Copies:
         if there.seq > head.seq:
             return True
         (record,) = await self._disk.after(self._chain.node, there.seq - 1, 1) or (None,)
+        if record is not None and record.seq > there.seq:
+            return False  # it is so far behind that the record was removed here
         return record is None or record.hash != there.hash
+
+    async def _begun_later(self, node: NodeId, head: Head, first: AuditRecord) -> Head:
+        """What a copy follows whose chain has no records any more between `head` and `first`. One that
+        lacked them for so long that all of it is due goes, and begins anew."""
+        due_before = self._chain.due_before
+        if head.seq and (due_before is None or head.at >= due_before):
+            return head
+        if head.seq:
+            await self._disk.remove(node)
+        return before(first)
 
     async def take(self, node: NodeId, ask: TakeAsk) -> TakeAnswer:
         """
@@ -114,6 +131,8 @@ class Copies:
         async with self._taking:
             head = await self._disk.head(node)
             new = [record for record in ask.records if record.seq > head.seq]
+            if new and new[0].action == PART and new[0].seq > head.seq + 1:
+                head = await self._begun_later(node, head, new[0])
             for record in new:
                 fault = fault_of(record, encode(record), node=node, head=head)
                 if fault:

@@ -1,4 +1,4 @@
-"""What the audit log needs: a disk that only grows, and the other nodes."""
+"""What the audit log needs: a disk on which chains grow, and the other nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ import msgspec
 from ollama_distributed.access.audit.chain import Checked, Head
 from ollama_distributed.base.audit import AuditFilter, AuditRecord, ChainReport
 from ollama_distributed.base.ids import NodeId
+
+
+class Part(msgspec.Struct, frozen=True):
+    """The newest part of a chain."""
+
+    size_bytes: int
+    began_at: float
+    """`at` of its first record."""
 
 
 class ChainDisk(Protocol):
@@ -24,11 +32,28 @@ class ChainDisk(Protocol):
         ...
 
     async def append(self, node: str, records: Sequence[AuditRecord]) -> None:
-        """On the disk when it returns; else nothing of it is.
+        """On the disk when it returns. A record with the action `chain.PART` begins a new part. When it
+        raises, of the last part that was begun nothing is there.
 
         Raises:
             DiskFull, Unavailable
         """
+        ...
+
+    async def part(self, node: str) -> Part | None:
+        """None: there is no record yet."""
+        ...
+
+    async def oldest(self, node: str) -> Head | None:
+        """The last record of the oldest part; None: there is no other part, or it cannot be read."""
+        ...
+
+    async def remove_oldest(self, node: str, seq: int) -> None:
+        """The oldest part, if `seq` is its last record."""
+        ...
+
+    async def remove(self, node: str) -> None:
+        """All of a copy."""
         ...
 
     async def nodes(self) -> Sequence[str]:
@@ -39,9 +64,13 @@ class ChainDisk(Protocol):
         """The newest first, one more than asked for where there are more."""
         ...
 
-    async def after(self, node: str, seq: int, most: int) -> Sequence[AuditRecord]: ...
+    async def after(self, node: str, seq: int, most: int) -> Sequence[AuditRecord]:
+        """The oldest first."""
+        ...
 
-    async def check(self, node: str, expect: Mapping[int, str]) -> Checked: ...
+    async def check(self, node: str, expect: Mapping[int, str], due_before: float | None = None) -> Checked:
+        """As `chain.check`, over all parts."""
+        ...
 
 
 class TakeAsk(msgspec.Struct, frozen=True, kw_only=True):
