@@ -225,6 +225,25 @@ async def test_a_client_may_go_while_it_is_looked_for() -> None:
         assert heard.events == []
 
 
+async def test_who_sends_the_same_id_takes_nothing_away() -> None:
+    """S-07: ids are the clients' own, and another's may be known or guessed."""
+    async with replicas(1) as made:
+        own, theirs = made.request(), made.request(identity=Identity("user", KeyId("other"), "others"))
+        kept: Kept[str] = Kept()
+        kept.keep(own, "own", 1, 1.0)
+        kept.keep(theirs, "theirs", 1, 1.0)
+        assert (kept.find(own, 1.0), kept.find(theirs, 1.0)) == ("own", "theirs")
+        others = [made.ask("g", identity=theirs.identity) for _ in range(5)]
+        heard = made.ask("g")
+        has = await pieces(heard, 10)
+        rest = again(made, "g", has)
+        assert isinstance(await heard.end(), Failed), "it was found among those that run"
+        assert isinstance(await rest.end(), Finished)
+        assert has + rest.text == ANSWER
+        for one in others:
+            assert isinstance(await one.end(), Finished)
+
+
 async def test_the_oldest_go_when_there_are_too_many_or_their_time_is_over() -> None:
     async with replicas(1) as made:
         request = made.request()

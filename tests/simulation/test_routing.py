@@ -70,6 +70,7 @@ class Shared:
         self.reasons[opened.route] += 1
         self.router.decisions.ended(
             f"r{number}",
+            "default",
             RouteTimes(
                 node=opened.node,
                 prefill_s=usage.prompt_s,

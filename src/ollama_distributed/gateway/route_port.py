@@ -16,7 +16,7 @@ class Kept(Protocol):
 
     def latest(self, most: int, team: str | None) -> RouteDecisions: ...
 
-    def ended(self, request_id: str, times: RouteTimes) -> None: ...
+    def ended(self, request_id: str, team: str, times: RouteTimes) -> None: ...
 
 
 class Routes(Protocol):
@@ -37,6 +37,7 @@ def told(routes: Routes, node: str) -> Observer:
             return
         routes.decisions.ended(
             summary.request_id,
+            summary.team,
             RouteTimes(
                 node=summary.node or node,
                 moves=summary.moves,

@@ -63,25 +63,28 @@ class Decisions:
         self._name_of = name_of
         self._circuit = circuit
         self._most = most
-        self._records: OrderedDict[str, Record] = OrderedDict()
+        self._records: OrderedDict[tuple[str, str], Record] = OrderedDict()
+        """By request id and team: ids are the clients' own, and two teams may have the same."""
 
     def add(self, record: Record) -> None:
-        self._records[record.request_id] = record
+        self._records[record.request_id, record.team] = record
         if len(self._records) > self._most:
             self._records.popitem(last=False)
 
-    def ended(self, request_id: str, times: RouteTimes) -> None:
+    def ended(self, request_id: str, team: str, times: RouteTimes) -> None:
         """The answer ended; nothing if its choice is not kept."""
-        record = self._records.get(request_id)
+        record = self._records.get((request_id, team))
         if record is not None:
             record.times = times
 
     def find(self, request_id: str, team: str | None) -> RouteDecision | None:
-        """None: it is not kept, or another team's. `team` None: of any."""
-        record = self._records.get(request_id)
-        if record is None or team not in (None, record.team):
-            return None
-        return self.shown(record)
+        """None: it is not kept, or another team's. `team` None: the newest of any."""
+        if team is None:
+            newest = (one for one in reversed(self._records.values()) if one.request_id == request_id)
+            record = next(newest, None)
+        else:
+            record = self._records.get((request_id, team))
+        return self.shown(record) if record is not None else None
 
     def latest(self, most: int, team: str | None) -> RouteDecisions:
         """Newest first."""

@@ -2,19 +2,21 @@
 what was said (re-attach).
 
 Bounded in bytes and time. Only the same request by the same caller finds one: a request id alone
-opens nothing. Two generations, of which the older goes as a whole: keeping one costs an entry in
-a dictionary, and nothing is ever searched for the oldest.
+opens nothing, and whoever else sends it takes nothing away. Two generations, of which the older goes
+as a whole: keeping one costs an entry in a dictionary, and nothing is ever searched for the oldest.
 """
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 import msgspec
 
 from ollama_distributed.base.inference import ChatPrompt, InferenceRequest, TextPrompt
 
 T = TypeVar("T")
+Key: TypeAlias = tuple[str, tuple[str, str, str]]
+"""A request id and who asks: ids are the clients' own, and two callers may have the same."""
 
 TTL_S = 60.0
 """So long at least, twice as long at most, while there is room."""
@@ -28,7 +30,7 @@ ENTRY_BYTES = 1_000
 
 
 class Kept(Generic[T]):
-    """By request id. `now` is a monotonic clock's."""
+    """By request id and caller. `now` is a monotonic clock's."""
 
     __slots__ = ("_bytes", "_most", "_most_bytes", "_new", "_old", "_ttl_s", "_turn_s")
 
@@ -37,8 +39,8 @@ class Kept(Generic[T]):
         self._ttl_s = ttl_s
         self._most_bytes = most_bytes // 2
         """Of a generation."""
-        self._new: dict[str, tuple[InferenceRequest, T]] = {}
-        self._old: dict[str, tuple[InferenceRequest, T]] = {}
+        self._new: dict[Key, tuple[InferenceRequest, T]] = {}
+        self._old: dict[Key, tuple[InferenceRequest, T]] = {}
         self._bytes = 0
         self._turn_s = 0.0
         """When the generations move on."""
@@ -47,14 +49,15 @@ class Kept(Generic[T]):
         return len(self._new) + len(self._old)
 
     def keep(self, request: InferenceRequest, value: T, said_bytes: int, now: float) -> None:
-        """An earlier answer of the same id goes."""
+        """An earlier answer of the same id and caller goes."""
         self._move_on(now)
         self._bytes += ENTRY_BYTES + said_bytes + _size_of(request)
-        self._new[request.request_id] = (request, value)
+        self._new[key_of(request)] = (request, value)
 
     def find(self, request: InferenceRequest, now: float) -> T | None:
         self._move_on(now)
-        entry = self._new.get(request.request_id) or self._old.get(request.request_id)
+        key = key_of(request)
+        entry = self._new.get(key) or self._old.get(key)
         if entry is None or not same(entry[0], request):
             return None
         return entry[1]
@@ -81,6 +84,10 @@ class CutAndComplete(Generic[T]):
     def find(self, request: InferenceRequest, now: float) -> T | None:
         found = self._complete.find(request, now)
         return found if found is not None else self._cut.find(request, now)
+
+
+def key_of(request: InferenceRequest) -> Key:
+    return request.request_id, request.identity.owner
 
 
 def same(one: InferenceRequest, other: InferenceRequest) -> bool:

@@ -145,8 +145,9 @@ class Answers:
         """What this node has of the same request's answer. One that is alive ends here: whoever
         asks for it goes on with it."""
         for answer in self._live:
-            if answer.journal.request.request_id == request.request_id:
-                if same(answer.journal.request, request) and answer.journal.resumable:
+            asked = answer.journal.request
+            if asked.request_id == request.request_id and same(asked, request):
+                if answer.journal.resumable:
                     answer.give_up(Conflict("the answer was taken up over another connection"))
                 break
         now = self.clock.monotonic()

@@ -12,7 +12,9 @@ from tests.gateway_bench import gateway
 from typer.testing import CliRunner
 
 from ollama_distributed.base.clock import SystemClock
-from ollama_distributed.base.routing import RouteDecision, RouteDecisions
+from ollama_distributed.base.identity import Identity
+from ollama_distributed.base.ids import KeyId
+from ollama_distributed.base.routing import RouteDecision, RouteDecisions, RouteTimes
 from ollama_distributed.cli import route_view
 from ollama_distributed.cli.main import app as program
 from ollama_distributed.cli.tables import Look
@@ -109,6 +111,24 @@ async def test_explain_a_recent_request_and_where_its_time_went(nodes: Nodes) ->
 @pytest.mark.parametrize("ask", [{}, {"model": "m"}, {"model": "m", "prompt": "x", "messages": []}])
 async def test_what_cannot_be_explained_is_refused(nodes: Nodes, ask: dict[str, object]) -> None:
     assert (await nodes.explain(**ask)).status_code == 400
+
+
+async def test_two_teams_may_send_the_same_id(nodes: Nodes) -> None:
+    """S-07: neither sees the other's choice, nor hides it."""
+    for team, text in (("red", "one"), ("blue", "two words " * 20)):
+        heard = nodes.replicas.ask(text=text, identity=Identity("user", KeyId(team), team))
+        await heard.end()
+    decisions = nodes.replicas.routers["g"].decisions
+    for team, took_s in (("red", 1.0), ("blue", 2.0)):
+        decisions.ended("r1", team, RouteTimes(node="g", total_s=took_s))
+    red, blue = decisions.find("r1", "red"), decisions.find("r1", "blue")
+    assert red is not None
+    assert blue is not None
+    assert red.times is not None
+    assert red.times.total_s == 1.0
+    assert red.prompt_tokens < blue.prompt_tokens
+    assert decisions.find("r1", None) == blue, "the newest"
+    assert decisions.find("r1", "green") is None
 
 
 async def test_decisions_are_kept_and_replayed(nodes: Nodes, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ollama_distributed.adapters.peers.outlet import Outlet
 from ollama_distributed.base.inference import InferenceRequest
 from ollama_distributed.base.tokens import Done, Prepared, Resume, Tokens, Written
 from ollama_distributed.cluster.identity.ca import Peer
-from ollama_distributed.streams.kept import CutAndComplete, same
+from ollama_distributed.streams.kept import CutAndComplete, Key, key_of, same
 
 T = TypeVar("T")
 
@@ -37,22 +37,23 @@ class Answered:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._running: dict[str, tuple[wire.GenerateAsk, Outlet]] = {}
+        self._running: dict[Key, tuple[wire.GenerateAsk, Outlet]] = {}
         self._kept: CutAndComplete[_Sent] = CutAndComplete()
 
     def begins(self, ask: wire.GenerateAsk, outlet: Outlet) -> None:
-        self._running[ask.request.request_id] = (ask, outlet)
+        self._running[key_of(ask.request)] = (ask, outlet)
 
     def ended(self, ask: wire.GenerateAsk, outlet: Outlet) -> None:
-        if self._running.get(ask.request.request_id, (None, None))[1] is outlet:
-            del self._running[ask.request.request_id]
+        key = key_of(ask.request)
+        if self._running.get(key, (None, None))[1] is outlet:
+            del self._running[key]
         size = sum(map(len, outlet.sent))
         sent = _Sent(ask.resume, outlet.sent)
         self._kept.keep(ask.request, sent, size, self._now(), complete=outlet.complete)
 
     def find(self, request: InferenceRequest) -> Written | None:
         """What it said to the same request. One that runs still ends: its caller is given up."""
-        running = self._running.get(request.request_id)
+        running = self._running.get(key_of(request))
         if running is not None and same(running[0].request, request):
             ask, outlet = running
             outlet.gone()
