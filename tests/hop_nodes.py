@@ -35,6 +35,7 @@ from ollama_distributed.cluster.load import Load
 from ollama_distributed.gateway.errors import status_of
 from ollama_distributed.models.held import held_model
 from ollama_distributed.routing.service import Router
+from ollama_distributed.serving.queues import Waiting
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.state import keys as state_keys
@@ -88,7 +89,12 @@ class HopNode:
         self.believed: list[Identity] = []
 
     async def open(
-        self, closing: AsyncExitStack, models: tuple[str, ...], echo: Mapping[str, Any], settings: Any
+        self,
+        closing: AsyncExitStack,
+        models: tuple[str, ...],
+        echo: Mapping[str, Any],
+        settings: Any,
+        queue: Waiting | None,
     ) -> None:
         seat, folder = self.nodes.seat, self.nodes.folder / self.id
         self.engine = EchoEngine({"models": models, **echo})
@@ -96,7 +102,7 @@ class HopNode:
         closing.callback(self.store.close)
         self.catalog = Catalog(self.store, remotes=[self.engine])
         await self.catalog.start()
-        self.serving = Serving(self.catalog, [self.engine], Machine(), SystemClock(), settings)
+        self.serving = Serving(self.catalog, [self.engine], Machine(), SystemClock(), settings, queue=queue)
         closing.push_async_callback(self.serving.close, 0.0)
         files = IdentityFiles(folder)
         keys = files.node_keys()
@@ -184,9 +190,10 @@ class HopNodes:
         *,
         echo: Mapping[str, Any] | None = None,
         settings: ServingSettings | None = None,
+        queue: Waiting | None = None,
     ) -> HopNode:
         node = HopNode(self, name)
-        await node.open(self._closing, models, echo or {}, settings)
+        await node.open(self._closing, models, echo or {}, settings, queue)
         self.write(
             state_keys.advert(node.id),
             Advert(
