@@ -29,8 +29,8 @@ class PeerCertificates(HttpToolsProtocol):
         self._lifeline.cut()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # makes the scope; the app runs after this callback
         if self._connection is None:
             self._connection = {TLS: self.transport.get_extra_info("ssl_object"), LIFELINE: self._lifeline}
         self.scope["extensions"] = self._connection
