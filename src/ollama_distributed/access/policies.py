@@ -63,6 +63,18 @@ def allows_model(identity: Identity, name: str) -> bool:
     return policy is None or policy.all_models or _fits(policy.models, name)
 
 
+def demand_all_models(identity: Identity | None) -> None:
+    """For what names files by their content: whose model they are of is not known, and who knows the
+    digest of another's weights must get no model of them.
+
+    Raises:
+        Forbidden: some models do not exist for this identity.
+    """
+    policy = identity.policy if identity is not None else None
+    if policy is not None and not policy.all_models:
+        raise Forbidden(f"the policy {policy.name!r} allows some models only, and so not this")
+
+
 @functools.lru_cache(maxsize=4096)
 def _fits(globs: tuple[str, ...], name: str) -> bool:
     forms = _forms(name)

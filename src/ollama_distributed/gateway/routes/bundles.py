@@ -10,7 +10,8 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from ollama_distributed.base.errors import Forbidden, OllamaDistributedError
+from ollama_distributed.access.policies import demand_all_models
+from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.distribution.packing import Bundle
 from ollama_distributed.distribution.unpacking import Imported
 from ollama_distributed.gateway.asgi import Send
@@ -82,9 +83,7 @@ class _Handlers:
         return _File(cold, await self._bundles.pack(names))
 
     async def take(self, cold: ColdRequest, request: Request) -> Response:
-        policy = cold.identity.policy if cold.identity is not None else None
-        if policy is not None and not policy.all_models:  # what the file holds is not known before
-            raise Forbidden(f"the policy {policy.name!r} allows some models only, and so not this")
+        demand_all_models(cold.identity)  # what the file holds is not known before
         done = await self._bundles.unpack(
             cold.upload(request), name=request.query_params.get("name", ""), replace=flag(request, "replace")
         )

@@ -6,6 +6,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ollama_distributed.access.policies import demand_all_models
 from ollama_distributed.base.errors import BlobNotFound, Invalid, ModelNotFound
 from ollama_distributed.catalog.wire import CreateRequest
 from ollama_distributed.gateway.cold import ColdRequest
@@ -197,6 +198,8 @@ class _Handlers:
         for name in (asked.model or asked.name, asked.from_):
             if name:
                 cold.check_model(name)
+        if asked.files or asked.adapters or asked.draft_files:
+            demand_all_models(cold.identity)
         statuses = self._node.catalog.create(asked)
         return await progress(statuses, request, stream=wanted.stream is not False)
 
@@ -231,13 +234,15 @@ class _Handlers:
         await self._node.catalog.delete(name)
         return Response()
 
-    async def has_blob(self, _cold: ColdRequest, request: Request) -> Response:
+    async def has_blob(self, cold: ColdRequest, request: Request) -> Response:
+        demand_all_models(cold.identity)
         digest = request.path_params["digest"]
         if not await self._node.catalog.has_blob(digest):
             raise BlobNotFound(f'blob "{digest}" not found')
         return Response()
 
     async def put_blob(self, cold: ColdRequest, request: Request) -> Response:
+        demand_all_models(cold.identity)
         said = request.headers.get("content-length", "")
         size = int(said) if said.isdecimal() and len(said) < _SIZE_DIGITS else 0
         made = await self._node.catalog.put_blob(request.path_params["digest"], cold.upload(request), size)
