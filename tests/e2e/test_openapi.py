@@ -34,6 +34,9 @@ CHECKS = (
     "content_type_conformance",
     "response_headers_conformance",
     "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+    "allow_header_conformance",
 )
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 BATCH = (
@@ -92,6 +95,7 @@ def world_of(node: NodeProcess, registry: str) -> dict[str, object]:
     node_of_pin = {"node": node.id}
     return {
         "registry": registry,
+        "short": EXAMPLES <= FEW,
         "model": "echo",
         "names": {
             "/api/v1/nodes": [node.id],

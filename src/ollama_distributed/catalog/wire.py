@@ -54,8 +54,8 @@ class CreateStatus(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     completed: int = 0
 
 
-class ModelDetails(msgspec.Struct, frozen=True, kw_only=True):
-    """`details` of tags, ps and show."""
+class ModelDetails(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`details` of tags, ps and show; a length of 0 is not known, and left out."""
 
     parent_model: str
     format: str

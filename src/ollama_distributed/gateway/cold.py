@@ -255,11 +255,16 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
     else:
         error = Internal("internal error; the log has the details under the request id")
     response = error_response(ColdRequest.of(request), error)
-    if exc.headers and "allow" in {name.lower() for name in exc.headers}:
-        response.headers["allow"] = next(
-            value for name, value in exc.headers.items() if name.lower() == "allow"
-        )
+    if exc.status_code == 405:
+        response.headers["allow"] = _allowed(request)
     return response
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the path (RFC 9110 15.5.6); each is a route by itself here."""
+    path = request.scope["route"].path
+    same = (route for route in request.app.routes if getattr(route, "path", None) == path)
+    return ", ".join(sorted({method for route in same for method in route.methods}))
 
 
 class ColdPath:

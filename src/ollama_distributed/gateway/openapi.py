@@ -8,11 +8,14 @@ from typing import Any
 
 import msgspec
 
+from ollama_distributed.gateway import openapi_headers
+from ollama_distributed.gateway.dialects import answer_bodies as bodies
 from ollama_distributed.gateway.dialects.anthropic_errors import AnthropicErrorBody
 from ollama_distributed.gateway.dialects.anthropic_errors import render_error as render_anthropic
 from ollama_distributed.gateway.dialects.anthropic_request import MessagesIn
 from ollama_distributed.gateway.dialects.contract import HotRoute, RenderError
 from ollama_distributed.gateway.dialects.ollama import render_scheduled
+from ollama_distributed.gateway.dialects.ollama_answer import NDJSON
 from ollama_distributed.gateway.dialects.ollama_wire import ChatBody, EmbedBody, EmbeddingsBody, GenerateBody
 from ollama_distributed.gateway.dialects.openai_chat import ChatIn
 from ollama_distributed.gateway.dialects.openai_completions import CompletionIn
@@ -22,6 +25,8 @@ from ollama_distributed.gateway.dialects.openai_errors import render_error as re
 from ollama_distributed.gateway.dialects.rerank import RerankIn
 from ollama_distributed.gateway.dialects.responses_request import ResponsesIn
 from ollama_distributed.gateway.errors import OllamaErrorBody, SeedErrorBody, render_ollama, render_seed
+from ollama_distributed.gateway.gate import Head
+from ollama_distributed.gateway.pages import wants_page
 from ollama_distributed.gateway.routes.batches import FORM
 from ollama_distributed.gateway.routes.table import ColdRoute
 from ollama_distributed.gateway.shapes import renderer_of
@@ -33,24 +38,32 @@ _TAGS = (
     ("/v1/messages", "Anthropic"),
     ("/", "OpenAI"),
 )
-HOT_BODIES: Mapping[str, tuple[type[Any], str]] = {
-    "/api/v1/generate": (GenerateBody, "Complete a prompt; one object, or lines with stream"),
-    "/api/v1/chat": (ChatBody, "Answer a chat; one object, or lines with stream"),
-    "/api/v1/embeddings": (EmbedBody, "Embed texts"),
-    "/api/generate": (GenerateBody, "Complete a prompt; streams unless told otherwise"),
-    "/api/chat": (ChatBody, "Answer a chat; streams unless told otherwise"),
-    "/api/embed": (EmbedBody, "Embed texts"),
-    "/api/embeddings": (EmbeddingsBody, "Embed one text (older form)"),
-    "/v1/chat/completions": (ChatIn, "Answer a chat"),
-    "/v1/completions": (CompletionIn, "Complete a prompt"),
-    "/v1/embeddings": (EmbeddingsIn, "Embed texts or tokens"),
-    "/v1/responses": (ResponsesIn, "Answer, stateless"),
-    "/v1/rerank": (RerankIn, "Order documents by relevance"),
-    "/rerank": (RerankIn, "Order documents by relevance"),
-    "/v1/messages": (MessagesIn, "Answer a chat"),
-    "/v1/messages/count_tokens": (MessagesIn, "Count the tokens of a chat"),
+HOT_BODIES: Mapping[str, tuple[type[Any], type[Any], str]] = {
+    "/api/v1/generate": (
+        GenerateBody,
+        bodies.GenerateAnswer,
+        "Complete a prompt; one object, or lines with stream",
+    ),
+    "/api/v1/chat": (ChatBody, bodies.ChatAnswer, "Answer a chat; one object, or lines with stream"),
+    "/api/v1/embeddings": (EmbedBody, bodies.EmbedAnswer, "Embed texts"),
+    "/api/generate": (
+        GenerateBody,
+        bodies.GenerateAnswer,
+        "Complete a prompt; streams unless told otherwise",
+    ),
+    "/api/chat": (ChatBody, bodies.ChatAnswer, "Answer a chat; streams unless told otherwise"),
+    "/api/embed": (EmbedBody, bodies.EmbedAnswer, "Embed texts"),
+    "/api/embeddings": (EmbeddingsBody, bodies.EmbeddingAnswer, "Embed one text (older form)"),
+    "/v1/chat/completions": (ChatIn, bodies.ChatCompletion, "Answer a chat"),
+    "/v1/completions": (CompletionIn, bodies.Completion, "Complete a prompt"),
+    "/v1/embeddings": (EmbeddingsIn, bodies.EmbeddingList, "Embed texts or tokens"),
+    "/v1/responses": (ResponsesIn, bodies.ResponseAnswer, "Answer, stateless"),
+    "/v1/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
+    "/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
+    "/v1/messages": (MessagesIn, bodies.MessageAnswer, "Answer a chat"),
+    "/v1/messages/count_tokens": (MessagesIn, bodies.TokenCount, "Count the tokens of a chat"),
 }
-"""Path of a hot route -> the struct of its body and one line about it."""
+"""Path of a hot route -> the structs of its body and answer, and one line about it."""
 _ERRORS: Mapping[RenderError, type[Any]] = {
     render_seed: SeedErrorBody,
     render_ollama: OllamaErrorBody,
@@ -58,9 +71,9 @@ _ERRORS: Mapping[RenderError, type[Any]] = {
     render_openai: OpenAIErrorBody,
     render_anthropic: AnthropicErrorBody,
 }
-_JSON, _LINES, _EVENTS = "application/json", "application/x-ndjson", "text/event-stream"
+_JSON, _LINES, _EVENTS, _PAGE = "application/json", NDJSON, "text/event-stream", "text/html"
 _NUMBER = {"type": "integer", "minimum": 1}
-_DAY = {"type": "string", "format": "date"}
+_DAY = {"type": "string", "pattern": r"^(\d{4}-\d{2}-\d{2})?$"}
 _FORMS: Mapping[str, Mapping[str, Any]] = {
     "limit": _NUMBER,
     "context": _NUMBER,
@@ -88,20 +101,36 @@ _FORM = {
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 
 
+_ABOUT = (
+    "One node of Ollama Distributed; docs/api.md tells what is beside each dialect's own documentation.\n\n"
+    "Every answer has X-Request-Id. The status of a stream comes with its first byte; an error after "
+    "that is the stream's last event or line, in the dialect's form.\n\n"
+    "Statuses and codes: {codes}. On Ollama's routes queue_full is 503, and no_capacity, engine_error, "
+    "runner_died, quarantined and registry_error are 500."
+)
+_ABOUT_PATH = {
+    "name": "Of a model; may hold / and :, as they are or as %2F and %3A.",
+    "model": "May hold / and :, as they are or as %2F and %3A.",
+    "digest": "sha256:HEX.",
+}
+
+
 def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str) -> dict[str, Any]:
     cold = [route for route in cold if not route.hidden]
     types: list[type[Any]] = list(_ERRORS.values())
-    types += [body for body, _ in HOT_BODIES.values()]
+    types += [one for body, answer, _ in HOT_BODIES.values() for one in (body, answer)]
     types += [one for route in cold for one in (route.body, route.answer) if one is not None]
     types = list(dict.fromkeys(types))
     schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     reference = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in hot:
-        body, text = HOT_BODIES[route.path]
+        body, answer, text = HOT_BODIES[route.path]
         operation = _add(paths, route.path, route.method, _tag(route.path), text, reference[body])
+        streams = _streams(route, body, answer)
+        operation["parameters"] = openapi_headers.asked(generates=bool(streams))
         operation["responses"] = {
-            "200": {"description": "Done.", "content": _answers(route, body)},
+            "200": _inferred(route.path, {_JSON: {"schema": reference[answer]}, **streams}),
             "default": _refused(reference[_ERRORS[route.render_error]]),
         }
     for one in cold:
@@ -111,48 +140,50 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
             operation.setdefault("parameters", []).extend((*map(_word, one.words), *map(_flag, one.query)))
         if one.verb is None:
             operation["security"] = []
+        if one.body_optional:
+            operation["requestBody"]["required"] = False
         if one.upload:
             operation["requestBody"] = _file(one.upload)
-        if one.media == TAR:
-            operation["responses"] = {"200": {"description": "Done.", "content": {TAR: {"schema": _BINARY}}}}
-        elif one.answer is not None:
-            operation["responses"] = _answered(one, reference[one.answer])
-        elif one.status != 200:
-            operation["responses"] = {str(one.status): {"description": "Done."}}
-        for media in one.other_media:
-            operation["responses"][str(one.status)]["content"][media] = {}
-        for status in one.other:
-            operation["responses"][str(status)] = {"description": "As the route's text says."}
-        operation["responses"]["default"] = _refused(reference[_ERRORS[renderer_of(one.path)]])
+        operation["responses"] = _answered(one, reference[one.answer] if one.answer is not None else None)
+        refused = _refused(reference[_ERRORS[renderer_of(one.path)]])
+        if wants_page(Head("GET", one.path, {"accept": "text/html"})):
+            refused["content"][_PAGE] = {}
+        operation["responses"]["default"] = refused
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Ollama Distributed", "version": version},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {
-                "key": {
-                    "type": "http",
-                    "scheme": "bearer",
-                    "description": "odk_… key, ods_… session or JWT; not needed at this machine",
-                }
-            },
+        "info": {
+            "title": "Ollama Distributed",
+            "version": version,
+            "description": _ABOUT.format(codes=openapi_headers.codes()),
         },
-        "security": [{"key": []}, {}],
+        "paths": paths,
+        "components": {"schemas": components, **openapi_headers.components()},
+        "security": [*({name: []} for name in openapi_headers.SCHEMES), {}],
     }
 
 
-def _answers(route: HotRoute, body: type[Any]) -> dict[str, Any]:
-    """What media types an answer may have; its JSON is as the API's own documentation has it."""
-    answers: dict[str, Any] = {_JSON: {"schema": {"type": "object"}}}
-    if "stream" in body.__struct_fields__:
-        ours = _ERRORS[route.render_error] in (SeedErrorBody, OllamaErrorBody)
-        answers[_LINES if ours else _EVENTS] = {}
-    return answers
+def _streams(route: HotRoute, body: type[Any], answer: type[Any]) -> dict[str, Any]:
+    """The media type of its stream, if it has one."""
+    if "stream" not in body.__struct_fields__ or answer is bodies.TokenCount:
+        return {}
+    ours = _ERRORS[route.render_error] in (SeedErrorBody, OllamaErrorBody)
+    return {_LINES if ours else _EVENTS: {}}
+
+
+def _inferred(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer of an inference route, and where it comes from."""
+    anthropic = path.startswith("/v1/messages")
+    limits = openapi_headers.ANTHROPIC_LIMITS if anthropic else openapi_headers.OPENAI_LIMITS
+    headers = openapi_headers.answered((*openapi_headers.FOUND, *limits))
+    return {"description": "Done.", "headers": headers, "content": content}
 
 
 def _refused(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": "Refused, or it failed.", "content": {_JSON: {"schema": schema}}}
+    return {
+        "description": "Refused, or it failed.",
+        "headers": openapi_headers.answered(openapi_headers.REFUSED),
+        "content": {_JSON: {"schema": schema}},
+    }
 
 
 def _tag(path: str) -> str:
@@ -174,11 +205,12 @@ def _add(
         "operationId": f"{method.lower()}{re.sub(r'[^A-Za-z0-9]+', '_', plain).rstrip('_')}",
         "tags": [tag],
         "summary": summary,
-        "responses": {"200": {"description": "As this API's own documentation has it."}},
+        "responses": {},
     }
     if names:
         operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, **_about(path, name)}
+            for name in names
         ]
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": body}}}
@@ -200,8 +232,36 @@ def _flag(name: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "schema": {"type": "boolean", "default": False}}
 
 
-def _answered(route: ColdRoute, schema: Mapping[str, Any]) -> dict[str, Any]:
-    if route.media == _EVENTS:  # each event's data is one
+def _about(path: str, name: str) -> dict[str, str]:
+    if name == "id" and path.startswith("/api/v1/nodes"):
+        return {"description": "Of a node: its id, or a name that only it has."}
+    if f"{{{name}:path}}" not in path and name != "digest":
+        return {}
+    return {"description": _ABOUT_PATH[name]}
+
+
+def _answered(route: ColdRoute, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Of what worked, by status."""
+    done: dict[str, Any] = {"description": "Done.", "headers": openapi_headers.answered()}
+    content: dict[str, Any] = {}
+    if schema is not None and route.media == _EVENTS:  # each event's data is one
         data = {"type": "string", "contentMediaType": _JSON, "contentSchema": schema}
-        schema = {"type": "object", "required": ["data"], "properties": {"data": data}}
-    return {str(route.status): {"description": "Done.", "content": {route.media: {"schema": schema}}}}
+        content = {
+            _EVENTS: {"schema": {"type": "object", "required": ["data"], "properties": {"data": data}}}
+        }
+    elif schema is not None:
+        content = {route.media: {"schema": schema}}
+    elif route.media == TAR:
+        content = {TAR: {"schema": _BINARY}}
+    elif route.media != _JSON:
+        content = {route.media: {}}
+    content |= {media: {} for media in route.other_media}
+    if content:
+        done["content"] = content
+    found = {str(status): done for status in (route.status, *route.same)}
+    for status in route.other:
+        found[str(status)] = {
+            "description": "As the route's text says.",
+            "headers": openapi_headers.answered(),
+        }
+    return found

@@ -345,6 +345,8 @@ async def test_the_front_page_by_client():
         led = await ask("GET", "/", peer=peer, headers={"accept": "text/html,*/*"})
         assert (led.status_code, led.headers["location"]) == (303, "/ui/")
         assert led.headers["vary"] == plain.headers["vary"] == "accept"
+        for path in ("/healthz", "/readyz"):  # load balancers ask so
+            assert (await ask("HEAD", path, peer=peer)).status_code == 200
 
 
 async def test_a_person_is_told_in_words_what_went_wrong():
@@ -412,6 +414,8 @@ async def test_a_wrong_method_says_the_right_ones():
     answer = await ask("PUT", "/api/tags")
     assert answer.status_code == 405
     assert "GET" in answer.headers["allow"]
+    answer = await ask("PATCH", "/api/v1/models/m")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
 
 
 async def test_a_broken_handler_hides_its_text():

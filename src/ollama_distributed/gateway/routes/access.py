@@ -44,6 +44,7 @@ def access_routes(desk: AccessDesk) -> list[ColdRoute]:
         summary: str,
         *,
         body: type | None = None,
+        body_optional: bool = False,
         answer: type | None = None,
         status: int = 200,
         name: str,
@@ -56,6 +57,7 @@ def access_routes(desk: AccessDesk) -> list[ColdRoute]:
             tag=TAG,
             summary=summary,
             body=body,
+            body_optional=body_optional,
             answer=answer,
             status=status,
         )
@@ -79,6 +81,7 @@ def access_routes(desk: AccessDesk) -> list[ColdRoute]:
             "admin",
             "A new secret of the key; the old one stays good for a while",
             body=RotateAsk,
+            body_optional=True,
             answer=NewKey,
             name="rotate_key",
         ),

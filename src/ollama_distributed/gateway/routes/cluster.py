@@ -73,6 +73,7 @@ def cluster_routes(cluster: Cluster) -> list[ColdRoute]:
             tag=TAG,
             summary="Take this node out of its cluster",
             body=LeaveAsk,
+            body_optional=True,
             status=204,
         ),
         ColdRoute(
@@ -92,6 +93,7 @@ def cluster_routes(cluster: Cluster) -> list[ColdRoute]:
             tag=TAG,
             summary="A new join token; only this answer shows it",
             body=TokenRequest,
+            body_optional=True,
             answer=NewToken,
             status=201,
         ),

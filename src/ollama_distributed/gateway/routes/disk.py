@@ -50,6 +50,7 @@ def disk_routes(disks: Disks, cluster: Cluster | None) -> list[ColdRoute]:
             tag="REST",
             summary="Let a node's copy of a model go; the last one only if that is said",
             body=EvictAsk,
+            body_optional=True,
             answer=EvictAnswer,
         ),
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,21 +18,42 @@ from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_respon
 TAG = "Node"
 
 
+class Alive(msgspec.Struct, frozen=True):
+    status: Literal["ok"] = "ok"
+
+
+class PreloadCounts(msgspec.Struct, frozen=True, kw_only=True):
+    loaded: int
+    coming: int
+    failed: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    status: Literal["ready", "starting"]
+    cluster: str = ""
+    """In one word; inference does not wait for it, and neither does this."""
+    preload: PreloadCounts | None = None
+    """Of the models that were to be loaded at the start."""
+
+
 def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[ColdRoute]:
     """`document`: makes the OpenAPI document."""
 
     async def healthz(_cold: ColdRequest, _request: Request) -> Response:
-        return json_response({"status": "ok"})
+        return json_response(Alive())
 
     async def readyz(_cold: ColdRequest, _request: Request) -> Response:
         ready = node.ready()
-        answer: dict[str, Any] = {"status": "ready" if ready else "starting"}
-        if node.cluster_status is not None:  # inference does not wait for it, and neither does this
-            answer["cluster"] = node.cluster_status()
+        preload = None
         if preloaded := node.preloaded():  # numbers only: anyone may read this
             states = Counter(one.state for one in preloaded.values())
             coming = len(preloaded) - states["loaded"] - states["failed"]
-            answer["preload"] = {"loaded": states["loaded"], "coming": coming, "failed": states["failed"]}
+            preload = PreloadCounts(loaded=states["loaded"], coming=coming, failed=states["failed"])
+        answer = Ready(
+            status="ready" if ready else "starting",
+            cluster=node.cluster_status() if node.cluster_status is not None else "",
+            preload=preload,
+        )
         return json_response(answer, 200 if ready else 503)
 
     async def scrape(_cold: ColdRequest, _request: Request) -> Response:
@@ -52,16 +74,52 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
 
     return [
         ColdRoute(
-            method="GET", path="/healthz", verb=None, run=healthz, tag=TAG, summary="The process is alive"
+            method="GET",
+            path="/healthz",
+            verb=None,
+            run=healthz,
+            tag=TAG,
+            summary="The process is alive",
+            answer=Alive,
         ),
-        ColdRoute(method="GET", path="/readyz", verb=None, run=readyz, tag=TAG, summary="It takes requests"),
         ColdRoute(
-            method="GET", path="/metrics", verb="read", run=scrape, tag=TAG, summary="Prometheus metrics"
+            method="GET",
+            path="/readyz",
+            verb=None,
+            run=readyz,
+            tag=TAG,
+            summary="It takes requests; 503: not now",
+            answer=Ready,
+            same=(503,),
         ),
         ColdRoute(
-            method="GET", path="/openapi.json", verb="read", run=openapi, tag=TAG, summary="This document"
+            method="GET",
+            path="/metrics",
+            verb="read",
+            run=scrape,
+            tag=TAG,
+            summary="Prometheus metrics",
+            media="text/plain",
         ),
         ColdRoute(
-            method="GET", path="/docs", verb="read", run=docs, tag=TAG, summary="This document, to read"
+            method="GET",
+            path="/openapi.json",
+            verb="read",
+            run=openapi,
+            tag=TAG,
+            summary="This document",
+        ),
+        ColdRoute(
+            method="GET",
+            path="/docs",
+            verb="read",
+            run=docs,
+            tag=TAG,
+            summary="This document, to read",
+            media="text/html",
+        ),
+        *(
+            ColdRoute(method="HEAD", path=path, verb=None, run=run, tag=TAG, summary="", hidden=True)
+            for path, run in (("/healthz", healthz), ("/readyz", readyz))  # many monitors ask so
         ),
     ]

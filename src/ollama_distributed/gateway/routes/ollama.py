@@ -8,14 +8,44 @@ from starlette.responses import Response
 
 from ollama_distributed.access.policies import demand_all_models
 from ollama_distributed.base.errors import BlobNotFound, Invalid, ModelNotFound
-from ollama_distributed.catalog.wire import CreateRequest
+from ollama_distributed.catalog.wire import CreateRequest, CreateStatus
+from ollama_distributed.distribution.ports import Status
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.dialects.fields import decode
-from ollama_distributed.gateway.routes.models import model_row, newest_first, resident_rows, shown_row
+from ollama_distributed.gateway.dialects.ollama_answer import NDJSON
+from ollama_distributed.gateway.routes.models import (
+    ResidentsAnswer,
+    ShowAnswer,
+    TagsAnswer,
+    model_row,
+    newest_first,
+    residents_answer,
+    show_answer,
+)
 from ollama_distributed.gateway.routes.progress import progress
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
+from ollama_distributed.serving.ports import EngineInfo
 
 TAG = "Ollama: models"
+
+
+class OllamaVersion(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    """Of the Ollama that this answers like."""
+    ollama_distributed: str
+    """Ours."""
+    engine: EngineInfo | None
+
+
+class Cloud(msgspec.Struct, frozen=True):
+    disabled: bool
+    source: str
+
+
+class CloudAnswer(msgspec.Struct, frozen=True):
+    """Ollama's own cloud, which nobody has here."""
+
+    cloud: Cloud
 
 
 class ShowBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +96,13 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
     handlers = _Handlers(node)
     return [
         ColdRoute(
-            method="GET", path="/api/version", verb="read", run=handlers.version, tag=TAG, summary="Version"
+            method="GET",
+            path="/api/version",
+            verb="read",
+            run=handlers.version,
+            tag=TAG,
+            summary="Version",
+            answer=OllamaVersion,
         ),
         ColdRoute(
             method="GET",
@@ -75,12 +111,25 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             run=handlers.status,
             tag=TAG,
             summary="Cloud status",
+            answer=CloudAnswer,
         ),
         ColdRoute(
-            method="GET", path="/api/tags", verb="read", run=handlers.tags, tag=TAG, summary="Models on disk"
+            method="GET",
+            path="/api/tags",
+            verb="read",
+            run=handlers.tags,
+            tag=TAG,
+            summary="Models on disk",
+            answer=TagsAnswer,
         ),
         ColdRoute(
-            method="GET", path="/api/ps", verb="read", run=handlers.ps, tag=TAG, summary="Models in memory"
+            method="GET",
+            path="/api/ps",
+            verb="read",
+            run=handlers.ps,
+            tag=TAG,
+            summary="Models in memory",
+            answer=ResidentsAnswer,
         ),
         ColdRoute(
             method="POST",
@@ -90,6 +139,7 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             tag=TAG,
             summary="Details of a model",
             body=ShowBody,
+            answer=ShowAnswer,
         ),
         ColdRoute(
             method="POST",
@@ -99,6 +149,8 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             tag=TAG,
             summary="Make a model from another or from uploaded files",
             body=CreateRequest,
+            answer=CreateStatus,
+            other_media=(NDJSON,),
         ),
         ColdRoute(
             method="POST",
@@ -143,6 +195,8 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             tag=TAG,
             summary="Fetch a model from its registry",
             body=TransferBody,
+            answer=Status,
+            other_media=(NDJSON,),
         ),
         ColdRoute(
             method="POST",
@@ -152,6 +206,8 @@ def ollama_routes(node: Node) -> list[ColdRoute]:
             tag=TAG,
             summary="Send a model to its registry",
             body=TransferBody,
+            answer=Status,
+            other_media=(NDJSON,),
         ),
         *(
             ColdRoute(method="HEAD", path=path, verb="read", run=run, tag=TAG, summary="", hidden=True)
@@ -166,30 +222,27 @@ class _Handlers:
 
     async def version(self, _cold: ColdRequest, _request: Request) -> Response:
         version = self._node.version
+        engine = version.engines[0] if version.engines else None
         return json_response(
-            {
-                "version": version.ollama,
-                "ollama_distributed": version.version,
-                "engine": version.engines[0] if version.engines else None,
-            }
+            OllamaVersion(version=version.ollama, ollama_distributed=version.version, engine=engine)
         )
 
     async def status(self, _cold: ColdRequest, _request: Request) -> Response:
-        return json_response({"cloud": {"disabled": True, "source": "config"}})
+        return json_response(CloudAnswer(Cloud(disabled=True, source="config")))
 
     async def tags(self, cold: ColdRequest, _request: Request) -> Response:
         specs = [spec for spec in newest_first(self._node.catalog.list()) if cold.sees(spec.display)]
-        return json_response({"models": [model_row(spec) for spec in specs]})
+        return json_response(TagsAnswer(tuple(map(model_row, specs))))
 
     async def ps(self, cold: ColdRequest, _request: Request) -> Response:
         seen = [model for model in self._node.residents.loaded() if cold.sees(model.name)]
-        return json_response({"models": resident_rows(seen)})
+        return json_response(residents_answer(seen))
 
     async def show(self, cold: ColdRequest, request: Request) -> Response:
         body = await cold.body(request, _SHOW)
         name = _need(body.model or body.name, "model is required")
         cold.check_model(name)
-        return json_response(shown_row(await self._node.catalog.show(name, verbose=bool(body.verbose))))
+        return json_response(show_answer(await self._node.catalog.show(name, verbose=bool(body.verbose))))
 
     async def create(self, cold: ColdRequest, request: Request) -> Response:
         raw = await cold.raw_body(request)

@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ollama_distributed.gateway.cold import ColdRequest
-from ollama_distributed.gateway.dialects.openai_models import render_model, render_models
+from ollama_distributed.gateway.dialects.openai_models import Model, ModelList, render_model, render_models
 from ollama_distributed.gateway.routes.models import namespace, newest_first
 from ollama_distributed.gateway.routes.table import ColdRoute, Node
 
@@ -25,8 +25,22 @@ def openai_routes(node: Node) -> list[ColdRoute]:
         return Response(render_model(spec.display, spec.modified_at, namespace(spec)), media_type=_JSON)
 
     return [
-        ColdRoute(method="GET", path="/v1/models", verb="read", run=models, tag=TAG, summary="All models"),
         ColdRoute(
-            method="GET", path="/v1/models/{model:path}", verb="read", run=model, tag=TAG, summary="One model"
+            method="GET",
+            path="/v1/models",
+            verb="read",
+            run=models,
+            tag=TAG,
+            summary="All models",
+            answer=ModelList,
+        ),
+        ColdRoute(
+            method="GET",
+            path="/v1/models/{model:path}",
+            verb="read",
+            run=model,
+            tag=TAG,
+            summary="One model",
+            answer=Model,
         ),
     ]

@@ -38,13 +38,36 @@ def page_routes(people: People | None) -> list[ColdRoute]:
         provider = await people.oidc_name() if people is not None else ""
         return Response(sign_in_page(template, provider), headers=page_headers(), media_type="text/html")
 
-    def public(path: str, run: Run, summary: str, *, method: str = "GET", hidden: bool = False) -> ColdRoute:
+    def public(
+        path: str,
+        run: Run,
+        summary: str,
+        *,
+        method: str = "GET",
+        hidden: bool = False,
+        media: str = "text/html",
+        other: tuple[int, ...] = (),
+    ) -> ColdRoute:
         return ColdRoute(
-            method=method, path=path, verb=None, run=run, tag=TAG, summary=summary, hidden=hidden
+            method=method,
+            path=path,
+            verb=None,
+            run=run,
+            tag=TAG,
+            summary=summary,
+            hidden=hidden,
+            media=media,
+            other=other,
         )
 
     return [
-        public("/", root, "'Ollama is running'; a browser is led to the start page"),
+        public(
+            "/",
+            root,
+            "'Ollama is running'; a browser is led to the start page",
+            media="text/plain",
+            other=(303,),
+        ),
         public("/", root, "", method="HEAD", hidden=True),
         public(HOME, _fixed("account.html", "text/html"), "Start page: who one is, and where the API is"),
         public(SIGN_IN, sign_in, "Sign-in page"),

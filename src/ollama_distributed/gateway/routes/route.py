@@ -72,8 +72,8 @@ class _Handlers:
 
     async def decisions(self, cold: ColdRequest, request: Request) -> Response:
         text = request.query_params.get("limit", str(SHOWN))
-        if not (text.isascii() and text.isdigit() and len(text) <= 9):
-            raise Invalid("limit must be a number", param="limit")
+        if not (text.isascii() and text.isdigit() and len(text) <= 9 and int(text)):
+            raise Invalid("limit is a number from 1", param="limit")
         return json_response(self._routes.decisions.latest(min(int(text), MOST_SHOWN), _team(cold)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,8 +11,10 @@ from starlette.responses import Response
 from ollama_distributed.base.disk import EvictAnswer
 from ollama_distributed.distribution.downloads import Transfer
 from ollama_distributed.gateway.cold import ColdRequest
-from ollama_distributed.gateway.routes.models import model_row, newest_first
+from ollama_distributed.gateway.ports import Preloaded
+from ollama_distributed.gateway.routes.models import ModelRow, ModelsAnswer, model_row, newest_first
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, flag, json_response
+from ollama_distributed.serving.ports import EngineInfo
 
 TAG = "REST"
 
@@ -25,6 +29,7 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             run=handlers.models,
             tag=TAG,
             summary="All models",
+            answer=ModelsAnswer,
         ),
         ColdRoute(
             method="POST",
@@ -43,6 +48,7 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             run=handlers.model,
             tag=TAG,
             summary="One model; its name may hold / and :",
+            answer=ModelRow,
         ),
         ColdRoute(
             method="DELETE",
@@ -57,7 +63,14 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             other=(204,),
         ),
         ColdRoute(
-            method="GET", path="/api/v1/health", verb="read", run=handlers.health, tag=TAG, summary="Health"
+            method="GET",
+            path="/api/v1/health",
+            verb="read",
+            run=handlers.health,
+            tag=TAG,
+            summary="How this node is; 503: it takes no requests",
+            answer=Health,
+            same=(503,),
         ),
         ColdRoute(
             method="GET",
@@ -66,8 +79,31 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             run=handlers.version,
             tag=TAG,
             summary="Version of the program and its engines",
+            answer=Version,
         ),
     ]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    status: Literal["ok", "starting"]
+    node: str
+    """Its id."""
+    version: str
+    models_loaded: int
+    """Here; `/api/ps` tells of all nodes."""
+    preload: dict[str, Preloaded] = {}
+    """Models that were to be loaded at the start, by name."""
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    ollama: str
+    """The Ollama version that this answers like."""
+    node: str
+    """Its id."""
+    engine: EngineInfo | None
+    """The first of `engines`."""
+    engines: tuple[EngineInfo, ...]
 
 
 class RemovedAnswer(msgspec.Struct, frozen=True):
@@ -88,7 +124,7 @@ class _Handlers:
 
     async def models(self, cold: ColdRequest, _request: Request) -> Response:
         specs = [spec for spec in newest_first(self._node.catalog.list()) if cold.sees(spec.display)]
-        return json_response({"models": {spec.display: model_row(spec) for spec in specs}})
+        return json_response(ModelsAnswer({spec.display: model_row(spec) for spec in specs}))
 
     async def model(self, _cold: ColdRequest, request: Request) -> Response:
         return json_response(model_row(await self._node.catalog.resolve(request.path_params["name"])))
@@ -111,24 +147,24 @@ class _Handlers:
     async def health(self, _cold: ColdRequest, _request: Request) -> Response:
         ready, preloaded = self._node.ready(), self._node.preloaded()
         return json_response(
-            {
-                "status": "ok" if ready else "starting",
-                "node": self._node.version.node,
-                "version": self._node.version.version,
-                "models_loaded": sum(not one.node for one in self._node.residents.loaded()),
-                **({"preload": preloaded} if preloaded else {}),
-            },
+            Health(
+                status="ok" if ready else "starting",
+                node=self._node.version.node,
+                version=self._node.version.version,
+                models_loaded=sum(not one.node for one in self._node.residents.loaded()),
+                preload=dict(preloaded),
+            ),
             200 if ready else 503,
         )
 
     async def version(self, _cold: ColdRequest, _request: Request) -> Response:
         version = self._node.version
         return json_response(
-            {
-                "version": version.version,
-                "ollama": version.ollama,
-                "node": version.node,
-                "engine": version.engines[0] if version.engines else None,
-                "engines": version.engines,
-            }
+            Version(
+                version=version.version,
+                ollama=version.ollama,
+                node=version.node,
+                engine=version.engines[0] if version.engines else None,
+                engines=version.engines,
+            )
         )

@@ -171,6 +171,8 @@ def sign_in_routes(people: People) -> list[ColdRoute]:
             tag=TAG,
             summary="Where the OIDC provider leads the browser back to",
             words=("code", "state", "error"),
+            media="text/html",
+            other=(303,),
         ),
     ]
 

@@ -32,14 +32,18 @@ class ColdRoute(msgspec.Struct, frozen=True, kw_only=True):
     tag: str
     body: type[Any] | None = None
     """For the documentation; `run` decodes it itself."""
+    body_optional: bool = False
+    """For the documentation too: without one it does what its defaults say."""
     answer: type[Any] | None = None
     """For the documentation too: what the answer's JSON is."""
     status: int = 200
     """For the documentation: of a request that worked."""
     other: tuple[int, ...] = ()
     """For the documentation too: other good answers' statuses, without a schema."""
+    same: tuple[int, ...] = ()
+    """For the documentation: other statuses of the same answer."""
     media: str = "application/json"
-    """For the documentation: how `answer` comes."""
+    """For the documentation: how `answer` comes; text or a file where there is none."""
     other_media: tuple[str, ...] = ()
     """For the documentation: how a good answer may come too, if asked for."""
     query: tuple[str, ...] = ()

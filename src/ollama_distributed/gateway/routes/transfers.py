@@ -43,6 +43,7 @@ def transfer_routes(moves: Moves) -> list[ColdRoute]:
             tag=TAG,
             summary="Have nodes fetch a model from those that have it; all that lack it when none is named",
             body=DistributeAsk,
+            body_optional=True,
             answer=TransfersAnswer,
             status=202,
         ),
