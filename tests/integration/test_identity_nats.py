@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -21,6 +20,7 @@ from nats.js.api import KeyValueConfig
 from tests.integration.identity_listener import Seat
 from tests.limits import SOON_S
 
+from ollama_distributed.adapters.coordination.nats.session import Address, Connection, connect
 from ollama_distributed.adapters.identity import nats_access
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.tls import NodeTLS
@@ -110,13 +110,9 @@ class Bus:
             self.errors.append(str(error))
 
         login = nats_access.NodeLogin(NodeTLS(*self._certificate(node)), key, lambda: jwt, cluster="c1")
-        connection = await nats.connect(
-            self.url,
-            error_cb=on_error,
-            allow_reconnect=False,
-            connect_timeout=SOON_S,
-            **nats_access.client_options(login, node),
-        )
+        connection = Connection(login)
+        address = Address(urls=(self.url,), login=login)
+        await connect(connection, address, name=node, allow_reconnect=False, error_cb=on_error)
         try:
             yield connection
         finally:

@@ -19,7 +19,7 @@ from tests.trust import Trust
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
-from ollama_distributed.adapters.coordination.nats.session import Address, Session
+from ollama_distributed.adapters.coordination.nats.session import Address, Session, short_connection
 from ollama_distributed.base.errors import DeadlineExceeded, Unavailable
 from ollama_distributed.cluster.identity import nats_jwt
 from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
@@ -70,6 +70,33 @@ async def test_a_renewed_certificate_is_shown_after_a_reload(trust: Trust) -> No
         assert (server.pid, server.restarts) == (pid, 0)
         assert one.connected
         assert await one.put("k", b"2", revision=revision) > revision
+
+
+async def test_a_subscription_is_there_when_flush_returns(
+    trust: Trust, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a request that comes just then is told that nobody answers."""
+    sent = bytearray()
+    async with (
+        trust.server("n1") as server,
+        short_connection(trust.address(server, node="n1"), name="n1") as connection,
+    ):
+        transport = connection._transport
+        write, writelines = transport.write, transport.writelines
+
+        def writes(data: bytes) -> None:
+            sent.extend(data)
+            write(data)
+
+        def writes_lines(lines: list[bytes]) -> None:
+            sent.extend(b"".join(lines))
+            writelines(lines)
+
+        monkeypatch.setattr(transport, "write", writes)
+        monkeypatch.setattr(transport, "writelines", writes_lines)
+        await connection.subscribe("cmd.n1.x")
+        await connection.flush()
+    assert 0 <= sent.find(b"SUB cmd.n1.x") < sent.find(b"PING")
 
 
 async def test_the_revoked_stay_out_after_a_reload_and_a_restart(trust: Trust) -> None:

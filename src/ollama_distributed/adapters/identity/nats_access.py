@@ -13,7 +13,6 @@ its `Access` and `Login`.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import secrets
@@ -181,16 +180,3 @@ def tls(certificate: Path, key: Path, authorities: Path) -> dict[str, Any]:
 def route_password(keys: ClusterKeys) -> str:
     """Known to all servers and to nobody else: it follows from a key that only they have."""
     return hmac.new(keys.nats.operator.seed.encode(), b"nats routes", hashlib.sha256).hexdigest()
-
-
-def client_options(login: NodeLogin, node: str) -> dict[str, Any]:
-    """Arguments of a plain `nats.connect` that make the client this node."""
-    return {
-        "tls": login.tls(),
-        "tls_hostname": login.tls_hostname,
-        "tls_handshake_first": True,
-        "user_jwt_cb": lambda: bytearray(login.jwt().encode()),
-        "signature_cb": lambda nonce: base64.b64encode(login.sign(nonce.encode())),
-        "inbox_prefix": f"_INBOX_{node}".encode(),
-        "name": node,
-    }
