@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ollama_distributed.access.metering import BorrowAsk, Borrowed
+from ollama_distributed.access.remaining import LeftAsk, LeftTold
 from ollama_distributed.adapters.hardware.energy import EnergyMeter
 from ollama_distributed.adapters.hardware.gpus import Nvml
 from ollama_distributed.adapters.peers.usage import Counts, KeepAsk, Kept, UsageAsk
@@ -84,6 +85,9 @@ class World:
 
     async def borrow(self, node: NodeId, ask: BorrowAsk) -> Borrowed:
         return self._of(node).lend(NodeId("x"), ask)
+
+    async def left(self, node: NodeId, ask: LeftAsk) -> LeftTold:
+        return self._of(node).left(ask)
 
     async def keep(self, node: NodeId, ask: KeepAsk) -> Kept:
         return self._of(node).keep(ask)

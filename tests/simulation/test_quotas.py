@@ -11,19 +11,22 @@ from collections.abc import Callable, Sequence
 import anyio
 import pytest
 
-from ollama_distributed.access.metering import BorrowAsk, Borrowed, Meter
+from ollama_distributed.access.metering import BorrowAsk, Borrowed, Meter, Ticket
 from ollama_distributed.access.quotas import Amounts
+from ollama_distributed.access.remaining import HEAR_S, LOOK_S, LeftAsk, LeftTold
 from ollama_distributed.base.errors import BudgetSpent, OllamaDistributedError, RateLimited, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, NodeId
 from ollama_distributed.base.policies import Limits, Policy
-from ollama_distributed.base.usage import Sums
+from ollama_distributed.base.usage import Left, Sums
 from ollama_distributed.testing import virtual_time
 from ollama_distributed.testing.virtual_time import VirtualClock, loop_random
 
 LIMIT = 10_000
 MINUTES = 4
 OVER = 1.02
+HOP_S = 0.02
+"""There and back at most, with room."""
 
 
 class World:
@@ -39,6 +42,11 @@ class World:
         self.used: Counter[int] = Counter()
         self.admitted = self.refused = 0
         self.running = self.most = 0
+        self.news: list[tuple[float, str, int]] = []
+        """Tokens that were let in, and where, or that changed hands: when."""
+        self.asked_left = 0
+        self.told: list[tuple[int, int, int]] = []
+        """What headers said was left; what was left; what nobody else could know of yet."""
         self.months = {node: Sums() for node in self.nodes}
         self.meters = {
             node: Meter(node, self, _Hop(self, node), _Months(self, node), self.clock.time)
@@ -66,6 +74,7 @@ class World:
             self.refused += 1
             return
         minute = max(minute, int(self.clock.time() // 60))
+        self.heard(node, ask, ticket)
         self.admitted += 1
         self.used[minute] += tokens
         self.running += 1
@@ -77,6 +86,19 @@ class World:
         own.requests, own.cost = own.requests + 1, own.cost + cost
         own.prompt_tokens += tokens
 
+    def heard(self, node: NodeId, ask: Amounts, ticket: Ticket) -> None:
+        """What the answer's header says."""
+        now = self.clock.time()
+        self.news.append((now, node, ask.tokens))
+        accounts = [meter._accounts.get("key/k/p") for meter in self.meters.values()]
+        used = sum(
+            one.shares["tokens"].used for one in accounts if one is not None and one.minute == int(now // 60)
+        )
+        unknown = sum(
+            tokens for at, where, tokens in self.news if where != node and at > now - HEAR_S - LOOK_S - HOP_S
+        )
+        self.told.append((ticket.left.tokens, LIMIT - used, unknown))
+
     async def background(self, node: NodeId) -> None:
         while True:
             await anyio.sleep(0.1)
@@ -87,6 +109,11 @@ class World:
             await anyio.sleep(5.0)
             await self.meters[node].sync_months()
 
+    async def hears(self, node: NodeId) -> None:
+        while True:
+            await anyio.sleep(LOOK_S)
+            await self.meters[node].hear()
+
 
 class _Hop:
     def __init__(self, world: World, me: NodeId) -> None:
@@ -96,6 +123,16 @@ class _Hop:
     async def borrow(self, node: NodeId, ask: BorrowAsk) -> Borrowed:
         await self._pass()
         answer = self._world.meters[node].lend(self._me, ask)
+        moved = answer.amounts.get("tokens", 0)
+        if moved:
+            self._world.news.append((self._world.clock.time(), "", moved))
+        await self._pass()
+        return answer
+
+    async def left(self, node: NodeId, ask: LeftAsk) -> LeftTold:
+        self._world.asked_left += 1
+        await self._pass()
+        answer = self._world.meters[node].left(ask)
         await self._pass()
         return answer
 
@@ -130,6 +167,7 @@ async def clients(world: World, until_s: float, *, over_reservation: float = 0.0
     async with anyio.create_task_group() as serving, anyio.create_task_group() as background:
         for node in world.nodes:
             background.start_soon(world.background, node)
+            background.start_soon(world.hears, node)
         while anyio.current_time() < until_s:
             await anyio.sleep(chance.expovariate(1.2))
             favourite = world.nodes[int(anyio.current_time() // 40) % len(world.nodes)]
@@ -160,6 +198,12 @@ def test_three_gateways_keep_to_one_keys_tokens(lost: float, seed: int) -> None:
     assert world.refused
     assert world.admitted
     assert max(world.used.values()) <= LIMIT * OVER, (seed, world.used)
+    assert all(said <= max(0, left) + unknown for said, left, unknown in world.told), seed
+    if lost == 0.0:
+        close = sum(abs(said - left) <= unknown for said, left, unknown in world.told)
+        assert close >= 0.9 * len(world.told), "headers tell of all gateways, not of one share"
+    pairs = 6
+    assert world.asked_left <= pairs * (MINUTES * 60 / HEAR_S + MINUTES), "by time, not by requests"
     whole = sorted(world.used.items())[:MINUTES]
     if lost == 0.0:  # and what there is can be had, wherever it is asked for
         assert sum(tokens for _, tokens in whole) >= 0.9 * LIMIT * MINUTES, (seed, world.used)
@@ -170,6 +214,47 @@ def test_three_gateways_keep_to_one_keys_tokens(lost: float, seed: int) -> None:
 def test_what_was_had_beyond_a_reservation_is_paid_back() -> None:
     world = run(0.0, 11, over_reservation=0.1)
     assert sum(world.used.values()) <= LIMIT * OVER * (MINUTES + 1), world.used
+
+
+def test_headers_tell_what_is_left_everywhere() -> None:
+    """Also at a gateway whose own share is used up; of who cannot be asked nothing is promised."""
+
+    async def main() -> None:
+        world = World(3, Limits(tokens_per_minute=9_000, requests_per_minute=90))
+        one, two, three = world.nodes
+        ask = Amounts(requests=1, tokens=1000)
+
+        async def at(node: NodeId) -> Left:
+            meter = world.meters[node]
+            ticket = meter.admit(world.identity, ask, 0.0) or await meter.borrow(world.identity, ask, 0.0)
+            return ticket.left
+
+        async with anyio.create_task_group() as background:
+            for node in world.nodes:
+                background.start_soon(world.hears, node)
+            first = await at(one)
+            assert (first.tokens, first.requests) == (2_000, 29), "nobody told it yet what the others have"
+            await anyio.sleep(2.0)
+            second = await at(one)
+            assert (second.tokens, second.requests) == (7_000, 88)
+            await at(two)
+            await anyio.sleep(2.0)
+            assert (await at(one)).tokens == 5_000
+            assert world.meters[one]._accounts["key/k/p"].shares["tokens"].free == 0
+            await anyio.sleep(2.0)
+            assert (await at(three)).tokens == 2_000, "its own share only"
+            await anyio.sleep(2.0)
+            assert (await at(one)).tokens == 3_000, "it has borrowed for this one"
+            world.lost = 1.0
+            await anyio.sleep(2.0)
+            alone = await at(one)
+            assert alone.tokens == world.meters[one]._accounts["key/k/p"].shares["tokens"].free < 2_000
+            world.lost = 0.0
+            await anyio.sleep(60.0)
+            assert (await at(one)).tokens == 8_000, "in a new minute each has its part again"
+            background.cancel_scope.cancel()
+
+    virtual_time.run(main, 1)
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3])

@@ -16,8 +16,10 @@ import anyio
 import msgspec
 import structlog
 
+from ollama_distributed.access import remaining
 from ollama_distributed.access.months import Month, Months, Scope, has_month
 from ollama_distributed.access.quotas import MINUTE_S, Account, Amounts, Resource
+from ollama_distributed.access.remaining import LeftAsk, LeftTold, Remaining, left_of
 from ollama_distributed.base.errors import BudgetSpent, OllamaDistributedError, RateLimited
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
@@ -60,7 +62,7 @@ class Borrowed(msgspec.Struct, frozen=True, kw_only=True):
     amounts: Mapping[str, int] = {}
 
 
-class Peers(Protocol):
+class Peers(remaining.Peers, Protocol):
     """Other gateways (`adapters.peers.usage.UsageExchange`)."""
 
     async def borrow(self, node: NodeId, ask: BorrowAsk) -> Borrowed: ...
@@ -126,6 +128,7 @@ class Meter:
         self._locks: dict[str, asyncio.Lock] = {}
         self._heard: dict[tuple[str, NodeId], float] = {}
         """When places of running requests were spoken of last, by scope and the other gateway."""
+        self._remaining = Remaining(peers, self._accounts, self._known, wall)
         self.refused: dict[str, int] = {"requests": 0, "tokens": 0, "running": 0, "month": 0, "budget": 0}
         """Since the start, by what was short."""
         self.borrowed = 0
@@ -204,7 +207,7 @@ class Meter:
         month.reserved.requests += 1
         month.reserved.prompt_tokens += ask.tokens
         month.reserved.cost += cost
-        return Ticket(account, month, ask, cost, _left(account, now))
+        return Ticket(account, month, ask, cost, left_of(account, now))
 
     def _month(self, scope: Scope, now: float) -> Month:
         held = self._by_month.get(scope.name)
@@ -228,13 +231,13 @@ class Meter:
             return RateLimited(
                 f"the limit is {share.limit} requests at once; try again when one has ended",
                 retry_after_s=1.0,
-                left=_left(account, now),
+                left=left_of(account, now),
             )
         rest = ", and this request may need more than is left: prompt and longest possible answer count"
         return RateLimited(
             f"the limit is {share.limit} {resource} per minute{rest if resource == 'tokens' else ''}",
             retry_after_s=MINUTE_S - now % MINUTE_S,
-            left=_left(account, now),
+            left=left_of(account, now),
         )
 
     def _too_much(self, resource: Resource, account: Account, ask: Amounts, now: float) -> RateLimited:
@@ -244,7 +247,7 @@ class Meter:
             f"this request may need {ask.of(resource)} {resource} and the limit is {limit} per minute: it "
             "will never fit; ask for fewer tokens (max_tokens, num_predict) or shorten the prompt",
             retry_after_s=MINUTE_S - now % MINUTE_S,
-            left=_left(account, now),
+            left=left_of(account, now),
         )
 
     def _others(self, account: Account) -> Sequence[NodeId]:
@@ -278,6 +281,19 @@ class Meter:
                 found[resource] = account.lend(resource, to, wanted, now)
         return Borrowed(amounts=found)
 
+    def left(self, ask: LeftAsk) -> LeftTold:
+        """Another gateway asks what of some limits is free here."""
+        return self._remaining.told(ask)
+
+    async def hear(self) -> None:
+        """What is done every `remaining.LOOK_S`: ask the others what they have free."""
+        scopes, now, holders = self._remaining.due(), self._wall(), self._gateways.holders()
+        for scope in scopes:
+            self._accounts[scope].at(now, self._known[scope][0], self._me, holders)
+        if scopes:
+            others = self._gateways.living([node for node in holders if node != self._me])
+            await self._remaining.hear(scopes, others)
+
     def _asking(self, scope: str) -> asyncio.Lock:
         """One exchange with others at a time: what is returned and what is asked for must not cross."""
         return self._locks.setdefault(scope, asyncio.Lock())
@@ -303,11 +319,11 @@ class Meter:
                 except OllamaDistributedError as failure:
                     log.debug(NOT_LENT, node=node, reason=failure.message)
                     continue
-                for resource, share in account.shares.items():
+                for resource in account.shares:
                     amount = answer.amounts.get(resource, 0)
                     if amount > 0 and (resource == "running" or account.minute == minute):
                         self.borrowed += 1
-                        share.gain(node, amount)
+                        account.gain(resource, node, amount)
                         left[resource] = left.get(resource, 0) - amount
                 left = {resource: amount for resource, amount in left.items() if amount > 0}
 
@@ -381,14 +397,3 @@ class Meter:
             await month.ask(self._months, now)
         except OllamaDistributedError as away:  # what is known grows old, and then each has its part
             log.debug(NOT_TOLD, reason=away.message)
-
-
-def _left(account: Account, now: float) -> Left:
-    requests, tokens = account.shares["requests"], account.shares["tokens"]
-    return Left(
-        limit_requests=requests.limit,
-        requests=max(requests.free, 0),
-        limit_tokens=tokens.limit,
-        tokens=max(tokens.free, 0),
-        reset_s=MINUTE_S - now % MINUTE_S,
-    )

@@ -27,6 +27,9 @@ TOP_UP = 0.25
 
 Resource: TypeAlias = Literal["requests", "tokens", "running"]
 RESOURCES: tuple[Resource, ...] = ("requests", "tokens", "running")
+PER_MINUTE: tuple[Resource, ...] = ("requests", "tokens")
+FreeOf: TypeAlias = tuple[int, int]
+"""Requests and tokens of a minute that a gateway's share has left; less than nothing: a debt."""
 
 
 class Amounts(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -57,10 +60,13 @@ def share_of(limit: int, me: NodeId, holders: Sequence[NodeId]) -> int:
 class Share:
     """Of one limit, at one gateway. `used` may exceed what there is: a debt."""
 
-    __slots__ = ("base", "gained", "lent", "limit", "used")
+    __slots__ = ("base", "gained", "lent", "limit", "others", "used")
 
     def __init__(self) -> None:
         self.limit: int | None = None
+        self.others: dict[NodeId, int] = {}
+        """What other gateways have free, of whom it is known: what each said last, and what changed
+        hands with this one since."""
         self.base = 0
         self.gained: dict[NodeId, int] = {}
         self.lent: dict[NodeId, int] = {}
@@ -74,6 +80,11 @@ class Share:
     def free(self) -> int:
         return self.held - self.used
 
+    @property
+    def left(self) -> int:
+        """Of the whole limit, as far as is known here."""
+        return max(0, min(self.free + sum(self.others.values()), self.limit or 0))
+
     def roll(self) -> None:
         """A new minute; debts stay."""
         self.used = max(0, self.used - max(self.held, 0))
@@ -85,11 +96,15 @@ class Share:
         amount = max(0, min(wanted, self.free - keep))
         if amount:
             self.lent[to] = self.lent.get(to, 0) + amount
+            if to in self.others:
+                self.others[to] += amount
         return amount
 
     def gain(self, source: NodeId, amount: int) -> None:
         if amount > 0:
             self.gained[source] = self.gained.get(source, 0) + amount
+            if source in self.others:
+                self.others[source] -= amount
 
     def surplus(self) -> dict[NodeId, int]:
         """What each source is to be left with when this gateway returns what it does not use."""
@@ -104,7 +119,17 @@ class Share:
 class Account:
     """The shares of one key's or team's limits at one gateway."""
 
-    __slots__ = ("_limits", "dry_until", "holders", "minute", "shares", "topped_out", "touched")
+    __slots__ = (
+        "_limits",
+        "dry_until",
+        "heard_at",
+        "holders",
+        "minute",
+        "moved",
+        "shares",
+        "topped_out",
+        "touched",
+    )
 
     def __init__(self) -> None:
         self.topped_out = -1
@@ -116,6 +141,10 @@ class Account:
         self.dry_until = 0.0
         """Others had too little a moment ago; wall time."""
         self._limits: Limits | None = None
+        self.heard_at = 0.0
+        """When the others were asked last what they have free; wall time."""
+        self.moved = 0
+        """Times that something changed hands."""
         self.holders: tuple[NodeId, ...] = ()
 
     def at(self, now: float, limits: Limits, me: NodeId, holders: tuple[NodeId, ...]) -> Account:
@@ -124,9 +153,12 @@ class Account:
         minute = int(now // MINUTE_S)
         if minute > self.minute:
             self.minute = minute
+            known = list(self.shares["tokens"].others)
             self.shares["requests"].roll()
             self.shares["tokens"].roll()
             self._divide(limits, me, holders, grow=True)
+            for node in known:
+                self.hear(node, None)
         elif limits is not self._limits or holders != self.holders:
             self._divide(limits, me, holders, grow=limits != self._limits)
         return self
@@ -139,7 +171,34 @@ class Account:
             limit = share.limit
             base = share_of(limit or 0, me, holders)
             share.base = base if grow else min(base, share.base)
+            share.others.clear()
+        self.heard_at = 0.0
         self._limits, self.holders = limits, holders
+
+    def hear(self, node: NodeId, free: FreeOf | None) -> None:
+        """What another gateway has free in this minute; None: it holds its part, and nobody asked it."""
+        for place, resource in enumerate(PER_MINUTE):
+            share = self.shares[resource]
+            part = share_of(share.limit or 0, node, self.holders)
+            share.others[node] = part if free is None else free[place]
+
+    def unhear(self, node: NodeId) -> None:
+        """It cannot be asked: what it has cannot be had either."""
+        for resource in PER_MINUTE:
+            self.shares[resource].others.pop(node, None)
+
+    def gain(self, resource: Resource, source: NodeId, amount: int) -> None:
+        """What another gateway handed over."""
+        self.moved += 1
+        self.shares[resource].gain(source, amount)
+
+    @property
+    def free(self) -> FreeOf:
+        return self.shares["requests"].free, self.shares["tokens"].free
+
+    @property
+    def has_minute(self) -> bool:
+        return any(self.shares[resource].limit is not None for resource in PER_MINUTE)
 
     @property
     def busy(self) -> bool:
@@ -182,6 +241,7 @@ class Account:
         share = self.shares[resource]
         if share.limit is None:
             return 0
+        self.moved += 1
         elapsed = max(now % MINUTE_S, 1.0)
         keep = 0
         if resource != "running" and share.used:

@@ -60,6 +60,9 @@ class Alone:
             return Borrowed()
         return await self.meter.borrow(node, ask.amounts, 0.0)
 
+    async def left(self, node: Any, ask: Any) -> Any:
+        raise AssertionError("there is no other gateway")
+
     def own(self, at: float, *, key: str, team: str) -> Sums:
         return self.had
 

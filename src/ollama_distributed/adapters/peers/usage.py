@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from ollama_distributed.access.metering import BorrowAsk, Borrowed
+from ollama_distributed.access.remaining import LeftAsk, LeftTold
 from ollama_distributed.access.usage import Group
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
@@ -14,8 +15,9 @@ from ollama_distributed.base.ids import NodeId
 from ollama_distributed.base.usage import By, Doubt, Row
 from ollama_distributed.cluster.identity.ca import Peer
 
-BORROW, KEEP, ASK = "quota/borrow", "usage/keep", "usage/ask"
+BORROW, LEFT, KEEP, ASK = "quota/borrow", "quota/left", "usage/keep", "usage/ask"
 BORROW_S = 1.0
+LEFT_S = 1.0
 KEEP_S = 10.0
 ASK_S = 5.0
 
@@ -67,6 +69,8 @@ class Here(Protocol):
 
     def lend(self, to: NodeId, ask: BorrowAsk) -> Borrowed: ...
 
+    def left(self, ask: LeftAsk) -> LeftTold: ...
+
     def keep(self, ask: KeepAsk) -> Kept: ...
 
     async def counts(self, ask: UsageAsk) -> Counts: ...
@@ -80,6 +84,9 @@ class UsageExchange:
         # Done twice a little of a minute is lost, which is better than a handshake for each.
         return await self._pool.ask(node, BORROW, ask, Borrowed, deadline_s=BORROW_S, fresh=False)
 
+    async def left(self, node: NodeId, ask: LeftAsk) -> LeftTold:
+        return await self._pool.ask(node, LEFT, ask, LeftTold, deadline_s=LEFT_S, fresh=False)
+
     async def keep(self, node: NodeId, ask: KeepAsk) -> Kept:
         return await self._pool.ask(node, KEEP, ask, Kept, deadline_s=KEEP_S, fresh=False)
 
@@ -91,6 +98,9 @@ def open_usage_door(door: PeerDoor, here: Here) -> None:
     async def borrow(peer: Peer, ask: BorrowAsk) -> Borrowed:
         return here.lend(peer.node, ask)
 
+    async def left(_peer: Peer, ask: LeftAsk) -> LeftTold:
+        return here.left(ask)
+
     async def keep(_peer: Peer, ask: KeepAsk) -> Kept:
         return here.keep(ask)
 
@@ -98,5 +108,6 @@ def open_usage_door(door: PeerDoor, here: Here) -> None:
         return await here.counts(ask)
 
     door.add(BORROW, borrow, BorrowAsk)
+    door.add(LEFT, left, LeftAsk)
     door.add(KEEP, keep, KeepAsk)
     door.add(ASK, counts, UsageAsk)

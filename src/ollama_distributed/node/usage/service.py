@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.access.metering import SYNC_S, TOP_UP_EVERY_S, BorrowAsk, Borrowed, Meter, Ticket
+from ollama_distributed.access.remaining import LOOK_S, LeftAsk, LeftTold
 from ollama_distributed.access.usage import (
     DAY_S,
     HOUR_S,
@@ -71,6 +72,8 @@ class Exchange(Protocol):
     """`adapters.peers.usage.UsageExchange`."""
 
     async def borrow(self, node: NodeId, ask: BorrowAsk) -> Borrowed: ...
+
+    async def left(self, node: NodeId, ask: LeftAsk) -> LeftTold: ...
 
     async def keep(self, node: NodeId, ask: KeepAsk) -> Kept: ...
 
@@ -226,6 +229,9 @@ class NodeUsage:
     def lend(self, to: NodeId, ask: BorrowAsk) -> Borrowed:
         return self.meter.lend(to, ask)
 
+    def left(self, ask: LeftAsk) -> LeftTold:
+        return self.meter.left(ask)
+
     async def counts(self, ask: UsageAsk) -> Counts:
         """This node's own ledger, and copies."""
         await self._ledger.flush()
@@ -353,6 +359,7 @@ async def usage_of(
         every(COPY_S, usage.copies.send, "usage copies"),
         every(SAVE_S, usage.copies.save, "usage copies on disk"),
         every(TOP_UP_EVERY_S, usage.meter.step, "quotas"),
+        every(LOOK_S, usage.meter.hear, "what is left"),
         every(SYNC_S, usage.meter.sync_months, "months"),
     ]
     try:
