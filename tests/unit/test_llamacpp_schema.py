@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ollama_distributed.adapters.engines.llamacpp.guidance import bounded, closed, guided
 from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import MOST_BYTES, check_schema
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.base.errors import EngineError, Invalid
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed
@@ -32,6 +32,22 @@ KEPT_PATTERNS = [
     *(r"^[\w-]+$", r"^\d+(\.\d+)?$", r"^.{0,100}$", r"^(a|b)*?$", "", "^$", r"^[\s\S]*$", r'^[^"\\]{1,10}$'),
 ]
 """Each tried: the wheel keeps them."""
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        {"properties": {f"a{number}": {"type": "string", "pattern": "^a{1,9}$"} for number in range(1500)}},
+        {"enum": ["x" * 1000] * 70},
+        {"description": "x" * MOST_BYTES},
+        {"allOf": [{"$ref": "#/$defs/a"}] * 5000, "$defs": {"a": {"type": "string"}}},
+    ],
+    ids=["properties", "values", "text", "references"],
+)
+def test_a_schema_that_takes_long_to_read_is_refused_unread(bomb: dict[str, Any]) -> None:
+    """S-15: it would stand in the way of whoever else asks the same runner."""
+    with pytest.raises(Invalid, match="at most 65536"):
+        check_schema(bomb)
 
 
 @pytest.mark.parametrize("pattern", LOST_PATTERNS)

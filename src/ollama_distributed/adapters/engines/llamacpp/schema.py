@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
+
 from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
 from ollama_distributed.base.errors import Invalid
 
@@ -20,6 +22,9 @@ TYPES = frozenset({"null", "boolean", "object", "array", "number", "integer", "s
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
 """Which llguidance knows."""
 MAX_DEPTH = 64
+MOST_BYTES = 64 * 1024
+"""As JSON. Checking so much takes some 20 ms of the loop, and compiling it less than a second of a runner
+that answers others too (`reference/security.md`, 3)."""
 LARGEST = 10**16 - 1
 """Of a number's bounds. llguidance counts in 64 bits; llama.cpp's own converter hangs at a
 bound of 17 digits, and takes all memory (b11549)."""
@@ -38,6 +43,9 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     """Raises:
     Invalid: the schema cannot be kept.
     """
+    size = len(msgspec.json.encode(schema))
+    if size > MOST_BYTES:
+        raise Invalid(f"format: the schema has {size} bytes as JSON; at most {MOST_BYTES} are taken")
     _check(schema, schema, 0)
 
 
