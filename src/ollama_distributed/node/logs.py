@@ -105,7 +105,8 @@ class LineWriter:
             dropped, self._dropped = self._dropped, 0
             batch.append(f"{dropped} log lines were dropped: the reader was too slow")
         if batch:
-            self._stream.write("\n".join(batch) + "\n")
+            # JSON leaves DEL as it is.
+            self._stream.write("\n".join(batch).replace("\x7f", "\\u007f") + "\n")
             self._stream.flush()
 
 
@@ -214,6 +215,14 @@ def say_less(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str
     return {name: value for name, value in event.items() if value not in (None, "", 0, [], ())}
 
 
+def say_plainly(_: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    """For a terminal: what others wrote begins no line, moves no cursor and turns no text around."""
+    return {
+        name: json.dumps(value)[1:-1] if isinstance(value, str) and not value.isprintable() else value
+        for name, value in event.items()
+    }
+
+
 def configure(
     level: str, style: Literal["auto", "json", "console"], stream: TextIO = sys.stderr
 ) -> LineWriter:
@@ -244,7 +253,7 @@ def configure(
 
         debug = info = warning = error = critical = fatal = exception = log = msg
 
-    last: list[Any] = [say_less] if console else [structlog.processors.format_exc_info]
+    last: list[Any] = [say_less, say_plainly] if console else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*shared, *last, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
