@@ -2,10 +2,10 @@
 
 Four whole nodes on this machine, each with the real model in its memory, and a fifth one without it
 that is asked. Eight system prompts of 1,500 tokens, 200 short questions after them in one random order,
-by one tenant, one after the other (`--clients` for several at once). Each policy gets nodes of its own,
-so that no cache is warm, and the same requests in the same order. Counted are the tokens that engines
-read, as they say themselves in each answer's usage; and the time until the first token, as the client
-sees it.
+by one tenant, one after the other (`--clients` for several at once). Each policy has nodes of its own,
+so that no cache is warm, and each request goes to all policies in turn before the next one: whatever else
+the machine does, it does to all. Counted are the tokens that engines read, as they say themselves in each
+answer's usage; and the time until the first token, as the client sees it.
 """
 
 from __future__ import annotations
@@ -68,27 +68,33 @@ class Asked(msgspec.Struct, frozen=True):
     prompt_tokens: int
     cached_tokens: int
     first_s: float
+    took_s: float
 
 
 class Run(msgspec.Struct, frozen=True):
+    """What came of all of one policy, so far."""
+
     policy: Policy
-    asked: list[Asked]
-    took_s: float
+    http: httpx.AsyncClient
+    asked: list[Asked] = []
 
     @property
     def read_tokens(self) -> int:
         return sum(one.prompt_tokens - one.cached_tokens for one in self.asked)
 
+    @property
+    def first_s(self) -> float:
+        return statistics.mean(one.first_s for one in self.asked)
+
+    @property
+    def took_s(self) -> float:
+        return sum(one.took_s for one in self.asked)
+
     def line(self) -> str:
-        """So far."""
         return (
             f"{self.policy}: {len(self.asked)} requests in {self.took_s:.0f} s, "
             f"{self.read_tokens:,} tokens read, first token {self.first_s * 1000:.0f} ms"
         )
-
-    @property
-    def first_s(self) -> float:
-        return statistics.mean(one.first_s for one in self.asked)
 
 
 def system_prompt(number: int, tokens: int) -> str:
@@ -241,32 +247,37 @@ async def ask(http: httpx.AsyncClient, body: dict[str, object]) -> Asked:
         prompt_tokens=usage["prompt_tokens"],
         cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
         first_s=first_s or time.perf_counter() - started,
+        took_s=time.perf_counter() - started,
     )
 
 
-async def run(policy: Policy, models: Path, args: Args) -> Run:
-    bodies = requests(args.requests, args.prompts, args.tokens)
-    async with cluster(policy, models, args.nodes) as gateway:
-        headers = {"authorization": f"Bearer {gateway.key()}"}
-        started = time.perf_counter()
-        async with httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=600) as http:
-            asked: list[Asked] = []
-            left = iter(bodies)
+@contextlib.asynccontextmanager
+async def clusters(models: Path, args: Args) -> AsyncIterator[list[tuple[Run, Member]]]:
+    """Of each policy a run to come, and the node that is asked."""
+    async with contextlib.AsyncExitStack() as closing:
+        found = []
+        for policy in args.policy or POLICIES:
+            console.print(f"{policy}: starting {args.nodes} nodes")
+            gateway = await closing.enter_async_context(cluster(policy, models, args.nodes))
+            headers = {"authorization": f"Bearer {gateway.key()}"}
+            http = httpx.AsyncClient(base_url=gateway.url, headers=headers, timeout=600)
+            found.append((Run(policy, await closing.enter_async_context(http)), gateway))
+        yield found
 
-            async def client() -> None:
-                for body in left:
-                    asked.append(await ask(http, body))
-                    if len(asked) % SAID == 0:
-                        console.print(Run(policy, asked, time.perf_counter() - started).line())
 
-            await asyncio.gather(*(client() for _ in range(args.clients)))
-        took_s = time.perf_counter() - started
-        if args.save and policy == "prefix":
-            with gateway.client() as sdk:
-                kept = await asyncio.to_thread(sdk.routes.decisions, limit=args.requests)
-            lines = b"\n".join(map(msgspec.json.encode, reversed(kept.decisions)))
-            await asyncio.to_thread(args.save.write_bytes, lines + b"\n")
-    return Run(policy, asked, took_s)
+async def load(runs: Sequence[Run], args: Args) -> None:
+    left = enumerate(requests(args.requests, args.prompts, args.tokens))
+
+    async def client() -> None:
+        for number, body in left:
+            first = number % len(runs)  # in turn, so that none is always the first
+            for run in (*runs[first:], *runs[:first]):
+                run.asked.append(await ask(run.http, body))
+            if (number + 1) % SAID == 0:
+                for run in runs:
+                    console.print(run.line())
+
+    await asyncio.gather(*(client() for _ in range(args.clients)))
 
 
 # ── the table ───────────────────────────────────────────────────────────────────────
@@ -321,11 +332,21 @@ async def measure(args: Args) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models"
         await make_store(models)
-        runs = []
-        for policy in args.policy or POLICIES:
-            console.print(f"{policy}: starting {args.nodes} nodes")
-            runs.append(await run(policy, models, args))
+        async with clusters(models, args) as found:
+            runs = [run for run, _ in found]
+            await load(runs, args)
+            for run, gateway in found:
+                if args.save and run.policy == "prefix":
+                    await asyncio.to_thread(save, gateway, args)
     return show(runs, args)
+
+
+def save(gateway: Member, args: Args) -> None:
+    """Its decisions, oldest first."""
+    assert args.save is not None
+    with gateway.client() as sdk:
+        kept = sdk.routes.decisions(limit=args.requests)
+    args.save.write_bytes(b"\n".join(map(msgspec.json.encode, reversed(kept.decisions))) + b"\n")
 
 
 def main() -> int:

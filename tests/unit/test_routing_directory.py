@@ -7,18 +7,30 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ollama_distributed.base.errors import NoCapacity
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.cluster.load import Load, ModelLoad
-from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
+from ollama_distributed.routing.directory import MOST_HOLDERS, MOST_WARM, Directory
+from ollama_distributed.routing.plan import Standing
 from ollama_distributed.routing.service import Router
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
-from ollama_distributed.state.records import Advert, HeldModel, Holdings, Intent, Lease, Member
+from ollama_distributed.state.records import (
+    Advert,
+    HeldModel,
+    Holdings,
+    Intent,
+    Lease,
+    LoadedPlace,
+    Member,
+    Placed,
+)
 
 NAME = "registry.ollama.ai/library/m:latest"
 
@@ -62,6 +74,29 @@ class View:
         self.write(keys.advert(node), advert)
         self.write(keys.holdings(node), Holdings(node=node, models=models or (held(),)))
         self.write(keys.member(node), Member(node=node, status=status, since=0.0))
+
+    def load(self, name: str, *, loaded: bool = True) -> None:
+        places = (LoadedPlace(model=NAME),) if loaded else ()
+        self.write(keys.placed(name), Placed(node=NodeId(name), loaded=places))
+
+    def change(self, name: str, change: str | list[str], at: float) -> None:
+        """A status, what it does, or the versions of the model that it holds."""
+        node = NodeId(name)
+        if not isinstance(change, str):
+            models = tuple(
+                HeldModel(name=NAME, display="m", digest=digest, size_bytes=1, modified_at=at)
+                for digest in change
+            )
+            self.write(keys.holdings(name), Holdings(node=node, models=models))
+        elif change in ("load", "unload"):
+            self.load(name, loaded=change == "load")
+        elif change in ("drain", "free"):
+            self.write(keys.intent(name), Intent(node=node, drain=change == "drain"))
+        elif change == "gone":
+            self.seen = apply(self.seen, keys.member(name), None, self.seen.revision + 1)
+        else:
+            status: Any = change
+            self.write(keys.member(name), Member(node=node, status=status, since=at))
 
 
 class Shelf:
@@ -138,6 +173,60 @@ def test_of_very_many_holders_a_draw_is_looked_at() -> None:
     for lucky in ("n7", "n120"):
         view.write(keys.member(lucky), Member(node=NodeId(lucky), status="online", since=1.0))
     assert {one.node for one in found.others("m") if one.status == "online"} == {"n7", "n120"}
+
+
+def test_of_very_many_holders_those_with_it_in_memory_are_drawn_first() -> None:
+    view, warm = View(), {f"n{i}" for i in range(0, 200, 20)}
+    for i in range(200):
+        view.node(f"n{i}")
+    for name in warm:
+        view.load(name)
+    found = directory(view)
+    draws = [{one.node for one in found.others("m")} for _ in range(50)]
+    assert all(len(draw & warm) == MOST_WARM and len(draw) == MOST_HOLDERS for draw in draws)
+    assert set().union(*draws) > warm
+    view.load("n0", loaded=False)
+    view.write(keys.member("n20"), Member(node=NodeId("n20"), status="suspect", since=1.0))
+    warm -= {"n0", "n20"}
+    assert all(len({one.node for one in found.others("m")} & warm) == MOST_WARM for _ in range(50))
+
+
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(["me", "n1", "n2", "n3"]),
+        st.one_of(
+            st.sampled_from(["online", "suspect", "offline", "gone", "load", "unload", "drain", "free"]),
+            st.lists(st.sampled_from(["d", "e"]), max_size=1),
+        ),
+        st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(CHANGES)
+def test_what_is_kept_and_put_right_is_what_would_be_made_anew(
+    changes: list[tuple[str, str | list[str], bool]],
+) -> None:
+    """The third of a change: whether a request comes after it."""
+    view = View()
+    kept = directory(view)
+    for number, (name, change, asked) in enumerate(changes):
+        view.change(name, change, float(number))
+        if not asked:
+            continue
+        fresh = directory(view)
+        for model in ("m", "other"):
+            assert sorted(kept.others(model), key=_node) == sorted(fresh.others(model), key=_node)
+            assert [kept.superseded(model, digest) for digest in "de"] == [
+                fresh.superseded(model, digest) for digest in "de"
+            ]
+        if fresh.others("m"):
+            assert kept.digest("m") == fresh.digest("m")
+
+
+def _node(one: Standing) -> str:
+    return one.node
 
 
 def test_a_node_without_an_address_is_left_out_with_the_reason() -> None:

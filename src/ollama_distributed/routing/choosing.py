@@ -19,7 +19,7 @@ from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
 from ollama_distributed.routing.caches import Caches, Trip
-from ollama_distributed.routing.directory import Directory
+from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.plan import LOAD_S, NO_PROMPT, Dice, Load, Plan, Prompt, Standing, plan
 from ollama_distributed.routing.ports import ClusterView, Local, Shelf
@@ -95,16 +95,18 @@ class Chooser:
     def known(self, request: InferenceRequest, holders: tuple[Standing, ...]) -> Known:
         """What `plan.py` goes by, for these holders of the request's model."""
         model, key = request.model, name_key(request.model)
-        loads = self.loads(key, holders)  # first: who was loaded anew holds nothing of the prompt
         if len(holders) < 2 or self.policy != "prefix" or request.load_only:
-            return Known(holders, loads, NO_CHAIN, NO_PROMPT)
+            return Known(holders, self.loads(key, holders), NO_CHAIN, NO_PROMPT)
         chain = chain_of(request, key, self.directory.digest(model), self.salt)
         prompt = self.caches.prompt(key, chain)
-        unseen = prompt.cached.keys() - {one.node for one in holders}
-        if unseen and (more := self.directory.named(model, unseen)):
-            # A model with very many holders: those that know the prompt beside those drawn.
-            holders = (*holders, *more)
-            loads |= self.loads(key, more)
+        if unseen := prompt.cached.keys() - {one.node for one in holders}:
+            # A model with very many holders: those that know the prompt in place of some that were drawn.
+            more = self.directory.named(model, unseen)
+            holders = (*holders[: max(MOST_HOLDERS - len(more), 1)], *more)
+        index = self.caches.index(key)
+        losses = index.losses
+        loads = self.loads(key, holders)
+        if index.losses != losses:  # one was loaded anew: it holds nothing of the prompt
             prompt = self.caches.prompt(key, chain)
         return Known(holders, loads, chain, prompt)
 
@@ -122,7 +124,7 @@ class Chooser:
         look: bool = False,
     ) -> Plan:
         me = self._view.me
-        if not look and all(holder.node != me for holder in holders):
+        if not look and (not holders or holders[0].node != me):
             self._missed()
         if not holders:
             return Plan()
@@ -162,23 +164,22 @@ class Chooser:
     def loads(self, key: str, holders: Sequence[Standing]) -> dict[NodeId, Load]:
         """What the holders have to do for this model: the others as they said lately, and from now
         on they are listened to; what this gateway sent them meanwhile counts."""
-        me = self._view.me
+        me, index, loads = self._view.me, self.caches.index(key), {}
         self._view.interest([holder.node for holder in holders if holder.node != me])
-        index, loads = self.caches.index(key), {}
         for holder in holders:
             node = holder.node
+            life: object = None
             if node == me:
-                own = self._local.work(key)
-                index.live(node, None if own is None else own.life)
-                loads[node] = Load() if own is None else _load(own, 0)
-                continue
-            report = self._view.report(node)
-            if report is None or (report.age_s or 0.0) > STALE_S:
-                continue
-            one = next((one for one in report.models if one.name == key), None)
-            index.live(node, None if one is None else (report.boot, one.life))
-            sent = self.caches.sent(node, key)
-            loads[node] = Load() if one is None else _load(one, sent)
+                one, sent = self._local.work(key), 0
+                life = None if one is None else one.life
+            else:
+                report = self._view.report(node)
+                if report is None or (report.age_s or 0.0) > STALE_S:
+                    continue
+                one, sent = _of(report.models, key), self.caches.sent(node, key)
+                life = None if one is None else (report.boot, one.life)
+            index.live(node, life)
+            loads[node] = _NOT_LOADED if one is None else _load(one, sent)
         return loads
 
     def allowed(self, request: InferenceRequest, standing: Standing) -> bool:
@@ -187,6 +188,16 @@ class Chooser:
         if not wanted:
             return True
         return wanted.items() <= self.directory.labels(standing.node).items()
+
+
+_NOT_LOADED = Load()
+
+
+def _of(models: Sequence[ModelLoad], key: str) -> ModelLoad | None:
+    for one in models:
+        if one.name == key:
+            return one
+    return None
 
 
 def _load(one: ModelLoad, sent: int) -> Load:

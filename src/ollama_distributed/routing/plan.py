@@ -12,6 +12,7 @@ Two Choices, 2001). A replica that is crowded gives way however much of the prom
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import msgspec
 
@@ -116,6 +117,7 @@ class Score(msgspec.Struct, frozen=True, gc=False):
     read_tokens_per_s: float
     load: Load
     crowded: bool
+    shunned: bool = False
 
 
 class LeftOut(msgspec.Struct, frozen=True, gc=False):
@@ -126,12 +128,23 @@ class LeftOut(msgspec.Struct, frozen=True, gc=False):
 class Plan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     order: tuple[NodeId, ...] = ()
     """Whom to ask, one after the other until one takes it; empty: nobody holds the model."""
-    left_out: tuple[LeftOut, ...] = ()
+    barred: tuple[LeftOut, ...] = ()
+    """Those that could not be asked."""
     scores: tuple[Score, ...] = ()
     """Of all that could be asked."""
     reason: str = "only"
     """Why the first one, in a word: `X-Ollama-Route`."""
     policy: Policy = "prefix"
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """All that are not asked, and why."""
+        named = set(self.order)
+        return self.barred + tuple(
+            LeftOut(one.node, "it failed lately" if one.shunned else "others come first")
+            for one in self.scores
+            if one.node not in named
+        )
 
 
 _LAST_RESORT: Mapping[NodeStatus, int] = {
@@ -147,6 +160,7 @@ frozen while consensus is away, and only a try tells."""
 
 NO_PROMPT = Prompt()
 _UNKNOWN = Load()
+_ttft_s = attrgetter("ttft_s")
 _NO_LABELS: Mapping[str, str] = {}
 
 
@@ -166,65 +180,63 @@ def plan(
     `turn`: a number that grows with each request, for the policies that go in turn. `wanted`: only
     nodes with these labels.
     """
-    left_out: list[LeftOut] = []
+    barred: list[LeftOut] = []
     tiers: dict[int, list[Score]] = {}
-    fastest = max((load.read_tokens_per_s for load in loads.values()), default=0.0) or READ_TOKENS_PER_S
+    fastest = max([load.read_tokens_per_s for load in loads.values()], default=0.0) or READ_TOKENS_PER_S
     some_free = False
     for standing in holders:
         node = standing.node
         if wanted and not wanted.items() <= standing.labels.items():
-            left_out.append(LeftOut(node, f"it lacks the labels {_labels_text(wanted)}"))
+            barred.append(LeftOut(node, f"it lacks the labels {_labels_text(wanted)}"))
             continue
         if node != me and not standing.reachable:
-            left_out.append(LeftOut(node, "it has no address for forwarded requests"))
+            barred.append(LeftOut(node, "it has no address for forwarded requests"))
             continue
-        tier = max(_LAST_RESORT[standing.status], _SHUNNED if standing.shunned else 0)
+        tier = _LAST_RESORT[standing.status]
+        if standing.shunned and tier < _SHUNNED:
+            tier = _SHUNNED
         score = _score(standing, loads.get(node, _UNKNOWN), prompt, 0.0 if node == me else HOP_S, fastest)
         some_free = some_free or (tier == 0 and score.load.loaded and score.wait_s == 0.0)
         tiers.setdefault(tier, []).append(score)
-    order: list[NodeId] = []
-    first: Score | None = None
+    if not tiers:
+        return Plan(barred=tuple(barred), policy=policy)
+    ranked: list[Score] = []
     for tier in sorted(tiers):
-        left = tiers[tier]
+        left, count = tiers[tier], MAX_TRIES - len(ranked)
+        if not count:
+            break
         if policy != "prefix":
-            ranked = _in_turn(left, policy, turn)
+            ranked += _in_turn(left, policy, turn)[:count]
         elif len(left) == 1:
-            ranked = left
+            ranked += left[:count]
         else:
-            count = MAX_TRIES - len(order)
-            ranked = _by_time(left, me, dice, count, some_free=some_free, prompt=prompt)
-        if first is None:
-            first, lowest = ranked[0], tier
-        order += [score.node for score in ranked[: MAX_TRIES - len(order)]]
-    if first is None:
-        return Plan(left_out=tuple(left_out), policy=policy)
-    named = {*order, *(one.node for one in left_out)}
-    left_out += [
-        LeftOut(one.node, "it failed lately" if one.shunned else "others come first")
-        for one in holders
-        if one.node not in named
-    ]
+            ranked += _by_time(left, me, dice, count, some_free=some_free, prompt=prompt)
+    lowest = min(tiers)
     return Plan(
-        order=tuple(order),
-        left_out=tuple(left_out),
-        scores=tuple(score for tier in sorted(tiers) for score in tiers[tier]),
-        reason=_reason(first, tiers[lowest], me, policy, last_resort=lowest > 0),
+        order=tuple([score.node for score in ranked]),
+        barred=tuple(barred),
+        scores=tuple([score for tier in sorted(tiers) for score in tiers[tier]]),
+        reason=_reason(ranked[0], tiers[lowest], me, policy, last_resort=lowest > 0),
         policy=policy,
     )
 
 
 def _score(standing: Standing, load: Load, prompt: Prompt, hop_s: float, fastest: float) -> Score:
-    cached = min(prompt.cached.get(standing.node, 0), prompt.tokens) if prompt.cached else 0
-    rate = load.read_tokens_per_s or fastest
-    slots, work = max(load.slots, 1), load.busy + load.queued
+    tokens = prompt.tokens
+    cached = prompt.cached.get(standing.node, 0) if prompt.cached else 0
+    if cached > tokens:
+        cached = tokens
+    slots, work = load.slots or 1, load.busy + load.queued
     load_s = wait_s = 0.0
     if not load.loaded:
         load_s = standing.load_s
         work = 0  # of other models
     elif work >= slots:
         wait_s = (work + 1 - slots) / slots * ANSWER_S
+    rate, to_read = load.read_tokens_per_s or fastest, tokens - cached
     # Slots that work share the machine: a prompt is read more slowly beside others.
-    read_s = max(prompt.tokens - cached, LEAST_TOKENS) / rate * (1.0 + min(work / slots, 1.0))
+    share = 1.0 + work / slots if work < slots else 2.0
+    read_s = max(to_read, LEAST_TOKENS) / rate * share
     return Score(
         standing.node,
         hop_s + load_s + wait_s + read_s,
@@ -236,11 +248,12 @@ def _score(standing: Standing, load: Load, prompt: Prompt, hop_s: float, fastest
         rate,
         load,
         work >= CROWDED * slots,
+        standing.shunned,
     )
 
 
 def _by_time(
-    scores: list[Score],
+    scores: Sequence[Score],
     me: NodeId,
     dice: Dice,
     count: int,
@@ -249,33 +262,43 @@ def _by_time(
     prompt: Prompt,
 ) -> list[Score]:
     """`count` of them, the shortest time until the first token first."""
-    left = [one for one in scores if not (one.crowded and some_free)]
-    last = [one for one in scores if one.crowded and some_free]
+    left, last = sorted(scores, key=_ttft_s), []
+    if some_free:
+        last = [one for one in left if one.crowded]
+        left = [one for one in left if not one.crowded] if last else left
     ranked: list[Score] = []
     while left and len(ranked) < count:
-        best = _best(left, me, dice, prompt)
-        left.remove(best)
-        ranked.append(best)
-    return ranked if len(ranked) >= count else ranked + sorted(last, key=lambda one: one.ttft_s)
+        ranked.append(left.pop(_best(left, me, dice, prompt)))
+    return ranked + last[: count - len(ranked)]
 
 
-def _best(scores: list[Score], me: NodeId, dice: Dice, prompt: Prompt) -> Score:
-    least = min(one.ttft_s for one in scores)
+def _best(scores: Sequence[Score], me: NodeId, dice: Dice, prompt: Prompt) -> int:
+    """Its place among them, who are in the order of their times."""
+    least = scores[0].ttft_s
     enough = least + max(EQUAL_S, EQUAL_SHARE * least)
-    equal = [one for one in scores if one.ttft_s <= enough]
-    if len(equal) > 1:
-        most = max(one.cached_tokens for one in equal)
-        if most:
-            equal = [one for one in equal if one.cached_tokens == most]
-        elif prompt.crammed:
-            equal = [one for one in equal if one.node not in prompt.crammed] or equal
-    here = next((one for one in equal if one.node == me), None)
-    if here is not None or len(equal) == 1:
-        return here or equal[0]
-    first = dice(len(equal))
-    second = dice(len(equal) - 1)
+    count = 1
+    while count < len(scores) and scores[count].ttft_s <= enough:
+        count += 1
+    if count == 1:
+        return 0
+    equal: Sequence[int] = range(count)
+    most = max(one.cached_tokens for one in scores[:count])
+    if most:
+        equal = [at for at in equal if scores[at].cached_tokens == most]
+    elif prompt.crammed:
+        equal = [at for at in equal if scores[at].node not in prompt.crammed] or equal
+    for at in equal:
+        if scores[at].node == me:
+            return at
+    if len(equal) == 1:
+        return equal[0]
+    first, second = divmod(dice(len(equal) * (len(equal) - 1)), len(equal) - 1)
     second += second >= first
-    return min(equal[first], equal[second], key=lambda one: (_work(one), prompt.held.get(one.node, 0)))
+    return min(
+        equal[first],
+        equal[second],
+        key=lambda at: (_work(scores[at]), prompt.held.get(scores[at].node, 0)),
+    )
 
 
 def _work(score: Score) -> float:

@@ -29,7 +29,18 @@ _Readers = tuple[tuple[NodeId, int], ...]
 class PrefixIndex:
     """Of one model."""
 
-    __slots__ = ("_blocks", "_full", "_lives", "_lost", "_most", "_turn", "held", "looks", "tokens_per_block")
+    __slots__ = (
+        "_blocks",
+        "_full",
+        "_lives",
+        "_lost",
+        "_most",
+        "_turn",
+        "held",
+        "looks",
+        "losses",
+        "tokens_per_block",
+    )
 
     def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
         self._most = most_blocks
@@ -43,6 +54,8 @@ class PrefixIndex:
         """Blocks that a replica read for the first time: how much it has to keep."""
         self._turn = 0
         self.tokens_per_block = TOKENS_PER_BLOCK
+        self.losses = 0
+        """How often a replica was found to hold nothing any more."""
         self.looks = 0
         """Blocks looked up so far: what a choice costs."""
 
@@ -102,6 +115,7 @@ class PrefixIndex:
 
     def forget(self, node: NodeId) -> None:
         """It holds nothing, and has room."""
+        self.losses += 1
         self.lost(node, self._turn)
         self._full.discard(node)
         self.held.pop(node, None)
