@@ -232,15 +232,20 @@ def test_a_silent_token_that_is_not_the_end_is_given_out() -> None:
     assert done.reason == "length"
 
 
-def test_the_short_way_reads_a_token_as_the_long_one_does() -> None:
+def event(**fields: Any) -> bytes:
+    return b"data: " + chunk(**fields) + b"\n\n"
+
+
+def test_the_short_way_reads_tokens_as_the_long_one_does() -> None:
     plain: list[dict[str, Any]] = [
         {"index": 0, "content": "a", "tokens": [7], "stop": False, "tokens_predicted": 1},
         {"index": 0, "content": "é\n", "tokens": [9], "stop": False, "tokens_predicted": 2},
     ]
-    short, long = CompletionStream(), CompletionStream()
+    both, short, long = CompletionStream(), CompletionStream(), CompletionStream()
     for fields in plain:
-        assert [short.token(b"data: " + chunk(**fields) + b"\n\n")] == long.feed(chunk(**fields))
-    last = plain[-1] | {"tokens_predicted": 3}
+        assert [short.tokens(event(**fields))] == long.feed(chunk(**fields))
+    assert both.tokens(b"".join(event(**fields) for fields in plain)) == Tokens((7, 9), "aé\n")
+    last, next_ = plain[-1] | {"tokens_predicted": 3}, plain[-1] | {"tokens_predicted": 4}
     changes: tuple[dict[str, Any], ...] = (
         {"content": ""},
         {"tokens": []},
@@ -252,18 +257,23 @@ def test_the_short_way_reads_a_token_as_the_long_one_does() -> None:
     )
     for other in (
         b"data: " + chunk(**last) + b"\n",  # not complete
-        b"data: " + chunk(**last) + b"\n\ndata: " + chunk(**last) + b"\n\n",
+        event(**last)[:-1] + event(**next_),  # one event of two lines
+        event(**last) + event(**last),
         b"data: [DONE]\n\n",
         b": comment\n\n",
-        *(b"data: " + chunk(**(last | changed)) + b"\n\n" for changed in changes),
-        b"data: " + chunk(error={"message": "boom"}) + b"\n\n",
+        *(event(**(last | changed)) for changed in changes),
+        *(event(**last) + event(**(next_ | changed)) for changed in changes[:3]),
+        event(**last) + event(stop=True, stop_type="eos", tokens_predicted=3),
+        event(**last) + b"data: [DONE]\n\n",
+        event(**last).replace("é".encode(), b"\xff"),
+        event(error={"message": "boom"}),
     ):
-        assert short.token(other) is None
-    assert short.token(b"data: " + chunk(**last) + b"\n\n") == Tokens((9,), "é\n")
-    assert CompletionStream(stop_at_tokens=9).token(b"data: " + chunk(**plain[0]) + b"\n\n") is None
+        assert short.tokens(other) is None
+    assert short.tokens(event(**last) + event(**next_)) == Tokens((9, 9), "é\né\n")
+    assert CompletionStream(stop_at_tokens=9).tokens(event(**plain[0])) is None
     held = CompletionStream()
     held.feed(chunk(content="", tokens=[5], tokens_predicted=1))
-    assert held.token(b"data: " + chunk(content="x", tokens=[6], tokens_predicted=2) + b"\n\n") is None
+    assert held.tokens(event(content="x", tokens=[6], tokens_predicted=2)) is None
 
 
 def test_a_context_that_must_not_slide_ends_the_answer() -> None:
@@ -274,7 +284,10 @@ def test_a_context_that_must_not_slide_ends_the_answer() -> None:
     assert (done.reason, done.completion_tokens) == ("length", 2)
 
 
-@pytest.mark.parametrize("data", [b"", b"null", b"[]", b'{"tokens":"x"}', b'{"content":1}', b"\xff"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"null", b"[]", b'{"tokens":"x"}', b'{"content":1}', b"\xff", b'{"error":{"message":"\xff"}}'],
+)
 def test_an_event_of_another_protocol_is_an_error(data: bytes) -> None:
     for stream in (CompletionStream(), ChatStream(), EnforcedCalls()):
         try:

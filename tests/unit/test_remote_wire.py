@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ollama_distributed.adapters.engines.http import TcpAddress, UnixAddress
-from ollama_distributed.adapters.engines.remote import ollama_wire, openai_wire
+from ollama_distributed.adapters.engines.remote import ollama_wire, openai_stream, openai_wire
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of
 from ollama_distributed.base import errors
 from ollama_distributed.base.inference import (
@@ -29,7 +29,7 @@ USER = Message(role="user", content="hi")
 
 
 def events(*chunks: Any) -> list[EngineEvent]:
-    stream = openai_wire.OpenAIStream()
+    stream = openai_stream.OpenAIStream()
     data = [chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode() for chunk in chunks]
     return [event for chunk in data for event in stream.feed(chunk)]
 
@@ -51,6 +51,55 @@ def test_vllm_completion_with_ids() -> None:
         Tokens((7, 8), "\u00fc!"),
         Done(reason="length", prompt_tokens=9, cached_tokens=3, completion_tokens=4),
     ]  # fmt: skip
+
+
+def piece(**choice: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "logprobs": None, "finish_reason": None, **choice}], "usage": None}
+
+
+TEXT = piece(text="ü\n", token_ids=[5, 6], stop_reason=None)
+CHAT = piece(delta={"content": "\n\ndata: a", "tool_calls": []})
+
+
+def at_once(*chunks: dict[str, Any]) -> Tokens | ChatDelta | None:
+    data = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+    return openai_stream.OpenAIStream().tokens(data)
+
+
+def test_the_short_way_reads_as_the_long_one_does() -> None:
+    for chunk in (TEXT, CHAT, piece(text="without ids")):
+        assert [at_once(chunk)] == events(chunk)
+    assert at_once(TEXT, TEXT, TEXT) == Tokens((5, 6) * 3, "ü\n" * 3)
+    assert at_once(CHAT, CHAT) == ChatDelta(text="\n\ndata: a" * 2, pieces=2)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        piece(text=""),
+        piece(text="x", token_ids=[1], finish_reason="stop"),
+        piece(text="x", token_ids=[1], logprobs={"tokens": ["x"]}),
+        piece(delta={"content": ""}),
+        piece(delta={"content": "x", "reasoning": "y"}),
+        piece(delta={"content": "x", "tool_calls": [{"index": 0}]}),
+        piece(delta={"role": "assistant"}),
+        {"choices": [], "usage": None},
+        {"choices": [*TEXT["choices"], *TEXT["choices"]]},
+        TEXT | {"usage": {"prompt_tokens": 1}},
+        CHAT | {"error": {"message": "boom"}},
+    ],
+)
+def test_what_says_more_than_text_goes_the_long_way(other: dict[str, Any]) -> None:
+    assert at_once(other) is None
+    for plain in (TEXT, CHAT):
+        assert at_once(plain, other) is None
+        assert at_once(other, plain) is None
+
+
+def test_texts_without_ids_are_told_one_by_one() -> None:
+    assert at_once(piece(text="a"), piece(text="b")) is None
+    assert at_once(TEXT, piece(text="b")) is None
+    assert at_once(TEXT, CHAT) is None
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -100,8 +149,9 @@ def test_an_error_in_the_stream_and_a_cut_stream() -> None:
     assert isinstance(failed, EngineFailed)
     assert "CUDA" in failed.error.message
     assert events(b"[DONE]") == []
-    with pytest.raises(errors.EngineError):
-        events(b"<html>")
+    for other in (b"<html>", b'{"choices":[{"text":"\xff"}]}'):
+        with pytest.raises(errors.EngineError):
+            events(other)
 
 
 def test_bodies_say_only_what_a_server_knows() -> None:
@@ -360,9 +410,9 @@ def test_a_chat_that_nobody_sees_a_part_of_comes_whole() -> None:
         ],
         "usage": {"prompt_tokens": 4, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}},
     }
-    assert openai_wire.OpenAIAnswer().feed(json.dumps(answer).encode()) == [
+    assert openai_stream.OpenAIAnswer().feed(json.dumps(answer).encode()) == [
         ChatDelta(text="Hello", thinking="hm"),
         Done(reason="length", prompt_tokens=4, cached_tokens=2, completion_tokens=3),
     ]
     with pytest.raises(errors.EngineError):
-        openai_wire.OpenAIAnswer().feed(b"<html>")
+        openai_stream.OpenAIAnswer().feed(b"<html>")

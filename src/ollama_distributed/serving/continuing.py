@@ -54,17 +54,19 @@ def reseeded(sampling: Sampling, emitted: int) -> Sampling:
 def continued(spec: ModelSpec, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
     """Rule R1: the prompt as the first runner read it, then what was emitted already."""
     ids = (*resume.prompt_ids, *resume.ids) if resume.prompt_ids else (resume.prompt_text, resume.ids)
-    images = request_images(request)
+    images, thinking_tags = request_images(request), tags(spec, thinking_of(spec, request))
     return Prompt(
-        ask=completion(request, sampling, ids, images=images),
+        ask=completion(request, sampling, ids, images=images, thinking_tags=thinking_tags),
         rendered=resume.prompt_text,
         ids=resume.prompt_ids,
         images=len(images),
-        thinking_tags=tags(spec, thinking_of(spec, request)),
+        thinking_tags=thinking_tags,
     )
 
 
-async def slid(runner: Runner, request: InferenceRequest, sampling: Sampling, resume: Resume) -> Prompt:
+async def slid(
+    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling, resume: Resume
+) -> Prompt:
     """An answer that went on beyond the context, whose window had slid: it slides again.
 
     Raises:
@@ -74,4 +76,7 @@ async def slid(runner: Runner, request: InferenceRequest, sampling: Sampling, re
     if request_images(request):
         raise ContextExceeded("prompt and answer are longer than the context", context_tokens=context_tokens)
     ids = (*(resume.prompt_ids or await runner.tokenize(resume.prompt_text)), *resume.ids)
-    return Prompt(ask=completion(request, sampling, cut_to_fit(ids, context_tokens, sampling)))
+    shorter, thinking_tags = cut_to_fit(ids, context_tokens, sampling), tags(spec, thinking_of(spec, request))
+    return Prompt(
+        ask=completion(request, sampling, shorter, thinking_tags=thinking_tags), thinking_tags=thinking_tags
+    )

@@ -279,7 +279,9 @@ class Job(Paced[Generation]):
     async def _shorten(self, lease: Lease, prompt: Prompt) -> None:
         assert self._spec is not None
         if self._resume is not None:
-            shorter = await continuing.slid(lease.runner, self._request, self._sampling, self._resume)
+            shorter = await continuing.slid(
+                lease.runner, self._spec, self._request, self._sampling, self._resume
+            )
         else:
             shorter = await prompts.shorten(lease.runner, self._spec, self._request, self._sampling, prompt)
         self._start(lease, shorter)

@@ -95,6 +95,9 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     """None: no logprobs; 0: of the chosen token only."""
     shift: bool = True
+    together: bool = False
+    """Tokens that come together may be told as one: none of them is counted apart (before a stop
+    sequence, or as reasoning)."""
     tenant: str = ""
     """Whose it is: what a runner keeps of prompts is not shared between tenants."""
 
@@ -112,6 +115,8 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: int | None = None
     whole: bool = False
     """Nobody sees a part of the answer: the engine may send it in one piece."""
+    together: bool = False
+    """As in `CompletionRequest`."""
     tenant: str = ""
     """As in `CompletionRequest`."""
 

@@ -207,11 +207,12 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
             if spec.remote is None or prompt.context:
                 raise
     return Prompt(
-        ask=completion(request, sampling, ids or text, images=prompt.images),
+        ask=completion(request, sampling, ids or text, images=prompt.images, thinking_tags=thinking_tags),
         rendered=text,
         ids=ids,
         images=len(prompt.images),
-        thinking_tags=tags(spec, thinking),
+    thinking_tags = tags(spec, thinking)
+        thinking_tags=thinking_tags,
     )
 
 
@@ -230,7 +231,8 @@ async def shorten(
         raise ContextExceeded("the prompt is longer than the context", context_tokens=context_tokens)
     ids = prompt.ids or await runner.tokenize(prompt.rendered)
     shorter = cut_to_fit(ids, context_tokens, sampling)
-    return msgspec.structs.replace(prompt, ask=completion(request, sampling, shorter), ids=shorter)
+    ask = completion(request, sampling, shorter, thinking_tags=prompt.thinking_tags)
+    return msgspec.structs.replace(prompt, ask=ask, ids=shorter)
 
 
 async def _shorten_chat(
@@ -275,12 +277,12 @@ async def _prepare_chat(
     text = await _rendered(runner, spec, request, messages, tools)
     if text is None:
         return _parsed_by_engine(spec, request, sampling, messages)
-    images = _images(messages)
+    images, thinking_tags = _images(messages), tags(spec, thinking_of(spec, request))
     return Prompt(
-        ask=completion(request, sampling, text, images=images),
+        ask=completion(request, sampling, text, images=images, thinking_tags=thinking_tags),
         rendered=text,
         images=len(images),
-        thinking_tags=tags(spec, thinking_of(spec, request)),
+        thinking_tags=thinking_tags,
     )
 
 
@@ -320,6 +322,7 @@ def _parsed_by_engine(
     return Prompt(ask=ask, images=len(_images(messages)))
 
 
+        together=not sampling.stop,
 def _images(messages: tuple[Message, ...]) -> tuple[bytes, ...]:
     return tuple(image for message in messages for image in message.images)
 
@@ -347,10 +350,11 @@ def completion(
     images: tuple[bytes, ...] = (),
     suffix: str = "",
 ) -> CompletionRequest:
-    """What a runner is asked that renders nothing itself."""
+    """What a runner is asked that renders nothing itself. `thinking_tags`: that are taken apart."""
     return CompletionRequest(
         prompt=prompt,
         images=images,
+    thinking_tags: tuple[str, str] | None = None,
         suffix=suffix,
         sampling=sampling,
         format=request.format,
@@ -362,5 +366,6 @@ def completion(
 
 
 def tags(spec: ModelSpec, thinking: Think | None) -> tuple[str, str] | None:
+        together=not sampling.stop and thinking_tags is None,
     """Tags to take apart; without thinking Ollama leaves a stray block in the text, so do we."""
     return spec.thinking_tags if thinking else None

@@ -41,9 +41,10 @@ class EventParser(Protocol):
     def feed(self, data: bytes, /) -> list[EngineEvent]: ...
 
 
-ReadToken = Callable[[bytes], Tokens | None]
-"""An `EventParser` may have it as `token`, a shorter way for what nearly all of an answer is: the
-token of a piece of the body, not cut yet, that is one event. None: it is something else, for `feed`."""
+ReadTokens = Callable[[bytes], Tokens | ChatDelta | None]
+"""An `EventParser` may have it as `tokens`, a shorter way for what nearly all of an answer is: a piece
+of the body, not cut yet, that is whole events with text and nothing else, as one event. None: it is
+something else, for `feed`."""
 
 
 class Call:
@@ -75,7 +76,7 @@ class Call:
         self._exchange: Exchange | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._parser: EventParser | None = None
-        self._token: ReadToken | None = None
+        self._read: ReadTokens | None = None
         self._error_body = bytearray()
         self._paused = False
         self._over = False
@@ -131,7 +132,7 @@ class Call:
         if self._over:
             return
         self._parser = parser
-        self._token = getattr(parser, "token", None)
+        self._read = getattr(parser, "tokens", None)
         self._exchange = route.send(
             _encode(body),
             on_body=self._body,
@@ -158,9 +159,14 @@ class Call:
     # ── from the connection ─────────────────────────────────────────────────────────
 
     def _body(self, data: bytes) -> None:
-        read = self._token
-        if read is not None and not self._framing.held_bytes and (token := read(data)) is not None:
-            self._sink(token)
+        read = self._read
+        if (
+            read is not None
+            and not self._framing.held_bytes
+            and (self._joins or data.find(b"\n\n") == len(data) - 2)  # one event
+            and (tokens := read(data)) is not None
+        ):
+            self._sink(tokens)
             if self._intake is not None:
                 self._share(self._intake)
             return

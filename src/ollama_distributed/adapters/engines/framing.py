@@ -88,6 +88,14 @@ class ServerSentEvents:
         return events
 
 
+def event_lines(data: bytes) -> bytes | None:
+    """The JSON objects of a piece that is whole events and nothing else, each on a line; None: another
+    piece."""
+    if data.startswith(b"data: {") and data.endswith(b"}\n\n"):
+        return data[6:].replace(b"\n\ndata: ", b"\n")  # in JSON no text holds the end of a line
+    return None
+
+
 class Whole:
     """One record: all of the body."""
 

@@ -278,7 +278,7 @@ class ChatStream:
             return [self._done()] if self._reason else []
         try:
             chunk = _chunk.decode(data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise EngineError("the engine sent an event that is not its protocol") from exc
         if chunk.error is not None:
             return [EngineFailed(error_of(500, chunk.error))]

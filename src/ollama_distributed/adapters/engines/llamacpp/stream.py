@@ -9,6 +9,7 @@ import json
 
 import msgspec
 
+from ollama_distributed.adapters.engines.framing import event_lines
 from ollama_distributed.adapters.engines.llamacpp.protocol import (
     WireError,
     WireLogprob,
@@ -48,7 +49,7 @@ class _TokenChunk(msgspec.Struct, gc=False):
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
-_token_chunk = msgspec.json.Decoder(_TokenChunk).decode
+_token_chunks = msgspec.json.Decoder(_TokenChunk).decode_lines
 
 
 class CompletionStream:
@@ -71,23 +72,26 @@ class CompletionStream:
         self._silent: list[int] = []
         """Ids of tokens without text, held until it is known whether the last one is the end."""
 
-    def token(self, data: bytes) -> Tokens | None:
-        """As `call.ReadToken` says: the short way of a long answer."""
-        if self._stop_at is not None or not (data.startswith(b"data: {") and data.endswith(b"}\n\n")):
+    def tokens(self, data: bytes) -> Tokens | None:
+        """As `call.ReadTokens` says: the short way of a long answer."""
+        lines = event_lines(data)
+        if lines is None or self._stop_at is not None or self._silent:
             return None
         try:
-            chunk = _token_chunk(data[6:])
-        except msgspec.DecodeError:
-            return None  # of another shape, or several events
-        if (
-            not chunk.content
-            or chunk.stop
-            or chunk.tokens_predicted != self._predicted + 1  # some are withheld
-            or self._silent
-        ):
-            return None
-        self._predicted = chunk.tokens_predicted
-        return Tokens(chunk.tokens, chunk.content)
+            chunks = _token_chunks(lines)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None  # of another shape
+        ids: list[int] = []
+        texts: list[str] = []
+        predicted = self._predicted
+        for chunk in chunks:
+            predicted += 1
+            if not chunk.content or chunk.stop or chunk.tokens_predicted != predicted:
+                return None  # the end, or some are withheld
+            ids += chunk.tokens
+            texts.append(chunk.content)
+        self._predicted = predicted
+        return Tokens(tuple(ids), "".join(texts))
 
     def feed(self, data: bytes) -> list[EngineEvent]:
         """The engine events of one server event. After `Done` or `EngineFailed` comes nothing.
@@ -99,7 +103,7 @@ class CompletionStream:
             return []
         try:
             chunk = _chunk.decode(data)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise EngineError("the engine sent an event that is not its protocol") from exc
         if chunk.error is not None:
             return [EngineFailed(error_of(500, chunk.error))]

@@ -23,6 +23,7 @@ from ollama_distributed.adapters.engines.llamacpp import protocol as llama
 from ollama_distributed.adapters.engines.llamacpp.enforced import EnforcedCalls
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.adapters.engines.remote import openai_wire as wire
+from ollama_distributed.adapters.engines.remote.openai_stream import OpenAIAnswer, OpenAIStream
 from ollama_distributed.adapters.engines.remote.runner import (
     HEALTH_S,
     QUICK_S,
@@ -182,11 +183,6 @@ def _guess(model: str) -> tuple[Capability, ...]:
     return ("completion", "tools")
 
 
-def _joins(request: CompletionRequest | ChatRequest) -> bool:
-    """Where a stop sequence ends an answer, the tokens before it are counted one by one."""
-    return not request.sampling.stop
-
-
 class OpenAIRunner(RemoteRunner):
     """A model that the server was started with."""
 
@@ -211,11 +207,11 @@ class OpenAIRunner(RemoteRunner):
                 stop_at = None if request.shift else self._plan.context_tokens
                 parser = CompletionStream(stop_at_tokens=stop_at, top_logprobs=request.top_logprobs or 0)
             else:
-                path, parser = "/v1/completions", wire.OpenAIStream()
+                path, parser = "/v1/completions", OpenAIStream()
                 body = wire.completion_body(self.model, request, self._kind, secret=self._secret)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents, joins=_joins(request))
+        return self._stream(path, body, sink, parser, ServerSentEvents, joins=request.together)
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
         parser: EventParser
@@ -225,8 +221,8 @@ class OpenAIRunner(RemoteRunner):
             if self._kind != "llama-server":
                 body = wire.chat_body(self.model, request, self._kind, secret=self._secret)
                 if request.whole:
-                    return self._stream(path, body, sink, wire.OpenAIAnswer(), Whole)
-                parser = wire.OpenAIStream()
+                    return self._stream(path, body, sink, OpenAIAnswer(), Whole)
+                parser = OpenAIStream()
             elif llama_chat.enforced(request):
                 # llama-server does not enforce `tool_choice` (trap 8): a schema does.
                 schema = llama_chat.calls_schema(request)
@@ -237,7 +233,7 @@ class OpenAIRunner(RemoteRunner):
                 parser = llama_chat.ChatStream(top_logprobs=request.top_logprobs or 0)
         except OllamaDistributedError as exc:
             return self._refuse(sink, exc)
-        return self._stream(path, body, sink, parser, ServerSentEvents, joins=_joins(request))
+        return self._stream(path, body, sink, parser, ServerSentEvents, joins=request.together)
 
     async def _enforced(self, request: ChatRequest, schema: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         prompt = await self.apply_template(request.messages, request.tools, think=False)
