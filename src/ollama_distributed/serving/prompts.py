@@ -206,12 +206,12 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
             # A server elsewhere without such a route: the answer has no context to go on from.
             if spec.remote is None or prompt.context:
                 raise
+    thinking_tags = tags(spec, thinking)
     return Prompt(
         ask=completion(request, sampling, ids or text, images=prompt.images, thinking_tags=thinking_tags),
         rendered=text,
         ids=ids,
         images=len(prompt.images),
-    thinking_tags = tags(spec, thinking)
         thinking_tags=thinking_tags,
     )
 
@@ -317,12 +317,12 @@ def _parsed_by_engine(
         think=thinking_of(spec, request),
         top_logprobs=request.top_logprobs if request.logprobs else None,
         whole=request.whole,
+        together=not sampling.stop,
         tenant=request.identity.tenant,
     )
     return Prompt(ask=ask, images=len(_images(messages)))
 
 
-        together=not sampling.stop,
 def _images(messages: tuple[Message, ...]) -> tuple[bytes, ...]:
     return tuple(image for message in messages for image in message.images)
 
@@ -349,23 +349,23 @@ def completion(
     *,
     images: tuple[bytes, ...] = (),
     suffix: str = "",
+    thinking_tags: tuple[str, str] | None = None,
 ) -> CompletionRequest:
     """What a runner is asked that renders nothing itself. `thinking_tags`: that are taken apart."""
     return CompletionRequest(
         prompt=prompt,
         images=images,
-    thinking_tags: tuple[str, str] | None = None,
         suffix=suffix,
         sampling=sampling,
         format=request.format,
         top_logprobs=request.top_logprobs if request.logprobs else None,
         # -2: until the context is full, which is where sliding it would go on.
         shift=request.shift and request.sampling.num_predict != -2,
+        together=not sampling.stop and thinking_tags is None,
         tenant=request.identity.tenant,
     )
 
 
 def tags(spec: ModelSpec, thinking: Think | None) -> tuple[str, str] | None:
-        together=not sampling.stop and thinking_tags is None,
     """Tags to take apart; without thinking Ollama leaves a stray block in the text, so do we."""
     return spec.thinking_tags if thinking else None
