@@ -54,6 +54,11 @@ class _Kept:
     def right(self, key: str) -> None:
         self._wrong.pop(key, None)
 
+    def take_back(self, key: str) -> None:
+        known = self._wrong.get(key)
+        if known is not None:
+            known.count -= 1
+
 
 class Attempts:
     """Of one server; `now` is monotonic, in seconds."""
@@ -79,6 +84,17 @@ class Attempts:
             return
         self._names.wrong(name, now)
         self._addresses.wrong(bucket_of(address), now)
+
+    def wait_of_address_s(self, address: str, now: float) -> float:
+        """As `wait_s`, for a try that names nobody yet."""
+        return self._addresses.wait_s(bucket_of(address), now)
+
+    def wrong_at(self, address: str, now: float) -> None:
+        """A try that names nobody; to be taken back where it was right, or nobody's fault."""
+        self._addresses.wrong(bucket_of(address), now)
+
+    def take_back(self, address: str) -> None:
+        self._addresses.take_back(bucket_of(address))
 
     def right(self, name: str, address: str) -> None:
         pair = _pair(name, address)

@@ -108,7 +108,14 @@ class People(Protocol):
     ) -> SignedIn: ...
 
     async def oidc_finish_for_program(
-        self, *, code: str, redirect_uri: str, nonce: str, verifier: str, challenge: str
+        self,
+        *,
+        code: str,
+        redirect_uri: str,
+        nonce: str,
+        verifier: str,
+        challenge: str,
+        visitor: Visitor,
     ) -> str:
         """A code for the program that knows the verifier of `challenge`."""
         ...

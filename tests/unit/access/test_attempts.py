@@ -49,6 +49,19 @@ def test_one_account_at_an_address_pays_for_no_tries_at_others() -> None:
     assert attempts.wait_s("user200", AWAY, 0.0) > 0.0
 
 
+def test_what_was_right_after_all_does_not_count() -> None:
+    attempts = Attempts()
+    for _ in range(100):
+        attempts.wrong_at(HOME, 0.0)
+        attempts.take_back(HOME)
+    assert attempts.wait_of_address_s(HOME, 0.0) == 0.0
+    for _ in range(100):
+        attempts.wrong_at(HOME, 0.0)
+    assert attempts.wait_of_address_s(HOME, 0.0) == ADDRESS_MOST_S
+    assert attempts.wait_of_address_s(AWAY, 0.0) == 0.0
+    attempts.take_back(AWAY)
+
+
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([HOME, AWAY]), st.floats(0, 1e5)), max_size=40)

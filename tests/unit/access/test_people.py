@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from tests.limits import SOON_S
 
+from ollama_distributed.access.attempts import FREE
 from ollama_distributed.access.keys import make_admin_key, make_key
 from ollama_distributed.access.passwords import Passwords
 from ollama_distributed.access.people import (
@@ -425,6 +426,42 @@ async def test_whom_the_provider_vouches_for(one: Node) -> None:
         provider.person = msgspec.structs.replace(provider.person, subject=subject, name=name)
         with pytest.raises(Forbidden):  # nobody becomes another person by a name
             await one.desk.do(FINISH)
+
+
+async def test_who_guesses_codes_waits_and_the_provider_is_left_alone(one: Node) -> None:
+    """Anybody may send a code with a cookie of their own making; each would be asked of the provider."""
+    asked: list[OllamaDistributedError | None] = []
+
+    class Refusing(Provider):
+        async def finish(self, **_: str) -> Person:
+            asked.append(refusal)
+            if refusal is not None:
+                raise refusal
+            return self.person
+
+    one.desk._provider = Refusing()
+    refusal: OllamaDistributedError | None = None
+    here = msgspec.structs.replace(FINISH, address="192.0.2.7")
+    for _ in range(30):
+        await one.desk.do(here)  # an office behind one address
+    refusal = Unavailable("the provider is away")
+    for _ in range(30):
+        with pytest.raises(Unavailable):
+            await one.desk.do(here)
+    refusal = Unauthenticated("no such code")
+    asked.clear()
+    for number in range(30):
+        op = msgspec.structs.replace(here, program_challenge=s256("v" * 43) if number % 2 else "")
+        with pytest.raises((Unauthenticated, TooManyAttempts)):
+            await one.desk.do(op)
+    assert len(asked) == 4 * FREE
+    with pytest.raises(TooManyAttempts) as told:
+        await one.desk.do(here)
+    assert told.value.retry_after_s is not None
+    refusal = None
+    assert (await one.desk.do(msgspec.structs.replace(FINISH, address="192.0.2.8"))).token
+    one.clock.now += told.value.retry_after_s
+    assert (await one.desk.do(here)).token
 
 
 async def test_a_code_for_a_program_holds_once_and_for_who_asked(one: Node) -> None:

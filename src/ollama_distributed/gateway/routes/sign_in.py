@@ -292,7 +292,9 @@ class _Handlers:
         response: Response
         cookies: list[str] = []
         if (program := flow.program) is not None:
-            theirs = await self._people.oidc_finish_for_program(challenge=program.challenge, **answer)
+            theirs = await self._people.oidc_finish_for_program(
+                challenge=program.challenge, visitor=_visitor(head), **answer
+            )
             back = urlencode({"code": theirs, "state": program.state})
             page = to_program_page(f"http://127.0.0.1:{program.port}/?{back}")
             response = Response(page, headers=page_headers(), media_type="text/html")

@@ -163,8 +163,12 @@ class Desk:
         return self._provider
 
     async def _oidc_finish(self, op: ops.OidcFinish) -> ops.Done:
-        person = await self._need_provider().finish(
-            code=op.code, redirect_uri=op.redirect_uri, nonce=op.nonce, verifier=op.verifier
+        provider = self._need_provider()
+        person = await self._proof.vouched(
+            lambda: provider.finish(
+                code=op.code, redirect_uri=op.redirect_uri, nonce=op.nonce, verifier=op.verifier
+            ),
+            op.address,
         )
         user = await self._vouched(person)
         if not op.program_challenge:

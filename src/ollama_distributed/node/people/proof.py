@@ -1,21 +1,31 @@
-"""Whether a password is somebody's: how often it may be tried, and by how many at once.
+"""Whether a password or a provider's code is somebody's: how often it may be tried, and by how many at once.
 
 Of users it knows names only; a name that is nobody's takes as long.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
 import structlog
 
 from ollama_distributed.access.attempts import Attempts
 from ollama_distributed.access.passwords import Passwords
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import QueueFull, TooManyAttempts, Unauthenticated
+from ollama_distributed.base.errors import (
+    OllamaDistributedError,
+    QueueFull,
+    TooManyAttempts,
+    Unauthenticated,
+)
 
 log = structlog.get_logger("cluster.people")
 
 MAX_WAITING = 64
 """Sign-ins that wait for their turn to be hashed: some seconds' worth."""
+T = TypeVar("T")
+
 WRONG = "the name or the password is not right"
 
 
@@ -49,3 +59,25 @@ class Proof:
             log.warning("people.wrong_password", user=name, address=address)
             raise Unauthenticated(WRONG)
         self._attempts.right(name, address)
+
+    async def vouched(self, ask: Callable[[], Awaitable[T]], address: str) -> T:
+        """What `ask` returns. Anybody may send a code, and each has us ask the provider, which may lock
+        this cluster out: where codes are often wrong, the address waits.
+
+        Raises:
+            TooManyAttempts, and what `ask` raises.
+        """
+        now = self._clock.monotonic()
+        wait_s = self._attempts.wait_of_address_s(address, now)
+        if wait_s > 0:
+            raise TooManyAttempts("too many sign-ins that failed; wait before the next", retry_after_s=wait_s)
+        self._attempts.wrong_at(address, now)
+        try:
+            found = await ask()
+        except Unauthenticated:
+            raise
+        except OllamaDistributedError:  # the provider's fault, or of somebody whom it knows
+            self._attempts.take_back(address)
+            raise
+        self._attempts.take_back(address)
+        return found

@@ -171,13 +171,21 @@ class PeopleService:
         return _signed_in(await self._do(op))
 
     async def oidc_finish_for_program(
-        self, *, code: str, redirect_uri: str, nonce: str, verifier: str, challenge: str
+        self,
+        *,
+        code: str,
+        redirect_uri: str,
+        nonce: str,
+        verifier: str,
+        challenge: str,
+        visitor: Visitor,
     ) -> str:
         op = ops.OidcFinish(
             code=code,
             redirect_uri=redirect_uri,
             nonce=nonce,
             verifier=verifier,
+            address=visitor.address,
             program_challenge=challenge,
         )
         return (await self._do(op)).token
