@@ -17,6 +17,7 @@ from tests.limits import SOON_S
 
 from ollama_distributed.adapters import sockets
 from ollama_distributed.adapters.peers import outlet, pool, wire
+from ollama_distributed.adapters.peers.rights import ROWS
 from ollama_distributed.base.errors import (
     BodyTooLarge,
     Conflict,
@@ -722,7 +723,10 @@ class Knock(msgspec.Struct, frozen=True):
     text: str
 
 
-async def test_routes_can_be_added_and_kept_for_servers(tmp_path: Path) -> None:
+async def test_routes_can_be_added_and_kept_for_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ROWS, "test/knock", "servers")  # type: ignore[arg-type]  # read-only but here
     async with cluster(tmp_path) as nodes:
         a, b = await nodes.add("a"), await nodes.add("b")  # a is a server, b is not
 
@@ -732,7 +736,7 @@ async def test_routes_can_be_added_and_kept_for_servers(tmp_path: Path) -> None:
             return Knock(f"{peer.node} said {body.text}")
 
         for node in (a, b):
-            node.door.add("test/knock", knock, Knock, servers_only=True)
+            node.door.add("test/knock", knock, Knock)
         assert await a.pool.ask(b.id, "test/knock", Knock("hi"), Knock, deadline_s=5) == Knock("a said hi")
         with pytest.raises(Forbidden, match="server"):
             await b.pool.ask(a.id, "test/knock", Knock("hi"), Knock, deadline_s=5)
@@ -747,6 +751,8 @@ async def test_routes_can_be_added_and_kept_for_servers(tmp_path: Path) -> None:
             await a.pool.ask(b.id, wire.SHOW, Knock("hi"), Knock, deadline_s=5)
         with pytest.raises(ValueError, match="two handlers"):
             a.door.add(wire.SHOW, knock, Knock)
+        with pytest.raises(LookupError, match="no row"):
+            a.door.add("test/new", knock, Knock)
 
 
 async def raw(node: HopNode, context: ssl.SSLContext, request: bytes) -> bytes:

@@ -6,7 +6,7 @@ answer is a stream of frames (`wire.py`). What runs ends when the caller goes aw
 caller stops reading for too long, and when this node closes.
 
     door = PeerDoor(node, serving, catalog, serving.unload, draining=..., status_of=status_of)
-    door.add("voters/start", start, VoterStart, servers_only=True)
+    door.add("voters/prepare", prepare, Nothing)
     ClusterListener(door, admission, ...)
 """
 
@@ -24,6 +24,7 @@ import structlog
 
 from ollama_distributed.adapters.peers import wire
 from ollama_distributed.adapters.peers.outlet import Outlet
+from ollama_distributed.adapters.peers.rights import Callers, callers_of, may
 from ollama_distributed.adapters.peers.written import Answered
 from ollama_distributed.adapters.sockets import LIFELINE, Lifeline
 from ollama_distributed.base.errors import (
@@ -83,7 +84,7 @@ Whom = Callable[[Any], Any]
 class _Route(msgspec.Struct, frozen=True):
     handler: Handler
     body: Any
-    servers_only: bool
+    callers: Callers
     work: bool
     """Refused while this node drains."""
     streaming: Streaming | None = None
@@ -123,7 +124,7 @@ class PeerDoor:
             (wire.SHOW, self._show, wire.ShowAsk, False),
             (wire.UNLOAD, self._unload, wire.UnloadAsk, False),
         ):
-            self._routes[wire.PREFIX + name] = _Route(handler, body, False, work)
+            self._routes[wire.PREFIX + name] = _Route(handler, body, callers_of(name), work)
         self._generate_path = wire.PREFIX + wire.GENERATE
         self._embed_path = wire.PREFIX + wire.EMBED
         self._generate_form = msgspec.msgpack.Decoder(wire.GenerateAsk)
@@ -133,15 +134,17 @@ class PeerDoor:
         route: str,
         handler: Callable[[Peer, T], Awaitable[Any]],
         body: type[T],
-        *,
-        servers_only: bool = False,
     ) -> None:
         """One more question: `POST /cluster/v1/<route>`; see `PeerPool.ask`. The handler's errors
-        reach the caller as they are; `servers_only`: others are refused."""
+        reach the caller as they are. Who may ask is in `rights.py`.
+
+        Raises:
+            LookupError: that does not name the route.
+        """
         path = wire.PREFIX + route
         if path in self._routes or path in (self._generate_path, self._embed_path):
             raise ValueError(f"two handlers for {path}")
-        self._routes[path] = _Route(handler, body, servers_only, False)
+        self._routes[path] = _Route(handler, body, callers_of(route), False)
 
     def add_stream(self, route: str, streaming: Streaming, body: type[T]) -> None:
         """One more question, whose answer is frames of its own kind."""
@@ -252,7 +255,7 @@ class PeerDoor:
             raise NotFound(f"{path} is not known to node {self._me}; does it run an older version?")
         if method != "POST":
             raise MethodNotAllowed("questions to a node are POST")
-        if route is not None and route.servers_only and peer.role != "server":
+        if route is not None and not may(peer.role, route.callers):
             raise Forbidden("only a server of the cluster may ask this")
         if self._closed:
             raise Unavailable(f"node {self._me} is shutting down")

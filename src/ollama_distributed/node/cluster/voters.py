@@ -82,11 +82,11 @@ class VoterRoutes:
 
     def __init__(self, keeper: Keeper, door: PeerDoor) -> None:
         self._keeper = keeper
-        door.add(PREPARE, self._prepare, Nothing, servers_only=True)
-        door.add(TAKE, self._take, Formation, servers_only=True)
-        door.add(STAND_DOWN, self._leave, Nothing, servers_only=True)
-        door.add(REPLACE, self._replace, ReplaceAsk, servers_only=True)
-        door.add(HAND_OVER, self._hand_over, Nothing, servers_only=True)
+        door.add(PREPARE, self._prepare, Nothing)
+        door.add(TAKE, self._take, Formation)
+        door.add(STAND_DOWN, self._leave, Nothing)
+        door.add(REPLACE, self._replace, ReplaceAsk)
+        door.add(HAND_OVER, self._hand_over, Nothing)
 
     async def _prepare(self, _peer: Peer, _ask: Nothing) -> Place:
         return await self._bus().voter.prepare()
