@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from ollama_distributed.gateway import openapi_headers
 from ollama_distributed.gateway.dialects import answer_bodies as bodies
 from ollama_distributed.gateway.dialects.anthropic_errors import AnthropicErrorBody
@@ -26,6 +24,7 @@ from ollama_distributed.gateway.dialects.rerank import RerankIn
 from ollama_distributed.gateway.dialects.responses_request import ResponsesIn
 from ollama_distributed.gateway.errors import OllamaErrorBody, SeedErrorBody, render_ollama, render_seed
 from ollama_distributed.gateway.gate import Head
+from ollama_distributed.gateway.openapi_schemas import schemas_of
 from ollama_distributed.gateway.pages import wants_page
 from ollama_distributed.gateway.routes.batches import FORM
 from ollama_distributed.gateway.routes.table import ColdRoute
@@ -86,6 +85,7 @@ _FORMS: Mapping[str, Mapping[str, Any]] = {
     "format": {"type": "string", "enum": ["csv", "json"]},
 }
 """Of parameters that are no free text."""
+_PLAIN = {"schema": {"type": "string"}}
 _BINARY = {"type": "string", "format": "binary"}
 _FORM = {
     "type": "object",
@@ -117,17 +117,17 @@ _ABOUT_PATH = {
 
 def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str) -> dict[str, Any]:
     cold = [route for route in cold if not route.hidden]
-    types: list[type[Any]] = list(_ERRORS.values())
-    types += [one for body, answer, _ in HOT_BODIES.values() for one in (body, answer)]
-    types += [one for route in cold for one in (route.body, route.answer) if one is not None]
-    types = list(dict.fromkeys(types))
-    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
-    reference = dict(zip(types, schemas, strict=True))
+    asked = [body for body, _, _ in HOT_BODIES.values()]
+    told = [*_ERRORS.values(), *(answer for _, answer, _ in HOT_BODIES.values())]
+    reference, components = schemas_of(
+        [*asked, *(one.body for one in cold if one.body is not None)],
+        [*told, *(one.answer for one in cold if one.answer is not None)],
+    )
     paths: dict[str, dict[str, Any]] = {}
     for route in hot:
         body, answer, text = HOT_BODIES[route.path]
         operation = _add(paths, route.path, route.method, _tag(route.path), text, reference[body])
-        streams = _streams(route, body, answer)
+        streams = _streams(route, body, answer, reference[answer])
         operation["parameters"] = openapi_headers.asked(generates=bool(streams))
         operation["responses"] = {
             "200": _inferred(route.path, {_JSON: {"schema": reference[answer]}, **streams}),
@@ -147,7 +147,7 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
         operation["responses"] = _answered(one, reference[one.answer] if one.answer is not None else None)
         refused = _refused(reference[_ERRORS[renderer_of(one.path)]])
         if wants_page(Head("GET", one.path, {"accept": "text/html"})):
-            refused["content"][_PAGE] = {}
+            refused["content"][_PAGE] = _PLAIN
         operation["responses"]["default"] = refused
     return {
         "openapi": "3.1.0",
@@ -162,12 +162,14 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
     }
 
 
-def _streams(route: HotRoute, body: type[Any], answer: type[Any]) -> dict[str, Any]:
-    """The media type of its stream, if it has one."""
+def _streams(
+    route: HotRoute, body: type[Any], answer: type[Any], schema: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The media type of its stream, if it has one, with a line or an event of it."""
     if "stream" not in body.__struct_fields__ or answer is bodies.TokenCount:
         return {}
     ours = _ERRORS[route.render_error] in (SeedErrorBody, OllamaErrorBody)
-    return {_LINES if ours else _EVENTS: {}}
+    return {_LINES: {"schema": schema}} if ours else {_EVENTS: {"schema": _event({"type": "string"})}}
 
 
 def _inferred(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +242,12 @@ def _about(path: str, name: str) -> dict[str, str]:
     return {"description": _ABOUT_PATH[name]}
 
 
+def _event(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A server-sent event."""
+    name = {"type": "string"}
+    return {"type": "object", "required": ["data"], "properties": {"event": name, "id": name, "data": data}}
+
+
 def _answered(route: ColdRoute, schema: Mapping[str, Any] | None) -> dict[str, Any]:
     """Of what worked, by status."""
     done: dict[str, Any] = {"description": "Done.", "headers": openapi_headers.answered()}
@@ -254,8 +262,9 @@ def _answered(route: ColdRoute, schema: Mapping[str, Any] | None) -> dict[str, A
     elif route.media == TAR:
         content = {TAR: {"schema": _BINARY}}
     elif route.media != _JSON:
-        content = {route.media: {}}
-    content |= {media: {} for media in route.other_media}
+        content = {route.media: _PLAIN}
+    for media in route.other_media:
+        content[media] = {"schema": schema} if media == _LINES else _PLAIN
     if content:
         done["content"] = content
     found = {str(status): done for status in (route.status, *route.same)}

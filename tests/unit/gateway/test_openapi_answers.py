@@ -19,6 +19,7 @@ from ollama_distributed.base.inference import (
     TopLogprob,
 )
 from ollama_distributed.gateway.openapi import HOT_BODIES
+from ollama_distributed.testing.fake_cluster import FakeCluster
 from ollama_distributed.testing.inference import ScriptedInference
 
 pytestmark = pytest.mark.anyio
@@ -114,7 +115,9 @@ async def test_a_line_of_a_stream_is_as_the_whole_answer(path: str) -> None:
 
 
 async def test_every_answer_tells_its_headers_and_every_reference_leads_somewhere() -> None:
-    transport = httpx.ASGITransport(gateway(ScriptedInference()), client=("127.0.0.1", 5))
+    transport = httpx.ASGITransport(
+        gateway(ScriptedInference(), cluster=FakeCluster(), access=object()), client=("127.0.0.1", 5)
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
         document = (await client.get("/openapi.json")).json()
     for references in re.findall(r'"#/components/([^"]+)"', json.dumps(document)):
@@ -127,5 +130,9 @@ async def test_every_answer_tells_its_headers_and_every_reference_leads_somewher
         for answer in operation["responses"].values()
     ]
     assert all("X-Request-Id" in answer["headers"] for answer in answers)
+    schemas = document["components"]["schemas"]
+    assert schemas["NodeRow"]["required"] == list(schemas["NodeRow"]["properties"])  # all are always sent
+    assert "node" not in schemas["ResidentRow"]["required"]  # left out where it is this one
+    assert schemas["KeyAsk"]["required"] == []
     chat = document["paths"]["/api/chat"]["post"]["responses"]["200"]
     assert {"X-Ollama-Node", "X-RateLimit-Remaining-Tokens"} <= chat["headers"].keys()
