@@ -32,7 +32,9 @@ def make_group(text: str) -> typer.Typer:
         cls=Group,
         help=text,
         no_args_is_help=True,
+        add_completion=False,
         rich_markup_mode=None,
+        pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ollama_distributed.models.modelfile import Modelfile
 
 _GGUF = b"GGUF"
+QUANTIZE = "As in Ollama; servers here refuse it, and say what to do instead."
 
 
 def register(app: typer.Typer) -> None:
@@ -39,9 +40,7 @@ def create(
     file: Annotated[
         Path, typer.Option("--file", "-f", metavar="FILE", help="The Modelfile; - reads it from stdin.")
     ] = Path("Modelfile"),
-    quantize: Annotated[
-        str | None, typer.Option("--quantize", "-q", metavar="TYPE", help="For example q4_K_M or q8_0.")
-    ] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", "-q", metavar="TYPE", help=QUANTIZE)] = None,
 ) -> None:
     """Make a model from a Modelfile.
 
@@ -75,7 +74,7 @@ def import_file(
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="A system message of the model.")] = None,
-    quantize: Annotated[str | None, typer.Option("--quantize", "-q", metavar="TYPE")] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", "-q", metavar="TYPE", help=QUANTIZE)] = None,
 ) -> None:
     """Bring a GGUF file into the server's store.
 

@@ -23,19 +23,13 @@ from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import Sandbox
 from ollama_distributed.base.errors import EngineError, Unsupported
 from ollama_distributed.cli import output
+from ollama_distributed.cli.cluster import make_group
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
 from ollama_distributed.cli.terminal import clean_line
 from ollama_distributed.node.settings import default_cache_dir
 
-app = typer.Typer(
-    help="Build and test the inference engine for this machine's CPU.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = make_group("Build and test the inference engine for this machine's CPU.")
 
 CacheDir = Annotated[
     str | None,
@@ -63,6 +57,15 @@ def build_command(
     """Compile llama-server for this CPU: minutes once, then up to 2.5 times the speed.
 
     Safe to interrupt: the next call goes on. Nodes take it from their next start.
+
+    \b
+    The compiler comes with an extra:
+      pip install 'ollama-distributed[node,engine-build]'
+
+    \b
+    Examples:
+      ollama-distributed engine build
+      ollama-distributed engine build --jobs 2
     """
     with _bar() as report:
         built = asyncio.run(
@@ -75,7 +78,13 @@ def build_command(
 
 @app.command("list", cls=Command)
 def list_command(ctx: typer.Context, cache_dir: CacheDir = None) -> None:
-    """List the llama.cpp programs that this machine has, the preferred first."""
+    """List the llama.cpp programs that this machine has, the preferred first.
+
+    \b
+    Examples:
+      ollama-distributed engine list
+      ollama-distributed engine list --output json
+    """
     programs, problems = asyncio.run(_programs(_engines(cache_dir)))
     session: Session = ctx.obj
     rows = [
@@ -118,6 +127,11 @@ def check_command(
     """Run the self-test: load a tiny model, want an exact answer. Exit code 1 when one fails.
 
     Says in which sandbox it works: `none` when its libraries lie where a sandbox lets nobody look.
+
+    \b
+    Examples:
+      ollama-distributed engine test
+      ollama-distributed engine test /usr/local/bin/llama-server
     """
     if path is not None:
         programs, problems = [asyncio.run(examine("binary", path.absolute()))], list[str]()

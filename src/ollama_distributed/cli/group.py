@@ -8,15 +8,15 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
+from ollama_distributed.cli.help import GLOBAL_PANEL, PlainCommand
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Output, Session
 
 if TYPE_CHECKING:
     from ollama_distributed.client.errors import ClientError
 
-GLOBAL_PANEL = "Global options"
 LAST_PANEL = "More"
 _HELP_COLUMNS = 120
 """Longer ones are wrapped by the formatter; only the first sentence is shown in any case."""
@@ -46,7 +46,7 @@ _TRUST = (
 )
 
 
-class Command(TyperCommand):
+class Command(PlainCommand):
     """Lets `list --output json` and `--output json list` mean the same.
 
     A command has the root's global options too; values given there go into the command line's

@@ -47,12 +47,10 @@ def join(
     Without a TOKEN this looks for clusters on the local network, asks which one
     is meant, and then for its token: the network alone lets nobody in.
 
+    \b
     Examples:
-
       ollama-distributed join odj_server.ab12…
-
       ollama-distributed join odj_node.cd34… --name gpu2 --label zone=b
-
       ollama-distributed join
     """
     settings = start.settings_of(

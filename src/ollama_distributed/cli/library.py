@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ollama_distributed.cli import humanize, output
+from ollama_distributed.cli import humanize, output, tables
 from ollama_distributed.cli.completion import loaded_names, model_names
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
@@ -95,7 +95,13 @@ def ps(ctx: typer.Context) -> None:
         )
         for model in loaded
     ]
-    output.write(output.table(("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "ENGINE"), rows))
+    ranks = {"CONTEXT": 1, "ID": 2, "ENGINE": 3}
+    titles = ("NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL", "ENGINE")
+    shown = [
+        tables.Column(title, [tables.Cell(row[at]) for row in rows], ranks.get(title, 0))
+        for at, title in enumerate(titles)
+    ]
+    output.write(tables.table(shown, tables.look()))
 
 
 def show(

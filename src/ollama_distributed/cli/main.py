@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from ollama_distributed._version import __version__
-from ollama_distributed.cli.group import GLOBAL_PANEL, Group, output_of
+from ollama_distributed.cli.group import Group, output_of
+from ollama_distributed.cli.help import GLOBAL_PANEL
 from ollama_distributed.cli.session import Session
 
 COMPLETE_VARIABLE = "_OLLAMA_DISTRIBUTED_COMPLETE"

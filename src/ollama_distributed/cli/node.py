@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from ollama_distributed.cli import output
+from ollama_distributed.cli.help import PlainCommand
 
 _INSTALL = "Install it with:  pip install 'ollama-distributed[node]'"
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -55,7 +56,7 @@ def _run(ctx: typer.Context, module_name: str, attribute: str) -> None:
             rich_markup_mode=None,
             context_settings={"help_option_names": ["-h", "--help"]},
         )
-        single.command(ctx.info_name)(found)
+        single.command(ctx.info_name, cls=PlainCommand)(found)
         found = single
     given = (
         ["--data-dir", ctx.obj.data_dir] if ctx.obj.data_dir and ctx.info_name in ("serve", "join") else []

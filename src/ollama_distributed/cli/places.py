@@ -91,9 +91,13 @@ def fit(
 def replicas(
     ctx: typer.Context,
     model: Model,
-    count: Annotated[int | None, typer.Argument(metavar="[COUNT]", min=0)] = None,
-    least: Annotated[int | None, typer.Option("--min", metavar="COUNT", min=0)] = None,
-    most: Annotated[int | None, typer.Option("--max", metavar="COUNT", min=0)] = None,
+    count: Annotated[int | None, typer.Argument(metavar="[COUNT]", min=0, help="So many nodes.")] = None,
+    least: Annotated[
+        int | None, typer.Option("--min", metavar="COUNT", min=0, help="At least so many.")
+    ] = None,
+    most: Annotated[
+        int | None, typer.Option("--max", metavar="COUNT", min=0, help="At most so many.")
+    ] = None,
     wait: placing.Wait = True,
 ) -> None:
     """Say how many nodes hold a model: COUNT, or as many as demand asks for between --min and --max.

@@ -73,11 +73,38 @@ class Fields(TypedDict):
             help="Shares prompt caches with all whose policy names this group; none: within the team only.",
         ),
     ]
-    requests_per_minute: Annotated[Number, typer.Option("--requests-per-minute", metavar="N")]
-    tokens_per_minute: Annotated[Number, typer.Option("--tokens-per-minute", metavar="N")]
-    requests_per_month: Annotated[Number, typer.Option("--requests-per-month", metavar="N")]
-    tokens_per_month: Annotated[Number, typer.Option("--tokens-per-month", metavar="N")]
-    budget_per_month: Annotated[Number, typer.Option("--budget-per-month", metavar="MONEY")]
+    requests_per_minute: Annotated[
+        Number,
+        typer.Option(
+            "--requests-per-minute", metavar="N", help="More are refused (429) until their turn comes."
+        ),
+    ]
+    tokens_per_minute: Annotated[
+        Number,
+        typer.Option(
+            "--tokens-per-minute", metavar="N", help="Of prompts and answers; more are refused (429)."
+        ),
+    ]
+    requests_per_month: Annotated[
+        Number,
+        typer.Option(
+            "--requests-per-month", metavar="N", help="More are refused (429) until the month is over."
+        ),
+    ]
+    tokens_per_month: Annotated[
+        Number,
+        typer.Option(
+            "--tokens-per-month", metavar="N", help="Of prompts and answers; more are refused (429)."
+        ),
+    ]
+    budget_per_month: Annotated[
+        Number,
+        typer.Option(
+            "--budget-per-month",
+            metavar="MONEY",
+            help="By the setting `prices`; what costs more is refused (402).",
+        ),
+    ]
     concurrency: Annotated[Number, typer.Option(metavar="N", help="Requests that run or wait at once.")]
     shared_by: Annotated[
         str | None,

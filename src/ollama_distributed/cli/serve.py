@@ -40,18 +40,13 @@ def serve(
     (cluster token create) and run `join TOKEN` on them; a node that joined is
     started again with `serve` like any other.
 
+    \b
     Examples:
-
       ollama-distributed serve
-
       ollama-distributed serve --models-dir ~/.ollama/models
-
       ollama-distributed serve --listen 127.0.0.1:9000 --data-dir ./node1
-
       ollama-distributed serve --advertise gpu1.lan --label zone=a
-
       ollama-distributed serve --preload llama3.2 --preload smollm2:135m
-
       ollama-distributed serve --listen 127.0.0.1:8080 --listen 0.0.0.0:8443
 
     Loopback is plain HTTP; any other address has TLS and asks everyone for a key.

@@ -22,7 +22,10 @@ SWITCH_S = 0.0005
 
 Listen = Annotated[
     list[str] | None,
-    typer.Option(help="HOST:PORT of the API; may be given again. Default: 127.0.0.1:8080 and :11434."),
+    typer.Option(
+        metavar="HOST:PORT",
+        help="Address of the API; may be given again. Default: 127.0.0.1:8080 and :11434.",
+    ),
 ]
 ClusterListen = Annotated[
     str | None,
@@ -44,18 +47,25 @@ Label = Annotated[
 ]
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Folder of this node's state. Default: ~/.local/share/ollama-distributed."),
+    typer.Option(
+        metavar="DIR", help="Folder of this node's state. Default: ~/.local/share/ollama-distributed."
+    ),
 ]
 ModelsDir = Annotated[
     Path | None,
-    typer.Option(help="Model store; may be an existing ~/.ollama/models. Default: DATA_DIR/models."),
+    typer.Option(
+        metavar="DIR", help="Model store; may be an existing ~/.ollama/models. Default: DATA_DIR/models."
+    ),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings; see config/node.yaml.example.")
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="YAML file of settings; see config/node.yaml.example."),
 ]
-Name = Annotated[str | None, typer.Option(help="Name that people see. Default: the host's name.")]
+Name = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Name that people see. Default: the host's name.")
+]
 EngineChoice = Annotated[
-    str | None, typer.Option(help="auto, wheel or binary: which llama.cpp runs the models.")
+    str | None, typer.Option(metavar="auto|wheel|binary", help="Which llama.cpp runs the models.")
 ]
 RequireKey = Annotated[
     bool | None, typer.Option("--require-key", help="Ask for a key even from this machine.")

@@ -96,7 +96,7 @@ def share(value: float | None, look: Look, *, stale: bool = False) -> Cell:
     text = f"{value:4.0%}"
     if look.bars:
         full = round(value * _BAR_CELLS)
-        text = "█" * full + "░" * (_BAR_CELLS - full) + text
+        text = "█" * full + "░" * (_BAR_CELLS - full) + " " + text
     style = DIM if stale else RED if value >= _FULL else YELLOW if value >= _BUSY else GREEN
     return Cell(text, style)
 

@@ -8,6 +8,7 @@ import typer
 
 from ollama_distributed.cli import live, output, usage_view
 from ollama_distributed.cli.group import Command
+from ollama_distributed.cli.keys import PANEL
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Session
 
@@ -20,7 +21,7 @@ GROUPS: tuple[By, ...] = ("key", "team", "model", "node", "day", "hour")
 
 
 def register(app: typer.Typer) -> None:
-    app.command("usage", cls=Command)(usage)
+    app.command("usage", cls=Command, rich_help_panel=PANEL)(usage)
 
 
 def usage(

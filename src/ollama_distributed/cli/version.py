@@ -50,7 +50,7 @@ def version(ctx: typer.Context) -> None:
         problem = error
     told = {name: value for name, value in told.items() if value}
     if session.output == "table":
-        rows = (f"{name.replace('_', ' '):16}{clean_line(value)}\n" for name, value in told.items())
+        rows = (f"{name.replace('_', ' '):15}  {clean_line(value)}\n" for name, value in told.items())
         output.write("".join(rows))
     else:
         output.write(output.structured(told, session.output))

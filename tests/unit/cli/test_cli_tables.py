@@ -55,9 +55,9 @@ def test_escape_sequences_of_others_are_shown_not_obeyed():
 @pytest.mark.parametrize(
     ("value", "look", "cell"),
     [
-        (0.5, RICH, Cell("████░░░░ 50%", GREEN)),
-        (0.75, RICH, Cell("██████░░ 75%", YELLOW)),
-        (1.7, RICH, Cell("████████100%", RED)),
+        (0.5, RICH, Cell("████░░░░  50%", GREEN)),
+        (0.75, RICH, Cell("██████░░  75%", YELLOW)),
+        (1.7, RICH, Cell("████████ 100%", RED)),
         (0.5, Look(), Cell(" 50%", GREEN)),
         (None, RICH, Cell("-", "2")),
     ],
