@@ -67,6 +67,8 @@ class Attempts:
         self._names = _Kept(NAME_MOST_S, FREE)
         self._addresses = _Kept(ADDRESS_MOST_S, 4 * FREE)  # many people may sit behind one address
         self._pairs = _Kept(NAME_MOST_S, FREE)
+        self._codes = _Kept(NAME_MOST_S, 4 * FREE)
+        """By address, too: of a provider. Behind a proxy all have one, so none waits for long."""
         self._known: OrderedDict[str, None] = OrderedDict()
         """Pairs of name and address that signed in."""
 
@@ -85,16 +87,16 @@ class Attempts:
         self._names.wrong(name, now)
         self._addresses.wrong(bucket_of(address), now)
 
-    def wait_of_address_s(self, address: str, now: float) -> float:
-        """As `wait_s`, for a try that names nobody yet."""
-        return self._addresses.wait_s(bucket_of(address), now)
+    def wait_for_code_s(self, address: str, now: float) -> float:
+        """As `wait_s`, for a provider's code, which names nobody yet."""
+        return self._codes.wait_s(bucket_of(address), now)
 
-    def wrong_at(self, address: str, now: float) -> None:
-        """A try that names nobody; to be taken back where it was right, or nobody's fault."""
-        self._addresses.wrong(bucket_of(address), now)
+    def wrong_code(self, address: str, now: float) -> None:
+        """To be taken back where it was right, or nobody's fault."""
+        self._codes.wrong(bucket_of(address), now)
 
-    def take_back(self, address: str) -> None:
-        self._addresses.take_back(bucket_of(address))
+    def take_code_back(self, address: str) -> None:
+        self._codes.take_back(bucket_of(address))
 
     def right(self, name: str, address: str) -> None:
         pair = _pair(name, address)

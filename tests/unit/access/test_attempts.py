@@ -49,17 +49,17 @@ def test_one_account_at_an_address_pays_for_no_tries_at_others() -> None:
     assert attempts.wait_s("user200", AWAY, 0.0) > 0.0
 
 
-def test_what_was_right_after_all_does_not_count() -> None:
+def test_a_code_that_was_right_after_all_does_not_count() -> None:
     attempts = Attempts()
+    attempts.take_code_back(HOME)
     for _ in range(100):
-        attempts.wrong_at(HOME, 0.0)
-        attempts.take_back(HOME)
-    assert attempts.wait_of_address_s(HOME, 0.0) == 0.0
+        attempts.wrong_code(HOME, 0.0)
+        attempts.take_code_back(HOME)
+    assert attempts.wait_for_code_s(HOME, 0.0) == 0.0
     for _ in range(100):
-        attempts.wrong_at(HOME, 0.0)
-    assert attempts.wait_of_address_s(HOME, 0.0) == ADDRESS_MOST_S
-    assert attempts.wait_of_address_s(AWAY, 0.0) == 0.0
-    attempts.take_back(AWAY)
+        attempts.wrong_code(HOME, 0.0)
+    assert attempts.wait_for_code_s(HOME, 0.0) == NAME_MOST_S
+    assert attempts.wait_for_code_s(AWAY, 0.0) == attempts.wait_s("ann", HOME, 0.0) == 0.0
 
 
 @settings(max_examples=40)

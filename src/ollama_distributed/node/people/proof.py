@@ -68,16 +68,16 @@ class Proof:
             TooManyAttempts, and what `ask` raises.
         """
         now = self._clock.monotonic()
-        wait_s = self._attempts.wait_of_address_s(address, now)
+        wait_s = self._attempts.wait_for_code_s(address, now)
         if wait_s > 0:
             raise TooManyAttempts("too many sign-ins that failed; wait before the next", retry_after_s=wait_s)
-        self._attempts.wrong_at(address, now)
+        self._attempts.wrong_code(address, now)
         try:
             found = await ask()
         except Unauthenticated:
             raise
         except OllamaDistributedError:  # the provider's fault, or of somebody whom it knows
-            self._attempts.take_back(address)
+            self._attempts.take_code_back(address)
             raise
-        self._attempts.take_back(address)
+        self._attempts.take_code_back(address)
         return found
