@@ -40,7 +40,7 @@ def test_loopback_is_plain(text: str) -> None:
     assert parse_address(text).url.startswith("http://")
 
 
-@pytest.mark.parametrize("text", ["127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:", "127.0.0.1:-1"])
+@pytest.mark.parametrize("text", ["127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:", "127.0.0.1:-1", "8081"])
 def test_a_wrong_port_is_refused(text: str) -> None:
     with pytest.raises(Invalid, match="HOST:PORT"):
         parse_address(text)

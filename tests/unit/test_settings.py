@@ -11,6 +11,7 @@ from ollama_distributed.node.cluster.live import read_live, with_live
 from ollama_distributed.node.durations import duration_s
 from ollama_distributed.node.ollama_environment import OLLAMA_NAMES, ollama_host
 from ollama_distributed.node.settings import PREFIX, Settings, read_settings
+from ollama_distributed.node.settings_errors import unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -151,9 +152,32 @@ def test_what_the_cluster_sets_is_read_as_the_nodes_own_file_would_be() -> None:
         ({"max_queue": 0}, "max_queue: .*greater than or equal to 1"),
         ({"allowed_origins": ["*"]}, "allowed_origins: .*every web page"),
         ({"data_dir": "/tmp"}, "data_dir belongs to each node"),
-        ({"nonsense": 1}, "there is no setting 'nonsense'"),
+        ({"nonsense": 1}, "there is no setting 'nonsense'; all of them are in docs"),
+        ({"kep_alive": 1}, "there is no setting 'kep_alive'; did you mean keep_alive"),
     ],
 )
 def test_what_the_cluster_may_not_set_is_refused_by_name(values: dict[str, object], why: str) -> None:
     with pytest.raises(Invalid, match=why):
         read_live(values)
+
+
+def test_a_slip_in_a_setting_is_told_with_what_was_meant(tmp_path: Path) -> None:
+    file = tmp_path / "node.yaml"
+    file.write_text("keep_alve: 10m\nmax_queue: soon\nload_timeout: later\nengines: [{nmae: x}]\n")
+    with pytest.raises(Invalid) as refused:
+        read_settings(file)
+    said = refused.value.message
+    assert "there is no setting 'keep_alve'; did you mean keep_alive?" in said
+    assert "load_timeout: 'later' is not a duration" in said
+    assert "max_queue: " in said
+    assert "engines.0." in said
+
+
+def test_variables_that_are_no_settings_are_told() -> None:
+    names = ["OLLAMA_DISTRIBUTED_KEEP_ALVE", "OLLAMA_DISTRIBUTED_KEEP_ALIVE", "OLLAMA_DISTRIBUTED_API_KEY"]
+    names += ["OLLAMA_DISTRIBUTED_XYZZY", "OLLAMA_HOST", "_OLLAMA_DISTRIBUTED_COMPLETE"]
+    assert unknown_variables(names, PREFIX, Settings.model_fields) == [
+        "OLLAMA_DISTRIBUTED_KEEP_ALVE is ignored: there is no such setting; "
+        "did you mean OLLAMA_DISTRIBUTED_KEEP_ALIVE?",
+        "OLLAMA_DISTRIBUTED_XYZZY is ignored: there is no such setting",
+    ]

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.cli import output
 from ollama_distributed.node.logs import configure
 from ollama_distributed.node.node import run_node
-from ollama_distributed.node.settings import Settings, read_settings
+from ollama_distributed.node.settings import PREFIX, Settings, read_settings
+from ollama_distributed.node.settings_errors import unknown_variables
 
 SWITCH_S = 0.0005
 """How long a worker thread may hold the interpreter while the event loop waits. Python's own
@@ -86,6 +88,8 @@ Debug = Annotated[
 
 def settings_of(config: Path | None, **flags: Any) -> Settings:
     """The node's settings; a wrong one ends the program with exit code 2."""
+    for line in unknown_variables(os.environ, PREFIX, Settings.model_fields):
+        output.note(line)
     try:
         return read_settings(config, **{name: value for name, value in flags.items() if value != []})
     except OllamaDistributedError as failure:

@@ -41,11 +41,13 @@ def parse_address(text: str) -> Address:
     """`HOST:PORT`, `[::1]:PORT`, `:PORT` (loopback) or `HOST` (our default port).
 
     Raises:
-        Invalid: not an address.
+        Invalid: not an address, or a port alone: that could be meant for this machine or for all.
     """
     host, _, port = text.strip().rpartition(":")
     if text.strip().endswith("]") or (not host and not text.strip().startswith(":")):
         host, port = text.strip(), "8080"
+    if text.strip().isdigit():
+        raise Invalid(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:{text.strip()}")
     host = host.strip("[]") or "127.0.0.1"
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise Invalid(f"--listen {text}: write HOST:PORT, e.g. 127.0.0.1:8080")

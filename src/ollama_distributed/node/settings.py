@@ -42,6 +42,7 @@ from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT
 from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
 from ollama_distributed.node.queue_settings import MaxQueue, QueuePerKey, QueuePerModel, QueuePerTeam
 from ollama_distributed.node.registry_settings import RegistrySettings
+from ollama_distributed.node.settings_errors import problems
 from ollama_distributed.node.usage_settings import (
     Currency,
     HoursKept,
@@ -423,9 +424,7 @@ def read_settings(config: Path | None = None, **flags: Any) -> Settings:
     try:
         return FromFile(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as failure:
-        lines = [
-            f"{'.'.join(map(str, error['loc'])) or 'settings'}: {error['msg']}" for error in failure.errors()
-        ]
+        lines = problems(failure, Settings.model_fields)
         raise Invalid("the settings are not valid: " + "; ".join(lines)) from failure
     except (yaml.YAMLError, TypeError, ValueError, OSError) as failure:
         raise Invalid(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ollama_distributed.base.errors import Invalid, OllamaDistributedError
 from ollama_distributed.gateway.origins import SitePolicy
 from ollama_distributed.node.settings import LIVE, Settings
+from ollama_distributed.node.settings_errors import unknown_setting, wrong_value
 from ollama_distributed.state.records import Config
 
 log = structlog.get_logger("cluster.config")
@@ -33,7 +34,7 @@ def read_live(values: Mapping[str, Any]) -> dict[str, Any]:
     scratch = Settings.model_construct()
     for name, value in values.items():
         if name not in Settings.model_fields:
-            raise Invalid(f"there is no setting {name[:80]!r}; see docs/settings.md", param=name[:80])
+            raise Invalid(unknown_setting(name, [*filter(is_live, Settings.model_fields)]), param=name[:80])
         if not is_live(name):
             raise Invalid(
                 f"{name} belongs to each node: set it in the node's own file or flags and restart it. "
@@ -43,7 +44,7 @@ def read_live(values: Mapping[str, Any]) -> dict[str, Any]:
         try:
             Settings.__pydantic_validator__.validate_assignment(scratch, name, value)
         except ValidationError as failure:
-            raise Invalid(f"{name}: {failure.errors()[0]['msg']}", param=name) from failure
+            raise Invalid(f"{name}: {wrong_value(failure.errors()[0])}", param=name) from failure
     return {name: getattr(scratch, name) for name in values}
 
 
