@@ -87,7 +87,8 @@ _asked: Counter[str] = Counter()
 
 def _known(method: str, path: str) -> list[str]:
     """What is there; of what is deleted something that nobody else asks for."""
-    names: dict[str, list[str]] = WORLD["doomed"] if method == "DELETE" else WORLD["names"]
+    deletes = method == "DELETE" or path.endswith("/evict")
+    names: dict[str, list[str]] = WORLD["doomed"] if deletes else WORLD["names"]
     return next((found for prefix, found in names.items() if path.startswith(prefix)), [])
 
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
-from tests.gateway_bench import HELLO, Bench
+from tests.gateway_bench import HELLO, Bench, gateway
 
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId
@@ -92,3 +93,14 @@ def test_the_client_sends_a_form_that_the_server_reads() -> None:
         FileData(b'{"a": 1}\n'),
         FileEnds(),
     ]
+
+
+@pytest.mark.anyio
+async def test_an_end_that_counts_from_elsewhere_is_refused_before_anything_is_kept() -> None:
+    transport = httpx.ASGITransport(gateway(ScriptedInference(), batches=object()), client=("127.0.0.1", 5))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+        for more in ({}, {"expires_after[seconds]": "60"}):
+            fields = {"purpose": "batch", "expires_after[anchor]": "today", **more}
+            answer = await client.post("/v1/files", data=fields, files={"file": b"{}"})
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] == "expires_after[anchor]"

@@ -200,11 +200,11 @@ def _limit(request: Request, default: int, most: int) -> int:
 
 
 def _seconds(fields: dict[str, str]) -> int | None:
+    if fields.get(_ANCHOR, "created_at") != "created_at":
+        raise Invalid("expires_after counts from created_at", param=_ANCHOR)
     text = fields.get(_SECONDS)
     if text is None:
         return None
-    if fields.get(_ANCHOR, "created_at") != "created_at":
-        raise Invalid("expires_after counts from created_at", param=_ANCHOR)
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise Invalid("expires_after[seconds] is a number", param=_SECONDS)
     return int(text)
