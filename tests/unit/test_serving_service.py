@@ -20,6 +20,7 @@ from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.errors import (
     ContextExceeded,
     Internal,
+    Invalid,
     ModelNotFound,
     RunnerDied,
     Unavailable,
@@ -80,6 +81,8 @@ async def test_a_chat_is_answered_and_counted() -> None:
         left = rows[0].expires_at
         assert left is not None
         assert 290 < left - SystemClock.time() <= 300
+        _, again = await n.finished(chat("hello world"))
+        assert again.usage.load_s > 0  # Ollama, too, tells how long it took to find it loaded
 
 
 async def test_a_stop_ends_it_early_and_the_slot_is_free() -> None:
@@ -450,6 +453,9 @@ async def test_embeddings_are_normalised_and_cut() -> None:
         tight = msgspec.structs.replace(asked, options=LoadOptions(num_ctx=64), truncate=False)
         with pytest.raises(ContextExceeded, match=r"^the input length exceeds the context length$"):
             await n.answers.embed(tight)
+        none = msgspec.structs.replace(asked, options=LoadOptions(num_ctx=0))
+        with pytest.raises(Invalid, match=r"^input after truncation exceeds maximum context length$"):
+            await n.answers.embed(none)
         empty = await n.answers.embed(msgspec.structs.replace(asked, inputs=()))
         assert empty.vectors == ()
 

@@ -204,6 +204,7 @@ class Job(Paced[Generation]):
         if lease is None:
             return False
         self._spec, self._asked, self._shape, self._lease = spec, asked, shape, lease
+        self._load_s = self._desk.clock.monotonic() - self._started
         try:
             self._sampling = prompts.bounded(asked, lease.plan.context_tokens, 0)
             prompt = prompts.prepared_by_engine(lease.runner, spec, request, self._sampling)

@@ -239,6 +239,17 @@ def test_every_field_of_generate():
     assert request.want_context
 
 
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ({"num_ctx": 0, "num_batch": 0, "num_thread": 0, "num_gpu": 0}, LoadOptions(num_ctx=0, num_gpu=0)),
+        ({"num_ctx": -1, "num_batch": -1, "num_gpu": -1}, LoadOptions(num_gpu=-1)),
+    ],
+)
+def test_options_of_nothing(options: dict[str, int], read: LoadOptions) -> None:
+    assert asked("/api/generate", {"model": "m", "options": options}).options == read
+
+
 def test_null_means_absent():
     names = [
         "prompt",

@@ -36,8 +36,9 @@ LOADING: Mapping[str, Kind] = {
 }
 _IGNORED: Mapping[str, Kind] = {"draft_num_predict": "integer"}
 _KINDS = {**SAMPLING, **LOADING, **_IGNORED}
-_POSITIVE = frozenset({"num_ctx", "num_batch", "num_thread"})
-"""Zero (and less) means: as the server has it."""
+_LEAST = {"num_ctx": 0, "num_batch": 1, "num_thread": 1}
+"""Less means: as the server has it. A context of 0 has no room for an embedding's input; of an answer
+it means the same as none."""
 _INT64 = 2**63
 _NO_SAMPLING = Sampling()
 _NO_LOADING = LoadOptions()
@@ -56,7 +57,7 @@ def read_options(options: Mapping[str, Any] | None) -> tuple[Sampling, LoadOptio
         read = _read(name, kind, value)
         if name in SAMPLING:
             sampling[name] = read
-        elif name in LOADING and not (name in _POSITIVE and read <= 0):
+        elif name in LOADING and read >= _LEAST.get(name, read):
             loading[name] = read
     return (
         Sampling(**sampling) if sampling else _NO_SAMPLING,
