@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -10,6 +11,7 @@ from tests.gateway_bench import HELLO, gateway, request_bytes, serving, talking,
 from tests.limits import SOON_S
 
 from ollama_distributed.base.inference import Delta, Finished
+from ollama_distributed.gateway import protocol
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.testing.inference import ScriptedInference
 
@@ -346,6 +348,31 @@ async def test_more_connections_than_allowed_are_503(adapter):
         async with await server.connect() as again:
             await again.post("/api/generate", GEN)
             assert (await again.answer()).status == 200
+
+
+async def test_one_stranger_does_not_take_all_places(adapter, monkeypatch):
+    """Half of them at most, and then a few: who has shown who it is finds others."""
+    monkeypatch.setattr(protocol, "origin_of", lambda _: "10.0.0.9")
+    limits = Limits(connections=8, strangers=2)
+    app = gateway(hello(), limits=limits)
+    async with serving(app, adapter=adapter, limits=limits) as server, AsyncExitStack() as stack:
+
+        async def silent():
+            return await stack.enter_async_context(await server.connect())
+
+        strangers = [await silent() for _ in range(4)]
+        await until(lambda: len(server.watch) == 4, "there was room")
+        late = await silent()
+        assert (await late.answer()).status == 503
+        await until(lambda: len(server.watch) == 4, "it is gone")
+        for number, client in enumerate(strangers):  # routes of both kinds
+            method, path = ("POST", "/api/generate") if number % 2 else ("GET", "/api/version")
+            await client.send(request_bytes(method, path, json.dumps(GEN).encode() if number % 2 else b""))
+            assert (await client.answer()).status == 200
+        for _ in range(2):
+            await silent()
+        await until(lambda: len(server.watch) == 6, "those four are known")
+        assert (await (await silent()).answer()).status == 503
 
 
 async def test_a_reader_that_stops_is_cut_and_its_slot_freed(adapter):

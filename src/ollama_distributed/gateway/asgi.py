@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from ollama_distributed.gateway.connections import met
 from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.gate import Head, read_head
 from ollama_distributed.gateway.hot import HotPath
@@ -88,6 +89,8 @@ async def serve_hot(path: HotPath, scope: Scope, receive: Receive, send: Send) -
     out = _Outbox(path.means.gate.limits.stream_buffer_bytes)
     exchange = path.open(scope_head(scope), out)
     out.exchange = exchange
+    if not exchange.ended:
+        met(scope)
     watcher: asyncio.Task[None] | None = None
     try:
         await _read_body(exchange, receive)

@@ -43,6 +43,7 @@ from ollama_distributed.gateway.auditing import (
     is_privileged,
     refused_entry,
 )
+from ollama_distributed.gateway.connections import met
 from ollama_distributed.gateway.dialects.fields import decode
 from ollama_distributed.gateway.errors import as_ours
 from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, too_large_text
@@ -301,6 +302,8 @@ class ColdPath:
             if refused is not None:
                 await refused(scope, receive, seen)
             else:
+                if cold.identity is not None:
+                    met(scope)
                 await self._app(scope, receive, seen)
         except ClientDisconnect:
             pass  # nobody is left to answer

@@ -14,12 +14,13 @@ from typing import Any
 
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import RequestId
+from ollama_distributed.gateway.connections import Watch
 from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.gate import read_head
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.out import RawHeaders
-from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
+from ollama_distributed.gateway.protocol import LimitedProtocol
 from ollama_distributed.gateway.summary import Summary
 
 _CLOSE = (b"connection", b"close")
@@ -168,6 +169,8 @@ class FastProtocol(LimitedProtocol):
             "POST", path, self.headers, self.client[0] if self.client else None, self.scheme or "http"
         )
         cycle.exchange = self.hot.open(head, cycle)
+        if self.stranger and not cycle.exchange.ended:
+            self.met()
         if self.flow.write_paused:  # an earlier answer still waits for its reader
             cycle.exchange.pause()
         if self.expect_100_continue and not cycle.exchange.ended:
@@ -241,5 +244,11 @@ def fast_protocol_class(hot: HotPath, limits: Limits) -> type[FastProtocol]:
     return type(
         "NodeProtocol",
         (FastProtocol,),
-        {"hot": hot, "limits": limits, "watch": Watch(limits), "no_event": asyncio.Event()},
+        {
+            "hot": hot,
+            "limits": limits,
+            "watch": Watch(limits),
+            "counts_strangers": True,
+            "no_event": asyncio.Event(),
+        },
     )

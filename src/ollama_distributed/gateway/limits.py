@@ -31,6 +31,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Most that is read and dropped meanwhile."""
     connections: int = 4096
     """Sockets of this process; the node also keeps them under 80 % of its file descriptors."""
+    strangers: int = 64
+    """Connections of one address (IPv6: a /64) on which nobody has said yet who it is, while more than half
+    of all places are taken; others are free to come."""
     sockets: int = 512
     """WebSockets of this node; each page and script that watches has one."""
     sockets_per_caller: int = 64

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import resource
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -35,6 +34,7 @@ from ollama_distributed.base.errors import (
 )
 from ollama_distributed.base.events import PATH as SOCKET_PATH
 from ollama_distributed.base.ids import RequestId
+from ollama_distributed.gateway.connections import MET, Watch, origin_of
 from ollama_distributed.gateway.errors import render_seed
 from ollama_distributed.gateway.gate import request_id
 from ollama_distributed.gateway.limits import Limits
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
     from uvicorn.server import ServerState
 
-_DESCRIPTOR_SHARE = 0.8
-"""Of the process's file descriptors; the rest is for models, runners and logs."""
 _UPLOADS = (b"/api/blobs/", b"/api/v1/bundles", b"/v1/files")
 """Bodies of any length: no total deadline, only the rate."""
 
@@ -64,6 +62,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: Limits
     watch: Watch
+    counts_strangers = False
+    """Where nobody has shown a certificate before the first request."""
 
     def __init__(
         self,
@@ -88,6 +88,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._cycle_transport: Any = _CycleTransport(self)
         self._slow_since: float | None = None
         self._slow_unsent = 0
+        self.stranger = False
+        """No request has passed the gate yet, and one should."""
 
     # ── transport ───────────────────────────────────────────────────────────────────
 
@@ -95,7 +97,9 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=self.limits.stream_buffer_bytes)
         self._since = self.loop.time()
-        if not self.watch.add(self):
+        origin = origin_of(self.client[0]) if self.counts_strangers and self.client else ""
+        self.stranger = bool(origin)
+        if not self.watch.add(self, origin):
             self.refuse(Unavailable("too many connections; try again"))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -191,6 +195,14 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
+        if self.stranger:
+            scope: dict[str, Any] = self.scope  # type: ignore[assignment]  # a TypedDict, with our own extension
+            scope["extensions"] = {**scope.get("extensions", {}), MET: self.met}
+
+    def met(self) -> None:
+        """A request of this connection has passed the gate. Idempotent."""
+        self.stranger = False
+        self.watch.knows(self)
 
     def _wants_socket(self) -> bool:
         """At the one path that has them, and not behind a request that is not answered yet."""
@@ -373,65 +385,10 @@ class _CycleTransport:
         self._protocol.finish()
 
 
-class Watched(Protocol):
-    """A connection: `LimitedProtocol`, or the WebSocket that it became."""
-
-    loop: asyncio.AbstractEventLoop
-
-    def check_deadlines(self, now: float) -> None: ...
-
-
-class Watch:
-    """All connections of one app: counts them and checks their deadlines with one timer."""
-
-    def __init__(self, limits: Limits) -> None:
-        self._most = _most_connections(limits)
-        self._connections: set[Watched] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        shortest = min(
-            limits.header_deadline_s, limits.body_rate_window_s, limits.reader_deadline_s, limits.idle_s
-        )
-        self._interval_s = min(1.0, shortest / 10)
-
-    def __len__(self) -> int:
-        return len(self._connections)
-
-    def add(self, connection: Watched) -> bool:
-        """False: there are too many already."""
-        if len(self._connections) >= self._most:
-            return False
-        self._connections.add(connection)
-        if self._timer is None:
-            self._arm(connection.loop)
-        return True
-
-    def holds(self, connection: Watched) -> bool:
-        """Whether it is looked at: one that came when there were too many is not."""
-        return connection in self._connections
-
-    def remove(self, connection: Watched) -> None:
-        self._connections.discard(connection)
-        if not self._connections and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(self._interval_s, self._check, loop)
-
-    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._arm(loop)
-        now = loop.time()
-        for connection in list(self._connections):
-            connection.check_deadlines(now)
-
-
-def _most_connections(limits: Limits) -> int:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return limits.connections
-    return min(limits.connections, max(1, int(soft * _DESCRIPTOR_SHARE)))
-
-
 def protocol_class(limits: Limits) -> type[LimitedProtocol]:
     """A protocol for `uvicorn.Config(http=...)`, with limits and a watch of its own."""
-    return type("NodeProtocol", (LimitedProtocol,), {"limits": limits, "watch": Watch(limits)})
+    return type(
+        "NodeProtocol",
+        (LimitedProtocol,),
+        {"limits": limits, "watch": Watch(limits), "counts_strangers": True},
+    )

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from ollama_distributed.gateway.connections import Watch
 from ollama_distributed.gateway.limits import Limits
-from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
+from ollama_distributed.gateway.protocol import LimitedProtocol
 
 if TYPE_CHECKING:
     from uvicorn.config import Config

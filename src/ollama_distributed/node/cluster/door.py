@@ -20,8 +20,9 @@ from ollama_distributed.adapters.identity.listener import PeerCertificates
 from ollama_distributed.adapters.identity.tls import peer_of
 from ollama_distributed.base.errors import Forbidden
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.gateway.connections import Watch
 from ollama_distributed.gateway.limits import MIB, Limits
-from ollama_distributed.gateway.protocol import LimitedProtocol, Watch
+from ollama_distributed.gateway.protocol import LimitedProtocol
 
 log = structlog.get_logger("cluster.door")
 
