@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from hypothesis import given
@@ -18,6 +18,7 @@ from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.routing.directory import MOST_HOLDERS, MOST_WARM, Directory
 from ollama_distributed.routing.plan import Standing
 from ollama_distributed.routing.service import Router
+from ollama_distributed.routing.successors import MOST_ASKED
 from ollama_distributed.state import keys
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
@@ -124,6 +125,12 @@ def router(view: View, *own: str) -> Router:
     return Router(local, Shelf(*own), nobody, view, random.Random(1).randrange)
 
 
+def text_request() -> InferenceRequest:
+    return InferenceRequest(
+        request_id=RequestId("r"), identity=Identity("admin"), model="m", prompt=TextPrompt(text="x")
+    )
+
+
 def test_every_spelling_of_a_name_finds_its_holders() -> None:
     view = View()
     view.node("n1")
@@ -191,6 +198,59 @@ def test_of_very_many_holders_those_with_it_in_memory_are_drawn_first() -> None:
     assert all(len({one.node for one in found.others("m")} & warm) == MOST_WARM for _ in range(50))
 
 
+def test_of_very_many_holders_the_few_with_the_labels_that_are_wanted() -> None:
+    view, chance, zone = View(), random.Random(1), {"zone": "a"}
+    for i in range(100):
+        view.node(f"n{i}")
+    found, labelled = directory(view), set[str]()
+    assert len(found.others("m", zone)) == MOST_HOLDERS, "nobody has them: the plan says so"
+    for _ in range(100):
+        name = f"n{chance.randrange(100)}"
+        labelled = {*labelled, name} if len(labelled) < MOST_HOLDERS else set()
+        for node in range(100):
+            labels = {"zone": "a" if f"n{node}" in labelled else "b"}
+            if dict(found.labels(NodeId(f"n{node}"))) != labels:
+                view.write(keys.intent(f"n{node}"), Intent(node=NodeId(f"n{node}"), labels=labels))
+        if labelled:
+            assert {one.node for one in found.others("m", zone)} == labelled
+
+
+def test_who_may_have_an_answer_is_the_same_at_every_node_and_of_very_many_those_with_it_in_memory() -> None:
+    view = View()
+    for i in range(100):
+        view.node(f"n{i}")
+    request = text_request()
+    first = router(view)
+    assert len(first._successors.keepers(request)) == MOST_ASKED
+    for name in ("n99", "n50"):
+        view.load(name)
+    view.load("n3")
+    view.load("n3", loaded=False)
+    kept, fresh = first._successors.keepers(request), router(view)._successors.keepers(request)
+    assert kept == fresh
+    assert kept[:2] == ["n50", "n99"]
+
+
+def test_a_model_is_unloaded_where_the_state_says_it_is_though_no_report_has_come() -> None:
+    view, asked = View(), list[NodeId]()
+    for i in range(100):
+        view.node(f"n{i}")
+    view.load("n42")
+    view.load("n77")
+
+    class Peers:
+        def start(self, node: NodeId, *_: Any) -> Any:
+            asked.append(node)
+            return self
+
+        def cancel(self) -> None: ...
+
+    local, peers = cast(Any, Local()), cast(Any, Peers())
+    made = Router(local, Shelf(), peers, view, random.Random(1).randrange)
+    made.start(msgspec.structs.replace(text_request(), load_only=True, keep_alive_s=0.0), lambda _: None)
+    assert sorted(asked) == ["n42", "n77"]
+
+
 CHANGES = st.lists(
     st.tuples(
         st.sampled_from(["me", "n1", "n2", "n3"]),
@@ -217,6 +277,7 @@ def test_what_is_kept_and_put_right_is_what_would_be_made_anew(
             continue
         fresh = directory(view)
         for model in ("m", "other"):
+            assert kept.everyone(model) == fresh.everyone(model)
             assert sorted(kept.others(model), key=_node) == sorted(fresh.others(model), key=_node)
             assert [kept.superseded(model, digest) for digest in "de"] == [
                 fresh.superseded(model, digest) for digest in "de"
@@ -291,9 +352,7 @@ def test_only_nodes_with_the_labels_that_a_request_wants() -> None:
             random.Random(1).randrange,
             wanted=lambda _, zone=zone: {"zone": zone},
         )
-        request = InferenceRequest(
-            request_id=RequestId("r"), identity=Identity("admin"), model="m", prompt=TextPrompt(text="x")
-        )
+        request = text_request()
         assert made.chooser.choose(request).plan.order == order
     made.start(request, heard.append)
     (failed,) = heard

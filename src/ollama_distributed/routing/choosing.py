@@ -21,7 +21,17 @@ from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
 from ollama_distributed.routing.caches import Caches, Trip
 from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
 from ollama_distributed.routing.ejections import Ejections
-from ollama_distributed.routing.plan import LOAD_S, NO_PROMPT, Dice, Load, Plan, Prompt, Standing, plan
+from ollama_distributed.routing.plan import (
+    LOAD_S,
+    NO_LABELS,
+    NO_PROMPT,
+    Dice,
+    Load,
+    Plan,
+    Prompt,
+    Standing,
+    plan,
+)
 from ollama_distributed.routing.ports import ClusterView, Local, Shelf
 
 Wanted = Callable[[InferenceRequest | EmbedRequest | RerankRequest], Mapping[str, str]]
@@ -32,7 +42,7 @@ STALE_S = 15.0
 
 def no_labels(request: InferenceRequest | EmbedRequest | RerankRequest) -> Mapping[str, str]:  # noqa: ARG001  # a `Wanted`
     """Any node may answer."""
-    return {}
+    return NO_LABELS
 
 
 class Routed(msgspec.Struct, frozen=True, gc=False):
@@ -84,8 +94,8 @@ class Chooser:
 
     def choose(self, request: InferenceRequest, *, look: bool = False) -> Routed:
         """Where it goes. `look`: it is not sent anywhere."""
-        model, key = request.model, name_key(request.model)
-        holders, wanted = self.holders(model), self.wanted(request)
+        key, wanted = name_key(request.model), self.wanted(request)
+        holders = self.holders(request.model, wanted)
         if self._alone(holders) and not wanted:
             return Routed(Plan(order=(self._view.me,)), NO_CHAIN, NO_PROMPT, Trip(self.caches, key))
         holders, loads, chain, prompt = self.known(request, holders)
@@ -143,16 +153,17 @@ class Chooser:
             wanted=wanted,
         )
 
-    def plan(self, model: str, wanted: Mapping[str, str] | None = None) -> Plan:
+    def plan(self, model: str, wanted: Mapping[str, str] = NO_LABELS) -> Plan:
         """Which nodes would be asked now, and why not the others. `wanted`: labels that they need."""
-        key, holders = name_key(model), self.holders(model)
+        key, holders = name_key(model), self.holders(model, wanted)
         if self._alone(holders) and not wanted:
             return Plan(order=(self._view.me,))
-        return self._planned(key, holders, self.loads(key, holders), NO_PROMPT, wanted or {})
+        return self._planned(key, holders, self.loads(key, holders), NO_PROMPT, wanted)
 
-    def holders(self, model: str) -> tuple[Standing, ...]:
-        """This node first, if it is one: not with a version that another one has superseded."""
-        others, me = self.directory.others(model), self._view.me
+    def holders(self, model: str, wanted: Mapping[str, str] = NO_LABELS) -> tuple[Standing, ...]:
+        """This node first, if it is one: not with a version that another one has superseded. `wanted`:
+        labels; of very many holders some that have them."""
+        others, me = self.directory.others(model, wanted), self._view.me
         here = self._shelf.version(model)
         if not here or self.directory.superseded(model, here):
             return others
@@ -185,9 +196,7 @@ class Chooser:
     def allowed(self, request: InferenceRequest, standing: Standing) -> bool:
         """Whether the request may be known to the node at all."""
         wanted = self.wanted(request)
-        if not wanted:
-            return True
-        return wanted.items() <= self.directory.labels(standing.node).items()
+        return not wanted or wanted.items() <= self.directory.labels(standing.node).items()
 
 
 _NOT_LOADED = Load()

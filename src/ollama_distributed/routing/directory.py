@@ -9,10 +9,12 @@ that have it in memory, as they last told the cluster, are drawn before those th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
+from typing import TypeAlias
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.models.names import name_key
-from ollama_distributed.routing.plan import LOAD_S, Dice, Standing
+from ollama_distributed.routing.plan import LOAD_S, NO_LABELS, Dice, Standing
 from ollama_distributed.routing.ports import ClusterView
 from ollama_distributed.state.cluster import ClusterState, NodeState
 from ollama_distributed.state.holders import Holders
@@ -30,6 +32,12 @@ _REMEMBERED = 1024
 _MOST_CHANGED = 64
 """Nodes between two looks; when more changed, all is made anew."""
 
+_MOST_LABELLED = 64
+"""Sets of labels for which a model's holders are kept: policies are few."""
+
+Labels: TypeAlias = frozenset[tuple[str, str]]
+
+_node = attrgetter("node")
 _NOBODY: SortedMap[NodeId, HeldModel] = SortedMap()
 
 
@@ -37,7 +45,7 @@ class _Roster:
     """The others that hold the version of a model that counts, in three lists. A node is moved from one to
     another in constant time; their order means nothing."""
 
-    __slots__ = ("_all", "_at", "_tiers", "digest", "mixed", "superseded")
+    __slots__ = ("_all", "_at", "_labelled", "_tiers", "digest", "mixed", "superseded")
 
     def __init__(self) -> None:
         self.digest = ""
@@ -51,6 +59,11 @@ class _Roster:
         self._at: dict[NodeId, tuple[int, int]] = {}
         """Tier, and place in it."""
         self._all: tuple[Standing, ...] | None = None
+        self._labelled: dict[Labels, _Roster] = {}
+        """Those of them that have these labels."""
+
+    def __len__(self) -> int:
+        return len(self._at)
 
     def __contains__(self, node: NodeId) -> bool:
         return node in self._at
@@ -61,26 +74,54 @@ class _Roster:
 
     def put(self, one: Standing, *, warm: bool) -> None:
         self.drop(one.node)
+        self._all = None
         tier = (0 if warm else 1) if one.status == "online" else 2
         self._at[one.node] = (tier, len(self._tiers[tier]))
         self._tiers[tier].append(one)
+        for labels, roster in self._labelled.items():
+            if one.labels.items() >= labels:
+                roster.put(one, warm=warm)
 
     def drop(self, node: NodeId) -> None:
         """Nothing where it is not there."""
-        self._all = None
         found = self._at.pop(node, None)
         if found is None:
             return
+        self._all = None
+        for roster in self._labelled.values():
+            roster.drop(node)
         tier, at = found
         last = self._tiers[tier].pop()
         if last.node != node:
             self._tiers[tier][at] = last
             self._at[last.node] = (tier, at)
 
+    def labelled(self, wanted: Mapping[str, str]) -> _Roster:
+        """Those of them with these labels, followed like the rest."""
+        labels = frozenset(wanted.items())
+        found = self._labelled.get(labels)
+        if found is None:
+            if len(self._labelled) >= _MOST_LABELLED:
+                self._labelled.clear()
+            found = self._labelled[labels] = _Roster()
+            for tier, standings in enumerate(self._tiers):
+                for one in standings:
+                    if one.labels.items() >= labels:
+                        found.put(one, warm=tier == 0)
+        return found
+
+    @property
+    def warm(self) -> frozenset[NodeId]:
+        return frozenset(one.node for one in self._tiers[0])
+
+    def everyone(self) -> list[Standing]:
+        """All of them, those first that are asked first; the same at every node with the same state."""
+        return [one for tier in self._tiers for one in sorted(tier, key=_node)]
+
     def some(self, dice: Dice) -> tuple[Standing, ...]:
         """All of them, or a draw."""
         warm, cold, rest = self._tiers
-        if len(self._at) <= MOST_HOLDERS:
+        if len(self) <= MOST_HOLDERS:
             if self._all is None:
                 self._all = (*warm, *cold, *rest)
             return self._all
@@ -110,9 +151,22 @@ class Directory:
         """As they were when `_rosters` was last put right."""
         self._rosters: dict[str, _Roster] = {}
 
-    def others(self, model: str) -> tuple[Standing, ...]:
-        """Every other node that holds the version that counts, or a draw of them."""
-        return self._roster(name_key(model)).some(self._dice)
+    def others(self, model: str, wanted: Mapping[str, str] = NO_LABELS) -> tuple[Standing, ...]:
+        """Every other node that holds the version that counts; of very many a draw, of those with the
+        labels that are wanted if there are any."""
+        roster = self._roster(name_key(model))
+        if wanted and len(roster) > MOST_HOLDERS:
+            roster = roster.labelled(wanted) or roster
+        return roster.some(self._dice)
+
+    def everyone(self, model: str) -> list[Standing]:
+        """Every other node that holds the version that counts, those that have it in memory first; the
+        same order at every node."""
+        return self._roster(name_key(model)).everyone()
+
+    def warm(self, model: str) -> frozenset[NodeId]:
+        """Those of them that had it in memory when they last told the cluster."""
+        return self._roster(name_key(model)).warm
 
     def named(self, model: str, nodes: Iterable[NodeId]) -> list[Standing]:
         """Those of these nodes that hold it, this one left out."""

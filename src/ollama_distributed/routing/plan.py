@@ -161,7 +161,7 @@ frozen while consensus is away, and only a try tells."""
 NO_PROMPT = Prompt()
 _UNKNOWN = Load()
 _ttft_s = attrgetter("ttft_s")
-_NO_LABELS: Mapping[str, str] = {}
+NO_LABELS: Mapping[str, str] = {}
 
 
 def plan(
@@ -173,7 +173,7 @@ def plan(
     prompt: Prompt = NO_PROMPT,
     policy: Policy = "prefix",
     turn: int = 0,
-    wanted: Mapping[str, str] = _NO_LABELS,
+    wanted: Mapping[str, str] = NO_LABELS,
 ) -> Plan:
     """Choose up to `MAX_TRIES` nodes. The order of `holders` decides nothing but what the dice mean.
 

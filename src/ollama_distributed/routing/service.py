@@ -10,7 +10,7 @@ state calls offline is still tried when no other holds the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 import anyio
@@ -44,19 +44,14 @@ from ollama_distributed.base.tokens import (
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.attempts import Attempts
 from ollama_distributed.routing.caches import Trip
-from ollama_distributed.routing.choosing import Chooser, Known, Routed, Wanted, no_labels
+from ollama_distributed.routing.choosing import Chooser, Routed, Wanted, no_labels
 from ollama_distributed.routing.decisions import Decisions, Record
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.hedging import Hedges, first_answer, kind_of
 from ollama_distributed.routing.paces import Paces
-from ollama_distributed.routing.plan import (
-    MAX_TRIES,
-    Dice,
-    Plan,
-    Standing,
-    plan,
-)
+from ollama_distributed.routing.plan import Dice, Plan
 from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
+from ollama_distributed.routing.successors import MOST_ASKED, Successors
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -94,13 +89,13 @@ class Router:
         self._paces = Paces()
         self._hedges = Hedges()
         self.chooser = Chooser(local, shelf, view, dice, self._ejections, missed, policy, wanted)
+        self._successors = Successors(self.chooser, self._ejections, view, dice)
         self.decisions = Decisions(
             lambda: view.me, self._called, lambda node, model: self._ejections.circuit(node, name_key(model))
         )
         self._local = local
         self._peers = peers
         self._view = view
-        self._dice = dice
 
     def use(self, policy: Policy) -> None:
         """From the next choice on."""
@@ -120,7 +115,7 @@ class Router:
                 sink(EngineFailed(lacking))
                 return NOTHING
         else:
-            order, known = self._again(request, resume)
+            order, known = self._successors.order(request, resume)
             trip = Trip(self.chooser.caches, key, known.chain, known.prompt.cached, "failover", rest=True)
         if request.load_only and request.keep_alive_s == 0:
             order = self._unload(request, order)
@@ -170,9 +165,12 @@ class Router:
 
     def _unload(self, request: InferenceRequest, order: tuple[NodeId, ...]) -> tuple[NodeId, ...]:
         """`ollama stop`: the model leaves every memory that reports it. Who answers the client."""
-        others = self.chooser.directory.others(request.model)
-        loads = self.chooser.loads(name_key(request.model), others)
-        loaded = [one.node for one in others if one.node in loads and loads[one.node].loaded]
+        directory, others = self.chooser.directory, self.chooser.directory.everyone(request.model)
+        loads = self.chooser.loads(name_key(request.model), others[:MOST_ASKED])
+        told = directory.warm(request.model)
+        loaded = [
+            one.node for one in others if (loads[one.node].loaded if one.node in loads else one.node in told)
+        ]
         if self._view.me not in order and loaded:
             order = (loaded.pop(0),)
 
@@ -187,37 +185,7 @@ class Router:
 
     def elsewhere(self, request: InferenceRequest, resume: Resume) -> bool:
         """Whether a node that it did not leave, lives and takes work could go on with it."""
-        fresh, _ = self._who(request, resume, self.chooser.holders(request.model))
-        return any(one.reachable and one.status not in ("offline", "draining") for one in fresh)
-
-    def _again(self, request: InferenceRequest, resume: Resume) -> tuple[tuple[NodeId, ...], Known]:
-        """Who goes on with an answer: nodes that it left come last. Of the others the one that has read its
-        prompt lately goes on soonest: it is the prompt of the rest, too."""
-        key, judged = name_key(request.model), self._ejections.judged
-        known = self.chooser.known(request, self.chooser.holders(request.model))
-        first, last = (
-            plan(judged(some, key), self._view.me, known.loads, self._dice, prompt=known.prompt).order
-            for some in self._who(request, resume, known.holders)
-        )
-        return (*first, *last)[:MAX_TRIES], known
-
-    def _who(
-        self, request: InferenceRequest, resume: Resume, holders: Sequence[Standing]
-    ) -> tuple[list[Standing], list[Standing]]:
-        """Of them, who may go on: those that it did not leave, and those that it did. One where it stalled
-        may not, and only those may that hold the same content."""
-        me = self._view.me
-        left = {one.replica or me: one.stalled for one in resume.left}
-        held = self._view.state().models.get(name_key(request.model))
-        fresh: list[Standing] = []
-        old: list[Standing] = []
-        for standing in holders:
-            copy = held.get(standing.node) if held is not None and standing.node != me else None
-            other = resume.ids and copy is not None and copy.digest != resume.model_digest
-            if other or left.get(standing.node) or not self.chooser.allowed(request, standing):
-                continue
-            (old if standing.node in left else fresh).append(standing)
-        return fresh, old
+        return self._successors.exist(request, resume)
 
     async def written(self, request: InferenceRequest) -> Written | None:
         """The longest that a node has which may have generated it."""
@@ -232,23 +200,18 @@ class Router:
                 found.extend([written] if written is not None else [])
 
         async with anyio.create_task_group() as asking:
-            for standing in self.chooser.directory.others(request.model):
-                if self.chooser.allowed(request, standing):
-                    asking.start_soon(ask, standing.node)
+            for node in self._successors.keepers(request):
+                asking.start_soon(ask, node)
         return max(found, key=lambda one: len(one.ids), default=None)
 
     async def hand_over(self, request: InferenceRequest, written: Written) -> None:
         """To the first that takes it of those who are asked for it later (`written`)."""
-        for standing in self.chooser.directory.others(request.model):
-            if not self.chooser.allowed(request, standing):
-                continue
+        for node in self._successors.keepers(request):
             try:
-                await self._peers.hand_over(standing.node, request, written)
+                await self._peers.hand_over(node, request, written)
                 return
             except OllamaDistributedError as error:
-                log.debug(
-                    "routing.not_taken", request_id=request.request_id, node=standing.node, code=error.code
-                )
+                log.debug("routing.not_taken", request_id=request.request_id, node=node, code=error.code)
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:
         node, why, result = await self._ask(
