@@ -266,7 +266,7 @@ class Exchange:
         self._streaming = call.stream
         self._model = call.requests[0].model
         self._left = len(call.requests)
-        if any(one.prompt is not call.requests[0].prompt for one in call.requests):
+        if self._left > 1 and any(one.prompt is not call.requests[0].prompt for one in call.requests):
             self._join = added
         for index, request in enumerate(requests):
             generation = self._means.inference.open(request, partial(self._on_event, index))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -57,15 +57,16 @@ def read_head(
     return Head(method, path, headers, hosts, peer, scheme == "https")
 
 
-def _ids() -> Iterator[str]:
-    """64 random bits each; the system is asked for many at a time."""
-    while True:
-        many = os.urandom(8 * _AT_A_TIME).hex()
-        yield from (many[at : at + 16] for at in range(0, len(many), 16))
-
-
 _AT_A_TIME = 64
-_new_id = _ids().__next__
+_ids: list[str] = []
+
+
+def _new_id() -> str:
+    """64 random bits; the system is asked for many at a time."""
+    if not _ids:
+        many = os.urandom(8 * _AT_A_TIME).hex()
+        _ids.extend(many[at : at + 16] for at in range(0, len(many), 16))
+    return _ids.pop()
 
 
 def request_id(headers: Mapping[str, str]) -> RequestId:

@@ -7,6 +7,7 @@ Hand-made, as it needs three kinds of lines and no registry. Labels come from ou
 from __future__ import annotations
 
 import bisect
+from collections import defaultdict
 from collections.abc import Iterable
 
 from ollama_distributed.base.disk import DiskFigures
@@ -89,19 +90,19 @@ class GatewayMetrics:
     """Counts requests as they end."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[str, str, int], int] = {}
-        self._took: dict[str, _Histogram] = {}
-        self._first_byte: dict[str, _Histogram] = {}
+        self._requests: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self._took: defaultdict[str, _Histogram] = defaultdict(_Histogram)
+        self._first_byte: defaultdict[str, _Histogram] = defaultdict(_Histogram)
         self._tokens = {"prompt": 0, "cached": 0, "completion": 0}
         self._bytes_out = 0
         self._moves = 0
 
     def observe(self, summary: Summary) -> None:
-        key = (summary.route, summary.outcome, summary.status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        _of(self._took, summary.route).add(summary.took_s)
+        route = summary.route
+        self._requests[route, summary.outcome, summary.status] += 1
+        self._took[route].add(summary.took_s)
         if summary.first_byte_s is not None:
-            _of(self._first_byte, summary.route).add(summary.first_byte_s)
+            self._first_byte[route].add(summary.first_byte_s)
         self._bytes_out += summary.bytes_out
         self._moves += summary.moves
         if summary.usage is not None:
@@ -181,13 +182,6 @@ def _placement(prefix: str, places: PlacementFigures) -> list[str]:
             lines += _head(f"{prefix}_{name}", "gauge", text)
             lines.append(f"{prefix}_{name} {number}")
     return lines
-
-
-def _of(histograms: dict[str, _Histogram], route: str) -> _Histogram:
-    found = histograms.get(route)
-    if found is None:
-        found = histograms[route] = _Histogram()
-    return found
 
 
 def _head(name: str, kind: str, text: str) -> list[str]:

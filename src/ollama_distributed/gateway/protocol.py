@@ -161,7 +161,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._head_size = 0
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url += url
         self._head_size += len(url)
         if self._head_size > self.limits.header_bytes:
             self._refuse_head()

@@ -63,8 +63,10 @@ def key_of(identity: Identity) -> str:
 def _prompt_tokens(request: InferenceRequest) -> int:
     prompt = request.prompt
     if isinstance(prompt, ChatPrompt):
-        text = sum(len(one.content) for one in prompt.messages)
-        images = sum(len(one.images) for one in prompt.messages)
+        text = images = 0
+        for one in prompt.messages:
+            text += len(one.content)
+            images += len(one.images)
         return text // BYTES_PER_TOKEN + images * IMAGE_TOKENS
     if isinstance(prompt, TextPrompt):
         text = len(prompt.text) + len(prompt.system or "") + len(prompt.suffix)

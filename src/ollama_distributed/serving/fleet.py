@@ -273,7 +273,7 @@ class Fleet:
 
     def _lease(self, resident: Resident, keep_alive_s: float | None, ask: Ask | None) -> Lease:
         """`ask`: who gets a slot with it."""
-        if resident.active == 0:
+        if resident.active == 0 and resident.on_cores:
             self._look_at_threads(resident)
         if resident.watch is None:
             self._lifecycle.look_after(resident)

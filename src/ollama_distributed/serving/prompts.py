@@ -69,17 +69,18 @@ def check(spec: ModelSpec, request: InferenceRequest) -> None:
         raise Unsupported(f'"{request.model}" does not support {what}')
     needed: list[Capability] = []
     if isinstance(prompt, ChatPrompt):
-        if tools_of(prompt):
+        if prompt.tools and tools_of(prompt):
             needed.append("tools")
-        if any(message.images for message in prompt.messages):
-            needed.append("vision")
+        for message in prompt.messages:
+            if message.images:
+                needed.append("vision")
+                break
     elif isinstance(prompt, TextPrompt):
         if prompt.suffix:
             needed.append("insert")
         if prompt.images:
             needed.append("vision")
-    missing = [capability for capability in needed if capability not in able]
-    if missing:
+    if needed and (missing := [capability for capability in needed if capability not in able]):
         # Ollama joins several with newlines.
         raise Unsupported(f"{spec.name} does not support {chr(10).join(missing)}")
 
@@ -121,6 +122,8 @@ def puts_prompt_as_is(prompt: TextPrompt) -> bool:
 
 def conversation(spec: ModelSpec, prompt: ChatPrompt | TextPrompt) -> tuple[Message, ...]:
     """The messages for the template: the Modelfile's SYSTEM and MESSAGE rows come first."""
+    if isinstance(prompt, ChatPrompt) and not (spec.messages or spec.system):
+        return prompt.messages
     stored = tuple(Message(role=row.role, content=row.content) for row in spec.messages)
     if isinstance(prompt, ChatPrompt):
         messages = stored + prompt.messages
@@ -160,9 +163,11 @@ def cut_to_fit(ids: Sequence[int], context_tokens: int, sampling: Sampling) -> t
 
 def bounded(sampling: Sampling, context_tokens: int, emitted: int) -> Sampling:
     """With a number to predict that ends, less what an earlier runner emitted already."""
-    most = OPEN_ENDED_CONTEXTS * context_tokens
-    wanted = most if sampling.num_predict is None or sampling.num_predict < 0 else sampling.num_predict
-    return msgspec.structs.replace(sampling, num_predict=max(min(wanted, most) - emitted, 0))
+    most, wanted = OPEN_ENDED_CONTEXTS * context_tokens, sampling.num_predict
+    if wanted is None or not 0 <= wanted <= most:
+        wanted = most
+    left = wanted - emitted if wanted > emitted else 0
+    return msgspec.structs.replace(sampling, num_predict=left)
 
 
 # ── with the runner ─────────────────────────────────────────────────────────────────
@@ -324,7 +329,7 @@ def _parsed_by_engine(
 
 
 def _images(messages: tuple[Message, ...]) -> tuple[bytes, ...]:
-    return tuple(image for message in messages for image in message.images)
+    return tuple([image for message in messages for image in message.images])
 
 
 def request_images(request: InferenceRequest) -> tuple[bytes, ...]:

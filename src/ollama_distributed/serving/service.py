@@ -353,7 +353,7 @@ class Serving:
     def measured(self, lease: Lease, done: Done) -> None:
         """An answer has ended, and its lease not yet."""
         resident = lease.resident
-        if resident is None:
+        if resident is None or not (done.prompt_s or done.completion_s):  # not every engine says
             return
         device, size, alone = resident.device, resident.spec.weights_bytes, lease.alone is not None
         if alone:

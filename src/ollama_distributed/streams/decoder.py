@@ -137,6 +137,8 @@ class Decoder:
         """The generation is over: what was withheld is text after all."""
         if self.stopped is not None:
             return None
+        if self._phase == "answer" and not (self._raw or self._maybe_stop or self._withheld):
+            return None
         rest = self._raw.decode("utf-8", "replace")
         self._raw = b""
         return self._advance(rest, (), last=True)

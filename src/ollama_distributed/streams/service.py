@@ -89,8 +89,9 @@ class Answers:
     def answer(self, request: InferenceRequest, sink: Sink) -> Answer:
         """One that is to be begun."""
         answer = Answer(request, sink, self)
+        if not self._live:
+            self._begun.set()
         self._live.add(answer)
-        self._begun.set()
         return answer
 
     async def embed(self, request: EmbedRequest) -> EmbedResult:

@@ -174,7 +174,8 @@ class Call:
             self._error_body += data[: MAX_ERROR_BODY_BYTES - len(self._error_body)]
             return
         try:
-            self._hear(self._framing.feed(data))
+            if records := self._framing.feed(data):
+                self._hear(records)
         except OllamaDistributedError as exc:
             self.fail(exc)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import httptools
 
@@ -207,8 +206,8 @@ class Exchange(asyncio.Protocol):
         except OSError as exc:  # ssl.SSLError is one
             self._fail(Unavailable(f"cannot connect to {self._address}: {exc.strerror or exc}"), exc)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is a stream's
+        self._transport = transport
         if self._done:
             transport.abort()
             return

@@ -7,6 +7,7 @@ younger one comes back. No timer and no task: an idle connection costs nothing b
 from __future__ import annotations
 
 import asyncio
+import time
 
 MOST_IDLE = 256
 """More requests at once than this begin to pay for connections."""
@@ -38,7 +39,7 @@ class Kept:
         if self._closed or len(self._idle) >= MOST_IDLE:
             transport.abort()
             return
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         transport.set_protocol(idle := _Idle(self, transport, now))
         self._idle[idle] = None
         oldest = next(iter(self._idle))

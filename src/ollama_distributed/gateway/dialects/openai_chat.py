@@ -119,6 +119,10 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
 
 def _prompt(row: ChatIn, rows: list[OpenAIMessage]) -> tuple[ChatPrompt, bool]:
     """The prompt, and whether the caller speaks the older `functions`."""
+    if row.tools is None and row.functions is None and row.tool_choice is None:
+        return ChatPrompt(
+            messages=messages(rows), parallel_tool_calls=row.parallel_tool_calls is not False
+        ), False
     legacy = bool(row.functions) and not row.tools
     if legacy:
         offered = tools([OpenAITool(function=function) for function in row.functions or ()])

@@ -28,17 +28,24 @@ FINGERPRINT = "fp_ollama_distributed"
 
 def usage_body(usages: list[Usage], prompts: int = 1) -> dict[str, Any]:
     """Totals of all choices. A prompt counts once, however many choices it has."""
-    per_prompt = max(len(usages) // prompts, 1)
-    first_of_each = usages[::per_prompt]
-    prompt_tokens = sum(u.prompt_tokens for u in first_of_each)
-    completion_tokens = sum(u.completion_tokens for u in usages)
+    used = usages[0] if len(usages) == 1 else _total(usages, max(len(usages) // prompts, 1))
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in first_of_each)},
-        "completion_tokens_details": {"reasoning_tokens": sum(u.reasoning_tokens for u in usages)},
+        "prompt_tokens": used.prompt_tokens,
+        "completion_tokens": used.completion_tokens,
+        "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": used.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": used.reasoning_tokens},
     }
+
+
+def _total(usages: list[Usage], per_prompt: int) -> Usage:
+    first_of_each = usages[::per_prompt]
+    return Usage(
+        prompt_tokens=sum(u.prompt_tokens for u in first_of_each),
+        cached_tokens=sum(u.cached_tokens for u in first_of_each),
+        completion_tokens=sum(u.completion_tokens for u in usages),
+        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
+    )
 
 
 def logprob_rows(rows: Sequence[TokenLogprob]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ accept beside it: `reasoning` and `reasoning_content` in earlier answers.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import msgspec
 
@@ -97,7 +98,7 @@ class OpenAIFormat(msgspec.Struct, frozen=True, kw_only=True):
 
 # ── messages ────────────────────────────────────────────────────────────────────────
 
-_ROLES = {
+_ROLES: Mapping[str, Literal["system", "user", "assistant", "tool"]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -110,11 +111,14 @@ _ROLES = {
 def messages(rows: list[OpenAIMessage]) -> tuple[Message, ...]:
     names: dict[str, str] = {}
     """Tool call id -> function name, for results that carry the id only."""
-    return tuple(_message(f"messages[{i}]", row, names) for i, row in enumerate(rows))
+    return tuple([_message(i, row, names) for i, row in enumerate(rows)])
 
 
-def _message(at: str, row: OpenAIMessage, names: dict[str, str]) -> Message:
+def _message(number: int, row: OpenAIMessage, names: dict[str, str]) -> Message:
     role = _ROLES.get(row.role.lower())
+    if (role == "user" or role == "system") and type(row.content) is str:  # nearly all
+        return Message(role=role, content=row.content)
+    at = f"messages[{number}]"
     if role is None:
         raise Invalid(
             f'{at}.role must be system, developer, user, assistant or tool, got "{row.role}"',
@@ -136,7 +140,7 @@ def _message(at: str, row: OpenAIMessage, names: dict[str, str]) -> Message:
         names.update((call.id, call.name) for call in calls)
         thinking = row.reasoning or row.reasoning_content or ""
         return Message(role="assistant", content=text, images=images, thinking=thinking, tool_calls=calls)
-    return Message(role="system" if role == "system" else "user", content=text, images=images)
+    return Message(role=role, content=text, images=images)
 
 
 def content_parts(at: str, parts: list[OpenAIPart], joiner: str) -> tuple[str, tuple[bytes, ...]]:

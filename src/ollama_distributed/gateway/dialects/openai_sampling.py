@@ -84,6 +84,8 @@ def _checked_bias(bias: dict[str, float] | None) -> dict[str, float] | None:
 
 def choices(first: InferenceRequest, count: int) -> tuple[InferenceRequest, ...]:
     """`count` requests that differ in id, and in seed where one was given."""
+    if count == 1:
+        return (first,)
     return (first, *(_sibling(first, number) for number in range(1, count)))
 
 

@@ -19,6 +19,11 @@ from ollama_distributed.gateway.dialects.ollama_options import read_options
 
 def merged_options(options: Mapping[str, Any] | None, **own: Any) -> tuple[Sampling, LoadOptions]:
     """What is asked for: `own` (the dialect's fields; None is not asked for) before `options`."""
+    if not options:
+        seed = own.get("seed")
+        if seed is not None and seed > INT_MAX:
+            own["seed"] = seed & INT_MAX
+        return Sampling(**own), _NO_LOADING
     sampling, loading = read_options(options)
     asked = {name: value for name, value in own.items() if value is not None}
     seed = asked.get("seed", sampling.seed)
@@ -27,6 +32,7 @@ def merged_options(options: Mapping[str, Any] | None, **own: Any) -> tuple[Sampl
     return msgspec.structs.replace(sampling, **asked), loading
 
 
+_NO_LOADING = LoadOptions()
 _DURATION = re.compile(
     r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII
 )

@@ -115,9 +115,14 @@ def chat_body(model: str, request: ChatRequest, kind: ServerKind, *, secret: str
 
 def _shared(sampling: Sampling, form: Format | None, kind: ServerKind) -> dict[str, Any]:
     body: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
-    for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
-        if (value := getattr(sampling, name)) is not None:
-            body[name] = value
+    if sampling.temperature is not None:
+        body["temperature"] = sampling.temperature
+    if sampling.top_p is not None:
+        body["top_p"] = sampling.top_p
+    if sampling.presence_penalty is not None:
+        body["presence_penalty"] = sampling.presence_penalty
+    if sampling.frequency_penalty is not None:
+        body["frequency_penalty"] = sampling.frequency_penalty
     if sampling.num_predict is not None and sampling.num_predict >= 0:
         body["max_tokens"] = sampling.num_predict
     if sampling.seed is not None and sampling.seed >= 0:
