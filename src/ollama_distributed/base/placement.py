@@ -164,7 +164,10 @@ class WhatIfAsk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class MovedRow(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     gone: tuple[str, ...] = ()
+    """Nodes that would not have it any more, or have it otherwise (then they are in `new` too)."""
     new: tuple[str, ...] = ()
+    loads: tuple[str, ...] = ()
+    """Those of `new` that have its files and would load it."""
 
 
 class RefusedRow(msgspec.Struct, frozen=True, kw_only=True):

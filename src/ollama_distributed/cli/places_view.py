@@ -184,6 +184,10 @@ def step(before: PlaceRow | None, row: PlaceRow) -> str:
     return f"{row.name} has deleted it" if before.has and not row.has else ""
 
 
+def _nodes(nodes: Sequence[str], without: Sequence[str] = ()) -> Cell:
+    return Cell(", ".join(node for node in nodes if node not in without) or "-")
+
+
 def what_if_text(answer: WhatIfAnswer, look: Look) -> str:
     parts = [f"without {', '.join(answer.lost)}:\n"]
     if answer.last_copies:
@@ -193,16 +197,19 @@ def what_if_text(answer: WhatIfAnswer, look: Look) -> str:
         parts.append(
             tables.table(
                 [
-                    Column("MOVES", [Cell(row.model) for row in answer.moved]),
-                    Column("FROM", [Cell(", ".join(row.gone) or "-") for row in answer.moved]),
-                    Column("TO", [Cell(", ".join(row.new) or "nowhere") for row in answer.moved]),
+                    Column("MODEL", [Cell(row.model) for row in answer.moved]),
+                    Column("GOES FROM", [_nodes(row.gone, row.new) for row in answer.moved]),
+                    Column("COMES TO", [_nodes(row.new, row.gone) for row in answer.moved]),
+                    Column("LOADED AT", [_nodes(row.loads) for row in answer.moved]),
                 ],
                 look,
             )
         )
     for row in answer.no_longer:
-        missing = f"{row.copies} copies and {row.loaded} loaded missing"
-        parts.append(f"no longer fits: {row.model} ({missing}): {'; '.join(row.reasons)}\n")
+        lacks = [("copies", "copy", row.copies), ("loaded copies", "loaded copy", row.loaded)]
+        fewer = " and ".join(f"{n} {one if n == 1 else many}" for many, one, n in lacks if n)
+        reasons = clean_line("; ".join(row.reasons))
+        parts.append(f"fewer than wanted: {clean_line(row.model)} lacks {fewer or 'a pin'}: {reasons}\n")
     if not answer.planned:
         parts.append("no model is to be on any number of nodes, so nothing would move\n")
     elif not answer.moved and not answer.no_longer:

@@ -270,6 +270,7 @@ class Desk:
                     model=display(state, one.model),
                     gone=tuple(names(state, (replica.node for replica in one.gone))),
                     new=tuple(names(state, (replica.node for replica in one.new))),
+                    loads=tuple(names(state, one.loads)),
                 )
                 for one in found.moved
             ),

@@ -237,6 +237,12 @@ class Changed(msgspec.Struct, frozen=True, kw_only=True):
     gone: tuple[Replica, ...]
     new: tuple[Replica, ...]
 
+    @property
+    def loads(self) -> list[NodeId]:
+        """Nodes that have its files and are to have it in memory, too."""
+        cold = {replica.node for replica in self.gone if not replica.warm}
+        return [replica.node for replica in self.new if replica.warm and replica.node in cold]
+
 
 class WhatIf(msgspec.Struct, frozen=True, kw_only=True):
     lost: tuple[NodeId, ...]

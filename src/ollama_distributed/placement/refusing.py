@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.placement.board import Board, Spot
-from ollama_distributed.placement.facts import Presence, Replica, Wish, size
+from ollama_distributed.placement.facts import Presence, Replica, size
 from ollama_distributed.placement.filling import Filling
 from ollama_distributed.placement.keeping import Want, fits_alone
 from ollama_distributed.placement.outcome import Refusal
@@ -33,7 +33,7 @@ def refusal(want: Want, filling: Filling, board: Board, *, has_source: bool) -> 
     if filling.warm_missing or filling.copies_missing:
         if not has_source:
             reasons.append(NO_SOURCE)
-        reasons += _nowhere(want.wish, board)
+        reasons += _nowhere(want, filling, board)
     return Refusal(
         model=want.wish.model,
         copies=filling.copies_missing,
@@ -49,13 +49,19 @@ def _pin(want: Want, node: NodeId, board: Board) -> str:
     return f"pinned to {spot.site.shown}: {obstacle(want, spot, None)}"
 
 
-def _nowhere(wish: Wish, board: Board) -> list[str]:
+def _nowhere(want: Want, filling: Filling, board: Board) -> list[str]:
     """Over all nodes, by what stands in the way."""
+    wish = want.wish
     matching = [shelf for shelf in board.shelves.matching(wish.labels) if shelf.device == "cpu"]
     nodes = sum(map(len, matching))
     if not nodes:
         labels = ", ".join(f"{name}={value}" for name, value in sorted(wish.labels.items()))
         return [f"no node that takes models has {labels}" if labels else "no node takes models"]
+    # Pins may be outside of the labels, so they do not count here.
+    if not filling.warm_missing and len(filling.replicas.keys() - want.pins) >= nodes:
+        return [
+            f"all {nodes} nodes that may have it have it" if nodes > 1 else "there is no other node for it"
+        ]
     free, node = max(most for shelf in matching if (most := shelf.most_free()) is not None)
     reasons = []
     if wish.need.memory_bytes > free:

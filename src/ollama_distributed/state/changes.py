@@ -235,7 +235,10 @@ def _labelled(node: NodeState, labels: Mapping[str, str | None]) -> Intent:
 
 def _removal(state: ClusterState, node: NodeState, *, force: bool) -> tuple[KeyWrite, ...]:
     if state.voters and node.id in state.voters.nodes:
-        raise Conflict(f"node {node.name} votes; replace it first: ollama-distributed cluster voter replace")
+        raise Conflict(
+            f"node {node.name} votes. While it lives:  ollama-distributed cluster leave  on that machine; "
+            f"if it never comes back, first:  ollama-distributed cluster voter replace {node.name}"
+        )
     if node.alive and node.member is not None and not force:
         raise Conflict(f"node {node.name} is {node.status}; stop it first, or remove it by force")
     return tuple(_delete(state, key) for key in keys.of_node(node.id) if key in state.raw)

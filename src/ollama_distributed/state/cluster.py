@@ -40,6 +40,7 @@ from ollama_distributed.state.keys import (
     subject,
 )
 from ollama_distributed.state.maps import SortedMap
+from ollama_distributed.state.naming import unknown_node
 from ollama_distributed.state.records import (
     Advert,
     Applied,
@@ -234,7 +235,7 @@ class ClusterState(msgspec.Struct, frozen=True, kw_only=True):
             return NodeId(node)
         named = self.names.get(node, ())
         if not named:
-            raise NotFound(f"there is no node {node[:80]!r}")
+            raise NotFound(unknown_node(node, self.names))
         if len(named) > 1:
             raise Conflict(f"{len(named)} nodes are called {node!r}; give an id: {', '.join(named[:8])}")
         return named[0]

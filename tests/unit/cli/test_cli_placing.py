@@ -9,10 +9,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from ollama_distributed.base.placement import PlaceRow, PlacesAnswer, PlacesList
+from ollama_distributed.base.placement import (
+    MovedRow,
+    PlaceRow,
+    PlacesAnswer,
+    PlacesList,
+    RefusedRow,
+    WhatIfAnswer,
+)
 from ollama_distributed.cli import placing
+from ollama_distributed.cli.places_view import what_if_text
 from ollama_distributed.cli.problem import Problem
 from ollama_distributed.cli.session import Session
+from ollama_distributed.cli.tables import Look
 from ollama_distributed.client.errors import ClientError
 
 A = PlaceRow(node="1", name="n1", copy=True, has=True, note="chosen, on disk")
@@ -114,3 +123,19 @@ def test_what_is_nowhere_else_is_a_failure() -> None:
     client: Any = Client([SHORT], one=nowhere)
     with pytest.raises(Problem, match="m:latest: does not fit"):
         placing.until_in_place(client)
+
+
+def test_what_if_tells_what_goes_comes_and_is_loaded() -> None:
+    answer = WhatIfAnswer(
+        lost=("a",),
+        moved=(MovedRow(model="m", gone=("a", "c"), new=("b", "c"), loads=("c",)),),
+        no_longer=(
+            RefusedRow(model="n", copies=1, loaded=2, reasons=("all 2 nodes that may have it have it",)),
+        ),
+        last_copies=("gone",),
+        planned=2,
+    )
+    lines = [line.split() for line in what_if_text(answer, Look()).splitlines()]
+    assert ["m", "a", "b", "c"] in lines
+    assert "n lacks 1 copy and 2 loaded copies: all 2 nodes" in what_if_text(answer, Look())
+    assert "nothing would move\n" in what_if_text(WhatIfAnswer(lost=("a",), planned=1), Look())

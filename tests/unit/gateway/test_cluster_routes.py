@@ -9,7 +9,7 @@ from tests.gateway_bench import HELLO, WALL, gateway
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.gateway.routes.nodes import unknown_node
+from ollama_distributed.state.naming import unknown_node
 from ollama_distributed.testing.fake_cluster import FakeCluster
 from ollama_distributed.testing.inference import ScriptedInference
 

@@ -94,7 +94,6 @@ async def test_explain_a_request_that_could_be_sent(nodes: Nodes) -> None:
     # The same prompt in Ollama's words has the same beginning.
     same = (await nodes.explain(model="m", prompt="x", system=SYSTEM)).json()
     assert same["candidates"][0]["cached_tokens"] > 0
-    assert (await nodes.explain(model="nobody", prompt="x")).json()["order"] == []
 
 
 async def test_explain_a_recent_request_and_where_its_time_went(nodes: Nodes) -> None:
@@ -163,3 +162,8 @@ async def test_the_sdk_asks_the_same(nodes: Nodes) -> None:
         answer = await nodes.http.request(call.method, call.path, content=call.body)
         assert answer.status_code == 200, answer.text
         assert isinstance(call.decode(answer.content), RouteDecision | RouteDecisions)
+
+
+async def test_explain_a_model_that_nobody_has(nodes: Nodes) -> None:
+    answer = await nodes.explain(model="nosuch", messages=nodes.messages("x"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

@@ -210,7 +210,7 @@ async def test_what_if_says_what_would_be_gone_and_what_would_move() -> None:
     site.put(keys.holdings("b"), Holdings(node=NodeId("b"), models=(held_model(SPEC),)))
     await site.ask(calls.replicas("big", 1))
     answer = await site.ask(calls.what_if(["a"]))
-    assert [(row.gone, row.new) for row in answer.moved] == [(("node-a",), ("node-b",))]
+    assert [(row.gone, row.new, row.loads) for row in answer.moved] == [(("node-a",), ("node-b",), ())]
     assert (answer.last_copies, answer.no_longer, answer.planned) == ((), (), 1)
 
 

@@ -392,3 +392,9 @@ def test_who_is_to_delete_a_blob_is_not_asked_for_it() -> None:
     asked = {move.digest: move.holders for move in moves if isinstance(move, Fetch)}
     assert gone == {"b"}
     assert asked == {"w": ("a",), "q-t": ("d",)}
+
+
+def test_where_all_nodes_have_a_model_nothing_else_is_said_to_lack() -> None:
+    held = frozenset({"m-w"})
+    world = World({node: site(node, blobs=held) for node in NODES[:2]}, {"m": wish("m", 1, copies=3)})
+    assert world.settle().refusals[0].reasons == ("all 2 nodes that may have it have it",)

@@ -3,8 +3,7 @@ only one node has."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -16,10 +15,9 @@ from ollama_distributed.base.errors import NotFound
 from ollama_distributed.gateway.cluster_port import Cluster
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.routes.table import ColdRoute, actor, flag, json_response
+from ollama_distributed.state.naming import unknown_node
 
 TAG = "Cluster: nodes"
-_MOST_NAMED = 5
-"""Names that a message about an unknown node tells."""
 
 _LABELS = msgspec.json.Decoder(LabelAsk)
 
@@ -134,13 +132,3 @@ async def naming(cluster: Cluster, *asked: str) -> AsyncIterator[None]:
         if unknown is None:
             raise
         raise NotFound(unknown_node(unknown, (row.name for row in rows))) from exc
-
-
-def unknown_node(asked: str, names: Iterable[str]) -> str:
-    """What a person reads who named a node that is not there."""
-    known = sorted(set(names))
-    near = difflib.get_close_matches(asked, known, _MOST_NAMED)
-    if near:
-        return f"there is no node {asked!r}; did you mean {' or '.join(near)}?"
-    shown = ", ".join(known[:_MOST_NAMED]) + (", …" if len(known) > _MOST_NAMED else "")
-    return f"there is no node {asked!r}; there are: {shown}"

@@ -12,7 +12,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ollama_distributed.base.errors import Invalid, NotFound
+from ollama_distributed.base.errors import Invalid, ModelNotFound, NotFound
 from ollama_distributed.base.inference import InferenceRequest
 from ollama_distributed.base.routing import ExplainAsk, RouteDecision, RouteDecisions
 from ollama_distributed.gateway.cold import ColdRequest
@@ -61,7 +61,10 @@ class _Handlers:
     async def explain(self, cold: ColdRequest, request: Request) -> Response:
         ask = await cold.body(request, _ASK)
         if not ask.request_id:
-            return json_response(self._routes.explain(_request(ask, cold)))
+            decided = self._routes.explain(_request(ask, cold))
+            if not (decided.candidates or decided.left_out):
+                raise ModelNotFound(f"model {ask.model[:200]!r} not found")
+            return json_response(decided)
         found = self._routes.decisions.find(ask.request_id, _team(cold))
         if found is None:
             raise NotFound(

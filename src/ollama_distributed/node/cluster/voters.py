@@ -228,7 +228,8 @@ async def replace_voter(keeper: Keeper, dead: str, new: str | None, *, actor: st
     if state.nodes[gone].alive:
         raise Conflict(
             f"node {dead} is {state.nodes[gone].status}: only a dead voter is replaced; "
-            "one that comes back takes its place again by itself"
+            "one that comes back takes its place again by itself. To take a living one out: "
+            "ollama-distributed cluster leave, on that machine"
         )
     chosen = _successor(state, voters, new, life.roster.is_server)
     if me in voters:
