@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from ollama_distributed.base import answer_size
 from ollama_distributed.base.errors import EngineError, Internal, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -17,6 +18,7 @@ from ollama_distributed.base.inference import (
     InferenceRequest,
     Message,
     Opened,
+    Sampling,
     ToolCall,
 )
 from ollama_distributed.base.tokens import (
@@ -236,6 +238,32 @@ def test_a_sink_that_raises_ends_its_answer_only(capsys: pytest.CaptureFixture[s
     assert source.calls == ["cancel"]
     assert [type(event) for event in events] == [Opened, Failed]
     assert "secret question" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_engine_without_end_fills_no_memory(resumable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner that was taken over, asked for an answer that is sent whole."""
+    monkeypatch.setattr(answer_size, "MOST_BYTES", 1 << 20)
+    source, events, _ = opened(request(whole=True))
+    say(source, Prepared(resumable=resumable), *[Tokens((1,), "x" * 1000)] * 2000, DONE)
+    end = events[-1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, EngineError)
+    assert source.calls == ["cancel"]
+    assert sum(len(event.text) for event in events if isinstance(event, Delta)) <= 1 << 20
+
+
+def test_an_engine_that_goes_on_after_its_limit_is_cut() -> None:
+    source, events = Scripted(), list[Event]()
+    answers = Answers(source, Clock())  # type: ignore[arg-type]
+    answers.open(request(sampling=Sampling(num_predict=10)), events.append)
+    say(source, Prepared(), *[Tokens((1,), "x")] * 40)
+    answers.look()
+    assert isinstance(events[-1], Delta), "some count otherwise"
+    say(source, *[Tokens((1,), "x")] * 300)
+    answers.look()
+    assert isinstance(events[-1], Failed)
+    assert source.calls == ["cancel"]
 
 
 def test_no_context_of_an_engine_without_ids() -> None:

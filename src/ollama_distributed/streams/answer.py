@@ -13,7 +13,8 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import Internal, OllamaDistributedError, Unavailable
+from ollama_distributed.base.answer_size import AnswerSize
+from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError, Unavailable
 from ollama_distributed.base.inference import (
     Delta,
     Event,
@@ -53,6 +54,16 @@ _IDLE = Decoder(DecoderRules())
 """Of answers that were told nothing to decode yet. It is never fed."""
 
 
+_NOT_WHOLE = AnswerSize()
+"""Of answers that nobody has to keep. Nothing is added to it."""
+
+
+def most_said(wanted: int) -> int:
+    """Tokens after which a source that was asked for `wanted` is cut off. A grammar after thoughts makes
+    two answers of one, and some servers send a token in pieces."""
+    return 4 * wanted + 256
+
+
 class Home(sourcing.Home, Protocol):
     """What an answer needs of the node's `Answers`."""
 
@@ -79,6 +90,7 @@ class Answer:
         "_route",
         "_signs",
         "_sink",
+        "_size",
         "_sources",
         "_written",
         "journal",
@@ -90,8 +102,10 @@ class Answer:
         self._home = home
         self._clock = home.clock
         self._out = self._sink = sink
-        """`_sink` is that of `_held` while the answer may still begin again."""
+        """`_sink` is that of `_held` while the answer may still begin again; one that is sent whole is
+        counted on its way."""
         self._held: list[Event] = []
+        self._size = _NOT_WHOLE
         self._decoder = _IDLE
         self._account = Account(self._clock.monotonic())
         self._sources = Sourcing(home, self.journal)
@@ -253,10 +267,25 @@ class Answer:
         self._account.load_s, self._account.wait_s = event.load_s, event.wait_s
         self._account.prepared_s = self._clock.monotonic()
         self.journal.opened(event)
-        if self.journal.request.whole and not event.resumable:
-            # Nobody sees it until it is complete, and so it may begin again (R2).
-            self._held.clear()
-            self._sink = self._held.append
+        if self.journal.request.whole:
+            self._size = AnswerSize()
+            if not event.resumable:
+                # Nobody sees it until it is complete, and so it may begin again (R2).
+                self._held.clear()
+                self._sink = self._hold
+            elif self._sink == self._out:
+                self._sink = self._pass_on
+
+    def _hold(self, event: Event) -> None:
+        if type(event) is Delta:
+            self._size.add(event)
+        self._held.append(event)
+
+    def _pass_on(self, event: Event) -> None:
+        """To who keeps it until it is complete."""
+        if type(event) is Delta:
+            self._size.add(event)
+        self._out(event)
 
     def _decode_by(self, prepared: Prepared) -> None:
         rules = DecoderRules(
@@ -319,7 +348,7 @@ class Answer:
             self._went_on()
         if not self._account.first_s:
             self._account.first_s = self._clock.monotonic()
-            self.sent = self._sink is self._out
+            self.sent = self._sink != self._hold
         self._open()
 
     def _open(self) -> None:
@@ -350,7 +379,12 @@ class Answer:
             self._out(Moved(node=self._node))
 
     def look(self, speaking: Gaps, reading: Gaps) -> int | None:
-        """Every `LOOK_S`: leave a source that stalled. Tokens since the look before, if it speaks."""
+        """Every `LOOK_S`: leave a source that stalled, or that does not end where it was told to. Tokens
+        since the look before, if it speaks."""
+        wanted = self.journal.request.sampling.num_predict
+        if wanted is not None and wanted >= 0 and self._decoder.completion_tokens > most_said(wanted):
+            self._end(Failed(EngineError(f"the engine went on after {wanted} tokens; it was cut off")))
+            return None
         told = self._signs + self._decoder.completion_tokens
         if self._sources.stalled(told, speaking, reading, speaks=not self._new, sent=self.sent):
             self._lost(Unavailable(STALLED), stalled=True)
