@@ -279,21 +279,23 @@ class Exchange(asyncio.Protocol):
         """Deliver those that `data` begins with; the rest. A server that streams sends each token as
         a chunk of its own: they go past the parser, which waits for the size of one before and
         after them."""
-        at = 0
+        at, length = 0, len(data)
         parts: list[bytes] = []
-        while not self._done:
-            line_end = data.find(b"\r\n", at, at + _SIZE_BYTES)
-            size = _size(data[at:line_end]) if line_end > 0 else 0
-            end = line_end + 2 + size
-            if size <= 0 or data[end : end + 2] != b"\r\n":
-                break
-            if self._joined:
-                parts.append(data[line_end + 2 : end])
-            else:
-                self._on_body(data[line_end + 2 : end])
-            at = end + 2
-        if parts:
-            self._on_body(parts[0] if len(parts) == 1 else b"".join(parts))
+        try:
+            while at < length:
+                begin = data.index(b"\r\n", at, at + _SIZE_BYTES) + 2
+                end = begin + int(data[at:begin], 16)
+                if end <= begin or data[end : end + 2] != b"\r\n":
+                    break
+                parts.append(data[begin:end])
+                at = end + 2
+        except ValueError:
+            pass  # no line with a size (RFC 9112 7.1): the parser finds what it is
+        if self._joined and len(parts) > 1:
+            parts = [b"".join(parts)]
+        for part in parts:
+            if not self._done:
+                self._on_body(part)
         return data[at:]
 
     def eof_received(self) -> bool:
@@ -412,14 +414,6 @@ class Exchange(asyncio.Protocol):
             self._transport.abort()
         elif self._connecting is not None and self._connecting is not asyncio.current_task(self._loop):
             self._connecting.cancel()
-
-
-def _size(field: bytes) -> int:
-    """Of a chunk, in its first line; -1 for what is no plain number (RFC 9112 7.1)."""
-    try:
-        return int(field, 16)
-    except ValueError:
-        return -1
 
 
 def _headers(fields: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
