@@ -225,9 +225,12 @@ async def test_a_chat_too_long_loses_its_oldest_messages() -> None:
         assert end.usage.prompt_tokens < 64
         error = await n.refused(chat(messages=messages, options=options, truncate=False))
         assert isinstance(error, ContextExceeded)
-        error = await n.refused(chat("C" * 300, options=options))
+        listener, end = await n.finished(chat("C" * 300 + "end", options=options))
+        assert listener.text.endswith("CCend")
+        assert end.usage.prompt_tokens < 64
+        error = await n.refused(chat("C" * 300, tools=(Tool(name="look"),), options=options))
         assert isinstance(error, ContextExceeded)
-        assert "last message alone" in str(error)
+        assert "the last message" in str(error)
 
 
 async def test_a_text_too_long_is_cut_in_the_middle() -> None:

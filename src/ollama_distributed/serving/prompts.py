@@ -224,16 +224,25 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
 async def shorten(
     runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling, prompt: Prompt
 ) -> Prompt:
-    """A prompt that was too long, cut to fit: oldest messages of a chat, tokens of a text.
+    """A prompt that was too long, cut to fit: a chat without its oldest messages, then tokens.
 
     Raises:
-        ContextExceeded: it cannot be cut (images, fill in the middle), or no cut is enough.
+        ContextExceeded: it cannot be cut (images, tools, fill in the middle), or no cut is enough.
     """
-    context_tokens = runner.plan.context_tokens
     if isinstance(request.prompt, ChatPrompt):
-        return await _shorten_chat(runner, spec, request, sampling, context_tokens)
-    if prompt.images or (isinstance(request.prompt, TextPrompt) and request.prompt.suffix):
-        raise ContextExceeded("the prompt is longer than the context", context_tokens=context_tokens)
+        return await _shorten_chat(runner, spec, request, sampling)
+    return await _cut(runner, request, sampling, prompt)
+
+
+async def _cut(runner: Runner, request: InferenceRequest, sampling: Sampling, prompt: Prompt) -> Prompt:
+    context_tokens = runner.plan.context_tokens
+    fills = isinstance(request.prompt, TextPrompt) and request.prompt.suffix
+    if prompt.images or fills or isinstance(prompt.ask, ChatRequest):
+        raise ContextExceeded(
+            f"the last message, or the text, is longer than the context of {context_tokens} tokens; what has "
+            "images, tools or a suffix is not cut",
+            context_tokens=context_tokens,
+        )
     ids = prompt.ids or await runner.tokenize(prompt.rendered)
     shorter = cut_to_fit(ids, context_tokens, sampling)
     ask = completion(request, sampling, shorter, thinking_tags=prompt.thinking_tags)
@@ -241,22 +250,23 @@ async def shorten(
 
 
 async def _shorten_chat(
-    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling, context_tokens: int
+    runner: Runner, spec: ModelSpec, request: InferenceRequest, sampling: Sampling
 ) -> Prompt:
-    """Drop as few of the oldest messages as are enough; the last always stays."""
+    """Drop as few of the oldest messages as are enough; the last one stays, and is cut as a text is if it
+    is too long by itself (as by Ollama)."""
     assert isinstance(request.prompt, ChatPrompt)
     messages, tools = conversation(spec, request.prompt), tools_of(request.prompt)
     thinking = thinking_of(spec, request)
 
     async def fits(dropped: int) -> bool:
         text = await runner.apply_template(without_oldest(messages, dropped), tools, thinking)
-        return len(await runner.tokenize(text)) < context_tokens
+        return len(await runner.tokenize(text)) < runner.plan.context_tokens
 
     low, high = 1, len(messages) - 1
     if high < 1 or not await fits(high):
-        raise ContextExceeded(
-            f"the last message alone is longer than the context of {context_tokens} tokens",
-            context_tokens=context_tokens,
+        last = without_oldest(messages, max(high, 0))
+        return await _cut(
+            runner, request, sampling, await _prepare_chat(runner, spec, request, sampling, last)
         )
     while low < high:
         middle = (low + high) // 2
