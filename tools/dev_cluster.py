@@ -59,8 +59,12 @@ def painted(text: str, code: str) -> str:
 
 
 def say(text: str = "") -> None:
+    """Who reads may be gone, a closed terminal or `| tee`: the nodes are taken down all the same."""
     with _printing:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Stopped(Exception):

@@ -143,3 +143,16 @@ def test_three_nodes_from_nothing_and_again(tmp_path: Path) -> None:
         assert shown["labels"] == {"zone": "a"}
         assert "join" not in second.text
         assert second.stop() == 0, second.text
+
+
+def test_a_reader_that_is_gone_stops_nothing() -> None:
+    """A closed terminal: the nodes must be taken down all the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = "import dev_cluster; dev_cluster.say('one'); dev_cluster.say('two'); raise SystemExit(7)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "tools")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=writing, env=env, timeout=SOON_S, check=False
+    )
+    os.close(writing)
+    assert done.returncode == 7
