@@ -23,7 +23,7 @@ from tests.models import HELLO, Models, model_spec
 from ollama_distributed.adapters.engines.llamacpp import discover, stderr
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.process import RUNNER
-from ollama_distributed.adapters.engines.llamacpp.sandbox import plan
+from ollama_distributed.adapters.engines.llamacpp.sandbox import calls, plan
 from ollama_distributed.adapters.engines.llamacpp.sandbox.kernel import Kernel, kernel
 from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import NO_SANDBOX, Sandbox
 from ollama_distributed.adapters.engines.llamacpp.selftest import self_test
@@ -229,6 +229,13 @@ async def test_a_llama_server_that_the_sandbox_breaks_runs_without_one(
     assert LlamaCppEngine(choice.program, sandbox="auto").info.sandbox == NO_SANDBOX
     assert (await discover.choose(configured=binary, cache_dir=cache)) == choice
     assert tested == ["auto", "off"], "the verdict was kept"
+    with monkeypatch.context() as newer:
+        forbidden = calls._FORBIDDEN | {"getcpu": (309, 168)}
+        newer.setattr(calls, "_FORBIDDEN", forbidden)
+        newer.setattr(plan, "machine_rules", lambda **_: [("/opt", 1)])
+        assert (await discover.choose(configured=binary, cache_dir=cache)) == choice
+    assert tested[2:] == ["auto", "off"], "and made anew where the sandbox is another one"
+    del tested[2:]
     with pytest.raises(LoadFailed, match="shared libraries"):
         await discover.choose(configured=binary, cache_dir=cache, sandbox="on")
     assert tested[2:] == ["on"], "a verdict holds for the sandbox it was made in"

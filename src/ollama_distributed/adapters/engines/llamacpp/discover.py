@@ -197,7 +197,8 @@ async def _judge(
         facts = await asyncio.to_thread(path.stat)
     except OSError as exc:
         return Verdict(str(path), 0, 0, None, f"cannot be read: {exc.strerror}")
-    tested_in = f"{sandbox}: {Sandbox(sandbox).kept}"
+    cage = await asyncio.to_thread(Sandbox, sandbox, program=str(path))
+    tested_in = f"{sandbox}: {cage.kept}, {cage.mark}"
     known = verdicts.get(str(path))
     if known and (known.modified_ns, known.size, known.sandbox) == (
         facts.st_mtime_ns, facts.st_size, tested_in,

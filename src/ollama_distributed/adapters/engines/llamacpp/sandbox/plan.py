@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,12 @@ class Sandbox:
             return NO_SANDBOX
         files = f"files (Landlock {self._kernel.landlock})" if self._kernel.landlock else ""
         return ", ".join(filter(None, (files, "calls (seccomp)" if self._kernel.seccomp else "")))
+
+    @property
+    def mark(self) -> str:
+        """Other rules have another: what was found to work in one cage is not known of the next version's."""
+        what = (handled(self._kernel.landlock), self._rules, self._calls)
+        return f"{zlib.crc32(repr(what).encode()):08x}"
 
     @property
     def lacks(self) -> str:
