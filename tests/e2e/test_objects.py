@@ -168,7 +168,7 @@ class Red:
 def callers_of(node: NodeProcess, admin: SyncClient) -> Mapping[str, str]:
     """The credentials of the team blue. Those that a policy binds have the models `open*` only."""
     admin.policies.create("some", models=["open*"])
-    found = {role: admin.keys.create(role=role, team="blue").key for role in ROLES}
+    found: dict[str, str] = {role: admin.keys.create(role=role, team="blue").key for role in ROLES}
     found["bound"] = admin.keys.create(role="operator", team="blue", policy="some").key
     admin.users.create("bob", PASSWORD, team="blue")
     with SyncClient(node.url) as bob:
@@ -275,7 +275,7 @@ def test_another_s_object_is_as_none(node: NodeProcess) -> None:
         red, blue = Red(node, admin), callers_of(node, admin)
         red.asks(http, "/api/generate")
         asked: set[str] = set()
-        differs: list[object] = []
+        differs: list[tuple[object, ...]] = []
         for method, path, place, kind in places_of(http.get("/openapi.json").json()):
             asked.add(kind)
             theirs = red.has[kind]
