@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ollama_distributed.cli import humanize
-from ollama_distributed.cli.tables import DIM, GREEN, RED, YELLOW, Cell, Column, Look, facts, table
+from ollama_distributed.cli.tables import DIM, GREEN, RED, YELLOW, Cell, Column, Look, facts, note, table
 
 if TYPE_CHECKING:
     from ollama_distributed.base.access import Explanation, KeyRow, WhoAmI
@@ -56,7 +56,11 @@ def key_text(row: KeyRow, now: float, look: Look) -> str:
 
 
 def whoami_text(who: WhoAmI, now: float, look: Look) -> str:
-    may = [(name, Cell(", ".join(verbs))) for name, verbs in who.may.items()]
+    may: dict[str, list[str]] = {}
+    for name, verbs in who.may.items():
+        may.setdefault(", ".join(verbs), []).append(name)
+    width = max(map(len, may), default=0)
+    rights = "".join(note(f"{verbs:{width}}  ", ", ".join(names), "", look) for verbs, names in may.items())
     return facts(
         [
             ("role", Cell(who.role)),
@@ -67,7 +71,7 @@ def whoami_text(who: WhoAmI, now: float, look: Look) -> str:
             ("policy", Cell(who.policy.name if who.policy is not None else "none: no limits")),
         ],
         look,
-    ) + ("\nmay, if the policy allows it:\n" + facts(may, look) if may else "")
+    ) + (f"\nmay, if the policy allows it:\n{rights}" if may else "")
 
 
 def policies_text(rows: Sequence[Policy], look: Look) -> str:

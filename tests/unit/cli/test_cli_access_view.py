@@ -92,3 +92,9 @@ def test_the_calls_say_what_the_server_reads() -> None:
     assert (ask.version, ask.max_output, ask.cache_group, ask.limits) == (3, 9, "shop", SMALL.limits)
     with pytest.raises(InvalidName):
         calls.get_key("../users")
+
+
+def test_what_one_may_do_alike_stands_in_one_line() -> None:
+    may = {"audit": ["read"], "files": ["read", "models"], "nodes": ["read"]}
+    text = access_view.whoami_text(wire.WhoAmI(role="viewer", team="t", may=may), 0.0, Look())
+    assert text.endswith("may, if the policy allows it:\nread          audit, nodes\nread, models  files\n")

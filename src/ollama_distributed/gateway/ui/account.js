@@ -46,9 +46,12 @@ async function show() {
     row(facts, "Signed in by", session.user.source === "oidc" ? "your organisation" : "password");
     row(facts, "Until", `${time(session.expires_at)}, or ${Math.round(session.idle_s / 3600)} hours unused`);
   }
+  const may = new Map(); // what one may do alike stands in one line
   for (const [what, verbs] of Object.entries(who.may)) {
-    row(at("may"), what, verbs.map((verb) => VERBS[verb] ?? verb).join(", "));
+    const words = verbs.map((verb) => VERBS[verb] ?? verb).join(", ");
+    may.set(words, [...(may.get(words) ?? []), what]);
   }
+  for (const [words, whats] of may) row(at("may"), words, whats.join(", "));
   if (version) {
     const engines = (version.engines ?? []).map((one) => `${one.name} ${one.version}`.trim()).join(", ");
     at("node").textContent = `Version ${version.version}, node ${version.node || "?"}${engines && `, ${engines}`}.`;
