@@ -44,9 +44,10 @@ def turn_of(headers: Mapping[str, str], identity: Identity) -> Turn:
         Invalid: a header has no value that it may have.
         Forbidden: the class is above that of the key.
     """
-    priority = _priority(headers.get(PRIORITY), identity.priority)
-    if priority == "normal" and TIMEOUT not in headers and PROGRESS not in headers:
+    asked, highest = headers.get(PRIORITY), identity.priority
+    if asked is None and highest != "batch" and TIMEOUT not in headers and PROGRESS not in headers:
         return USUAL
+    priority = _priority(asked, highest)
     return Turn(
         priority, _seconds(headers.get(TIMEOUT)), headers.get(PROGRESS, "0") not in ("", "0", "false")
     )

@@ -23,7 +23,7 @@ def requests_of(call: Generate, headers: Mapping[str, str]) -> Sequence[Inferenc
     if not call.stream:
         # Nobody sees a part of it: what cannot be continued may begin again, and the engine may send
         # it in one piece.
-        requests = [msgspec.structs.replace(request, whole=True) for request in requests]
+        requests = [one if one.whole else msgspec.structs.replace(one, whole=True) for one in requests]
     if RESUME_AT in headers:
         at = headers[RESUME_AT]
         if not (at.isascii() and at.isdigit() and len(at) <= 12 and "x-request-id" in headers):

@@ -140,6 +140,11 @@ class _RequestLine(msgspec.Struct):
     event: str = REQUEST
 
 
+def _to_microseconds(seconds: float) -> float:
+    """Seconds without what is finer; a third of the time of `round`."""
+    return int(seconds * 1e6 + 0.5) / 1e6
+
+
 class RequestLog:
     """The line of each request that ended. It is the one line of the hot path: as JSON it is made
     without structlog, which would take six times as long."""
@@ -166,8 +171,8 @@ class RequestLog:
             summary.status,
             summary.outcome,
             summary.error_code,
-            round(summary.took_s, 6),
-            None if summary.first_byte_s is None else round(summary.first_byte_s, 6),
+            _to_microseconds(summary.took_s),
+            None if summary.first_byte_s is None else _to_microseconds(summary.first_byte_s),
             summary.bytes_out,
             summary.model[:FIELD_BOUND],
             summary.node,

@@ -326,10 +326,10 @@ class Job(Paced[Generation]):
         if kind is Tokens:
             self._spoke = True
             self._sink(event)
-        elif isinstance(event, EngineFailed):
-            self._failed(event.error)
-        elif isinstance(event, Done):
+        elif type(event) is Done:
             self._done(event)
+        elif type(event) is EngineFailed:
+            self._failed(event.error)
         else:
             if kind is not Progress:
                 self._spoke = True

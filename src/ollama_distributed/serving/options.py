@@ -153,7 +153,7 @@ def serves(loaded: Shape, wanted: Shape) -> bool:
 
     "As many GPU layers as fit" and "no opinion on mmap" are content with whatever there is.
     """
-    if loaded == wanted:
+    if loaded is wanted or loaded == wanted:
         return True
     return loaded == msgspec.structs.replace(
         wanted,

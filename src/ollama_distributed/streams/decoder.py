@@ -62,6 +62,12 @@ class DecoderState(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
 
 
+_FIRST: dict[Phase, DecoderState] = {
+    phase: DecoderState(phase=phase) for phase in ("opening", "before", "answer")
+}
+"""Of decoders that were fed nothing."""
+
+
 class Decoder:
     """One answer's decoder. Once `stopped` is set, nothing more comes out."""
 
@@ -81,11 +87,14 @@ class Decoder:
     )
 
     def __init__(self, rules: DecoderRules, state: DecoderState | None = None) -> None:
-        self._stops = tuple(stop for stop in rules.stop if stop)
-        self._stop_starts = tuple({stop[0]: None for stop in self._stops})
+        self._stops: tuple[str, ...] = ()
+        self._stop_starts: tuple[str, ...] = ()
+        if rules.stop:
+            self._stops = tuple(stop for stop in rules.stop if stop)
+            self._stop_starts = tuple({stop[0]: None for stop in self._stops})
         self._tags = rules.thinking_tags or ("", "")
         if state is None:
-            state = DecoderState(phase=_first_phase(rules))
+            state = _FIRST[_first_phase(rules)]
         self._phase: Phase = state.phase
         self._raw = state.raw
         self._maybe_stop = state.maybe_stop

@@ -231,7 +231,7 @@ class Call:
     def _emit(self, event: EngineEvent) -> None:
         if self._over:
             return
-        if isinstance(event, Done | EngineFailed):
+        if type(event) is Done or type(event) is EngineFailed:
             self._end(complete=type(event) is Done)
         self._sink(event)
 

@@ -106,6 +106,7 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
         keep_alive_s=keep_alive_s(row.keep_alive),
         logprobs=bool(row.logprobs),
         top_logprobs=top_logprobs,
+        whole=not row.stream,
     )
     count = within("n", row.n, 1, MAX_CHOICES) or 1
     requests = choices(first, count)

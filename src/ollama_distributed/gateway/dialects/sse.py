@@ -41,7 +41,8 @@ def _escape_lines(encoded: bytes) -> bytes:
 
 def json_value(value: Any) -> bytes:
     """Any value as JSON that is safe inside one SSE line. Not for every token: `json_text` is."""
-    return _escape_lines(_encode(value))
+    encoded = _encode(value)
+    return encoded if encoded.isascii() else _escape_lines(encoded)
 
 
 def comment(text: str) -> bytes:
