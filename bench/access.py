@@ -3,28 +3,38 @@
 1. Every route of the live OpenAPI document x every kind of caller, at each of three nodes.
 2. Every listening socket of the three nodes and their children: which answer somebody without a
    node certificate, and what. A socket that is not on the list below fails.
-3. A key that is revoked at one node is refused by all within 5 s.
+3. Every listening socket that speaks TLS x {no certificate, of a foreign CA, expired, of a node that was
+   removed, of a node, of a server}: every route of the API, every route between nodes, the bus.
+4. A key that is revoked at one node is refused by all within 5 s.
 
 Exits 1 where one of these does not hold. What a key's look-up costs and tells: `bench.side_channels`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import ssl
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 import psutil
+from tests.callers import CALLERS, LOGINS, REFUSED, STRANGERS, Caller, Line, contexts, said
 from tests.nodes import NodeProcess, Nodes, until
 
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.roles import MAY, Right
+from ollama_distributed.adapters.identity.files import IdentityFiles
+from ollama_distributed.adapters.identity.tls import trusting_nobody
+from ollama_distributed.adapters.peers import wire
+from ollama_distributed.adapters.peers.rights import ROWS
 from ollama_distributed.base.identity import Role
+from ollama_distributed.cluster.identity.wire import JOIN_PATH
 from ollama_distributed.gateway.rights import PUBLIC, resource_of
 
 REVOKED_S = 5.0
@@ -124,10 +134,10 @@ def said_to_nobody(host: str, port: int, *, tls: bool, line: bytes) -> bytes:
 
 
 def walk_sockets(node: NodeProcess) -> None:
-    api = httpx.URL(node.url).port
+    api = {httpx.URL(node.url).port, secure_port(node)}
     request = b"%b %b HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
     for (host, port), program in sorted(sockets_of(node).items()):
-        if port == api:
+        if port in api:
             print(f"  {host}:{port} {program}: the API, walked route by route")
             continue
         plain = said_to_nobody(host, port, tls=False, line=request % (b"GET", b"/"))
@@ -138,24 +148,101 @@ def walk_sockets(node: NodeProcess) -> None:
         check(
             b"PONG" not in nats and b"+OK" not in nats, f"{host}:{port} ({program}) speaks NATS with anyone"
         )
-        if program == "node" and secure.startswith(b"HTTP/1.1 "):
-            for path in (
-                b"/cluster/v1/generate",
-                b"/cluster/v1/embed",
-                b"/cluster/v1/unload",
-                b"/cluster/v1/x",
-            ):
-                status = said_to_nobody(host, port, tls=True, line=request % (b"POST", path))[9:12]
-                check(status in (b"401", b"403", b"404"), f"{host}:{port}{path.decode()}: {status!r}")
         known = program.startswith("nats") or program == "node"
         check(known, f"{host}:{port} is opened by {program}, which is not on the list")
         print(f"  {host}:{port} {program}: plain {plain[:30]!r}, TLS {secure[:30]!r}")
 
 
+# ── certificates ────────────────────────────────────────────────────────────────────
+
+
+def secure_port(node: NodeProcess) -> int:
+    """Of the API with TLS."""
+    told = re.search(r"https://[^\"]*:(\d+)", node.log_file.read_text())
+    assert told, "the node does not say where it listens"
+    return int(told[1])
+
+
+def certificates(lab: Nodes, folder: Path) -> Mapping[Caller, ssl.SSLContext]:
+    """Of this cluster: by its own CA's key, and those of a node that was a member and is not any more."""
+    keys, given = (files := IdentityFiles(lab["n1"].data_dir)).cluster_keys(), files.credentials()
+    assert keys is not None
+    assert given is not None
+    made = dict(contexts(folder, keys, given.facts.cluster))
+    gone = lab.join("gone", "n1", role="node")
+    gone_files = IdentityFiles(gone.data_dir)
+    made["revoked"] = trusting_nobody()
+    made["revoked"].load_cert_chain(gone_files.certificate, gone_files.key)
+    with lab["n1"].admin() as admin:
+
+        def removed() -> bool:
+            admin.nodes.remove(gone.id, force=True)
+            return True
+
+        until(removed, 30, "the removal of a node that is known")
+    gone.kill()
+    return made
+
+
+async def walk_certificates(
+    node: NodeProcess, made: Mapping[Caller, ssl.SSLContext], routes: list[tuple[str, str]]
+) -> int:
+    cells = 0
+    for caller in CALLERS:
+        line = Line(secure_port(node), made[caller])
+        for method, path in routes:
+            if path in PUBLIC and path.startswith("/api/v1/auth/"):
+                continue
+            real = re.sub(r"\{[^}]*\}", "zzz", path)
+            status = await line.ask(method, real, body=b"{}", headers="x-forwarded-for: 192.0.2.1\r\n")
+            cells += 1
+            check((status == 401) == (path not in PUBLIC), f"{method} {path} by {caller} over TLS: {status}")
+        line.close()
+    for (_, port), program in sorted(sockets_of(node).items()):
+        if program == "node" and port not in (httpx.URL(node.url).port, secure_port(node)):
+            cells += await walk_door(port, made, routes)
+        elif program.startswith("nats"):
+            for caller in CALLERS:
+                for login in LOGINS:
+                    heard = await said(port, made[caller], login)
+                    cells += 1
+                    check(
+                        b"PONG" not in heard and (b"INFO" in heard) <= (caller not in STRANGERS),
+                        f"the bus at {port} says to {caller}: {heard[-100:]!r}",
+                    )
+    return cells
+
+
+async def walk_door(port: int, made: Mapping[Caller, ssl.SSLContext], routes: list[tuple[str, str]]) -> int:
+    """The door between nodes."""
+    cells = 0
+    for caller in CALLERS:
+        line = Line(port, made[caller])
+        refused = REFUSED if caller in ("foreign CA", "expired") else 403
+        for route, callers in ROWS.items():
+            may = caller == "server" or (caller == "node" and callers == "members")
+            expected = 400 if may else refused  # an empty body says nothing
+            status = await line.ask("POST", wire.PREFIX + route)
+            cells += 1
+            check(status == expected, f"{route} by {caller}: {status}, not {expected}")
+        for method, path in routes:
+            expected = 404 if caller in ("node", "server") else refused
+            status = await line.ask(method, re.sub(r"\{[^}]*\}", "zzz", path), body=b"{}")
+            cells += 1
+            check(status == expected, f"{method} {path} at the door between nodes by {caller}: {status}")
+        line.close()
+    line = Line(port, made["none"])
+    check(await line.ask("GET", JOIN_PATH) == 200, "the door does not show its CA to who wants to join")
+    check(await line.ask("POST", JOIN_PATH, body=b"{}") == 400, "who joins without a token is let in")
+    line.close()
+    return cells + 2
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder, Nodes(Path(folder)) as lab:
-        nodes = [lab.serve("n1")]
-        nodes += [lab.join(name, "n1") for name in ("n2", "n3")]
+        others = ("--listen", "0.0.0.0:0")  # as other machines reach it: with TLS
+        nodes = [lab.serve("n1", *others)]
+        nodes += [lab.join(name, "n1", *others) for name in ("n2", "n3")]
         with nodes[0].admin() as admin:
             keys: dict[str, str] = {role: admin.keys.create(name=role, role=role).key for role in KEYED}
             keys["other tenant"] = admin.keys.create(role="user", team="others").key
@@ -187,6 +274,10 @@ def main() -> int:
             cells = walk_routes(node, keys, routes)
             print(f"{node.data_dir.name}: {len(routes)} routes, {cells} cells")
             walk_sockets(node)
+        made = certificates(lab, Path(folder))
+        for node in nodes:
+            cells = asyncio.run(walk_certificates(node, made, routes))
+            print(f"{node.data_dir.name}: {cells} cells with certificates of {len(CALLERS)} kinds")
     print("FAILED" if failures else "all held")
     return 1 if failures else 0
 
