@@ -108,7 +108,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-fuzz accept-api accept-side-channels build clean
+.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-fuzz accept-api accept-ollama accept-side-channels build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (three minutes)
@@ -142,7 +142,7 @@ accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that 
 	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 FAILOVER_GATEWAYS=5 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py tests/simulation/test_reattach.py -s
 	$(BIN)/python -m bench.rolling
 	$(BIN)/python -m bench.rolling --drain 2 --plain 0
-accept-access: .venv/.dev ## Every route and socket of three nodes x every caller (2 minutes)
+accept-access: .venv/.dev ## Every route and socket of three nodes x every caller and certificate (3 minutes)
 	$(BIN)/python -m bench.access
 accept-side-channels: .venv/.dev .venv/.models ## What the times of a key's look-up, and of another team's prompts, tell (10 minutes)
 	$(BIN)/python -m bench.side_channels
@@ -150,6 +150,8 @@ accept-fuzz: .venv/.dev ## Fuzz the readers of what strangers send, ten minutes 
 	$(BIN)/python -m tests.fuzz --seconds 600
 accept-api: .venv/.dev ## Random requests to every route of the OpenAPI document: no server error (15 minutes)
 	API_EXAMPLES=50 API_SEED=$$RANDOM $(PYTEST) tests/e2e/test_openapi.py -s --timeout 3600
+accept-ollama: .venv/.dev .venv/.models ## Ollama's own integration tests against a node (needs Go; five minutes)
+	$(BIN)/python -m bench.ollama_suite
 accept-quota: .venv/.dev ## Three nodes, one key, 10,000 tokens a minute: 2 % over at most, also while consensus is down (5 minutes)
 	$(BIN)/python -m bench.quota
 accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (10 minutes)
