@@ -25,6 +25,12 @@ DAY_S = 86400.0
 KEEP = Keep(kept_s=10 * DAY_S, part_bytes=2_000)
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds of writes, and no power cut in between."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 class World:
     """A node's chain on a disk, and a keeper of a copy."""
 
