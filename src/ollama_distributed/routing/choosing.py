@@ -110,9 +110,10 @@ class Chooser:
         chain = chain_of(request, key, self.directory.digest(model), self.salt)
         prompt = self.caches.prompt(key, chain)
         if unseen := prompt.cached.keys() - {one.node for one in holders}:
-            # A model with very many holders: those that know the prompt in place of some that were drawn.
+            # A model with very many holders: those that know the prompt in place of some that were drawn,
+            # who go on if the others are crowded.
             more = self.directory.named(model, unseen)
-            holders = (*holders[: max(MOST_HOLDERS - len(more), 1)], *more)
+            holders = (*holders[: max(MOST_HOLDERS - len(more), MOST_HOLDERS // 2)], *more)
         index = self.caches.index(key)
         losses = index.losses
         loads = self.loads(key, holders)

@@ -2,7 +2,7 @@
 
 The holders of each model that is asked for are kept, and when the state changes only the nodes that
 changed are looked at again: a request costs a look into a dictionary whatever else goes on. Of a model
-that very many nodes hold a draw is enough: two random choices of 8 are as good as two of 10,000. Those
+that very many nodes hold a draw is enough: two random choices of 6 are as good as two of 10,000. Those
 that have it in memory, as they last told the cluster, are drawn before those that would have to load it.
 """
 
@@ -21,9 +21,9 @@ from ollama_distributed.state.holders import Holders
 from ollama_distributed.state.maps import SortedMap
 from ollama_distributed.state.records import HeldModel
 
-MOST_HOLDERS = 8
+MOST_HOLDERS = 6
 """For three tries, each the better of two; each costs a look at its load."""
-MOST_WARM = 6
+MOST_WARM = 4
 """Of those drawn: the others may be sooner when all that have it in memory are busy."""
 LOAD_BYTES_PER_S = 1e9
 """Of a model's files into memory: a disk, not a page cache."""
