@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_distributed.base import answer_size
 from ollama_distributed.base.errors import EngineError, Internal, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
@@ -33,6 +32,7 @@ from ollama_distributed.base.tokens import (
     SourceSink,
     Tokens,
 )
+from ollama_distributed.streams import answer as answers_module
 from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.service import Answers
 
@@ -243,7 +243,7 @@ def test_a_sink_that_raises_ends_its_answer_only(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("resumable", [True, False])
 def test_an_engine_without_end_fills_no_memory(resumable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that was taken over, asked for an answer that is sent whole."""
-    monkeypatch.setattr(answer_size, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(answers_module, "MOST_BYTES", 1 << 20)
     source, events, _ = opened(request(whole=True))
     say(source, Prepared(resumable=resumable), *[Tokens((1,), "x" * 1000)] * 2000, DONE)
     end = events[-1]

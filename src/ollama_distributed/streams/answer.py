@@ -13,7 +13,6 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from ollama_distributed.base.answer_size import AnswerSize
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError, Unavailable
 from ollama_distributed.base.inference import (
     Delta,
@@ -45,6 +44,7 @@ from ollama_distributed.streams.account import Account
 from ollama_distributed.streams.decoder import Decoder, DecoderRules
 from ollama_distributed.streams.gaps import Gaps
 from ollama_distributed.streams.journal import Journal
+from ollama_distributed.streams.size import EVENT_BYTES, MOST_BYTES, more_bytes_of
 from ollama_distributed.streams.sourcing import DRAINS, STALLED, Next, Sourcing
 
 log = structlog.get_logger(__name__)
@@ -52,10 +52,6 @@ log = structlog.get_logger(__name__)
 
 _IDLE = Decoder(DecoderRules())
 """Of answers that were told nothing to decode yet. It is never fed."""
-
-
-_NOT_WHOLE = AnswerSize()
-"""Of answers that nobody has to keep. Nothing is added to it."""
 
 
 def most_said(wanted: int) -> int:
@@ -81,7 +77,9 @@ class Answer:
         "_decoder",
         "_ended_at",
         "_held",
+        "_holds",
         "_home",
+        "_kept_bytes",
         "_new",
         "_node",
         "_opened",
@@ -90,7 +88,6 @@ class Answer:
         "_route",
         "_signs",
         "_sink",
-        "_size",
         "_sources",
         "_written",
         "journal",
@@ -102,10 +99,12 @@ class Answer:
         self._home = home
         self._clock = home.clock
         self._out = self._sink = sink
-        """`_sink` is that of `_held` while the answer may still begin again; one that is sent whole is
-        counted on its way."""
+        """`_sink` keeps what is sent whole."""
         self._held: list[Event] = []
-        self._size = _NOT_WHOLE
+        self._holds = False
+        """It may still begin again: what comes waits in `_held`."""
+        self._kept_bytes = 0
+        """Of one that is sent whole, here and on its way."""
         self._decoder = _IDLE
         self._account = Account(self._clock.monotonic())
         self._sources = Sourcing(home, self.journal)
@@ -268,24 +267,30 @@ class Answer:
         self._account.prepared_s = self._clock.monotonic()
         self.journal.opened(event)
         if self.journal.request.whole:
-            self._size = AnswerSize()
+            self._kept_bytes = 0
+            self._sink = self._keep
             if not event.resumable:
                 # Nobody sees it until it is complete, and so it may begin again (R2).
                 self._held.clear()
-                self._sink = self._hold
-            elif self._sink == self._out:
-                self._sink = self._pass_on
+                self._holds = True
 
-    def _hold(self, event: Event) -> None:
-        if type(event) is Delta:
-            self._size.add(event)
-        self._held.append(event)
+    def _keep(self, event: Event) -> None:
+        """What is sent whole: here, or on its way to who keeps it until it is complete.
 
-    def _pass_on(self, event: Event) -> None:
-        """To who keeps it until it is complete."""
+        Raises:
+            EngineError: it is more than an answer can be.
+        """
         if type(event) is Delta:
-            self._size.add(event)
-        self._out(event)
+            size = self._kept_bytes + EVENT_BYTES + len(event.text) + len(event.thinking)
+            if event.logprobs or event.tool_calls:
+                size += more_bytes_of(event)
+            self._kept_bytes = size
+            if size > MOST_BYTES:
+                raise EngineError(f"the answer does not end: it was cut off after {MOST_BYTES >> 20} MiB")
+        if self._holds:
+            self._held.append(event)
+        else:
+            self._out(event)
 
     def _decode_by(self, prepared: Prepared) -> None:
         rules = DecoderRules(
@@ -348,7 +353,7 @@ class Answer:
             self._went_on()
         if not self._account.first_s:
             self._account.first_s = self._clock.monotonic()
-            self.sent = self._sink != self._hold
+            self.sent = not self._holds
         self._open()
 
     def _open(self) -> None:
