@@ -31,10 +31,13 @@ LATE = 1.5
 LEAST = 20
 """Answers of a kind that must have been measured: a percentile of fewer says little."""
 MEMORY = 256
+"""Answers of a kind that are remembered: a few minutes of a busy gateway."""
 SHORTEST_S = 0.01
 """No question is asked again sooner: a hop and a vector of a small model take a few milliseconds."""
 MOST_LOST = 2
+"""Times in a row that another one answered first, until a replica counts as slow: once may be chance."""
 _REMEMBERED = 1024
+"""Kinds; all are forgotten when so many came together."""
 
 
 class _Took:
