@@ -138,6 +138,12 @@ class Meter:
     def accounts(self) -> int:
         return len(self._accounts)
 
+    @property
+    def shares(self) -> bool:
+        """Whether limits are in use that another gateway has a part of: else `step` and `hear` hurry for
+        nobody."""
+        return bool(self._accounts) and any(node != self._me for node in self._gateways.holders())
+
     # ── in the request path ─────────────────────────────────────────────────────────
 
     def admit(self, identity: Identity, ask: Amounts, cost: float) -> Ticket | None:
