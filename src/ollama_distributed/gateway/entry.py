@@ -44,10 +44,11 @@ class Entrance:
             RateLimited, BudgetSpent: a limit is reached.
         """
         policy = identity.policy
-        if policy is not None:
-            call = within_policy(call, policy)
-            if needs_count(call, policy):
-                return self._counted(call, policy, identity)
+        if policy is None:  # nor are there limits
+            return Entry(call)
+        call = within_policy(call, policy)
+        if needs_count(call, policy):
+            return self._counted(call, policy, identity)
         return self._metered(call, identity)
 
     async def _counted(self, call: Call, policy: Policy, identity: Identity) -> Entry:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from ollama_distributed.access.keys import PREFIX
 from ollama_distributed.access.roles import Right, demand
 from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.errors import BodyTooLarge, Invalid, Unauthenticated
@@ -122,15 +123,8 @@ class Gate:
             Invalid, ForeignHost, Forbidden, Unauthenticated
         """
         host_is_loopback, origin = self.admit_site(head)
-        here = (
-            host_is_loopback
-            and not head.secure
-            and head.peer is not None
-            and is_loopback(head.peer)
-            and not _came_by_proxy(head.headers)
-        )
         try:
-            identity = self._identify(head, here)
+            identity = self._identify(head, host_is_loopback=host_is_loopback)
         except Unauthenticated:
             if credential(head.headers):
                 self.refused(head)
@@ -139,8 +133,10 @@ class Gate:
             demand(identity, right, head.path)
         return Admission(identity, origin)
 
-    def _identify(self, head: Head, here: bool) -> Identity:
+    def _identify(self, head: Head, *, host_is_loopback: bool) -> Identity:
         text = credential(head.headers)
+        # A key of ours says who asks, wherever that is.
+        here = host_is_loopback and not text.startswith(PREFIX) and _is_here(head)
         if text or "cookie" not in head.headers:
             return self._authenticator.identify(Caller(text, here))
         session = read_cookie(head.headers, SESSION, secure=head.secure)
@@ -156,6 +152,16 @@ class Gate:
 
 def _nobody_to_tell(_: Head) -> None:
     """Where nothing is recorded."""
+
+
+def _is_here(head: Head) -> bool:
+    """Whether the other end is this machine itself, and speaks for nobody else."""
+    return (
+        not head.secure
+        and head.peer is not None
+        and is_loopback(head.peer)
+        and not _came_by_proxy(head.headers)
+    )
 
 
 def _came_by_proxy(headers: Mapping[str, str]) -> bool:

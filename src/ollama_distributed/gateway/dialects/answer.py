@@ -58,12 +58,14 @@ class ToolCalls:
 
 
 class Answer:
-    __slots__ = ("_text", "_thinking", "finished", "logprobs", "tool_calls")
+    __slots__ = ("_request_id", "_text", "_thinking", "_tool_calls", "finished", "logprobs")
 
     def __init__(self, request_id: RequestId | str) -> None:
+        self._request_id = request_id
         self._text: list[str] = []
         self._thinking: list[str] = []
-        self.tool_calls = ToolCalls(request_id)
+        self._tool_calls: ToolCalls | None = None
+        """Of most answers: none."""
         self.logprobs: list[TokenLogprob] = []
         self.finished: Finished | None = None
 
@@ -73,8 +75,15 @@ class Answer:
         if delta.thinking:
             self._thinking.append(delta.thinking)
         for fragment in delta.tool_calls:
-            self.tool_calls.add(fragment)
-        self.logprobs.extend(delta.logprobs)
+            if self._tool_calls is None:
+                self._tool_calls = ToolCalls(self._request_id)
+            self._tool_calls.add(fragment)
+        if delta.logprobs:
+            self.logprobs.extend(delta.logprobs)
+
+    @property
+    def calls(self) -> list[Call]:
+        return [] if self._tool_calls is None else self._tool_calls.calls
 
     @property
     def text(self) -> str:

@@ -25,7 +25,7 @@ from ollama_distributed.base.inference import (
     TopLogprob,
     Usage,
 )
-from ollama_distributed.gateway.dialects.answer import Answer, ToolCalls
+from ollama_distributed.gateway.dialects.answer import Answer, Call, ToolCalls
 
 NDJSON = "application/x-ndjson"
 JSON = "application/json; charset=utf-8"
@@ -145,7 +145,7 @@ class LineStream:
         return self._head + timestamp(self._wall()) + b'",' + body + b"}\n"
 
     def _last(self, finished: Finished) -> bytes:
-        calls = whole_calls(self._calls, cut=finished.reason == "length")
+        calls = whole_calls(self._calls.calls, cut=finished.reason == "length")
         lines = self._line("", "", calls) if calls else b""
         return b"".join(
             (
@@ -190,7 +190,7 @@ class Whole:
         if self._render_only:
             return head + self._rendered(event) + b"}"
         answer = self._answer
-        calls = whole_calls(answer.tool_calls, cut=event.reason == "length")
+        calls = whole_calls(answer.calls, cut=event.reason == "length")
         parts = [head, self._shape.delta(answer.text, answer.thinking, calls), done(event)]
         if calls and not self._shape.chat:
             parts += (b',"tool_calls":', _encode(calls))
@@ -239,7 +239,7 @@ def counts(usage: Usage) -> tuple[tuple[bytes, int], ...]:
     )
 
 
-def whole_calls(calls: ToolCalls, *, cut: bool) -> list[dict[str, Any]]:
+def whole_calls(calls: list[Call], *, cut: bool) -> list[dict[str, Any]]:
     """Complete tool calls; their arguments are objects. Of an answer that was `cut` by the
     token limit the last call is left out where it is not whole; `done_reason` says why.
 
@@ -247,11 +247,11 @@ def whole_calls(calls: ToolCalls, *, cut: bool) -> list[dict[str, Any]]:
         EngineError: the model wrote arguments that are not a JSON object.
     """
     found = []
-    for call in calls.calls:
+    for call in calls:
         try:
             arguments = _object(call.name, call.arguments)
         except EngineError:
-            if cut and call is calls.calls[-1]:
+            if cut and call is calls[-1]:
                 break
             raise
         function = {"index": call.place, "name": call.name, "arguments": arguments}

@@ -112,7 +112,7 @@ class ChatBody:
 
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         assert answer.finished is not None
-        calls = answer.tool_calls.calls
+        calls = answer.calls
         text = answer.text
         message: dict[str, Any] = {
             "role": "assistant",

@@ -87,18 +87,16 @@ def completion_body(
 def chat_body(model: str, request: ChatRequest, kind: ServerKind, *, secret: str = "") -> dict[str, Any]:
     """As `completion_body`."""
     tools = () if request.tool_choice == "none" else request.tools
-    body = {
-        "model": model,
-        **template_body(request.messages, tools, request.think),
-        **_shared(request.sampling, request.format, kind),
-    }
-    if request.whole:
-        body["stream"] = False
-        del body["stream_options"]
+    body = template_body(request.messages, tools, request.think)
     if kind == "openai":
         # Extensions of the others; a strict server refuses what it does not know.
         body.pop("add_generation_prompt", None)
         body.pop("chat_template_kwargs", None)
+    body["model"] = model
+    body |= _shared(request.sampling, request.format, kind)
+    if request.whole:
+        body["stream"] = False
+        del body["stream_options"]
     if tools:
         body["parallel_tool_calls"] = request.parallel_tool_calls
         match request.tool_choice:
