@@ -34,6 +34,8 @@ def schemas_of(
             # Nothing is what an absent field means anyway, and of an answer there is nothing to choose.
             if name not in asked or not field.get("default"):
                 field.pop("default", None)
+            elif isinstance(field["default"], list | dict):  # which many generators cannot write
+                field["description"] = f"Default: {msgspec.json.encode(field.pop('default')).decode()}"
     return references, components
 
 
