@@ -31,9 +31,10 @@ class Out(Protocol):
 
 _FAILOVERS = b"x-ollama-failovers"
 _LEFT = (
-    f"x-ratelimit-{part}-{what}"
+    name
     for what in ("requests", "tokens")
     for part in ("limit", "remaining", "reset")
+    for name in (f"x-ratelimit-{part}-{what}", f"anthropic-ratelimit-{what}-{part}")
 )
 _EXPOSED = ", ".join(
     (

@@ -119,7 +119,11 @@ async def test_every_answer_tells_its_headers_and_every_reference_leads_somewher
         gateway(ScriptedInference(), cluster=FakeCluster(), access=object()), client=("127.0.0.1", 5)
     )
     async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
-        document = (await client.get("/openapi.json")).json()
+        answer = await client.get("/openapi.json", headers={"origin": "http://localhost:3000"})
+    document = answer.json()
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+    told = {name.lower() for name in document["components"]["headers"]}
+    assert told - {"www-authenticate", "allow"} == set(exposed)  # what scripts of other origins may read
     for references in re.findall(r'"#/components/([^"]+)"', json.dumps(document)):
         kind, _, name = references.partition("/")
         assert name in document["components"][kind]
