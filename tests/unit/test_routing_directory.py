@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import msgspec
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ollama_distributed.base.errors import NoCapacity
@@ -15,6 +16,7 @@ from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.cluster.load import Load, ModelLoad
+from ollama_distributed.routing import directory as directories
 from ollama_distributed.routing.directory import MOST_HOLDERS, MOST_WARM, Directory
 from ollama_distributed.routing.plan import Standing
 from ollama_distributed.routing.service import Router
@@ -166,6 +168,25 @@ def test_standings_are_kept_while_only_the_lease_changes() -> None:
     assert found.others("m") is first
 
 
+def test_a_change_of_one_node_makes_its_standing_anew_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, made = View(), list[Any]()
+
+    def standing(**fields: Any) -> Standing:
+        made.append(fields["node"])
+        return Standing(**fields)
+
+    monkeypatch.setattr(directories, "Standing", standing)
+    for i in range(200):
+        view.node(f"n{i}")
+    found = directory(view)
+    found.others("m")
+    assert len(made) == 200
+    view.load("n7")
+    view.node("n8", "online", held(), held("registry.ollama.ai/library/other:latest"))
+    found.others("m")
+    assert sorted(made[200:]) == ["n7", "n8"]
+
+
 def test_of_very_many_holders_a_draw_is_looked_at() -> None:
     view = View()
     for i in range(200):
@@ -265,6 +286,8 @@ CHANGES = st.lists(
 
 
 @given(CHANGES)
+@example([("n1", ["d"], False), ("n2", ["e"], True), ("n2", "offline", True)])
+@example([("n1", ["d"], True), ("me", ["d"], True), ("n2", ["e"], True), ("n2", [], True)])
 def test_what_is_kept_and_put_right_is_what_would_be_made_anew(
     changes: list[tuple[str, str | list[str], bool]],
 ) -> None:
