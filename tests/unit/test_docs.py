@@ -24,6 +24,7 @@ from ollama_distributed.cli.join import join
 from ollama_distributed.cli.main import app
 from ollama_distributed.cli.serve import serve
 from ollama_distributed.client.errors import BY_CODE, ClientError
+from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.errors import OLLAMA_STATUS, STATUS
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.node.settings import read_settings
@@ -104,6 +105,18 @@ def test_no_route_is_invented() -> None:
     routes |= {(route.method, route.path.replace(":path", "")) for route in app.cold_routes}
     written = re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`\s]*)`", API)
     assert set(written) <= routes
+
+
+def test_statuses_and_parameters_of_a_route_are_in_its_row() -> None:
+    app = gateway(ScriptedInference([]), **EVERYTHING)
+    document = openapi.document(app.hot.routes(), app.cold_routes, version="1")
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            rows = "".join(line for line in API.splitlines() if f"`{method.upper()} {path}`" in line)
+            statuses = operation["responses"].keys() - {"200", "default"}
+            named = {one["name"] for one in operation.get("parameters", ()) if one.get("in") == "query"}
+            lacking = {word for word in statuses | named if word not in rows}
+            assert not lacking, f"the row of {method.upper()} {path} lacks {lacking}"
 
 
 @pytest.mark.parametrize("error", STATUS, ids=lambda error: error.__name__)
