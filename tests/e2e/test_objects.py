@@ -3,13 +3,14 @@ the name of an object can stand.
 
 Routes and places are those of the node's own OpenAPI document; one that `PLACES` does not tell of fails
 the test. Each caller of the team blue asks for what is red's, and for what nobody has: status, headers
-and body are the same. Left out are callers that see everybody's objects of a kind (`SEES`). What is
-red's is as it was afterwards, and red itself is answered.
+and body are the same. Left out are callers that see everybody's objects of a kind (`SEES`). No list that
+blue reads names one. What is red's is as it was afterwards, and red itself is answered.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -85,6 +86,7 @@ SEES: Mapping[str, frozenset[str]] = {
     "policy": frozenset({"operator", "bound"}),
     "queue": frozenset({"user", "operator", "viewer", "person"}),
     "record": frozenset({"operator"}),
+    "token": frozenset({"operator", "bound"}),
     "node": frozenset({"operator", "bound", "viewer"}),
     "transfer": frozenset({"operator", "viewer"}),
     "request": frozenset({"operator"}),
@@ -99,11 +101,11 @@ BODIES: Mapping[str, Mapping[str, object]] = {
     "/v1/batches": {"endpoint": "/v1/chat/completions", "completion_window": "24h"},
 }
 """What else a good request says."""
-ROW = b'{"custom_id":"1","method":"POST","url":"/v1/completions","body":{"model":"hidden","prompt":"p"}}\n'
+ROW = b'{"custom_id":"1","method":"POST","url":"/v1/completions","body":{"model":"covert","prompt":"p"}}\n'
 ROLES: tuple[Role, ...] = ("user", "operator", "viewer")
 PASSWORD = "correct horse battery"
 ASKED = {
-    "model": "hidden",
+    "model": "covert",
     "prompt": "of red",
     "messages": [{"role": "user", "content": "of red"}],
     "max_tokens": 9,
@@ -111,15 +113,15 @@ ASKED = {
 ANSWERS = {
     path: ASKED for path in HOT_BODIES if path.endswith(("generate", "chat", "completions", "messages"))
 }
-ANSWERS["/v1/responses"] = {"model": "hidden", "input": "of red"}
+ANSWERS["/v1/responses"] = {"model": "covert", "input": "of red"}
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     folder = tmp_path_factory.mktemp("objects")
     config = folder / "node.yaml"
-    engine = {"name": "echo", "kind": "echo", "options": {"models": ["open", "hidden"]}}
-    settings = {"engines": [engine], "cluster_listen": "127.0.0.1", "mdns": False}
+    engine = {"name": "echo", "kind": "echo", "options": {"models": ["open", "covert"]}}
+    settings = {"engines": [engine], "preload": ["covert"], "cluster_listen": "127.0.0.1", "mdns": False}
     config.write_text(yaml.safe_dump(settings))
     with running_node(folder / "node", "--config", str(config)) as started:
         yield started
@@ -131,10 +133,10 @@ class Red:
     def __init__(self, node: NodeProcess, admin: SyncClient) -> None:
         made = admin.keys.create(name="red", team="crimson")
         self.key, self.neighbour = made.key, admin.keys.create(team="crimson").key
-        admin.policies.create("of-crimson")
+        admin.policies.create("rules-of-red")
         admin.users.create("anneliese", PASSWORD, team="crimson")
         gguf = scripted_model("of red")
-        add_model(node.url, "hidden-too", gguf)
+        add_model(node.url, "covert-too", gguf)
         with SyncClient(node.url) as ann, SyncClient(node.url, self.key) as own:
             session = ann.auth.login("anneliese", PASSWORD)
             self.session = session.token
@@ -142,9 +144,9 @@ class Red:
             batch = own.batches.create(file, "/v1/completions").id
         self.requests = {path: f"red-{number}" for number, path in enumerate(ANSWERS)}
         self.has: Mapping[str, str] = {
-            "model": "hidden",
+            "model": "covert",
             "blob": f"sha256:{hashlib.sha256(gguf).hexdigest()}",
-            "policy": "of-crimson",
+            "policy": "rules-of-red",
             "key": made.row.id,
             "key-used": made.row.id,
             "team-used": "crimson",
@@ -159,6 +161,10 @@ class Red:
             "transfer": "t-0123456789",
             "request": self.requests["/api/generate"],
         }
+
+    def unseen_by(self, caller: str) -> set[str]:
+        seen = {name for kind, name in self.has.items() if caller in SEES.get(kind, ())}
+        return {*self.has.values(), self.key, self.session} - seen
 
     def asks(self, http: httpx.Client, path: str) -> None:
         headers = {"authorization": f"Bearer {self.key}", "x-request-id": self.requests[path]}
@@ -208,6 +214,13 @@ def places_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]
                 kind = kind_of(path, place)
                 if kind != "-":
                     yield method, path, place, kind
+
+
+def lists_of(document: Mapping[str, Any], node_id: str) -> Iterator[str]:
+    """Paths that can be read at once, about the model `open` or the node where they are about one."""
+    for path, operations in document["paths"].items():
+        if "get" in operations and not path.endswith(("/watch", "/ws")):
+            yield re.sub(r"\{(name|model)\}", "open", path).replace("{id}", node_id)
 
 
 def _is_text(schema: Mapping[str, Any]) -> bool:
@@ -273,10 +286,11 @@ def take_up(http: httpx.Client, key: str, path: str, request_id: str) -> tuple[i
 def test_another_s_object_is_as_none(node: NodeProcess) -> None:
     with node.admin() as admin, node.http() as http:
         red, blue = Red(node, admin), callers_of(node, admin)
+        document = http.get("/openapi.json").json()
         red.asks(http, "/api/generate")
         asked: set[str] = set()
         differs: list[tuple[object, ...]] = []
-        for method, path, place, kind in places_of(http.get("/openapi.json").json()):
+        for method, path, place, kind in places_of(document):
             asked.add(kind)
             theirs = red.has[kind]
             neighbours = {"neighbour": red.neighbour} if kind in ("file", "batch") else {}
@@ -297,6 +311,14 @@ def test_another_s_object_is_as_none(node: NodeProcess) -> None:
                 assert told[0] in (403, 404), (caller, path)
             assert take_up(http, red.key, path, request_id)[0] == 200, path
 
+        tells = []
+        for path in lists_of(document, node.id):
+            for caller, key in blue.items():
+                shown = http.get(path, headers={"authorization": f"Bearer {key}"}).text
+                tells += [(caller, path, name) for name in red.unseen_by(caller) if name in shown]
+        # An operator reads of everybody in the audit.
+        assert not [one for one in tells if one[:2] != ("operator", "/api/v1/audit")]
+
         _all_is_as_it_was(http, admin, red)
 
 
@@ -316,5 +338,5 @@ def _all_is_as_it_was(http: httpx.Client, admin: SyncClient, red: Red) -> None:
     assert session.json()["session"] == red.has["session"]
     assert admin.keys.get(red.has["key"]).status == "valid"
     assert not admin.users.get("anneliese").disabled
-    assert admin.policies.get("of-crimson").name == "of-crimson"
+    assert admin.policies.get("rules-of-red").name == "rules-of-red"
     assert red.has["token"] in {one.id for one in admin.cluster.tokens()}

@@ -16,12 +16,14 @@ from ollama_distributed.access.policies import allows_model, check_policy, polic
 from ollama_distributed.access.roles import INFERENCE, Right, demand
 from ollama_distributed.access.service import Authenticator, Caller
 from ollama_distributed.base.access import ExplainAsk, KeyAsk, PolicyAsk, RotateAsk
+from ollama_distributed.base.cluster import NodeRow
 from ollama_distributed.base.errors import Forbidden, Invalid, ModelNotFound, Unauthenticated
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, NodeId
 from ollama_distributed.base.inference import Failed, InferenceRequest
 from ollama_distributed.base.policies import Limits, Policy
 from ollama_distributed.gateway.dialects.table import HOT_ROUTES
+from ollama_distributed.gateway.events.channels import channels_of, told_to
 from ollama_distributed.testing.inference import ScriptedInference
 
 pytestmark = pytest.mark.anyio
@@ -141,6 +143,22 @@ async def test_lists_show_what_is_allowed() -> None:
         assert status == 404, (method, path)
     status, _ = await world.ask("GET", "/metrics", key=key)
     assert status == 403, "it names models"
+
+
+class OneNode:
+    """A cluster of one; a `gateway.cluster_port.Cluster`."""
+
+    async def nodes(self) -> list[NodeRow]:
+        return [NodeRow(id="n1", name="one", status="online", since=0.0, models=("covert", "open"))]
+
+
+async def test_events_of_nodes_name_no_model_to_whom_some_do_not_exist() -> None:
+    cluster: Any = OneNode()
+    (row,) = await channels_of(None, cluster, None)["nodes"].ask()
+    free, bound = Identity("viewer"), Identity("viewer", policy=Policy(name="p", models=("open*",)))
+    assert json.loads(told_to(free, row))["models"] == ["covert", "open"]
+    assert b"covert" not in told_to(bound, row)
+    assert json.loads(told_to(bound, row))["name"] == "one"
 
 
 async def test_more_than_the_policy_allows_is_refused_and_nothing_said_gets_the_limit() -> None:

@@ -41,6 +41,8 @@ class Row(msgspec.Struct, frozen=True):
     """Whose it is (`Identity.owner`); None: everybody's who may subscribe."""
     over: bool = False
     """It is there for the last time."""
+    nameless: bytes = b""
+    """The same without names of models, for whom some do not exist; empty: it names none."""
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -59,6 +61,12 @@ def sees(identity: Identity, row: Row) -> bool:
         return True
     policy = identity.policy
     return may(identity, ALL_REQUESTS) and (policy is None or policy.all_models)
+
+
+def told_to(identity: Identity, row: Row) -> bytes:
+    """JSON, as this one may read it."""
+    bound = identity.policy is not None and not identity.policy.all_models
+    return row.nameless if bound and row.nameless else row.data
 
 
 def channels_of(queues: Queues | None, cluster: Cluster | None, moves: Moves | None) -> Mapping[str, Channel]:
@@ -171,8 +179,7 @@ def _row_of(node: str, row: QueuedRow, told: QueuedRequest, *, over: bool) -> Ro
 
 def _of_nodes(cluster: Cluster) -> list[Channel]:
     async def nodes() -> Iterable[Row]:
-        rows = await cluster.nodes()
-        return (Row(one.id, _encode(_without_usage(one)), one.name) for one in rows)
+        return map(_of_node, await cluster.nodes())
 
     async def metrics() -> Iterable[Row]:
         rows = await cluster.nodes()
@@ -185,8 +192,10 @@ def _of_nodes(cluster: Cluster) -> list[Channel]:
     ]
 
 
-def _without_usage(row: NodeRow) -> NodeRow:
-    return msgspec.structs.replace(row, usage=NodeUsage())
+def _of_node(row: NodeRow) -> Row:
+    told = msgspec.structs.replace(row, usage=NodeUsage())
+    nameless = _encode(msgspec.structs.replace(told, models=())) if told.models else b""
+    return Row(row.id, _encode(told), row.name, nameless=nameless)
 
 
 def _busy(row: NodeRow) -> Busy:

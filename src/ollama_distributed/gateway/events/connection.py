@@ -22,7 +22,7 @@ from ollama_distributed.base.identity import Identity
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.asgi import Receive, Send
 from ollama_distributed.gateway.errors import as_ours
-from ollama_distributed.gateway.events.channels import OWN, Channel, Row, sees
+from ollama_distributed.gateway.events.channels import OWN, Channel, Row, sees, told_to
 from ollama_distributed.gateway.events.hub import Hub
 from ollama_distributed.gateway.events.outbox import Outbox, Unread
 from ollama_distributed.gateway.gate import Gate, Head
@@ -193,11 +193,8 @@ class Connection:
         return None
 
     def _event(self, channel: Channel, what: What, row: Row) -> str:
-        return _text(
-            Message(
-                type=channel.name, event=what, id=row.id, time=self._clock.time(), data=msgspec.Raw(row.data)
-            )
-        )
+        data = msgspec.Raw(told_to(self._identity, row))
+        return _text(Message(type=channel.name, event=what, id=row.id, time=self._clock.time(), data=data))
 
     # ── who is there ────────────────────────────────────────────────────────────────
 

@@ -88,29 +88,32 @@ class _Handlers:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def nodes(self, _cold: ColdRequest, _request: Request) -> Response:
-        return json_response(NodesAnswer({row.id: row for row in await self._cluster.nodes()}))
+    async def nodes(self, cold: ColdRequest, _request: Request) -> Response:
+        return json_response(NodesAnswer({row.id: _seen(row, cold) for row in await self._cluster.nodes()}))
 
-    async def node(self, _cold: ColdRequest, request: Request) -> Response:
+    async def node(self, cold: ColdRequest, request: Request) -> Response:
         name = request.path_params["id"]
         async with naming(self._cluster, name):
-            return json_response(await self._cluster.node(name))
+            return json_response(_seen(await self._cluster.node(name), cold))
 
     async def label(self, cold: ColdRequest, request: Request) -> Response:
         name = request.path_params["id"]
         ask = await cold.body(request, _LABELS)
         async with naming(self._cluster, name):
-            return json_response(await self._cluster.label(name, ask.labels, actor=actor(cold)))
+            row = await self._cluster.label(name, ask.labels, actor=actor(cold))
+        return json_response(_seen(row, cold))
 
     async def drain(self, cold: ColdRequest, request: Request) -> Response:
         name = request.path_params["id"]
         async with naming(self._cluster, name):
-            return json_response(await self._cluster.drain(name, actor=actor(cold)))
+            row = await self._cluster.drain(name, actor=actor(cold))
+        return json_response(_seen(row, cold))
 
     async def undrain(self, cold: ColdRequest, request: Request) -> Response:
         name = request.path_params["id"]
         async with naming(self._cluster, name):
-            return json_response(await self._cluster.undrain(name, actor=actor(cold)))
+            row = await self._cluster.undrain(name, actor=actor(cold))
+        return json_response(_seen(row, cold))
 
     async def remove(self, cold: ColdRequest, request: Request) -> Response:
         name = request.path_params["id"]
@@ -118,6 +121,11 @@ class _Handlers:
         async with naming(self._cluster, name):
             await self._cluster.remove(name, force=force, actor=actor(cold))
         return Response(status_code=204)
+
+
+def _seen(row: NodeRow, cold: ColdRequest) -> NodeRow:
+    """Without models that who asks does not see."""
+    return msgspec.structs.replace(row, models=tuple(filter(cold.sees, row.models)))
 
 
 @asynccontextmanager

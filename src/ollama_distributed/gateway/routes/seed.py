@@ -144,7 +144,7 @@ class _Handlers:
         transfer = self._node.need_transfers().download(request.path_params["name"])
         return json_response(transfer, 202)
 
-    async def health(self, _cold: ColdRequest, _request: Request) -> Response:
+    async def health(self, cold: ColdRequest, _request: Request) -> Response:
         ready, preloaded = self._node.ready(), self._node.preloaded()
         return json_response(
             Health(
@@ -152,7 +152,7 @@ class _Handlers:
                 node=self._node.version.node,
                 version=self._node.version.version,
                 models_loaded=sum(not one.node for one in self._node.residents.loaded()),
-                preload=dict(preloaded),
+                preload={name: one for name, one in preloaded.items() if cold.sees(name)},
             ),
             200 if ready else 503,
         )
