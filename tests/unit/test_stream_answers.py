@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from ollama_distributed.base.errors import EngineError, Internal, Unavailable
@@ -19,8 +20,11 @@ from ollama_distributed.base.inference import (
     Opened,
     Sampling,
     ToolCall,
+    Usage,
 )
 from ollama_distributed.base.tokens import (
+    MOST_S,
+    MOST_TOKENS,
     ChatDelta,
     Done,
     EngineFailed,
@@ -32,7 +36,7 @@ from ollama_distributed.base.tokens import (
     SourceSink,
     Tokens,
 )
-from ollama_distributed.streams import answer as answers_module
+from ollama_distributed.streams import whole
 from ollama_distributed.streams.answer import Answer
 from ollama_distributed.streams.service import Answers
 
@@ -243,7 +247,7 @@ def test_a_sink_that_raises_ends_its_answer_only(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("resumable", [True, False])
 def test_an_engine_without_end_fills_no_memory(resumable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner that was taken over, asked for an answer that is sent whole."""
-    monkeypatch.setattr(answers_module, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(whole, "MOST_BYTES", 1 << 20)
     source, events, _ = opened(request(whole=True))
     say(source, Prepared(resumable=resumable), *[Tokens((1,), "x" * 1000)] * 2000, DONE)
     end = events[-1]
@@ -264,6 +268,36 @@ def test_an_engine_that_goes_on_after_its_limit_is_cut() -> None:
     answers.look()
     assert isinstance(events[-1], Failed)
     assert source.calls == ["cancel"]
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"),
+    [
+        ((10**30, 0, 10**30), (MOST_TOKENS, 0, MOST_TOKENS)),
+        ((-(10**15), 0, -(10**15)), (0, 0, 0)),
+        ((7, 10**9, 3), (7, 7, 3)),  # paid for as less than nothing, were it believed
+    ],
+)
+def test_what_an_engine_says_of_its_work_is_believed_within_reason(
+    said: tuple[int, int, int], counted: tuple[int, int, int]
+) -> None:
+    """It is counted, paid for, and kept in ledgers whose numbers have 64 bits."""
+    source, events, answer = opened()
+    prompt, cached, completion = said
+    say(source, Prepared(), Progress(prompt, 0, cached), Tokens((1,), "a"))
+    so_far = answer.used()
+    assert (so_far.prompt_tokens, so_far.cached_tokens) == counted[:2]
+    done = msgspec.structs.replace(
+        DONE, prompt_tokens=prompt, cached_tokens=cached, completion_tokens=completion
+    )
+    say(source, msgspec.structs.replace(done, prompt_s=1e300, completion_s=-1e300))
+    end = events[-1]
+    assert isinstance(end, Finished)
+    usage = end.usage
+    assert (usage.prompt_tokens, usage.cached_tokens) == counted[:2]
+    assert usage.completion_tokens == (counted[2] or 1), "one was seen"
+    assert 0.0 <= usage.completion_s <= usage.prompt_s <= MOST_S
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(usage), type=Usage) == usage
 
 
 def test_no_context_of_an_engine_without_ids() -> None:

@@ -89,6 +89,35 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     completion_s: float = 0.0
 
 
+MOST_TOKENS, MOST_S = 1 << 24, 1e6
+"""Of one answer: more than any context holds, and eleven days."""
+
+
+def counted(tokens: int) -> int:
+    """What an engine says of its work is counted, paid for and measured by, and it may be wrong or lie."""
+    return min(max(tokens, 0), MOST_TOKENS)
+
+
+def plausible(done: Done) -> Done:
+    """The same, within reason."""
+    if (
+        0 <= done.cached_tokens <= done.prompt_tokens <= MOST_TOKENS
+        and 0 <= done.completion_tokens <= MOST_TOKENS
+        and 0.0 <= done.prompt_s <= MOST_S
+        and 0.0 <= done.completion_s <= MOST_S
+    ):
+        return done
+    prompt_tokens = counted(done.prompt_tokens)
+    return msgspec.structs.replace(
+        done,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=min(counted(done.cached_tokens), prompt_tokens),
+        completion_tokens=counted(done.completion_tokens),
+        prompt_s=min(max(done.prompt_s, 0.0), MOST_S),
+        completion_s=min(max(done.completion_s, 0.0), MOST_S),
+    )
+
+
 class Written(msgspec.Struct, frozen=True, kw_only=True):
     """All of an answer that one node knows: enough for another to take it up."""
 

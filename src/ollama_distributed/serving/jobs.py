@@ -36,6 +36,7 @@ from ollama_distributed.base.tokens import (
     SourceEvent,
     SourceSink,
     Tokens,
+    plausible,
 )
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import asking, continuing, prompts
@@ -336,6 +337,7 @@ class Job(Paced[Generation]):
             self._sink(event)
 
     def _done(self, event: Done) -> None:
+        event = plausible(event)
         if self._lease is not None:
             self._lease.answered(event.completion_tokens)
             self._desk.measured(self._lease, event)

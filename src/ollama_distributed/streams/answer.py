@@ -38,14 +38,16 @@ from ollama_distributed.base.tokens import (
     SourceEvent,
     Tokens,
     Written,
+    counted,
+    plausible,
 )
 from ollama_distributed.streams import sourcing
 from ollama_distributed.streams.account import Account
 from ollama_distributed.streams.decoder import Decoder, DecoderRules
 from ollama_distributed.streams.gaps import Gaps
 from ollama_distributed.streams.journal import Journal
-from ollama_distributed.streams.size import EVENT_BYTES, MOST_BYTES, more_bytes_of
 from ollama_distributed.streams.sourcing import DRAINS, STALLED, Next, Sourcing
+from ollama_distributed.streams.whole import Whole
 
 log = structlog.get_logger(__name__)
 
@@ -76,10 +78,7 @@ class Answer:
         "_clock",
         "_decoder",
         "_ended_at",
-        "_held",
-        "_holds",
         "_home",
-        "_kept_bytes",
         "_new",
         "_node",
         "_opened",
@@ -89,6 +88,7 @@ class Answer:
         "_signs",
         "_sink",
         "_sources",
+        "_whole",
         "_written",
         "journal",
         "sent",
@@ -99,12 +99,8 @@ class Answer:
         self._home = home
         self._clock = home.clock
         self._out = self._sink = sink
-        """`_sink` keeps what is sent whole."""
-        self._held: list[Event] = []
-        self._holds = False
-        """It may still begin again: what comes waits in `_held`."""
-        self._kept_bytes = 0
-        """Of one that is sent whole, here and on its way."""
+        """`_sink` is that of `_whole`, where there is one."""
+        self._whole: Whole | None = None
         self._decoder = _IDLE
         self._account = Account(self._clock.monotonic())
         self._sources = Sourcing(home, self.journal)
@@ -233,7 +229,8 @@ class Answer:
             case Progress(total, _, cached):
                 self._signs += 1
                 if not self._account.before:
-                    self._account.prompt_tokens, self._account.cached_tokens = total, cached
+                    self._account.prompt_tokens = counted(total)
+                    self._account.cached_tokens = min(counted(cached), self._account.prompt_tokens)
                     self._open()
             case Done():
                 self._sources.ended()
@@ -267,30 +264,10 @@ class Answer:
         self._account.prepared_s = self._clock.monotonic()
         self.journal.opened(event)
         if self.journal.request.whole:
-            self._kept_bytes = 0
-            self._sink = self._keep
-            if not event.resumable:
-                # Nobody sees it until it is complete, and so it may begin again (R2).
-                self._held.clear()
-                self._holds = True
-
-    def _keep(self, event: Event) -> None:
-        """What is sent whole: here, or on its way to who keeps it until it is complete.
-
-        Raises:
-            EngineError: it is more than an answer can be.
-        """
-        if type(event) is Delta:
-            size = self._kept_bytes + EVENT_BYTES + len(event.text) + len(event.thinking)
-            if event.logprobs or event.tool_calls:
-                size += more_bytes_of(event)
-            self._kept_bytes = size
-            if size > MOST_BYTES:
-                raise EngineError(f"the answer does not end: it was cut off after {MOST_BYTES >> 20} MiB")
-        if self._holds:
-            self._held.append(event)
-        else:
-            self._out(event)
+            if self._whole is None:
+                self._whole = Whole(self._out)
+                self._sink = self._whole.hear
+            self._whole.begin(holds=not event.resumable)
 
     def _decode_by(self, prepared: Prepared) -> None:
         rules = DecoderRules(
@@ -321,6 +298,7 @@ class Answer:
     def _done(self, event: Done) -> None:
         if self._sources.searching:
             self._went_on()
+        event = plausible(event)
         self.journal.done = event
         self._open()
         rest = self._decoder.finish()
@@ -353,7 +331,7 @@ class Answer:
             self._went_on()
         if not self._account.first_s:
             self._account.first_s = self._clock.monotonic()
-            self.sent = not self._holds
+            self.sent = self._whole is None or not self._whole.holds
         self._open()
 
     def _open(self) -> None:
@@ -405,7 +383,7 @@ class Answer:
         context: tuple[int, ...] = ()
         if journal.request.want_context and journal.prompt_ids and journal.complete:
             context = (*journal.prompt_ids, *journal.ids)
-        for event in self._held:
+        for event in self._whole.held if self._whole is not None else ():
             if not self._over:
                 self._out(event)
         self._end(
