@@ -42,7 +42,7 @@ from ollama_distributed.base.inference import (
     TokensPrompt,
     Tool,
 )
-from ollama_distributed.base.tokens import Resume, Tokens
+from ollama_distributed.base.tokens import MOST_TOKENS, Resume, Tokens
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving import embeddings
 from ollama_distributed.serving.jobs import Job
@@ -461,6 +461,19 @@ async def test_embeddings_are_normalised_and_cut() -> None:
             await n.answers.embed(none)
         empty = await n.answers.embed(msgspec.structs.replace(asked, inputs=()))
         assert empty.vectors == ()
+
+
+@pytest.mark.parametrize(("said", "counted"), [(10**30, MOST_TOKENS), (-5, 0)])
+async def test_tokens_that_an_engine_says_it_read_are_counted_within_reason(
+    said: int, counted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def embed(*_: object) -> tuple[list[list[float]], int]:
+        return [[1.0]], said
+
+    monkeypatch.setattr(EchoRunner, "embed", embed)
+    async with node() as n:
+        asked = EmbedRequest(request_id=RequestId("r"), identity=Identity("local"), model="m", inputs=("a",))
+        assert (await n.answers.embed(asked)).usage.prompt_tokens == counted
 
 
 async def test_embeddings_survive_one_death_of_the_runner() -> None:

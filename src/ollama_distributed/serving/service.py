@@ -27,7 +27,7 @@ from ollama_distributed.base.inference import (
     Usage,
 )
 from ollama_distributed.base.queue import ANYONE, Ask
-from ollama_distributed.base.tokens import Done, Resume, SourceSink, Written
+from ollama_distributed.base.tokens import Done, Resume, SourceSink, Written, counted
 from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.models.spec import ModelSpec
@@ -193,8 +193,8 @@ class Serving:
         raise AssertionError("the second try returns or raises")
 
     def _usage(self, started: float, load_s: float, prompt_tokens: int) -> Usage:
-        total_s = self.clock.monotonic() - started
-        return Usage(prompt_tokens=prompt_tokens, load_s=load_s, prompt_s=total_s - load_s, total_s=total_s)
+        total_s, tokens = self.clock.monotonic() - started, counted(prompt_tokens)
+        return Usage(prompt_tokens=tokens, load_s=load_s, prompt_s=total_s - load_s, total_s=total_s)
 
     # ── what is loaded ──────────────────────────────────────────────────────────────
 
