@@ -52,7 +52,7 @@ from ollama_distributed.gateway.routes.cluster import cluster_routes
 from ollama_distributed.gateway.routes.config import config_routes
 from ollama_distributed.gateway.routes.disk import disk_routes
 from ollama_distributed.gateway.routes.events import event_routes
-from ollama_distributed.gateway.routes.node import node_routes
+from ollama_distributed.gateway.routes.node import ApiDocument, node_routes
 from ollama_distributed.gateway.routes.nodes import nodes_routes
 from ollama_distributed.gateway.routes.ollama import ollama_routes
 from ollama_distributed.gateway.routes.openai import openai_routes
@@ -207,13 +207,12 @@ def create_app(
         usage=usage,
     )
 
-    @functools.cache
     def document() -> dict[str, Any]:
         return openapi.document(HOT_ROUTES, routes, version=version.version)
 
     channels = channels_of(queues, cluster, moves)
     routes = [
-        *node_routes(node, document),
+        *node_routes(node, ApiDocument(document, offload)),
         *event_routes(channels),
         *page_routes(people),
         *(transfer_routes(moves) if moves is not None else ()),

@@ -14,6 +14,7 @@ from ollama_distributed.gateway import metrics
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.pages import docs_page, page_headers
 from ollama_distributed.gateway.routes.table import ColdRoute, Node, json_response
+from ollama_distributed.gateway.workers import Offload
 
 TAG = "Node"
 
@@ -36,8 +37,32 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Of the models that were to be loaded at the start."""
 
 
-def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[ColdRoute]:
-    """`document`: makes the OpenAPI document."""
+class ApiDocument:
+    """The OpenAPI document as JSON and as a page. Made when first asked for, in a thread: it takes as long as
+    many requests."""
+
+    def __init__(self, make: Callable[[], dict[str, Any]], offload: Offload) -> None:
+        self._make = make
+        self._offload = offload
+        self._made: tuple[bytes, str] | None = None
+
+    async def json(self) -> bytes:
+        return (await self._both())[0]
+
+    async def page(self) -> str:
+        return (await self._both())[1]
+
+    async def _both(self) -> tuple[bytes, str]:
+        if self._made is None:
+            self._made = await self._offload(self._render)
+        return self._made
+
+    def _render(self) -> tuple[bytes, str]:
+        document = self._make()
+        return msgspec.json.encode(document), docs_page(document)
+
+
+def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
 
     async def healthz(_cold: ColdRequest, _request: Request) -> Response:
         return json_response(Alive())
@@ -67,10 +92,10 @@ def node_routes(node: Node, document: Callable[[], dict[str, Any]]) -> list[Cold
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def openapi(_cold: ColdRequest, _request: Request) -> Response:
-        return json_response(document())
+        return Response(await document.json(), media_type="application/json; charset=utf-8")
 
     async def docs(_cold: ColdRequest, _request: Request) -> Response:
-        return Response(docs_page(document()), headers=page_headers(), media_type="text/html")
+        return Response(await document.page(), headers=page_headers(), media_type="text/html")
 
     return [
         ColdRoute(
