@@ -276,6 +276,18 @@ def test_version(server: Double, run: Run) -> None:
     assert "no server" in result.stderr
 
 
+def test_a_sign_in_that_is_refused_is_told_at_once(server: Double, run: Run) -> None:
+    server.on(
+        "POST", "/api/v1/auth/login", Reply(401, {"error": {"code": "unauthenticated", "message": "no"}})
+    )
+    result = run("login", "--user", "ann", "--password-stdin", text="wrong password\n")
+    assert (result.exit_code, result.stderr) == (1, "Error: no\n")
+    # Else it would wait for a browser that has nowhere to go.
+    result = run("login", "--browser")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no route /api/v1/auth/oidc/start?port=")
+
+
 def test_no_server_says_how_to_start_one(run: Run) -> None:
     result = run("list", "--host", closed_port_url())
     assert result.exit_code == 1

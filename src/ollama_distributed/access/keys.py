@@ -62,9 +62,9 @@ def make_key(
     return f"{body}_{_check(body)}", record
 
 
-def make_admin_key(now: float) -> tuple[str, KeyRecord]:
-    """The key of `admin.json`, made at first start."""
-    return make_key("admin", now=now, name="admin")
+def make_admin_key(now: float, node: str = "") -> tuple[str, KeyRecord]:
+    """The key of `admin.json`, made at first start. `node`: its name, as a cluster has several."""
+    return make_key("admin", now=now, name=f"admin of {node}"[:64] if node else "admin")
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)

@@ -14,19 +14,23 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from ollama_distributed.cli import output
+from ollama_distributed.cli.asking import ask
 from ollama_distributed.cli.problem import Problem
+from ollama_distributed.cli.session import Target
 
 if TYPE_CHECKING:
     from ollama_distributed.base.users import LoginAnswer
     from ollama_distributed.client.sync import SyncClient
 
+START_S = 30.0
+"""The server may have to look its provider up first."""
 WAIT_S = 300.0
 """For a password and a second factor at the provider."""
 _DONE = b"You are signed in. You may close this page and go back to the command line.\n"
 _OTHER = b"Nothing is here.\n"
 
 
-def sign_in_by_browser(client: SyncClient, url: str) -> LoginAnswer:
+def sign_in_by_browser(client: SyncClient, target: Target) -> LoginAnswer:
     """
     Raises:
         Problem: nobody came back in time.
@@ -37,7 +41,9 @@ def sign_in_by_browser(client: SyncClient, url: str) -> LoginAnswer:
     challenge = base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
     with _Waiting(state) as waiting:
         query = urlencode({"port": waiting.server_port, "challenge": challenge, "state": state})
-        start = f"{url}/api/v1/auth/oidc/start?{query}"
+        path = f"/api/v1/auth/oidc/start?{query}"
+        ask(target._replace(api_key=None), path, timeout_s=START_S, redirects=True)
+        start = target.url + path
         output.note(f"Sign in there, in a browser on this machine:\n  {start}")
         webbrowser.open(start)
         return client.auth.redeem(waiting.code(), verifier)

@@ -29,14 +29,15 @@ HINTS: Mapping[str, str] = {
     "unauthenticated": "Sign in:  ollama-distributed login\n"
     "Or give a key with --api-key or OLLAMA_API_KEY. On the node's own machine it is in\n"
     "DATA_DIR/admin.json: run this as the node's user, with the same --data-dir.",
-    "forbidden": "The key that was used may not do this; administration needs the admin's key\n"
-    "(DATA_DIR/admin.json on the node).",
+    "forbidden": "Who you are to the server:  ollama-distributed whoami\n"
+    "The admin's key is in DATA_DIR/admin.json on the node's machine.",
     "foreign_host": "Reach the server by an address or name that it knows, for example 127.0.0.1.",
     "queue_full": "The server has all the work that it can hold; try again in a moment.",
     "no_capacity": "Free memory with:  ollama-distributed stop MODEL   (see: ollama-distributed ps)",
     "quarantined": "The model crashed too often; the server's log says more.",
     "bad_answer": "Another program listens there; check --host and OLLAMA_HOST.",
-    "unavailable": "See how the cluster is:  ollama-distributed cluster status",
+    "unavailable": "While servers join or start this passes in seconds: try again. How the cluster is:\n"
+    "  ollama-distributed cluster status",
     "timed_out": "The server works on something long, or hangs; `ollama-distributed ps` tells.",
 }
 

@@ -70,13 +70,26 @@ def login(
         if browser:
             from ollama_distributed.cli.browser import sign_in_by_browser
 
-            answer = sign_in_by_browser(client, target.url)
+            answer = sign_in_by_browser(client, target)
         else:
             name = user or _asked("Name: ")
-            answer = client.auth.login(name, read_password(stdin=password_stdin))
+            answer = _signed_in(client, name, read_password(stdin=password_stdin))
     saved = credentials.Saved(answer.token, answer.user.name, target.ca, answer.expires_at)
     path = credentials.keep(target.url, saved, os.environ)
     _tell(session, target, answer, path)
+
+
+def _signed_in(client: SyncClient, name: str, password: str) -> LoginAnswer:
+    """
+    Raises:
+        Problem: the server knows no such name and password.
+    """
+    from ollama_distributed.client.errors import Unauthenticated
+
+    try:
+        return client.auth.login(name, password)
+    except Unauthenticated as refused:
+        raise Problem(str(refused)) from refused
 
 
 def _tell(session: Session, target: Target, answer: LoginAnswer, path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import typer
 
@@ -59,35 +57,12 @@ def version(ctx: typer.Context) -> None:
 
 
 def _server_version(target: Target) -> Version:
-    """Asked with the standard library alone: the SDK's httpx would double this command's time.
-
+    """
     Raises:
         ClientError: no server, or one that refuses.
     """
-    import http.client
-
+    from ollama_distributed.cli.asking import ask
     from ollama_distributed.client import calls
-    from ollama_distributed.client.answers import error_of
-    from ollama_distributed.client.errors import ConnectionFailed
 
     call = calls.version()
-    url = urlsplit(target.url)
-    assert url.hostname is not None
-    connection = (
-        http.client.HTTPSConnection(url.hostname, url.port, timeout=_PATIENCE_S, context=target.tls())
-        if url.scheme == "https"
-        else http.client.HTTPConnection(url.hostname, url.port, timeout=_PATIENCE_S)
-    )
-    try:
-        key = {"authorization": f"Bearer {target.api_key}"} if target.api_key else {}
-        connection.request(call.method, url.path + call.path, headers=key)
-        response = connection.getresponse()
-        body = response.read()
-    except (OSError, http.client.HTTPException) as exc:
-        raise ConnectionFailed(f"no server answers at {target.url} ({exc})") from exc
-    finally:
-        connection.close()
-    if response.status >= 300:
-        headers = {name.lower(): value for name, value in response.getheaders()}
-        raise error_of(response.status, headers, body, now=time.time())
-    return call.decode(body)
+    return call.decode(ask(target, call.path, timeout_s=_PATIENCE_S))

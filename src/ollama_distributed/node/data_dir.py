@@ -138,16 +138,16 @@ def node_id(data_dir: Path, now: float) -> NodeId:
     return known.id
 
 
-def keys(data_dir: Path, url: str, now: float) -> tuple[KeyRecord, ...]:
+def keys(data_dir: Path, url: str, now: float, name: str = "") -> tuple[KeyRecord, ...]:
     """The keys this node knows; the first start makes the admin's and `admin.json`.
 
-    `url`, where the API listens now, is kept up to date in `admin.json`.
+    `url`, where the API listens now, is kept up to date in `admin.json`. `name`: the node's.
     """
     keys_path, admin_path = data_dir / "keys.json", data_dir / "admin.json"
     known = read_file(keys_path, KeysFile)
     admin = read_file(admin_path, AdminFile)
     if known is None:
-        key, record = make_admin_key(now)
+        key, record = make_admin_key(now, name)
         known, admin = KeysFile(keys=(record,)), AdminFile(url=url, key=key)
         # admin.json first: a crash between the two leaves a key that the next start replaces,
         # never a record whose key nobody has.

@@ -98,7 +98,7 @@ async def run_node(
             sockets.callback(listener.close)
         urls = urls_of([bound(listener) for listener in listeners], settings)
         url = min(urls, key=lambda text: text.startswith("https:"))
-        keys = data_dir.keys(settings.data_dir, url, now)
+        keys = data_dir.keys(settings.data_dir, url, now, settings.name)
         # A public name means a proxy or other machines: nobody is at this one for sure.
         require_key = settings.require_key or bool(settings.allowed_hosts)
         authenticator = Authenticator(keys, require_key=require_key, wall=SystemClock.time)
