@@ -372,6 +372,16 @@ def test_what_cannot_be_known_is_not_guessed() -> None:
     assert event == Tokens((7,), "\ufffd")
 
 
+@pytest.mark.parametrize("faces", [200, 20_000])
+def test_a_vocabulary_made_to_be_searched_for_ever(faces: int) -> None:
+    """S-03: sixty tokens at each cut, eight cuts, and no end to the ways of writing a text with them."""
+    face = "\U0001f600".encode()
+    pieces = {count: (face[3:] + face[:3]) * count for count in range(1, 61)}
+    fragments = Fragments(pieces | {1000: face[3:], 2000: face[:3]})
+    assert fragments.withheld(8, "\U0001f600" * faces, 1000) is None
+    assert fragments.withheld(1, "\U0001f600", 1000) == (2000,), "what can be found still is"
+
+
 def test_pieces_of_both_kinds_of_vocabulary() -> None:
     assert fragments_of("llama", ["<unk>", "<0xF0>", "<0x41>", "\u2581a", "<0x9F>#3"], [2, 6, 6, 1, 6]) == {
         1: b"\xf0",

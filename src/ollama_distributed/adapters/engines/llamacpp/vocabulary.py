@@ -35,6 +35,11 @@ FIRST_READ_BYTES = 8 * 1024 * 1024
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 MAX_WITHHELD = 8
 """Tokens to look for at once; a character has at most four bytes."""
+MAX_PIECE = 128
+"""Bytes of such a token: those of trained vocabularies have up to some twenty."""
+MAX_LOOKS = 10_000
+"""For the tokens of one text: a few milliseconds. Trained vocabularies need some hundred; one that was made
+for it has more ways to write a text than can ever be tried."""
 
 
 class Fragments:
@@ -45,16 +50,21 @@ class Fragments:
         self._ids: dict[bytes, list[int]] = {}
         for token in sorted(pieces):
             self._ids.setdefault(pieces[token], []).append(token)
-        self._longest = max(map(len, self._ids), default=0)
+        self._longest = min(max(map(len, self._ids), default=0), MAX_PIECE)
+        self._looks = 0
 
     def withheld(self, count: int, text: str, last: int) -> tuple[int, ...] | None:
         """The `count` ids that came before `last` and made `text` with it; None: unknown."""
-        data = text.encode()
         ending = self._bytes.get(last)
-        if not 0 < count <= MAX_WITHHELD or ending is None or not data.endswith(ending):
+        if not 0 < count <= MAX_WITHHELD or ending is None or len(text) > MAX_WITHHELD * MAX_PIECE:
             return None
+        data = text.encode()
+        if not data.endswith(ending):
+            return None
+        self._looks = 0
         found = self._cuts(data[: len(data) - len(ending)], count, last)
-        return min(found, key=self._merge_order, default=None)
+        best = min(found, key=self._merge_order, default=None)
+        return best if self._looks < MAX_LOOKS else None
 
     def _cuts(self, data: bytes, count: int, following: int) -> Iterator[tuple[int, ...]]:
         """Every way to write `data`, whose end is incomplete, with `count` tokens."""
@@ -65,6 +75,9 @@ class Fragments:
         if not ends_incomplete(data):
             return
         for start in range(max(0, len(data) - self._longest), len(data)):
+            self._looks += 1
+            if self._looks >= MAX_LOOKS:
+                return
             ids = self._ids.get(data[start:])
             if ids:
                 # Of entries with equal bytes (no trained vocabulary has any) the nearest to the next.
