@@ -131,7 +131,7 @@ def document(hot: Iterable[HotRoute], cold: Iterable[ColdRoute], *, version: str
         operation["parameters"] = openapi_headers.asked(generates=bool(streams))
         operation["responses"] = {
             "200": _inferred(route.path, {_JSON: {"schema": reference[answer]}, **streams}),
-            "default": _refused(reference[_ERRORS[route.render_error]]),
+            "default": _refused(reference[_ERRORS[route.render_error]], _limits(route.path)),
         }
     for one in cold:
         schema = reference[one.body] if one.body is not None else None
@@ -174,16 +174,20 @@ def _streams(
 
 def _inferred(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
     """An answer of an inference route, and where it comes from."""
-    anthropic = path.startswith("/v1/messages")
-    limits = openapi_headers.ANTHROPIC_LIMITS if anthropic else openapi_headers.OPENAI_LIMITS
-    headers = openapi_headers.answered((*openapi_headers.FOUND, *limits))
+    headers = openapi_headers.answered((*openapi_headers.FOUND, *_limits(path)))
     return {"description": "Done.", "headers": headers, "content": content}
 
 
-def _refused(schema: Mapping[str, Any]) -> dict[str, Any]:
+def _limits(path: str) -> Iterable[str]:
+    """Headers that tell what is left of a limit."""
+    anthropic = path.startswith("/v1/messages")
+    return openapi_headers.ANTHROPIC_LIMITS if anthropic else openapi_headers.OPENAI_LIMITS
+
+
+def _refused(schema: Mapping[str, Any], limits: Iterable[str] = ()) -> dict[str, Any]:
     return {
         "description": "Refused, or it failed.",
-        "headers": openapi_headers.answered(openapi_headers.REFUSED),
+        "headers": openapi_headers.answered((*openapi_headers.REFUSED, *limits)),
         "content": {_JSON: {"schema": schema}},
     }
 

@@ -138,5 +138,6 @@ async def test_every_answer_tells_its_headers_and_every_reference_leads_somewher
     assert schemas["NodeRow"]["required"] == list(schemas["NodeRow"]["properties"])  # all are always sent
     assert "node" not in schemas["ResidentRow"]["required"]  # left out where it is this one
     assert schemas["KeyAsk"]["required"] == []
-    chat = document["paths"]["/api/chat"]["post"]["responses"]["200"]
-    assert {"X-Ollama-Node", "X-RateLimit-Remaining-Tokens"} <= chat["headers"].keys()
+    chat = document["paths"]["/api/chat"]["post"]["responses"]
+    assert {"X-Ollama-Node", "X-RateLimit-Remaining-Tokens"} <= chat["200"]["headers"].keys()
+    assert {"Retry-After", "X-RateLimit-Remaining-Tokens"} <= chat["default"]["headers"].keys()
