@@ -133,6 +133,7 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
             run=openapi,
             tag=TAG,
             summary="This document",
+            answer=dict,
         ),
         ColdRoute(
             method="GET",
