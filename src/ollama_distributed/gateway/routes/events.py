@@ -35,6 +35,7 @@ def event_routes(channels: Mapping[str, Channel]) -> list[ColdRoute]:
             summary="With an upgrade, a WebSocket with events (docs/events.md); without, the channels that "
             "one may subscribe to",
             answer=ChannelsAnswer,
+            other=(101,),
         )
     ]
 
