@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_distributed.adapters.engines.http import Exchange, UnixAddress
+from ollama_distributed.adapters.engines.kept import Connection
 from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError, RunnerDied
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -45,7 +46,7 @@ class Reader:
             idle_deadline_s=None,
             joined=joined,
         )
-        self.exchange.connection_made(Wire())
+        Connection(self.exchange).connection_made(Wire())
 
     def _body(self, data: bytes) -> None:
         if self._defect:

@@ -13,7 +13,7 @@ import httptools
 
 from ollama_distributed.adapters.engines.addresses import Address, Headers, TcpAddress, UnixAddress
 from ollama_distributed.adapters.engines.intake import Intake
-from ollama_distributed.adapters.engines.kept import Kept
+from ollama_distributed.adapters.engines.kept import Connection, Kept
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
     EngineError,
@@ -33,7 +33,7 @@ LEAVE_S = 1.0
 _CODING_LENGTH, _LENGTH_LENGTH = len(b"transfer-encoding"), len(b"content-length")
 
 
-class Exchange(asyncio.Protocol):
+class Exchange:
     """One request and its answer. Exactly one of `on_end`, `on_error` is called, as the
     last call; none comes after `cancel()` and `leave()`."""
 
@@ -46,6 +46,7 @@ class Exchange(asyncio.Protocol):
         "_connect_deadline_s",
         "_connecting",
         "_connection",
+        "_descriptor",
         "_done",
         "_ended_by_close",
         "_fields",
@@ -59,7 +60,6 @@ class Exchange(asyncio.Protocol):
         "_kept",
         "_last_byte_at",
         "_leaving",
-        "_loop",
         "_on_body",
         "_on_end",
         "_on_error",
@@ -97,8 +97,9 @@ class Exchange(asyncio.Protocol):
         self._kept = kept
         self._joined = joined
 
-        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
+        """Of the connection, until that is lost or given back."""
         self.status = 0
         """Of the answer, once its head is here."""
         self._chunk_over = False
@@ -106,7 +107,7 @@ class Exchange(asyncio.Protocol):
         self._informational = False
         self._paused = False
         self._intake: Intake | None = None
-        self._connection = -1
+        self._descriptor = -1
         """Descriptor, where `_intake` says when it can be read."""
         self._done = False
         self._leaving: asyncio.TimerHandle | None = None
@@ -114,13 +115,13 @@ class Exchange(asyncio.Protocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._begin()
-        transport = kept.take() if kept is not None else None
-        self._reused = transport is not None
-        if transport is None:
+        connection = kept.take() if kept is not None else None
+        self._reused = connection is not None
+        if connection is None:
             self._connect_anew()
         else:
-            transport.set_protocol(self)
-            self.connection_made(transport)
+            connection.user = self
+            self.connected(connection)
 
     def _begin(self) -> None:
         """Of an answer nothing was read."""
@@ -135,6 +136,11 @@ class Exchange(asyncio.Protocol):
         self._ended_by_close = False
         self._complete = False
         """All of it was read."""
+
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """Asked for where it is needed: to ask takes a call of the kernel."""
+        return asyncio.get_running_loop()
 
     def _connect_anew(self) -> None:
         self._connecting = self._loop.create_task(self._connect(), name=f"connect {self._address}")
@@ -165,7 +171,7 @@ class Exchange(asyncio.Protocol):
         if self._done:
             return
         if self._intake is not None:
-            self._intake.remove(self._connection)
+            self._intake.remove(self._descriptor)
         elif self._transport is not None:
             self._transport.pause_reading()
 
@@ -176,8 +182,8 @@ class Exchange(asyncio.Protocol):
         if self._done:
             return
         if self._intake is not None:
-            self._intake.remove(self._connection)
-            self._intake.add(self._connection, self._read)
+            self._intake.remove(self._descriptor)
+            self._intake.add(self._descriptor, self._read)
         elif self._transport is not None:
             self._transport.resume_reading()
 
@@ -187,9 +193,9 @@ class Exchange(asyncio.Protocol):
             return
         self._transport.pause_reading()
         self._intake = intake
-        self._connection = self._transport.get_extra_info("socket").fileno()
+        self._descriptor = self._transport.get_extra_info("socket").fileno()
         if not self._paused:
-            intake.add(self._connection, self._read)
+            intake.add(self._descriptor, self._read)
 
     # ── connecting ──────────────────────────────────────────────────────────────────
 
@@ -198,16 +204,17 @@ class Exchange(asyncio.Protocol):
             async with asyncio.timeout(self._connect_deadline_s):
                 match self._address:
                     case UnixAddress(path):
-                        await self._loop.create_unix_connection(lambda: self, path)
+                        await self._loop.create_unix_connection(lambda: Connection(self), path)
                     case TcpAddress(host, port, tls):
-                        await self._loop.create_connection(lambda: self, host, port, ssl=tls)
+                        await self._loop.create_connection(lambda: Connection(self), host, port, ssl=tls)
         except TimeoutError as exc:
             self._fail(Unavailable(f"{self._address} did not take the connection in time"), exc)
         except OSError as exc:  # ssl.SSLError is one
             self._fail(Unavailable(f"cannot connect to {self._address}: {exc.strerror or exc}"), exc)
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # it is a stream's
-        self._transport = transport
+    def connected(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transport = transport = connection.transport
         if self._done:
             transport.abort()
             return
@@ -236,17 +243,24 @@ class Exchange(asyncio.Protocol):
 
     def _read(self) -> int:
         try:
-            data = os.read(self._connection, _READ_BYTES)
+            data = os.read(self._descriptor, _READ_BYTES)
         except BlockingIOError:
             return 0
         except OSError as exc:
-            self.connection_lost(exc)
+            self._cut(exc)
             return 0
         if data:
             self.data_received(data)
         else:
-            self.connection_lost(None)
+            self._cut(None)
         return len(data)
+
+    def _cut(self, exc: OSError | None) -> None:
+        """Its end was read here: the transport, which does not read, does not know."""
+        transport = self._transport
+        self.connection_lost(exc)
+        if transport is not None:
+            transport.abort()
 
     def data_received(self, data: bytes) -> None:
         parser = self._parser
@@ -297,9 +311,6 @@ class Exchange(asyncio.Protocol):
             if not self._done:
                 self._on_body(part)
         return data[at:]
-
-    def eof_received(self) -> bool:
-        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._done:
@@ -381,13 +392,14 @@ class Exchange(asyncio.Protocol):
     def _keep(self, kept: Kept) -> None:
         """The connection takes the next request."""
         transport, self._transport = self._transport, None
+        connection, self._connection = self._connection, None
         self._connecting = None  # it may still be about to return, and a cancelled one closes what it made
-        if transport is not None:
+        if transport is not None and connection is not None:
             if self._intake is not None:
-                self._intake.remove(self._connection)
+                self._intake.remove(self._descriptor)
             if self._intake is not None or self._paused:
                 transport.resume_reading()
-            kept.give(transport)
+            kept.give(connection)
         self._close()
 
     def _fail(self, error: OllamaDistributedError, cause: BaseException | None = None) -> None:
@@ -403,7 +415,7 @@ class Exchange(asyncio.Protocol):
         # It holds this in its turn: all that a request was would be left to the collector.
         self._parser = None
         if self._intake is not None:
-            self._intake.remove(self._connection)
+            self._intake.remove(self._descriptor)
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         if self._leaving is not None:
