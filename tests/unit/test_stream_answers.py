@@ -35,6 +35,7 @@ from ollama_distributed.base.tokens import (
     SourceEvent,
     SourceSink,
     Tokens,
+    plausible,
 )
 from ollama_distributed.streams import whole
 from ollama_distributed.streams.answer import Answer
@@ -298,6 +299,13 @@ def test_what_an_engine_says_of_its_work_is_believed_within_reason(
     assert usage.completion_tokens == (counted[2] or 1), "one was seen"
     assert 0.0 <= usage.completion_s <= usage.prompt_s <= MOST_S
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(usage), type=Usage) == usage
+
+
+@pytest.mark.parametrize("said_s", [float("nan"), float("inf"), -1.0])
+def test_a_time_that_is_no_time_is_none(said_s: float) -> None:
+    found = plausible(msgspec.structs.replace(DONE, prompt_s=said_s, completion_s=said_s))
+    assert 0.0 <= found.prompt_s <= MOST_S
+    assert 0.0 <= found.completion_s <= MOST_S
 
 
 def test_no_context_of_an_engine_without_ids() -> None:

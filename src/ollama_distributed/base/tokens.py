@@ -113,8 +113,8 @@ def plausible(done: Done) -> Done:
         prompt_tokens=prompt_tokens,
         cached_tokens=min(counted(done.cached_tokens), prompt_tokens),
         completion_tokens=counted(done.completion_tokens),
-        prompt_s=min(max(done.prompt_s, 0.0), MOST_S),
-        completion_s=min(max(done.completion_s, 0.0), MOST_S),
+        prompt_s=min(max(0.0, done.prompt_s), MOST_S),  # in this order NaN is 0
+        completion_s=min(max(0.0, done.completion_s), MOST_S),
     )
 
 
