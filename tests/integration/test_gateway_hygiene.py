@@ -24,7 +24,6 @@ QUICK = Limits(
     body_rate_window_s=0.2,
     idle_s=0.4,
     reader_deadline_s=0.3,
-    connections=8,
 )
 """The same rules in a hurry."""
 
@@ -334,10 +333,11 @@ async def test_an_idle_connection_is_closed(adapter):
 
 
 async def test_more_connections_than_allowed_are_503(adapter):
-    app = gateway(hello(), limits=QUICK)
-    async with serving(app, adapter=adapter, limits=QUICK) as server:
-        clients = [await server.connect() for _ in range(QUICK.connections)]
-        await until(lambda: len(server.watch) == QUICK.connections, "all are accepted")
+    limits = Limits(connections=8, header_deadline_s=2 * SOON_S)  # nobody is cut for saying nothing
+    app = gateway(hello(), limits=limits)
+    async with serving(app, adapter=adapter, limits=limits) as server:
+        clients = [await server.connect() for _ in range(limits.connections)]
+        await until(lambda: len(server.watch) == limits.connections, "all are accepted")
         async with await server.connect() as late:
             assert (await late.answer()).status == 503
             assert await late.closed()
@@ -353,7 +353,7 @@ async def test_more_connections_than_allowed_are_503(adapter):
 async def test_one_stranger_does_not_take_all_places(adapter, monkeypatch):
     """Half of them at most, and then a few: who has shown who it is finds others."""
     monkeypatch.setattr(protocol, "origin_of", lambda _: "10.0.0.9")
-    limits = Limits(connections=8, strangers=2)
+    limits = Limits(connections=8, strangers=2, header_deadline_s=2 * SOON_S, idle_s=2 * SOON_S)
     app = gateway(hello(), limits=limits)
     async with serving(app, adapter=adapter, limits=limits) as server, AsyncExitStack() as stack:
 
