@@ -243,6 +243,8 @@ def test_a_list_of_stops_of_a_modelfile() -> None:
         (None, None, 2048, 2048),
         (8192, None, 0, 8192),
         (8192, 1024, 0, 1024),
+        (8192, 0, 0, 8192),  # 0 is as none
+        (None, 0, 0, 4096),
         (None, 99999, 2048, 2048),
         (None, 1, 0, 4),
     ],

@@ -117,7 +117,7 @@ def shape_of(spec: ModelSpec, asked: LoadOptions, rules: Rules) -> Shape:
         value = getattr(asked, name)
         return getattr(rows, name) if value is None else value
 
-    context = max(pick("num_ctx") or rules.context_tokens, MIN_CONTEXT_TOKENS)
+    context = max(asked.num_ctx or rows.num_ctx or rules.context_tokens, MIN_CONTEXT_TOKENS)
     if "vision" in spec.capabilities:
         context = max(context, MIN_VISION_CONTEXT_TOKENS)
     if spec.architecture.context_tokens:
