@@ -19,7 +19,8 @@ import yaml
 
 from ollama_distributed.models.scripted import scripted_model
 from tests.e2e.conftest import add_model
-from tests.nodes import NodeProcess, running_node
+from tests.limits import SOON_S
+from tests.nodes import NodeProcess, running_node, until
 
 pytestmark = pytest.mark.e2e
 
@@ -85,6 +86,7 @@ def world_of(node: NodeProcess, registry: str) -> dict[str, object]:
     digest = f"sha256:{hashlib.sha256(gguf).hexdigest()}"
     add_model(node.url, "spare", gguf)
     with node.admin() as client:
+        until(client.cluster.create_token, SOON_S, "a cluster that takes changes")
         client.models.copy("spare", "doomed")
         key, doomed_key = (client.keys.create(name=name).row.id for name in NAMES)
         for name in NAMES:
