@@ -61,16 +61,18 @@ def events(ctx: typer.Context, channels: Named = None, of: Of = "") -> None:
         wanted = channels or [row.name for row in client.channels().channels if row.name in known]
         try:
             with closing(client.events(*cast("list[Channel]", wanted), of=of)) as following:
+                shown: dict[tuple[str, str], str] = {}
                 for event in following:
-                    _show(session, event)
+                    _show(session, event, shown)
         except KeyboardInterrupt:
             return
 
 
-def _show(session: Session, event: Event) -> None:
+def _show(session: Session, event: Event, shown: dict[tuple[str, str], str]) -> None:
+    """`shown`: what was told last of each thing; what looks the same is not told to people again."""
     import msgspec
 
-    from ollama_distributed.cli.events_view import event_line
+    from ollama_distributed.cli.events_view import event_line, told
 
     match session.output:
         case "json":
@@ -78,5 +80,10 @@ def _show(session: Session, event: Event) -> None:
         case "yaml":
             output.write("---\n" + output.structured(event, "yaml"))
         case "table":
-            if event.what != "ready":
-                output.write(event_line(event))
+            name, text = (event.channel, event.id), told(event)
+            if event.what == "ready" or (event.what == "changed" and shown.get(name) == text):
+                return
+            shown[name] = text
+            if event.what == "gone":
+                del shown[name]
+            output.write(event_line(event))

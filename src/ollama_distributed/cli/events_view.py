@@ -16,8 +16,12 @@ from ollama_distributed.client.wire import Transfer
 
 def event_line(event: Event) -> str:
     stamp = time.strftime("%H:%M:%S", time.localtime(event.time))
-    told = _told(event.data) if event.data is not None else ""
-    return f"{stamp}  {clean_line(event.channel):<9}  {event.what:<7}  {clean_line(told)}\n"
+    return f"{stamp}  {clean_line(event.channel):<9}  {event.what:<7}  {told(event)}\n"
+
+
+def told(event: Event) -> str:
+    """Without the time."""
+    return clean_line(_told(event.data)) if event.data is not None else ""
 
 
 def _told(data: Data) -> str:

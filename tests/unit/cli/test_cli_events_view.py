@@ -10,7 +10,9 @@ import pytest
 from ollama_distributed.base.cluster import NodeRow
 from ollama_distributed.base.events import Busy, QueuedRequest
 from ollama_distributed.base.queue import QueueNode, QueueRow
+from ollama_distributed.cli.events import _show
 from ollama_distributed.cli.events_view import event_line
+from ollama_distributed.cli.session import Session
 from ollama_distributed.client.following import Data, Event
 from ollama_distributed.client.wire import Transfer
 
@@ -41,3 +43,11 @@ def test_a_line_for_each(data: Data, line: str) -> None:
     told = event_line(Event(channel="queue", what="changed", time=0.0, data=data))
     assert re.fullmatch(r"\d\d:\d\d:\d\d  queue      changed  .*\n", told)
     assert " ".join(told.split()[3:]) == line
+
+
+def test_what_looks_the_same_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    shown: dict[tuple[str, str], str] = {}
+    for what, waiting_s in (("now", 1.0), ("changed", 2.0), ("changed", 3.0), ("gone", 3.0), ("now", 1.0)):
+        queue = QueueNode(node="n", waiting=1, models=(QueueRow(model="m", running=2, oldest_s=waiting_s),))
+        _show(Session(), Event(channel="queues", what=what, id="n", data=queue), shown)  # type: ignore[arg-type]  # of `What`
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["now", "gone", "now"]
