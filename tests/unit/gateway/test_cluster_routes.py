@@ -1,5 +1,6 @@
 """The routes of the cluster over the fake cluster: shapes, verbs, who did it, refusals."""
 
+import difflib
 import re
 
 import httpx
@@ -95,6 +96,15 @@ async def test_unknown_nodes_elsewhere(world):
     replace = {"dead": "gamma", "new": "delts"}
     _, _, message = error_of(await world.ask("POST", "/cluster/voters/replace", json=replace))
     assert message.startswith("there is no node 'delts'; did you mean delta")
+
+
+def test_of_very_many_nodes_the_near_one_is_found_among_few(monkeypatch):
+    compared = []
+    close = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda a, b, n: compared.append(b) or close(a, b, n))
+    said = unknown_node("node-5000x", [f"node-{n}" for n in range(10_000)])
+    assert "did you mean node-5000 " in said
+    assert len(compared[0]) < 100
 
 
 def test_unknown_nodes_without_a_near_one():
