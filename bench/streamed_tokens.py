@@ -150,7 +150,8 @@ class Runner(EchoRunner):
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:  # type: ignore[override]  # a `Generation`, too
         return self._call(request.together, sink)
 
-    def _call(self, joins: bool, sink: EngineSink) -> Call:
+    def _call(self, together: bool, sink: EngineSink) -> Call:
+        joins = together and self.parser is OpenAIStream  # as the runners do
         call = Call(sink, lambda _: None, lambda *_: None, read_error=lambda *_: EngineError(), joins=joins)
         call.send(self.route, {}, self.parser())  # type: ignore[arg-type]  # as a `Route`
         return call

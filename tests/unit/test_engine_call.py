@@ -162,3 +162,17 @@ def test_what_comes_together_is_one_event_only_for_who_takes_it_so() -> None:
     assert heard([b"".join(first)], joins=False) == each
     assert heard(first, joins=False) == each
     assert heard(first, joins=True) == each
+
+
+def test_who_cancels_hears_no_more_of_what_came_together() -> None:
+    events: list[EngineEvent] = []
+
+    def hear(event: EngineEvent) -> None:
+        events.append(event)
+        call.cancel()
+
+    call = Call(hear, lambda _: None, lambda *_: None, read_error=lambda *_: Internal())
+    route = ByHand()
+    call.send(route, {}, CompletionStream())  # type: ignore[arg-type]  # as a `Route`
+    route.on_body(b"".join(llama_events(["a", "b"])))
+    assert events == [Tokens((1,), "a")]

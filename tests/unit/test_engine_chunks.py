@@ -30,7 +30,7 @@ def chunk(data: bytes) -> bytes:
 class Reader:
     """What an exchange tells of bytes that are put in by hand."""
 
-    def __init__(self, *, defect: bool = False, joined: bool = False) -> None:
+    def __init__(self, *, defect: bool = False) -> None:
         self.parts: list[bytes] = []
         self.ended = False
         self.error: OllamaDistributedError | None = None
@@ -44,7 +44,6 @@ class Reader:
             on_error=self._fail,
             connect_deadline_s=1.0,
             idle_deadline_s=None,
-            joined=joined,
         )
         Connection(self.exchange).connection_made(Wire())
 
@@ -60,9 +59,9 @@ class Reader:
         self.error = error
 
 
-def read(*pieces: bytes, defect: bool = False, joined: bool = False) -> Reader:
+def read(*pieces: bytes, defect: bool = False) -> Reader:
     async def main() -> Reader:
-        reader = Reader(defect=defect, joined=joined)
+        reader = Reader(defect=defect)
         for piece in pieces:
             reader.exchange.data_received(piece)
         reader.exchange.connection_lost(None)
@@ -75,28 +74,25 @@ def read(*pieces: bytes, defect: bool = False, joined: bool = False) -> Reader:
     st.lists(st.sampled_from([b"a", b"\r\n", b"4\r\nabcd\r\n", b"0\r\n\r\n", b"x" * 20]), max_size=6),
     st.lists(st.integers(0, 300)),
     st.booleans(),
-    st.booleans(),
 )
-def test_the_body_does_not_depend_on_the_cuts(
-    bodies: list[bytes], places: list[int], whole: bool, joined: bool
-) -> None:
+def test_the_body_does_not_depend_on_the_cuts(bodies: list[bytes], places: list[int], whole: bool) -> None:
     pieces = [HEAD, *map(chunk, bodies), LAST]
     if not whole:
         wire = b"".join(pieces)
         edges = [0, *sorted(place % (len(wire) + 1) for place in places), len(wire)]
         pieces = [wire[a:b] for a, b in itertools.pairwise(edges)]
-    reader = read(*pieces, joined=joined)
+    reader = read(*pieces)
     assert b"".join(reader.parts) == b"".join(bodies)
     assert (reader.ended, reader.error) == (True, None)
     if whole:
         assert reader.parts == bodies
 
 
-def test_chunks_that_came_together_are_told_together_where_that_is_wanted() -> None:
+def test_chunks_that_came_together_are_told_together() -> None:
     three = b"".join(map(chunk, (b"a", b"\r\n", b"c")))
-    assert read(HEAD, three, LAST).parts == [b"a", b"\r\n", b"c"]
-    assert read(HEAD, three, LAST, joined=True).parts == [b"a\r\nc"]
-    assert read(HEAD, three + LAST, joined=True).parts == [b"a\r\nc"]
+    for reader in (read(HEAD, three, LAST), read(HEAD, three + LAST), read(HEAD, three, chunk(b"d") + LAST)):
+        assert reader.parts[0] == b"a\r\nc"
+        assert reader.ended
 
 
 def test_an_answer_that_ends_behind_a_whole_chunk_is_broken() -> None:

@@ -243,8 +243,10 @@ def test_the_short_way_reads_tokens_as_the_long_one_does() -> None:
     ]
     both, short, long = CompletionStream(), CompletionStream(), CompletionStream()
     for fields in plain:
-        assert [short.tokens(event(**fields))] == long.feed(chunk(**fields))
-    assert both.tokens(b"".join(event(**fields) for fields in plain)) == Tokens((7, 9), "aé\n")
+        assert short.tokens(event(**fields), True) == long.feed(chunk(**fields))
+    together = b"".join(event(**fields) for fields in plain)
+    assert both.tokens(together, True) == [Tokens((7, 9), "aé\n")]
+    assert CompletionStream().tokens(together, False) == [Tokens((7,), "a"), Tokens((9,), "é\n")]
     last, next_ = plain[-1] | {"tokens_predicted": 3}, plain[-1] | {"tokens_predicted": 4}
     changes: tuple[dict[str, Any], ...] = (
         {"content": ""},
@@ -268,12 +270,13 @@ def test_the_short_way_reads_tokens_as_the_long_one_does() -> None:
         event(**last).replace("é".encode(), b"\xff"),
         event(error={"message": "boom"}),
     ):
-        assert short.tokens(other) is None
-    assert short.tokens(event(**last) + event(**next_)) == Tokens((9, 9), "é\né\n")
-    assert CompletionStream(stop_at_tokens=9).tokens(event(**plain[0])) is None
+        for joins in (False, True):
+            assert short.tokens(other, joins) is None
+    assert short.tokens(event(**last) + event(**next_), True) == [Tokens((9, 9), "é\né\n")]
+    assert CompletionStream(stop_at_tokens=9).tokens(event(**plain[0]), True) is None
     held = CompletionStream()
     held.feed(chunk(content="", tokens=[5], tokens_predicted=1))
-    assert held.tokens(event(content="x", tokens=[6], tokens_predicted=2)) is None
+    assert held.tokens(event(content="x", tokens=[6], tokens_predicted=2), True) is None
 
 
 def test_a_context_that_must_not_slide_ends_the_answer() -> None:

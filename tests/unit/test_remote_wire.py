@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -61,16 +62,17 @@ TEXT = piece(text="ü\n", token_ids=[5, 6], stop_reason=None)
 CHAT = piece(delta={"content": "\n\ndata: a", "tool_calls": []})
 
 
-def at_once(*chunks: dict[str, Any]) -> Tokens | ChatDelta | None:
+def at_once(*chunks: dict[str, Any], joins: bool = True) -> Sequence[EngineEvent] | None:
     data = b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
-    return openai_stream.OpenAIStream().tokens(data)
+    return openai_stream.OpenAIStream().tokens(data, joins)
 
 
 def test_the_short_way_reads_as_the_long_one_does() -> None:
-    for chunk in (TEXT, CHAT, piece(text="without ids")):
-        assert [at_once(chunk)] == events(chunk)
-    assert at_once(TEXT, TEXT, TEXT) == Tokens((5, 6) * 3, "ü\n" * 3)
-    assert at_once(CHAT, CHAT) == ChatDelta(text="\n\ndata: a" * 2, pieces=2)
+    without = piece(text="without ids")
+    for chunks in ((TEXT,), (CHAT,), (without,), (TEXT, TEXT), (CHAT, CHAT), (TEXT, CHAT, without)):
+        assert at_once(*chunks, joins=False) == events(*chunks)
+    assert at_once(TEXT, TEXT, TEXT) == [Tokens((5, 6) * 3, "ü\n" * 3)]
+    assert at_once(CHAT, CHAT) == [ChatDelta(text="\n\ndata: a" * 2, pieces=2)]
 
 
 @pytest.mark.parametrize(
@@ -90,16 +92,16 @@ def test_the_short_way_reads_as_the_long_one_does() -> None:
     ],
 )
 def test_what_says_more_than_text_goes_the_long_way(other: dict[str, Any]) -> None:
-    assert at_once(other) is None
-    for plain in (TEXT, CHAT):
-        assert at_once(plain, other) is None
-        assert at_once(other, plain) is None
+    for joins in (False, True):
+        assert at_once(other, joins=joins) is None
+        for plain in (TEXT, CHAT):
+            assert at_once(plain, other, joins=joins) is None
+            assert at_once(other, plain, joins=joins) is None
 
 
-def test_texts_without_ids_are_told_one_by_one() -> None:
-    assert at_once(piece(text="a"), piece(text="b")) is None
-    assert at_once(TEXT, piece(text="b")) is None
-    assert at_once(TEXT, CHAT) is None
+def test_what_cannot_be_joined_is_told_one_by_one() -> None:
+    for chunks in ((piece(text="a"), piece(text="b")), (TEXT, piece(text="b")), (TEXT, CHAT), (CHAT, TEXT)):
+        assert at_once(*chunks) == events(*chunks)
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])

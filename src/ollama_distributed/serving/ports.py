@@ -96,8 +96,8 @@ class CompletionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: no logprobs; 0: of the chosen token only."""
     shift: bool = True
     together: bool = False
-    """Tokens that come together may be told as one: none of them is counted apart (before a stop
-    sequence, or as reasoning)."""
+    """Tokens that come together may be told as one, as servers elsewhere do it: none of them is counted
+    apart (before a stop sequence, or as reasoning)."""
     tenant: str = ""
     """Whose it is: what a runner keeps of prompts is not shared between tenants."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -41,10 +41,10 @@ class EventParser(Protocol):
     def feed(self, data: bytes, /) -> list[EngineEvent]: ...
 
 
-ReadTokens = Callable[[bytes], Tokens | ChatDelta | None]
+ReadTokens = Callable[[bytes, bool], Sequence[Tokens | ChatDelta] | None]
 """An `EventParser` may have it as `tokens`, a shorter way for what nearly all of an answer is: a piece
-of the body, not cut yet, that is whole events with text and nothing else, as one event. None: it is
-something else, for `feed`."""
+of the body, not cut yet, that is whole events with text and nothing else. The second argument: whether
+they may be told together. None: it is something else, for `feed`."""
 
 
 class Call:
@@ -138,7 +138,6 @@ class Call:
             on_body=self._body,
             on_end=self._ended,
             on_error=self._broken,
-            joined=self._joins,
         )
         if self._paused:
             self._exchange.pause()
@@ -163,10 +162,11 @@ class Call:
         if (
             read is not None
             and not self._framing.held_bytes
-            and (self._joins or data.find(b"\n\n") == len(data) - 2)  # one event
-            and (tokens := read(data)) is not None
+            and (events := read(data, self._joins)) is not None
         ):
-            self._sink(tokens)
+            for event in events:
+                if not self._over:
+                    self._sink(event)
             if self._intake is not None:
                 self._share(self._intake)
             return

@@ -56,7 +56,6 @@ class Exchange:
         "_in_head",
         "_informational",
         "_intake",
-        "_joined",
         "_kept",
         "_last_byte_at",
         "_leaving",
@@ -84,7 +83,6 @@ class Exchange:
         connect_deadline_s: float,
         idle_deadline_s: float | None,
         kept: Kept | None = None,
-        joined: bool = False,
     ) -> None:
         self._address = address
         self._to_send = head_and_body
@@ -95,7 +93,6 @@ class Exchange:
         self._connect_deadline_s = connect_deadline_s
         self._idle_deadline_s = idle_deadline_s
         self._kept = kept
-        self._joined = joined
 
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
@@ -290,9 +287,9 @@ class Exchange:
             self._fail(EngineError(f"{self._address} answered with a head over {MAX_HEAD_BYTES} B"))
 
     def _past_whole_chunks(self, data: bytes) -> bytes:
-        """Deliver those that `data` begins with; the rest. A server that streams sends each token as
-        a chunk of its own: they go past the parser, which waits for the size of one before and
-        after them."""
+        """Deliver those that `data` begins with, together; the rest. A server that streams sends each
+        token as a chunk of its own: they go past the parser, which waits for the size of one before
+        and after them."""
         at, length = 0, len(data)
         parts: list[bytes] = []
         try:
@@ -305,11 +302,8 @@ class Exchange:
                 at = end + 2
         except ValueError:
             pass  # no line with a size (RFC 9112 7.1): the parser finds what it is
-        if self._joined and len(parts) > 1:
-            parts = [b"".join(parts)]
-        for part in parts:
-            if not self._done:
-                self._on_body(part)
+        if parts and not self._done:
+            self._on_body(parts[0] if len(parts) == 1 else b"".join(parts))
         return data[at:]
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -71,9 +71,8 @@ class Route:
         on_head: Callable[[int, Headers], None] | None = None,
         connect_deadline_s: float = CONNECT_DEADLINE_S,
         idle_deadline_s: float | None = None,
-        joined: bool = False,
     ) -> Exchange:
-        """As `request`. `joined`: chunks that came together go to `on_body` together."""
+        """As `request`."""
         sized = b"%bcontent-length: %d\r\n\r\n%b"
         return Exchange(
             self._address,
@@ -85,7 +84,6 @@ class Route:
             connect_deadline_s=connect_deadline_s,
             idle_deadline_s=idle_deadline_s,
             kept=self._kept,
-            joined=joined,
         )
 
 

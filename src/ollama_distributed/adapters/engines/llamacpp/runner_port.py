@@ -121,7 +121,7 @@ class LlamaCppRunner:
     # ── answers ─────────────────────────────────────────────────────────────────────
 
     def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
-        call = self._open(sink, joins=request.together)
+        call = self._open(sink)
 
         def send(prepared: CompletionRequest) -> None:
             body = completion_body(prepared, context_tokens=self._plan.context_tokens)
@@ -146,7 +146,7 @@ class LlamaCppRunner:
         return call
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
-        call = self._open(sink, joins=request.together)
+        call = self._open(sink)
 
         async def steps() -> None:
             if chat.enforced(request):
@@ -297,10 +297,8 @@ class LlamaCppRunner:
             raise EngineError(f"the engine answered {path} with something else than an object")
         return value
 
-    def _open(self, sink: EngineSink, *, joins: bool) -> Call:
-        call = Call(
-            sink, self._call_over, self._lost, read_error=error_of_body, intake=self._intake, joins=joins
-        )
+    def _open(self, sink: EngineSink) -> Call:
+        call = Call(sink, self._call_over, self._lost, read_error=error_of_body, intake=self._intake)
         if self._gone:
             call.prepare(self._refuse)
         else:

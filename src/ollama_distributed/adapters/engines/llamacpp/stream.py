@@ -72,7 +72,7 @@ class CompletionStream:
         self._silent: list[int] = []
         """Ids of tokens without text, held until it is known whether the last one is the end."""
 
-    def tokens(self, data: bytes) -> Tokens | None:
+    def tokens(self, data: bytes, joins: bool) -> list[Tokens] | None:
         """As `call.ReadTokens` says: the short way of a long answer."""
         lines = event_lines(data)
         if lines is None or self._stop_at is not None or self._silent:
@@ -81,17 +81,16 @@ class CompletionStream:
             chunks = _token_chunks(lines)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another shape
-        ids: list[int] = []
-        texts: list[str] = []
         predicted = self._predicted
         for chunk in chunks:
             predicted += 1
             if not chunk.content or chunk.stop or chunk.tokens_predicted != predicted:
                 return None  # the end, or some are withheld
-            ids += chunk.tokens
-            texts.append(chunk.content)
         self._predicted = predicted
-        return Tokens(tuple(ids), "".join(texts))
+        if joins and len(chunks) > 1:
+            ids = tuple([chunk.tokens[0] for chunk in chunks])
+            return [Tokens(ids, "".join([chunk.content for chunk in chunks]))]
+        return [Tokens(chunk.tokens, chunk.content) for chunk in chunks]
 
     def feed(self, data: bytes) -> list[EngineEvent]:
         """The engine events of one server event. After `Done` or `EngineFailed` comes nothing.

@@ -5,6 +5,7 @@ Sources: as `openai_wire.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -119,7 +120,7 @@ class OpenAIStream:
         self._reason = ""
         self._usage = _Usage()
 
-    def tokens(self, data: bytes) -> Tokens | ChatDelta | None:
+    def tokens(self, data: bytes, joins: bool) -> Sequence[Tokens | ChatDelta] | None:
         """As `call.ReadTokens` says: the short way of a long answer."""
         lines = event_lines(data)
         if lines is None:
@@ -128,7 +129,10 @@ class OpenAIStream:
             choices = [chunk.choices[0] for chunk in _text_chunks(lines)]
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another shape
-        return _tokens(choices) if choices[0].delta is None else _chat_text(choices)
+        joined = None
+        if joins and len(choices) > 1:
+            joined = _tokens(choices) if choices[0].delta is None else _chat_text(choices)
+        return _each(choices) if joined is None else [joined]
 
     def feed(self, data: bytes) -> list[EngineEvent]:
         """Raises `EngineError` for an event that is not the API's."""
@@ -179,13 +183,26 @@ class OpenAIAnswer(OpenAIStream):
         return events
 
 
+def _each(choices: list[_TextChoice]) -> list[Tokens | ChatDelta] | None:
+    """None: not all of them have text or ids."""
+    found: list[Tokens | ChatDelta] = []
+    for choice in choices:
+        if choice.delta is not None and choice.delta.content:
+            found.append(ChatDelta(text=choice.delta.content))
+        elif choice.delta is None and (choice.text or choice.token_ids):
+            found.append(Tokens(choice.token_ids or (), choice.text))
+        else:
+            return None
+    return found
+
+
 def _tokens(choices: list[_TextChoice]) -> Tokens | None:
-    """None: not all of them are; or several without ids, whose events are counted."""
+    """None: not all of them have ids; of those without the events are counted."""
     ids: list[int] = []
     texts: list[str] = []
     for choice in choices:
         if choice.delta is not None or not choice.token_ids:
-            return Tokens((), choices[0].text) if len(choices) == 1 and choices[0].text else None
+            return None
         ids += choice.token_ids
         texts.append(choice.text)
     return Tokens(tuple(ids), "".join(texts))
