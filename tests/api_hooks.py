@@ -77,8 +77,10 @@ _UNKNOWN = "x-schemathesis-unknown-property"
 _TWINS = (
     *("/api/v1/generate", "/api/v1/chat", "/api/v1/embeddings"),
     *("/v1/messages/count_tokens", "/rerank", "/api/v1/policies/{name}"),
+    *("/v1/responses", "/v1/completions"),
 )
-"""Their bodies are another route's; where time is short, that one is asked with all the bounds."""
+"""Their bodies are another route's, or much like it; where time is short, that one is asked with all the
+bounds."""
 
 
 _asked: Counter[str] = Counter()

@@ -28,7 +28,7 @@ EXAMPLES = int(os.environ.get("API_EXAMPLES", "2"))
 """Random requests for each operation, beside those at the bounds of its schema."""
 SEED = int(os.environ.get("API_SEED", "1"))
 FEW = 2
-LIMIT_S = 280 if EXAMPLES <= FEW else 3500
+LIMIT_S = 580 if EXAMPLES <= FEW else 3500
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
@@ -129,6 +129,7 @@ def world_of(node: NodeProcess, registry: str) -> dict[str, object]:
     }
 
 
+@pytest.mark.timeout(LIMIT_S + 20)
 def test_no_request_breaks_the_node_or_its_document(tmp_path: Path) -> None:
     with empty_registry() as registry:
         config = tmp_path / "node.yaml"
