@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from ollama_distributed.node.cluster.live import read_live, with_live
 from ollama_distributed.node.durations import duration_s
 from ollama_distributed.node.ollama_environment import OLLAMA_NAMES, ollama_host
 from ollama_distributed.node.settings import PREFIX, Settings, read_settings
-from ollama_distributed.node.settings_errors import unknown_variables
+from ollama_distributed.node.settings_errors import unknown_setting, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +182,12 @@ def test_variables_that_are_no_settings_are_told() -> None:
         "did you mean OLLAMA_DISTRIBUTED_KEEP_ALIVE?",
         "OLLAMA_DISTRIBUTED_XYZZY is ignored: there is no such setting",
     ]
+
+
+def test_of_a_megabyte_that_is_no_setting_only_the_beginning_is_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(difflib, "get_close_matches", lambda name, *_: asked.append(name) or [])
+    unknown_setting("x" * 1_000_000, ["keep_alive"])
+    assert [len(name) for name in asked] == [80]

@@ -12,10 +12,15 @@ NO_SETTINGS = frozenset({"api_key"})
 """Of our variables of the environment: the SDK and the command line read them."""
 
 
+MOST_CHARS = 80
+"""Of a name that is no setting: a request may bring one of megabytes, which takes a second to compare."""
+
+
 def unknown_setting(name: str, known: Collection[str]) -> str:
+    name = name[:MOST_CHARS]
     near = difflib.get_close_matches(name.lower(), known, 2)
     hint = f"did you mean {' or '.join(near)}?" if near else "all of them are in docs/settings.md"
-    return f"there is no setting {name[:80]!r}; {hint}"
+    return f"there is no setting {name!r}; {hint}"
 
 
 def problems(failure: ValidationError, known: Collection[str]) -> list[str]:
