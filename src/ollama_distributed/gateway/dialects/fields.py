@@ -115,13 +115,15 @@ def _base64_pieces(text: str) -> Iterator[bytes]:
         yield binascii.a2b_base64(piece, strict_mode=True)
 
 
-_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*/?[\w.+-]*)(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
+_DATA_URI = re.compile(r"data:(?P<type>[\w.+-]*(?:/[\w.+-]*)?)(?:;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
+_LONGEST_HEAD = 256
+"""Of a data URI, up to the comma: nobody's is longer, and an image has megabytes to search in."""
 IMAGE_TYPES = frozenset({"image/jpeg", "image/jpg", "image/png", "image/webp", "image/gif"})
 
 
 def image_from_uri(param: str, uri: str) -> bytes:
     """An image from `data:image/…;base64,…`. Others are refused: this server fetches no URL."""
-    head = _DATA_URI.match(uri)
+    head = _DATA_URI.match(uri, 0, _LONGEST_HEAD)
     if not head:
         raise Invalid(
             f"{param} must be a base64 data URI (data:image/png;base64,...); no image is fetched from a URL",

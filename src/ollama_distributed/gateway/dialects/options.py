@@ -34,9 +34,11 @@ def merged_options(options: Mapping[str, Any] | None, **own: Any) -> tuple[Sampl
 
 _NO_LOADING = LoadOptions()
 _DURATION = re.compile(
-    r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII
+    r"(?P<sign>[-+]?)(?P<parts>(?:(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+|0)", re.ASCII
 )
-_PART = re.compile(r"(?P<number>\d+\.?\d*|\.\d+)(?P<unit>ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_PART = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)(?P<unit>ns|us|µs|μs|ms|s|m|h)", re.ASCII)
+_LONGEST_DURATION = 128
+"""Characters."""
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -44,10 +46,10 @@ def keep_alive_s(value: str | float | None) -> float | None:
     """Seconds from Ollama's `keep_alive`: a number of seconds, or a Go duration (`5m`, `-1s`)."""
     if value is None or not isinstance(value, str):
         return None if value is None else float(value)
-    match = _DURATION.fullmatch(value.strip())
+    match = _DURATION.fullmatch(value.strip()) if len(value) <= _LONGEST_DURATION else None
     if not match:
         raise Invalid(
-            f'keep_alive must be seconds or a duration such as "5m" or "-1s", got "{value}"',
+            f'keep_alive must be seconds or a duration such as "5m" or "-1s", got "{value[:80]}"',
             param="keep_alive",
         )
     seconds = sum(float(part["number"]) * _UNIT_S[part["unit"]] for part in _PART.finditer(match["parts"]))

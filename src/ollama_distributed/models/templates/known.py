@@ -23,8 +23,9 @@ RAW = (
 """Twin of the passthrough: the texts as they are, one after the other. A system text, which
 Ollama drops here, is put before the first prompt by llama.cpp."""
 
-_ACTION = re.compile(r"\{\{(-?)\s*(.*?)\s*(-?)\}\}", re.DOTALL)
 _BLANKS = re.compile(r"\s+")
+LONGEST = 64 * 1024
+"""Characters of a Go template that may be one of ours; Ollama's have some thousands."""
 
 _SHIPPED: dict[str, str] = {
     "3d8766305b70e46ec57a4e70c46402fe677b2bbe0ba23af6caf8a6b534a92e42": "alfred",
@@ -61,13 +62,22 @@ _TWINS = {known.name: known.jinja() for known in FORMATS} | {"qwen2.5": QWEN25}
 
 
 def normalised(go_template: str) -> str:
-    """One spelling for what Go reads alike: line ends, blanks in actions, blanks at both ends."""
+    """One spelling for what Go reads alike: line ends, blanks in actions, blanks at both ends. In time that
+    is proportional to its length: it comes from strangers."""
+    text, at = go_template.replace("\r\n", "\n"), 0
+    parts: list[str] = []
+    while (start := text.find("{{", at)) >= 0 and (end := text.find("}}", start + 2)) >= 0:
+        parts += (text[at:start], _action(text[start + 2 : end]))
+        at = end + 2
+    return "".join((*parts, text[at:])).strip()
 
-    def action(match: re.Match[str]) -> str:
-        left, body, right = match.groups()
-        return "{{" + left + " " + _BLANKS.sub(" ", body) + " " + right + "}}"
 
-    return _ACTION.sub(action, go_template.replace("\r\n", "\n")).strip()
+def _action(inner: str) -> str:
+    """One action, without its braces, in one spelling; a `-` at either end trims outside."""
+    left = "-" if inner.startswith("-") else ""
+    body = inner.removeprefix("-").strip()
+    right = "-" if body.endswith("-") and inner.endswith("-") else ""
+    return "{{" + left + " " + _BLANKS.sub(" ", body.removesuffix(right).rstrip()) + " " + right + "}}"
 
 
 _SPELLINGS: dict[str, str] = {
@@ -78,13 +88,15 @@ _PASSTHROUGHS = frozenset(normalised(text) for text in (PASSTHROUGH, "{{ .Prompt
 
 def name_of(go_template: str) -> str | None:
     """The format that this Go template is; None when it is not known."""
+    if len(go_template) > LONGEST:
+        return None
     text = normalised(go_template)
     return _SHIPPED.get(hashlib.sha256(text.encode()).hexdigest()) or _SPELLINGS.get(text)
 
 
 def twin(go_template: str) -> str | None:
     """The Jinja template that renders what this Go template would; None when it is not known."""
-    if normalised(go_template) in _PASSTHROUGHS:
+    if len(go_template) <= LONGEST and normalised(go_template) in _PASSTHROUGHS:
         return RAW
     known = name_of(go_template)
     return None if known is None else _TWINS[known]
@@ -92,7 +104,7 @@ def twin(go_template: str) -> str | None:
 
 def refusal(go_template: str) -> str:
     """Why a TEMPLATE is refused, and what to do."""
-    first = normalised(go_template).partition("\n")[0][:60]
+    first = normalised(go_template[:1000]).partition("\n")[0][:60]
     return (
         f"TEMPLATE is not one that this server knows (it begins {first!r}): Go templates are matched with "
         "their Jinja twins, not rendered. Leave TEMPLATE out to use the model's own chat template, or use "

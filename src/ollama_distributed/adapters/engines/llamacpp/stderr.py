@@ -12,7 +12,7 @@ MAX_REASON_CHARS = 400
 
 _PREFIX = re.compile(r"^(?:[\d.]+ [DIWE] )?(?:\w+ +)?\w*: ")
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
-_SOURCE = re.compile(r"\S*/([\w.-]+\.(?:cpp|c|h|hpp|cu|m)):")
+_SOURCE = re.compile(r"(?<!\S)\S*/([\w.-]+\.(?:cpp|c|h|hpp|cu|m)):")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _REASONS = (
     "gguf_init_",
@@ -65,7 +65,9 @@ def reason(tail: str) -> str:
 
 def _clean(line: str, sign: str) -> str:
     text = line.partition(sign)[2] if sign == "error loading model:" else _PREFIX.sub("", line)
-    return _ADDRESS.sub("0x…", _SOURCE.sub(r"\1:", text.strip()))[:MAX_REASON_CHARS]
+    # Of a line that a model's own words made long, the beginning is enough.
+    told = text[: 4 * MAX_REASON_CHARS].strip()
+    return _ADDRESS.sub("0x…", _SOURCE.sub(r"\1:", told))[:MAX_REASON_CHARS]
 
 
 def end_of(returncode: int) -> str:
