@@ -47,6 +47,10 @@ UP_S = 15.0
 """A fresh life has its link and the state within so long, or its caller is told to look again."""
 
 
+_ALONE = ClusterState()
+"""Of a node in no cluster. One object, since what is made of a state is kept as long as it is the same."""
+
+
 class _Turn:
     """From one life to the next."""
 
@@ -82,7 +86,7 @@ class Keeper:
 
     @property
     def state(self) -> ClusterState:
-        return self.life.state if self.life is not None else ClusterState()
+        return self.life.state if self.life is not None else _ALONE
 
     @property
     def loads(self) -> LoadReports | None:
