@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from ollama_distributed.adapters.engines.llamacpp import stderr
 from ollama_distributed.base.errors import Invalid
-from ollama_distributed.gateway.dialects.fields import image_from_uri
+from ollama_distributed.gateway.dialects.fields import image_from_uri, stops
+from ollama_distributed.gateway.dialects.ollama_options import read_options
 from ollama_distributed.gateway.dialects.options import keep_alive_s
 from ollama_distributed.gateway.multipart import _BOUNDARY, _PARAMETER
 from ollama_distributed.gateway.origins import SitePolicy, host_name
+from ollama_distributed.models import parameters
 from ollama_distributed.models.templates import known
 
 MANY = 200_000
@@ -81,3 +83,22 @@ def test_a_path_in_the_last_words_is_cut() -> None:
 )
 def test_what_headers_may_hold(search: Callable[[], object]) -> None:
     assert not search()
+
+
+LONG = "a" * parameters.MAX_STOPS_CHARS
+
+
+@pytest.mark.parametrize("texts", [["x"] * 65, [LONG + "b"], [LONG[:2100] + "b", LONG[:2100] + "c"]])
+def test_stop_texts_that_every_token_would_be_compared_with(texts: list[str]) -> None:
+    """Of 64 with 20,000 letters each, a token took the loop four seconds."""
+    for read in (
+        lambda: read_options({"stop": texts}),
+        lambda: stops("stop", texts),
+        lambda: parameters.from_text([("stop", text) for text in texts]),
+        lambda: parameters.from_json({"stop": texts}),
+    ):
+        with pytest.raises(Invalid):
+            read()
+    assert parameters.from_stored({"stop": texts}) == ({}, ["stop"])  # of a model from elsewhere
+    assert stops("stop", [LONG]) == (LONG,)
+    assert read_options({"stop": [LONG]})[0].stop == (LONG,)

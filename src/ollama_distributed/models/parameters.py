@@ -61,11 +61,25 @@ _TYPE_NAMES: Mapping[Type, str] = {
     "strings": "array",
 }
 _MAX_INT = (1 << 63) - 1
-_MAX_STOPS = 64
+MAX_STOPS = 64
+MAX_STOPS_CHARS = 4096
+"""Of all together. Each is looked for in every piece of an answer, and what may be the beginning of one is
+kept back: with these bounds a token costs a millisecond at the worst."""
 _BOOLS = {
     **dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True),
     **dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False),
 }
+
+
+def check_stops(name: str, texts: Sequence[str]) -> None:
+    """
+    Raises:
+        Invalid: more, or longer ones, than an answer can be searched for.
+    """
+    if len(texts) > MAX_STOPS:
+        raise Invalid(f"{name} takes at most {MAX_STOPS} texts, got {len(texts)}", param=name)
+    if sum(map(len, texts)) > MAX_STOPS_CHARS:
+        raise Invalid(f"the texts of {name} have at most {MAX_STOPS_CHARS} characters together", param=name)
 
 
 def from_text(rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
@@ -83,8 +97,7 @@ def from_text(rows: Sequence[tuple[str, str]]) -> dict[str, Any]:
             raise Invalid(f"unknown parameter '{name}'")
         if kind == "strings":
             typed.setdefault(name, []).append(text)
-            if len(typed[name]) > _MAX_STOPS:
-                raise Invalid(f"parameter '{name}' is given more than {_MAX_STOPS} times")
+            check_stops(name, typed[name])
         else:
             typed[name] = _scalar_from_text(name, kind, text)
     return typed
@@ -141,8 +154,7 @@ def option(name: str, value: Any) -> Any:
         if isinstance(items, list | tuple):
             if not all(isinstance(item, str) for item in items):
                 raise Invalid(f'option "{name}" must be of an array of strings')
-            if len(items) > _MAX_STOPS:
-                raise Invalid(f'option "{name}" has {len(items)} entries; at most {_MAX_STOPS} are allowed')
+            check_stops(name, items)
             return list(items)
     raise Invalid(f'option "{name}" must be of type {_TYPE_NAMES[kind]}')
 

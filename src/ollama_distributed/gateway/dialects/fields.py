@@ -15,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from ollama_distributed.base.errors import Invalid, Malformed, MissingBody
+from ollama_distributed.models.parameters import check_stops
 
 T = TypeVar("T")
 N = TypeVar("N", int, float)
@@ -79,17 +80,12 @@ def within(param: str, value: N | None, low: N, high: N) -> N | None:
     return value
 
 
-MAX_STOPS = 64
-"""Each is searched for in every piece of text: a bound keeps a token cheap."""
-
-
 def stops(param: str, value: str | list[str] | None) -> tuple[str, ...] | None:
     """Stop texts; empty ones, which would stop at once, are dropped."""
     if value is None:
         return None
     texts = tuple(text for text in ([value] if isinstance(value, str) else value) if text)
-    if len(texts) > MAX_STOPS:
-        raise Invalid(f"{param} takes at most {MAX_STOPS} texts, got {len(texts)}", param=param)
+    check_stops(param, texts)
     return texts or None
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.inference import LoadOptions, Sampling
+from ollama_distributed.models.parameters import check_stops
 
 Kind = Literal["integer", "float32", "boolean", "array"]
 
@@ -71,7 +72,9 @@ def _read(name: str, kind: Kind, value: Any) -> Any:
             raise Invalid(f'option "{name}" must be of type array', param=name)
         if not all(isinstance(item, str) for item in value):
             raise Invalid(f'option "{name}" must be of an array of strings', param=name)
-        return tuple(item for item in value if item)
+        texts = tuple(item for item in value if item)
+        check_stops(name, texts)
+        return texts
     if kind == "boolean":
         if not isinstance(value, bool):
             raise Invalid(f'option "{name}" must be of type boolean', param=name)
