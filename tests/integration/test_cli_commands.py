@@ -343,6 +343,17 @@ def test_completion_scripts(run: Run, shell: str) -> None:
     assert run("completion", "tcsh").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("line", "found"), [("serve --data", ["--data-dir"]), ("engine build --f", ["--force"])]
+)
+def test_commands_that_are_passed_on_complete(server: Double, line: str, found: list[str]) -> None:
+    words = f"ollama-distributed {line}"
+    env = _environment(server, COMP_WORDS=words, COMP_CWORD=str(words.count(" ")))
+    env["_OLLAMA_DISTRIBUTED_COMPLETE"] = "complete_bash"
+    done = subprocess.run(PROGRAM, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == found, done.stderr
+
+
 def _environment(server: Double, **more: str) -> dict[str, str]:
     return {**os.environ, "OLLAMA_HOST": server.url, **more}
 

@@ -89,6 +89,23 @@ def node_names(ctx: typer.Context) -> list[str]:
     return _asked(ctx, lambda client: [node.name for node in client.nodes.list()])
 
 
+def policy_names(ctx: typer.Context) -> list[str]:
+    return _asked(ctx, lambda client: [policy.name for policy in client.policies.list()])
+
+
+def user_names(ctx: typer.Context) -> list[str]:
+    return _asked(ctx, lambda client: [user.name for user in client.users.list()])
+
+
+def key_ids(ctx: typer.Context) -> list[str]:
+    return _asked(ctx, lambda client: [key.id for key in client.keys.list()])
+
+
+def set_names(ctx: typer.Context) -> list[str]:
+    """Names of the settings that the cluster sets."""
+    return _asked(ctx, lambda client: list(client.config.get().values))
+
+
 def _names(ctx: typer.Context, *, loaded: bool) -> list[str]:
     def ask(client: SyncClient) -> list[str]:
         found = client.models.loaded() if loaded else client.models.list()

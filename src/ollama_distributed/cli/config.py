@@ -10,6 +10,7 @@ import typer
 
 from ollama_distributed.cli import config_view, output, tables
 from ollama_distributed.cli.cluster import PANEL, make_group
+from ollama_distributed.cli.completion import set_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.problem import Problem
@@ -39,7 +40,9 @@ def register(app: typer.Typer) -> None:
 
 def get(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one's value.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", autocompletion=set_names, help="Only this one's value.")
+    ] = None,
 ) -> None:
     """Print the cluster's settings. What is not there is each node's own (see: serve -h).
 
@@ -92,7 +95,7 @@ def set_values(
 
 def unset(
     ctx: typer.Context,
-    names: Annotated[list[str], typer.Argument(metavar="NAME...")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", autocompletion=set_names)],
     comment: Comment = "",
 ) -> None:
     """Take settings out of the cluster's: each node uses its own again.

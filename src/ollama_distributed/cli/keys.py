@@ -9,6 +9,7 @@ import typer
 
 from ollama_distributed.cli import access_view, humanize, output, tables
 from ollama_distributed.cli.cluster import make_group
+from ollama_distributed.cli.completion import key_ids, policy_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 PANEL = "Access"
 KEY_ROLES = ("admin", "operator", "user", "viewer", "plugin")
 
-KeyId = Annotated[str, typer.Argument(metavar="ID", help="From `key list`; never the key itself.")]
+KeyId = Annotated[
+    str, typer.Argument(metavar="ID", autocompletion=key_ids, help="From `key list`; never the key itself.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +43,12 @@ def create_key(
     name: Annotated[str, typer.Argument(metavar="[NAME]", help="For people: which program uses it.")] = "",
     role: Annotated[str, typer.Option(metavar="|".join(KEY_ROLES), help="What it may do at most.")] = "user",
     team: Annotated[str, typer.Option(help="Whose it is; teams share nothing.")] = "default",
-    policy: Annotated[str, typer.Option(metavar="NAME", help="What it may do less; see: policy list.")] = "",
+    policy: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", autocompletion=policy_names, help="What it may do less; see: policy list."
+        ),
+    ] = "",
     ttl: Annotated[
         str | None, typer.Option(metavar="TIME", help="How long it is good: 2h, 30d. Default: until revoked.")
     ] = None,
@@ -128,7 +136,9 @@ def rotate_key(
 
 def revoke_key(
     ctx: typer.Context,
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="From `key list`.")],
+    ids: Annotated[
+        list[str], typer.Argument(metavar="ID...", autocompletion=key_ids, help="From `key list`.")
+    ],
     yes: Yes = False,
 ) -> None:
     """Revoke keys for ever: void on every node within seconds.

@@ -9,6 +9,7 @@ import typer
 
 from ollama_distributed.cli import access_view, output, tables
 from ollama_distributed.cli.cluster import make_group
+from ollama_distributed.cli.completion import policy_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.session import Session
@@ -23,7 +24,7 @@ PANEL = "Access"
 NONE = "none"
 """Typed in place of a number: no limit."""
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="From `policy list`.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=policy_names, help="From `policy list`.")]
 Number = str | None
 
 

@@ -11,6 +11,7 @@ import typer
 
 from ollama_distributed.cli import humanize, output
 from ollama_distributed.cli.cluster import make_group
+from ollama_distributed.cli.completion import user_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command
 from ollama_distributed.cli.login import PANEL, PasswordStdin, read_password
@@ -20,8 +21,10 @@ from ollama_distributed.cli.terminal import clean_line
 if TYPE_CHECKING:
     from ollama_distributed.base.users import SessionRow, UserRole, UserRow
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="The user's name.")]
-Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="The users' names.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", autocompletion=user_names, help="The user's name.")]
+Names = Annotated[
+    list[str], typer.Argument(metavar="NAME...", autocompletion=user_names, help="The users' names.")
+]
 
 
 def register(app: typer.Typer) -> None:
