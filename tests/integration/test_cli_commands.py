@@ -294,6 +294,13 @@ def test_no_server_says_how_to_start_one(run: Run) -> None:
     assert "ollama-distributed serve" in result.stderr
 
 
+def test_a_refused_answer_leaves_no_line(server: Double, run: Run) -> None:
+    server.on("POST", "/api/generate", Reply(429, {"error": {"code": "rate_limited", "message": "no"}}))
+    server.on("POST", "/api/chat", Reply(429, {"error": {"code": "rate_limited", "message": "no"}}))
+    result = run("run", "m", "hi")
+    assert (result.exit_code, result.stdout) == (1, "")
+
+
 @pytest.mark.parametrize(
     ("status", "code", "hint"),
     [

@@ -59,15 +59,18 @@ class Printer:
 
     def all(self, pieces: Iterable[Piece]) -> Printed:
         timings: Timings | None = None
+        begun = False
         try:
             for piece in pieces:
+                begun = True
                 self._think(piece.thinking)
                 self._say(piece.text)
                 for call in piece.tool_calls:
                     self._call(call)
                 timings = piece.last or timings
         finally:
-            self._end()
+            if begun:  # what was refused has no line to end
+                self._end()
         if timings is not None and self._look.verbose:
             sys.stderr.write(timing_lines(timings))
         return Printed("".join(self._said), "".join(self._thought))
