@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_distributed.adapters.engines.llamacpp import schema
 from ollama_distributed.adapters.engines.llamacpp.guidance import bounded, closed, guided
 from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
-from ollama_distributed.adapters.engines.llamacpp.schema import MOST_BYTES, check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import MOST_BYTES, MOST_OF_PATTERNS, check_schema
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.base.errors import EngineError, Invalid
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed
@@ -48,6 +49,37 @@ def test_a_schema_that_takes_long_to_read_is_refused_unread(bomb: dict[str, Any]
     """S-15: it would stand in the way of whoever else asks the same runner."""
     with pytest.raises(Invalid, match="at most 65536"):
         check_schema(bomb)
+
+
+def test_a_chain_of_references_is_followed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    links, looks = 1500, 0
+    chain: dict[str, Any] = {str(link): {"$ref": f"#/$defs/{link + 1}"} for link in range(links)}
+    look = schema._resolve
+
+    def counted(reference: Any, root: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return look(reference, root)
+
+    monkeypatch.setattr(schema, "_resolve", counted)
+    check_schema({"$defs": {**chain, str(links): True}})
+    assert looks < 3 * links
+    with pytest.raises(Invalid, match="refers to itself"):
+        check_schema({"$defs": {**chain, str(links): {"$ref": "#/$defs/700"}}})
+    with pytest.raises(Invalid, match="not inside"):
+        check_schema({"$ref": ["#"]})
+
+
+@pytest.mark.parametrize("name", ["pattern", "patternProperties"])
+def test_patterns_of_a_schema_have_a_bound_together(name: str) -> None:
+    half = "a" * (MOST_OF_PATTERNS // 2)
+
+    def one(pattern: str) -> dict[str, Any]:
+        return {"pattern": pattern} if name == "pattern" else {"patternProperties": {pattern: True}}
+
+    check_schema({"anyOf": [one(half), one(half)]})
+    with pytest.raises(Invalid, match="together"):
+        check_schema({"anyOf": [one(half), one(half), one("a")]})
 
 
 @pytest.mark.parametrize("pattern", LOST_PATTERNS)

@@ -23,8 +23,10 @@ FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4",
 """Which llguidance knows."""
 MAX_DEPTH = 64
 MOST_BYTES = 64 * 1024
-"""As JSON. Checking so much takes some 20 ms of the loop, and compiling it less than a second of a runner
-that answers others too (`reference/security.md`, 3)."""
+"""As JSON. Compiling so much takes less than a second of a runner that answers others too
+(`reference/security.md`, 3)."""
+MOST_OF_PATTERNS = 2048
+"""Characters of all patterns together: they take longest to check, 3 us each."""
 LARGEST = 10**16 - 1
 """Of a number's bounds. llguidance counts in 64 bits; llama.cpp's own converter hangs at a
 bound of 17 digits, and takes all memory (b11549)."""
@@ -46,10 +48,27 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     size = len(msgspec.json.encode(schema))
     if size > MOST_BYTES:
         raise Invalid(f"format: the schema has {size} bytes as JSON; at most {MOST_BYTES} are taken")
-    _check(schema, schema, 0)
+    _check(schema, _Whole(schema), 0)
 
 
-def _check(node: Any, root: Mapping[str, Any], depth: int) -> None:
+class _Whole:
+    """What is checked, and what was seen of it: one look at each thing, however often it is named."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self.root = root
+        self.followed: set[str] = set()
+        """References that lead to a schema."""
+        self._letters = 0
+
+    def count(self, pattern: object) -> None:
+        self._letters += len(pattern) if isinstance(pattern, str) else 0
+        if self._letters > MOST_OF_PATTERNS:
+            raise Invalid(
+                f"format: the patterns of the schema have more than {MOST_OF_PATTERNS} characters together"
+            )
+
+
+def _check(node: Any, whole: _Whole, depth: int) -> None:
     if isinstance(node, bool):
         return
     if not isinstance(node, Mapping):
@@ -58,17 +77,19 @@ def _check(node: Any, root: Mapping[str, Any], depth: int) -> None:
         raise Invalid(f"format: the schema is nested deeper than {MAX_DEPTH}")
     kinds = kinds_of(node)
     if "$ref" in node:
-        _follow(node["$ref"], root)
-    if "pattern" in node and not is_spare(node):
-        check_pattern(node["pattern"])
+        _follow(node["$ref"], whole)
+    if "pattern" in node:
+        whole.count(node["pattern"])
+        if not is_spare(node):
+            check_pattern(node["pattern"])
     if not isinstance(node.get("format", ""), str):
         raise _wrong("format", "a string", node["format"])
     _check_values(node, kinds)
     _check_counts(node)
     _check_numbers(node, kinds)
     for part in _parts(node):
-        _check(part, root, depth + 1)
-    _check_members(node)
+        _check(part, whole, depth + 1)
+    _check_members(node, whole)
 
 
 def kinds_of(node: Mapping[str, Any]) -> Sequence[str]:
@@ -239,11 +260,12 @@ def _is_short(step: float) -> bool:
 # ── members ─────────────────────────────────────────────────────────────────────────
 
 
-def _check_members(node: Mapping[str, Any]) -> None:
+def _check_members(node: Mapping[str, Any], whole: _Whole) -> None:
     required = node.get("required", ())
     if not isinstance(required, list | tuple) or not all(isinstance(name, str) for name in required):
         raise _wrong("required", "a list of names", required)
     for pattern in node.get("patternProperties", {}):
+        whole.count(pattern)
         check_pattern(pattern)
     members = node.get("properties", {})
     shut = node.get("additionalProperties") is False and "patternProperties" not in node
@@ -257,13 +279,16 @@ def _check_members(node: Mapping[str, Any]) -> None:
 # ── references ──────────────────────────────────────────────────────────────────────
 
 
-def _follow(reference: Any, root: Mapping[str, Any]) -> None:
+def _follow(reference: Any, whole: _Whole) -> None:
     """To what is no mere reference itself."""
-    seen = set()
-    while reference not in seen:
+    seen: set[str] = set()
+    while True:
+        at = _resolve(reference, whole.root)
+        if reference in seen:
+            break
         seen.add(reference)
-        at = _resolve(reference, root)
-        if not isinstance(at, Mapping) or "$ref" not in at:
+        if reference in whole.followed or not isinstance(at, Mapping) or "$ref" not in at:
+            whole.followed |= seen
             return
         reference = at["$ref"]
     raise Invalid(f"format: the schema refers to {reference[:80]!r}, which refers to itself")
