@@ -41,6 +41,7 @@ def test_a_hostile_header_is_refused(name: str) -> None:
         architecture_of(read_header(GGUF_HOSTILE[name]))
 
 
+@pytest.mark.untraced
 def test_mutants_of_good_headers() -> None:
     made = [mutant for name in ("good-llama", "good-model") for mutant in mutants(GGUF_GOOD[name])]
     assert len(made) > 300
@@ -138,6 +139,7 @@ def _look(size: int) -> Callable[[], object]:
     return lambda: read_header(data, enough=tells_numbers)
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize("made", [_modelfile_lines, _modelfile_stops, _look])
 def test_four_times_as_much_takes_about_four_times_as_long(
     made: Callable[[int], Callable[[], object]],
