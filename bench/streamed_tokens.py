@@ -27,7 +27,7 @@ from ollama_distributed.access.service import Authenticator
 from ollama_distributed.adapters.engines.call import Call, EventParser
 from ollama_distributed.adapters.engines.exchange import Exchange
 from ollama_distributed.adapters.engines.http import UnixAddress
-from ollama_distributed.adapters.engines.kept import Kept
+from ollama_distributed.adapters.engines.kept import Connection, Kept
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.adapters.engines.remote.openai_stream import OpenAIStream
 from ollama_distributed.base.clock import SystemClock
@@ -113,8 +113,10 @@ class Wire(asyncio.Transport):
 class Wires(Kept):
     """There is always a connection to the engine."""
 
-    def take(self) -> asyncio.Transport:
-        return Wire()
+    def take(self) -> Connection:
+        connection = Connection(None)  # type: ignore[arg-type]  # whoever took it sets itself
+        connection.transport = Wire()
+        return connection
 
 
 class ByHand:
@@ -211,7 +213,9 @@ async def measure(way: Way, together: int, streams: int, rounds: int) -> float:
             cycle.exchange.receive(body)
             cycle.exchange.body_complete()
             asked.append((client, cycle))
-        while len(engine.route.made) < streams:  # noqa: ASYNC110  # a turn of the loop, no pause
+        while len(engine.route.made) < streams:
+            if any(cycle.response_started for _, cycle in asked):
+                raise RuntimeError("an answer ended before it began")
             await asyncio.sleep(0)
         answers, engine.route.made = engine.route.made, []
         for answer in answers:

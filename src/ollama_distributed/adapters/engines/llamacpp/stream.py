@@ -81,16 +81,18 @@ class CompletionStream:
             chunks = _token_chunks(lines)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None  # of another shape
+        found: list[Tokens] = []
         predicted = self._predicted
         for chunk in chunks:
             predicted += 1
             if not chunk.content or chunk.stop or chunk.tokens_predicted != predicted:
                 return None  # the end, or some are withheld
+            found.append(Tokens(chunk.tokens, chunk.content))
         self._predicted = predicted
-        if joins and len(chunks) > 1:
+        if joins and len(found) > 1:
             ids = tuple([chunk.tokens[0] for chunk in chunks])
             return [Tokens(ids, "".join([chunk.content for chunk in chunks]))]
-        return [Tokens(chunk.tokens, chunk.content) for chunk in chunks]
+        return found
 
     def feed(self, data: bytes) -> list[EngineEvent]:
         """The engine events of one server event. After `Done` or `EngineFailed` comes nothing.
