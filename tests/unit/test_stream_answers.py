@@ -301,6 +301,15 @@ def test_what_an_engine_says_of_its_work_is_believed_within_reason(
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(usage), type=Usage) == usage
 
 
+def test_what_was_said_on_the_way_is_no_more_than_what_is_said_at_the_end() -> None:
+    source, events, _ = opened()
+    say(source, Prepared(), Progress(1000, 0, 1000), Tokens((1,), "a"))
+    say(source, msgspec.structs.replace(DONE, prompt_tokens=7, cached_tokens=0))
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert (end.usage.prompt_tokens, end.usage.cached_tokens) == (7, 7)
+
+
 @pytest.mark.parametrize("said_s", [float("nan"), float("inf"), -1.0])
 def test_a_time_that_is_no_time_is_none(said_s: float) -> None:
     found = plausible(msgspec.structs.replace(DONE, prompt_s=said_s, completion_s=said_s))

@@ -61,7 +61,7 @@ class Account:
             prompt_s, completion_s = done.prompt_s or prompt_s, done.completion_s or completion_s
         return Usage(
             prompt_tokens=prompt_tokens,
-            cached_tokens=cached_tokens,
+            cached_tokens=min(cached_tokens, prompt_tokens),  # it may have been said by Progress, and more
             completion_tokens=completion_tokens,
             reasoning_tokens=seen.reasoning_tokens,
             total_s=now - self.started_s,
