@@ -154,7 +154,7 @@ accept-ollama: .venv/.dev .venv/.models ## Ollama's own integration tests agains
 	$(BIN)/python -m bench.ollama_suite
 accept-quota: .venv/.dev ## Three nodes, one key, 10,000 tokens a minute: 2 % over at most, also while consensus is down (5 minutes)
 	$(BIN)/python -m bench.quota
-accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (10 minutes)
+accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (quarter of an hour; an hour beside much other work)
 	$(BIN)/python -m bench.routing_cost
 	$(BIN)/python -m bench.prefix
 build: .venv/.dev ## Wheel and sdist into dist/
