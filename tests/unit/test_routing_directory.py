@@ -381,3 +381,17 @@ def test_only_nodes_with_the_labels_that_a_request_wants() -> None:
     (failed,) = heard
     assert isinstance(failed.error, NoCapacity)
     assert "zone=b" in failed.error.message
+
+
+def test_what_was_sent_where_the_model_is_loaded_just_now_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Local, "work", lambda *_: None)
+    view = View()
+    view.node("n1")
+    chooser = router(view, "m").chooser
+    holders = chooser.holders("m")
+    assert not chooser.loads(NAME, holders)[view.me].queued
+    for _ in range(5):
+        chooser.caches.started(view.me, NAME)
+    load = chooser.loads(NAME, holders)[view.me]
+    assert (load.loaded, load.queued) == (False, 5)
+    assert chooser.plan("m").order[0] == "n1"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_distributed.base.errors import ModelNotFound, NoCapacity, QueueFull, Unavailable
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.routing.plan import MAX_TRIES, Load, Prompt, Standing, most_telling, plan
+from ollama_distributed.routing.plan import MAX_TRIES, SLOTS, Load, Prompt, Standing, most_telling, plan
 
 ME = NodeId("me")
 STATUSES = ("joining", "online", "suspect", "offline", "draining")
@@ -115,6 +116,18 @@ def test_here_first_unless_a_request_would_wait_here_and_not_there() -> None:
         assert plan([here, there], ME, loads, dice).order == (ME, there.node), load
     drained = Standing(node=there.node, status="draining")
     assert plan([here, drained], ME, {ME: full, there.node: idle}, dice).order == (ME, there.node)
+
+
+def test_who_comes_while_a_model_is_loaded_here_waits_with_a_few_only() -> None:
+    """Sixteen at once, three cold replicas: not one of them loads for all."""
+    holders, dice = [standing(name) for name in ("me", "n1", "n2")], random.Random(1).randrange
+    sent = Counter[NodeId]()
+    for _ in range(16):
+        cold = {one.node: Load(queued=sent[one.node]) for one in holders}
+        sent[plan(holders, ME, cold, dice).order[0]] += 1
+        if sent.total() == SLOTS:
+            assert sent == {ME: SLOTS}, "no other one is loaded for what has its slot here"
+    assert max(sent.values()) <= SLOTS + 3
 
 
 N1, N2, N3 = (NodeId(f"n{i}") for i in (1, 2, 3))

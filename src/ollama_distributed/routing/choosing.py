@@ -180,18 +180,22 @@ class Chooser:
         self._view.interest([holder.node for holder in holders if holder.node != me])
         for holder in holders:
             node = holder.node
+            sent = self.caches.sent(node, key)
             life: object = None
             if node == me:
-                one, sent = self._local.work(key), 0
+                one = self._local.work(key)
                 life = None if one is None else one.life
             else:
                 report = self._view.report(node)
                 if report is None or (report.age_s or 0.0) > STALE_S:
                     continue
-                one, sent = _of(report.models, key), self.caches.sent(node, key)
+                one = _of(report.models, key)
                 life = None if one is None else (report.boot, one.life)
             index.live(node, life)
-            loads[node] = _NOT_LOADED if one is None else _load(one, sent)
+            if one is None:  # what was sent there waits until it is loaded
+                loads[node] = Load(queued=sent) if sent else _NOT_LOADED
+            else:
+                loads[node] = _load(one, 0 if node == me else sent)
         return loads
 
     def allowed(self, request: InferenceRequest, standing: Standing) -> bool:

@@ -39,6 +39,8 @@ LOAD_S = 2.0
 """Loading a model, where nothing better is known."""
 ANSWER_S = 4.0
 """How long an answer holds its slot, where nothing better is known."""
+SLOTS = 4
+"""Of a model that is not loaded yet."""
 READ_TOKENS_PER_S = 500.0
 """Where no replica has measured it: between a CPU's 250 and a GPU's thousands."""
 LEAST_TOKENS = 32
@@ -226,16 +228,12 @@ def _score(standing: Standing, load: Load, prompt: Prompt, hop_s: float, fastest
     cached = prompt.cached.get(standing.node, 0) if prompt.cached else 0
     if cached > tokens:
         cached = tokens
-    slots, work = load.slots or 1, load.busy + load.queued
-    load_s = wait_s = 0.0
-    if not load.loaded:
-        load_s = standing.load_s
-        work = 0  # of other models
-    elif work >= slots:
-        wait_s = (work + 1 - slots) / slots * ANSWER_S
+    slots, work = load.slots or SLOTS, load.busy + load.queued
+    load_s = 0.0 if load.loaded else standing.load_s
+    wait_s = (work + 1 - slots) / slots * ANSWER_S if work >= slots else 0.0
     rate, to_read = load.read_tokens_per_s or fastest, tokens - cached
     # Slots that work share the machine: a prompt is read more slowly beside others.
-    share = 1.0 + work / slots if work < slots else 2.0
+    share = 1.0 + min(work / slots, 1.0) if load.loaded else 1.0
     read_s = max(to_read, LEAST_TOKENS) / rate * share
     return Score(
         standing.node,
