@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import anyio
@@ -11,9 +12,10 @@ import msgspec
 import pytest
 
 from ollama_distributed.adapters.coordination.nats import wire
-from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
-from ollama_distributed.adapters.coordination.nats.session import Address, Login, Session
+from ollama_distributed.adapters.coordination.nats.client import UNSETTLED_S, NatsCoordination
+from ollama_distributed.adapters.coordination.nats.session import Address, Login, NoResponders, Session
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded
+from ollama_distributed.cluster.ports import ABSENT
 
 Answer = Callable[[str], Any]
 """Of the id that the write carries."""
@@ -27,13 +29,14 @@ def acknowledged(sequence: int) -> Answer:
     return lambda _: {"stream": "KV_cfg", "seq": sequence}
 
 
-def stored(sequence: int, *, ours: bool, over: int = 7) -> Answer:
+def stored(sequence: int, *, ours: bool, over: int = 7, deleted: bool = False) -> Answer:
     """`over`: the sequence that this write expected, and replaced."""
 
     def answer(write_id: str) -> Any:
+        operation = f"{wire.OPERATION}: DEL\r\n" if deleted else ""
         headers = (
             f"NATS/1.0\r\n{wire.WRITE_ID}: {write_id if ours else 'other'}\r\n"
-            f"{wire.EXPECTED_SEQUENCE}: {over}\r\n\r\n"
+            f"{wire.EXPECTED_SEQUENCE}: {over}\r\n{operation}\r\n"
         )
         message = {
             "subject": "$KV.cfg.k",
@@ -50,10 +53,11 @@ REFUSED, AWAY, MISSING = error(wire.WRONG_LAST_SEQUENCE[0]), error(10008), error
 
 
 class Scripted:
-    """A session whose servers answer as told, in order."""
+    """A session whose servers answer as told, in order. `after`: then, again and again."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, answers: Sequence[Answer], after: Sequence[Answer]) -> None:
         self.answers = list(answers)
+        self._after = itertools.cycle(after)
         self._write_id = ""
 
     async def request(
@@ -61,14 +65,17 @@ class Scripted:
     ) -> bytes:
         if headers is not None:
             self._write_id = headers[wire.WRITE_ID]
-        return msgspec.json.encode(self.answers.pop(0)(self._write_id))
+        answer = self.answers.pop(0) if self.answers else next(self._after)
+        return msgspec.json.encode(answer(self._write_id))
 
 
-async def put(*answers: Answer, revision: int = 7, known: int = 7, troubled: bool = False) -> int:
+async def put(
+    *answers: Answer, revision: int = 7, known: int = 7, troubled: bool = False, after: Sequence[Answer] = ()
+) -> int:
     """The outcome of a write over a key that stood at `revision`; all answers must be used.
     `known`: the newest revision that its node had seen. `troubled`: there was an election lately."""
     coordination = NatsCoordination(Address(urls=("tls://nowhere:1",), login=cast(Login, None)), name="n1")
-    session = Scripted(*answers)
+    session = Scripted(answers, after)
     coordination._session = cast(Session, session)
     coordination._written = known
     if troubled:
@@ -108,7 +115,25 @@ async def test_a_server_that_led_once_may_refuse_what_was_written_and_replaced()
         (after_two, 7, False),
     ):
         with pytest.raises(Conflict):
-            await put(REFUSED, answer, known=known, troubled=troubled)
+            await put(REFUSED, answer, known=known, troubled=troubled, after=(REFUSED, answer))
+
+
+@pytest.mark.parametrize("refusal", ["of old", "of now"])
+async def test_a_server_that_led_once_may_show_what_was_deleted_since(refusal: str) -> None:
+    """It wakes, and answers before it hears of the election: no conflict of a key that is not there."""
+    of_old, of_now = stored(5, ours=False), stored(7, ours=False, deleted=True)
+    first = (REFUSED, of_old) if refusal == "of old" else (REFUSED, of_old, REFUSED, of_old)
+    assert await put(*first, REFUSED, of_now, acknowledged(8), revision=ABSENT, known=9, troubled=True) == 8
+
+
+async def test_who_could_not_read_just_now_knows_of_trouble() -> None:
+    def away(_: str) -> Any:
+        raise NoResponders
+
+    coordination = NatsCoordination(Address(urls=("tls://nowhere:1",), login=cast(Login, None)), name="n1")
+    coordination._session = cast(Session, Scripted([away, MISSING], ()))
+    assert await coordination.get("k") is None
+    assert anyio.current_time() - coordination._troubled_at < UNSETTLED_S
 
 
 async def test_a_write_under_way_is_waited_for() -> None:

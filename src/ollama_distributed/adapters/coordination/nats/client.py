@@ -157,6 +157,7 @@ class NatsCoordination:
             try:
                 answer = await self._session.request(subject, body, timeout_s=min(left_s, ATTEMPT_S))
             except (NoResponders, Unavailable, TimeoutError):
+                self._troubled_at = anyio.current_time()
                 await anyio.sleep(PAUSE_S)
                 continue
             got = msgspec.json.decode(answer, type=wire.GotMessage)
@@ -289,18 +290,21 @@ class NatsCoordination:
             raise DeadlineExceeded("the write happened, and another one followed it at once")
         if uncertain:
             raise DeadlineExceeded(AMONG_OTHERS)
-        # A server that led before an election may refuse what the one that leads now takes. Of a
-        # batch all or nothing is written, so one key without it is proof enough.
-        absent = anyio.current_time() - self._troubled_at > UNSETTLED_S or any(
+        # A server that led before an election may refuse what the one that leads now takes, and show what
+        # stood then, until it hears of the other. Of a batch all or nothing is written, so one key without
+        # it is proof enough.
+        now = anyio.current_time()
+        settled, patient = now - self._troubled_at > UNSETTLED_S, now < patient_until
+        absent = settled or any(
             _is_not_below(stored[write.key], expected[write.key], known) for write in writes
         )
         if fence is not None:
             holder = await self._last(fence.key)
-            if _older(holder, fence.revision) and anyio.current_time() < patient_until:
-                await anyio.sleep(PAUSE_S)
-                return None
             standing = ABSENT if holder is None or wire.OPERATION in holder.headers else holder.seq
             if standing != fence.revision:
+                if patient and (_older(holder, fence.revision) or (absent and not settled)):
+                    await anyio.sleep(PAUSE_S)
+                    return None
                 if not absent:
                     raise DeadlineExceeded(AMONG_OTHERS)
                 raise Conflict(f"the fence {fence.key} moved on to {standing}", revision=standing)
@@ -315,7 +319,7 @@ class NatsCoordination:
                     expected[write.key] = sequence
                     moved = True
                 continue
-            if _older(message, write.revision) and anyio.current_time() < patient_until:
+            if patient and (_older(message, write.revision) or (absent and not settled)):
                 moved = False
                 break
             if not absent:
