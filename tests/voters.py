@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -58,9 +58,9 @@ class Voters:
         if size > 1:
             async with self.client(FOUNDER, create=True):
                 pass
-            await self.growth.to_three(self.hosts("n2", "n3"))
+            await again(lambda: self.growth.to_three(self.hosts("n2", "n3")))
         if size == 5:
-            await self.growth.to_five(self.hosts("n2", "n3"), self.hosts("n4", "n5"))
+            await again(lambda: self.growth.to_five(self.hosts("n2", "n3"), self.hosts("n4", "n5")))
 
     async def restart(self) -> None:
         """As if the founder's node had ended and come back."""
@@ -154,6 +154,15 @@ class Voters:
                 if None not in counts and len(set(counts)) == 1:
                     return
                 await anyio.sleep(0.05)
+
+
+async def again(grow: Callable[[], Awaitable[Formation]]) -> None:
+    """Once more if the voters stayed as they were, as nodes do: on a slow machine a replica may take
+    longer than that waits."""
+    try:
+        await grow()
+    except Unavailable:
+        await grow()
 
 
 @asynccontextmanager

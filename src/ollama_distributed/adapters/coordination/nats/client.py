@@ -290,21 +290,19 @@ class NatsCoordination:
             raise DeadlineExceeded("the write happened, and another one followed it at once")
         if uncertain:
             raise DeadlineExceeded(AMONG_OTHERS)
-        # A server that led before an election may refuse what the one that leads now takes, and show what
-        # stood then, until it hears of the other. Of a batch all or nothing is written, so one key without
-        # it is proof enough.
-        now = anyio.current_time()
-        settled, patient = now - self._troubled_at > UNSETTLED_S, now < patient_until
+        # A server that led before an election may refuse what the one that leads now takes. Of a
+        # batch all or nothing is written, so one key without it is proof enough.
+        settled = anyio.current_time() - self._troubled_at > UNSETTLED_S
         absent = settled or any(
             _is_not_below(stored[write.key], expected[write.key], known) for write in writes
         )
         if fence is not None:
             holder = await self._last(fence.key)
+            if _older(holder, fence.revision) and anyio.current_time() < patient_until:
+                await anyio.sleep(PAUSE_S)
+                return None
             standing = ABSENT if holder is None or wire.OPERATION in holder.headers else holder.seq
             if standing != fence.revision:
-                if patient and (_older(holder, fence.revision) or (absent and not settled)):
-                    await anyio.sleep(PAUSE_S)
-                    return None
                 if not absent:
                     raise DeadlineExceeded(AMONG_OTHERS)
                 raise Conflict(f"the fence {fence.key} moved on to {standing}", revision=standing)
@@ -319,7 +317,9 @@ class NatsCoordination:
                     expected[write.key] = sequence
                     moved = True
                 continue
-            if patient and (_older(message, write.revision) or (absent and not settled)):
+            # What is there may have been deleted since, for all that a server knows that led once.
+            doubtful = write.revision == ABSENT and absent and not settled
+            if (doubtful or _older(message, write.revision)) and anyio.current_time() < patient_until:
                 moved = False
                 break
             if not absent:
