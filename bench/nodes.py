@@ -148,7 +148,7 @@ async def direct(store: Path, program: Program) -> AsyncIterator[Target]:
     blobs = BlobStore(store)
     catalog = Catalog(blobs)
     await catalog.start()
-    engine = OpenEngine(program)
+    engine = OpenEngine(program, sandbox="off")  # which has no network
     try:
         plan = LoadPlan(slots=SLOTS, context_tokens=CONTEXT_TOKENS, threads=THREADS)
         address = await engine.serve(await catalog.resolve(MODEL), plan)
