@@ -2,8 +2,8 @@
 
 They drive a running server through Ollama's own client in Go. The models that they name are brought under
 those names: SmolLM2 for those that talk, all-MiniLM for those that embed (the tests hold the very numbers
-that Ollama got), a scripted one for tools. Left out is what needs large models (TestContextExhaustion: SmolLM2
-runs on for as long, but in emoji), images, a GPU, or to start Ollama's own server. Needs Go.
+that Ollama got), a scripted one for tools. Left out is what needs large models (TestContextExhaustion:
+SmolLM2 runs on for as long, but in emoji), images, a GPU, or to start Ollama's own server. Needs Go.
 """
 
 from __future__ import annotations
