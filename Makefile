@@ -48,11 +48,10 @@ $(UV):
 	@tools/debian_tools.sh $(CURDIR)/.venv/debian
 	@touch $@
 
-.venv/.peers: config/peers.txt tools/debian_tools.sh | $(UV)
+.venv/.peers: config/peers.txt .venv/.debian | $(UV)
 	@echo "fetching the gateways that ours is measured against"
 	@$(UV) venv --quiet --clear --python $(BIN)/python .venv/peers
 	@$(UV) pip install --quiet --python .venv/peers/bin/python -r config/peers.txt
-	@tools/debian_tools.sh $(CURDIR)/.venv/nginx nginx
 	@touch $@
 
 .PHONY: dev-setup models
@@ -108,7 +107,7 @@ settings: .venv/.dev ## Write config/node.yaml.example and docs/settings.md from
 
 # ── measure, accept, ship ──────────────────────────────────────────────────────────
 
-.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-fuzz accept-api accept-ollama accept-side-channels build clean
+.PHONY: bench bench-gateway accept-bench accept-properties accept-engine-build accept-faults accept-coordination accept-cluster accept-simulation accept-swarm accept-failover accept-overload accept-routing accept-quota accept-access accept-fuzz accept-api accept-ollama accept-llama accept-clients accept-side-channels accept-slow-clients build clean
 bench: .venv/.dev .venv/.models ## Speed beside llama.cpp driven directly, and of the gateway
 	$(BIN)/python -m bench
 bench-gateway: .venv/.dev .venv/.peers ## CPU of the whole gateway beside routers in Rust and nginx (three minutes)
@@ -136,8 +135,11 @@ accept-swarm: .venv/.dev .venv/.models ## Eight copies over shaped links within 
 	$(BIN)/python -m bench.swarm links --receivers 8 --mib 768 --most 1.2 --no-naive
 	FAULT_KILLS=25 $(PYTEST) tests/integration/test_kills.py -s
 	FAULT_ROUNDS=20 $(PYTEST) tests/e2e/test_swarm.py -k kills -s
-accept-overload: .venv/.dev ## Ten times more requests than a node can answer, for two minutes (four minutes)
+accept-overload: .venv/.dev ## Ten times more requests than a node can answer, for two minutes; three nodes (six minutes)
 	$(BIN)/python -m bench.overload --assert
+	$(BIN)/python -m bench.overload --nodes 3 --seconds 30
+accept-slow-clients: .venv/.dev ## 2,000 clients that trickle beside one that does not (two minutes)
+	$(BIN)/python -m bench.slow_clients --assert
 accept-failover: .venv/.dev .venv/.models ## A hundred kill -9 of the node that answers, twenty under a real model, rolling restarts (25 minutes)
 	STRICT_LIMITS=1 FAILOVER_KILLS=100 FAILOVER_STOPS=6 FAILOVER_REAL=20 FAILOVER_GATEWAYS=5 $(PYTEST) tests/e2e/test_failover.py tests/simulation/test_failover.py tests/simulation/test_reattach.py -s
 	$(BIN)/python -m bench.rolling
@@ -152,12 +154,16 @@ accept-api: .venv/.dev ## Random requests to every route of the OpenAPI document
 	API_EXAMPLES=50 API_SEED=$$RANDOM $(PYTEST) tests/e2e/test_openapi.py -s --timeout 3600
 accept-ollama: .venv/.dev .venv/.models ## Ollama's own integration tests against a node (needs Go; five minutes)
 	$(BIN)/python -m bench.ollama_suite
+accept-clients: .venv/.dev .venv/.models ## Real clients, frameworks and coding agents, from PyPI and npm, against nodes (ten minutes and 3 GB the first time)
+	$(BIN)/python -m bench.clients_suite
+accept-llama: .venv/.dev .venv/.models ## llama.cpp's own tests of its server against a node (seven minutes)
+	$(BIN)/python -m bench.llama_suite
 accept-quota: .venv/.dev ## Three nodes, one key, 10,000 tokens a minute: 2 % over at most, also while consensus is down (5 minutes)
 	$(BIN)/python -m bench.quota
 accept-routing: .venv/.dev .venv/.models ## Four replicas of a real model: tokens read by prefix <= 0.35 x round robin (quarter of an hour; an hour beside much other work)
 	$(BIN)/python -m bench.routing_cost
 	$(BIN)/python -m bench.prefix
-build: .venv/.dev ## Wheel and sdist into dist/
+build: | $(UV) ## Wheel and sdist into dist/
 	$(UV) build --quiet
 clean: ## Remove what can be made again (not .venv)
 	rm -rf dist build .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo .dev-cluster

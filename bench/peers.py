@@ -1,7 +1,7 @@
 """Starts our node and other gateways before the same backend, each alone on its core.
 
-The others come from PyPI (`config/peers.txt`, into `.venv/peers`) and from Debian (nginx, into
-`.venv/nginx`); `make bench-gateway` brings them. They get the settings under which they are
+The others come from PyPI (`config/peers.txt`, into `.venv/peers`) and from Debian (nginx, with the
+tests' tools in `.venv/debian`); `make bench-gateway` brings them. They get the settings under which they are
 fastest: one worker, no log of requests, no retries.
 """
 
@@ -27,7 +27,7 @@ from ollama_distributed.base.errors import OllamaDistributedError
 
 VENV = Path(__file__).parents[1] / ".venv"
 PEERS_PYTHON = VENV / "peers/bin/python"
-NGINX = VENV / "nginx/usr/sbin/nginx"
+NGINX = VENV / "debian/usr/sbin/nginx"
 OURS = "ollama-distributed"
 READY_S = 60.0
 GATEWAY_CORE, LOAD_CORE = 0, 1

@@ -1,9 +1,10 @@
 """`python -m bench.routing_cost`: what the choice of a node costs a request, printed.
 
 The router itself over a state of 1,000 replicas, and one of 4; nothing is sent. A prompt of 31 KB whose
-beginning is known, and one that nobody has read; and a choice after a node's record changed. Beside them,
-in turn with them and timed alike, a loop that takes 100 us of an idle machine: its p99 is what the limit is
-worth on a machine on which other work runs.
+beginning is known, and one that nobody has read; a choice after the records of one node, or of many, changed,
+and what it takes to follow a change, which a node does when it learns of it. Beside them, in turn with them
+and timed alike, a loop that takes 100 us of an idle machine: its p99 is what the limit is worth on a machine
+on which other work runs.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from rich.console import Console
@@ -32,9 +33,14 @@ from ollama_distributed.state.codec import encode
 from ollama_distributed.state.records import Advert, HeldModel, Holdings, LoadedPlace, Member, Placed
 
 MODEL = "registry.ollama.ai/library/m:latest"
-ROUNDS = 3000
+ROUNDS = 2000
 PROMPT_BYTES = 31 * 1024
 P99_GOAL_US = 100.0
+MANY = 100
+"""Changes between two choices: 1,000 nodes that change once in a second, and ten requests in it."""
+
+Works: TypeAlias = dict[str, tuple[Callable[[], object], Callable[[], object]]]
+"""What is timed, by name, and what comes before it."""
 
 console = Console(width=100)
 
@@ -119,27 +125,37 @@ def took(work: Callable[[], object]) -> float:
     return (time.thread_time() - started) * 1e6
 
 
-def choices(count: int) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
-    """What is timed, by name, and what comes before it."""
+def choices(count: int) -> Works:
     known, unknown = request(prompt(1)), request(prompt(2))
     nodes: Any = Nodes(count)
     router = Router(nodes, nodes, nodes, nodes, random.Random(1).randrange)
     chain = chain_of(known, MODEL, "d", router.chooser.salt)
     for number in range(3):
         router.chooser.caches.index(MODEL).read(NodeId(f"n{number}"), chain.keys)
-    choose = router.chooser.choose
-    return {
+    choose, directory = router.chooser.choose, router.chooser.directory
+
+    def change(times: int) -> None:
+        """So many nodes, followed as a node does it."""
+        for _ in range(times):
+            nodes.change()
+            directory.follow()
+
+    works: Works = {
         f"{count:,} replicas, prompt that is known": (partial(choose, known), nothing),
         f"{count:,} replicas, prompt that is new": (partial(choose, unknown), nothing),
-        f"{count:,} replicas, a node changed": (partial(choose, unknown), nodes.change),
+        f"{count:,} replicas, a node changed": (partial(choose, unknown), partial(change, 1)),
+        f"{count:,} replicas, to follow a change": (directory.follow, nodes.change),
     }
+    if count > MANY:
+        works[f"{count:,} replicas, {MANY} nodes changed"] = (partial(choose, unknown), partial(change, MANY))
+    return works
 
 
 def nothing() -> None: ...
 
 
 def main() -> int:
-    works = {f"a loop of {P99_GOAL_US:.0f} us": (limit(), nothing)}
+    works: Works = {f"a loop of {P99_GOAL_US:.0f} us": (limit(), nothing)}
     known = request(prompt(1))
     works["keys of the prompt"] = (partial(chain_of, known, MODEL, "d", 1), nothing)
     for count in (4, 1000):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import statistics
 import time
 
@@ -11,6 +12,8 @@ import msgspec
 from ollama_distributed.adapters.engines.http import Address, request
 
 DEADLINE_S = 120.0
+_WORDS = re.compile(rb'"content":"[^"]')
+"""An event of an answer's first chunk may say that there is none yet, before one with words."""
 SAMPLING = {"top_k": 40, "top_p": 0.9, "min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0}
 
 
@@ -72,7 +75,7 @@ async def chat(target: Target, body: bytes) -> Stream:
     def on_body(data: bytes) -> None:
         nonlocal first_s
         received.extend(data)
-        if not first_s and b'"content":"' in data and b'"content":""' not in data:
+        if not first_s and _WORDS.search(data):
             first_s = time.perf_counter() - started
 
     headers = {"content-type": "application/json"}

@@ -34,6 +34,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/v1/messages": {**_CHAT, "max_tokens": 9},
     "/v1/messages/count_tokens": {**_CHAT, "max_tokens": 9},
     "/v1/responses": {"input": "hi"},
+    "/v1/responses/input_tokens": {"input": "hi"},
     "/api/v1/embeddings": {"input": "hi"},
     "/api/embed": {"input": ["hi", "there"]},
     "/api/embeddings": {"prompt": "hi"},
@@ -77,7 +78,7 @@ _UNKNOWN = "x-schemathesis-unknown-property"
 _TWINS = (
     *("/api/v1/generate", "/api/v1/chat", "/api/v1/embeddings"),
     *("/v1/messages/count_tokens", "/rerank", "/api/v1/policies/{name}"),
-    *("/v1/responses", "/v1/completions"),
+    *("/v1/responses", "/v1/responses/input_tokens", "/v1/completions"),
 )
 """Their bodies are another route's, or much like it; where time is short, that one is asked with all the
 bounds."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+import socket
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import coverage
 import pytest
 from hypothesis import HealthCheck, settings
 
+from ollama_distributed.node.settings import CLUSTER_PORT, NATS_PORT, ROUTES_PORT
 from tests.models import Models
 
 # A busy machine is slow at times: no property is about time. The same examples each time, or CI
@@ -61,6 +64,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the node does."""
     return "asyncio"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_usual_ports() -> Iterator[None]:
+    """Every node takes free ports, and finds them again when it restarts: the node of a test that runs
+    beside would take a usual one while it is down. All workers hold them."""
+    with ExitStack() as held:
+        for port in (CLUSTER_PORT, NATS_PORT, ROUTES_PORT):
+            holder = held.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with suppress(OSError):  # a node that is no test's has it
+                holder.bind(("127.0.0.1", port))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ from ollama_distributed.models.held import held_model
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.routing.service import Router
 from ollama_distributed.serving.options import Rules
+from ollama_distributed.serving.queues import Waiting
 from ollama_distributed.serving.service import Serving
 from ollama_distributed.serving.settings import ServingSettings
 from ollama_distributed.state import keys as state_keys
@@ -53,6 +54,7 @@ from ollama_distributed.streams.service import Answers
 from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
 from tests.answering import FixedMachine, Models
 
+NO_QUEUES: Mapping[str, Waiting] = {}
 EOF_S = 0.002
 """Until a node hears that another one's process is gone."""
 
@@ -118,13 +120,26 @@ class Wire:
 
 class Replica:
     def __init__(
-        self, name: str, settings: EchoSettings, clock: Clock, model: ModelSpec, *, held: bool, slots: int
+        self,
+        name: str,
+        settings: EchoSettings,
+        clock: Clock,
+        model: ModelSpec,
+        *,
+        held: bool,
+        slots: int,
+        queue: Waiting | None,
     ) -> None:
         self.id = NodeId(name)
         self.engine = EchoEngine(settings)
         self.models = Models(model) if held else Models()
         self.serving = Serving(
-            self.models, [self.engine], FixedMachine(), clock, ServingSettings(rules=Rules(slots=slots))
+            self.models,
+            [self.engine],
+            FixedMachine(),
+            clock,
+            ServingSettings(rules=Rules(slots=slots)),
+            queue=queue,
         )
         self.held = held
         self.dead = False
@@ -220,7 +235,9 @@ class Replicas:
         seed: int = 0,
         thinks: bool = False,
         slots: int = 4,
+        queues: Mapping[str, Waiting] = NO_QUEUES,
     ) -> None:
+        """`queues`: by name of a node, in place of the simplest one."""
         self.random = random.Random(seed)
         self.model = echo_model("m")
         if thinks:
@@ -229,9 +246,10 @@ class Replicas:
             self.model = msgspec.structs.replace(self.model, capabilities=able, thinking_tags=tags)
         names = "abcdefgh"[:count]
         self.all = {
-            name: Replica(name, settings, clock, self.model, held=True, slots=slots) for name in names
+            name: Replica(name, settings, clock, self.model, held=True, slots=slots, queue=queues.get(name))
+            for name in names
         }
-        self.all["g"] = Replica("g", settings, clock, self.model, held=False, slots=slots)
+        self.all["g"] = Replica("g", settings, clock, self.model, held=False, slots=slots, queue=None)
         self.loads: dict[NodeId, Load] = {}
         self._state = ClusterState()
         for replica in self.all.values():

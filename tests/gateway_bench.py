@@ -203,7 +203,11 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """`adapter`: `fast`, or `asgi` for the same limits with ASGI in between. `port`: 0 for a free one."""
     limits = limits or Limits()
-    kind = fast_protocol_class(app.hot, limits) if adapter == "fast" else protocol_class(limits)
+    kind = (
+        fast_protocol_class(app.hot, limits, app.overload)
+        if adapter == "fast"
+        else protocol_class(limits, app.overload)
+    )
     config = uvicorn.Config(
         app,
         http=kind,

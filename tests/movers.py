@@ -81,8 +81,8 @@ class _CountedShelves(Shelves):
 
     async def _send(self, data: bytes, put: Put) -> None:
         async def counted(chunk: bytes | memoryview) -> None:
+            self._counts.add(sent=len(chunk))  # before: a kill in between would hide what came
             await put(chunk)
-            self._counts.add(sent=len(chunk))
 
         await super()._send(data, counted)
 

@@ -20,14 +20,14 @@ import psutil
 from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.client.errors import ClientError
 from ollama_distributed.client.sync import SyncClient
+from tests.limits import SOON_S
 
 T = TypeVar("T")
 
-READY_S = 60.0
-CLI_S = 60.0
-STOP_S = 30.0
+READY_S = SOON_S
+CLI_S = SOON_S
+STOP_S = SOON_S
 LOG_TAIL = 12_000
-LOG_S = 10.0
 
 
 class NodeProcess:
@@ -90,7 +90,7 @@ class NodeProcess:
         Raises:
             AssertionError: it did not.
         """
-        return until(lambda: event in self.log_file.read_text(), LOG_S, f"{event} in the log")
+        return until(lambda: event in self.log_file.read_text(), SOON_S, f"{event} in the log")
 
     @property
     def pid(self) -> int:
@@ -124,7 +124,7 @@ class NodeProcess:
             children = psutil.Process(self.pid).children(recursive=True)
             return [child for child in children if child.name() == name]
 
-        return until(found, 10.0, f"a child called {name}")[0]
+        return until(found, SOON_S, f"a child called {name}")[0]
 
     def tell_to_stop(self) -> None:
         """SIGTERM, as a service manager does; once, since a second one cuts running answers."""
@@ -206,11 +206,13 @@ class Nodes:
 
     def join(self, name: str, to: str, *arguments: str, role: NodeRole | None = None) -> NodeProcess:
         """Start a fresh node that joins the cluster of the node `to`."""
+        return self.start(name, ("join", self.token(to, role=role)), arguments)
+
+    def token(self, to: str, *, uses: int = 1, role: NodeRole | None = None) -> str:
+        """To join the cluster of the node `to`: refused while that begins, or its voters change."""
         with self[to].admin() as client:
-            # Refused while the voters are being changed.
-            made = until(lambda: client.cluster.create_token(role=role), 30.0, "a token")
-            token = made.token
-        return self.start(name, ("join", token), arguments)
+            made = until(lambda: client.cluster.create_token(role=role, uses=uses), SOON_S, "a token")
+        return made.token
 
     def start(
         self,

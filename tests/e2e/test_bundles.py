@@ -46,8 +46,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, registry: DebianRegistry, th
         with first.http() as http:
             assert http.post("/api/push", json={"model": theirs, "stream": False}).status_code == 200
             assert http.request("DELETE", "/api/delete", json={"model": theirs}).status_code == 200
-        with first.admin() as client:
-            token = client.cluster.create_token(role="node").token
+        token = nodes.token("n1", role="node")
         preload = {"OLLAMA_DISTRIBUTED_PRELOAD": f"{MINE},{theirs},evil.example/a/b"}
         nodes.start("n2", ("join", token), (), preload)
         yield nodes

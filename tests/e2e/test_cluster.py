@@ -36,6 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     with Nodes(tmp_path_factory.mktemp("cluster")) as nodes:
         first = nodes.serve("n1")
         add_model(first.url, "here", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
+        until(lambda: _is_well(first, 1), SOON_S, "a cluster of one")
         token = json.loads(first.cli("--output", "json", "cluster", "token", "create", "--uses", "2").stdout)
         for name in ("n2", "n3"):
             nodes.start(name, ("join", token["token"]), ())

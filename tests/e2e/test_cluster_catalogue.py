@@ -42,9 +42,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, registry: DebianRegistry) 
     }
     with Nodes(tmp_path_factory.mktemp("catalogue"), env) as nodes:
         first = nodes.serve("n1")
-        made = first.cli("--output", "json", "cluster", "token", "create", "--uses", "2", "--role", "node")
+        token = nodes.token("n1", uses=2, role="node")
         for name in NODES[1:]:
-            nodes.start(name, ("join", json.loads(made.stdout)["token"]), ())
+            nodes.start(name, ("join", token), ())
         with first.admin() as client:
             until(lambda: dict(client.cluster.status().nodes) == {"online": 3}, DEADLINE_S, "three nodes")
         yield nodes

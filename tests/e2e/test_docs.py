@@ -18,13 +18,15 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.conftest import MODELS, add_model
+from tests.limits import SOON_S
 from tests.nodes import NodeProcess
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-DEADLINE_S = 60.0
+DEADLINE_S = 4 * SOON_S
+"""Of one example, which may start the program many times."""
 _EXAMPLE = re.compile(
     r"^<!-- run(?:, prints: (?P<prints>.+?))? -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,

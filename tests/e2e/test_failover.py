@@ -223,6 +223,10 @@ class Trio:
         lines = self.gateway.log_file.read_text().splitlines()
         return [json.loads(line)["took_s"] for line in lines if '"streams.went_on"' in line]
 
+    def losses(self) -> int:
+        """As the gateway's log tells, a moment later."""
+        return self.gateway.log_file.read_text().count('"streams.lost"')
+
     def tokens_at_the_last_loss(self) -> int:
         lines = self.gateway.log_file.read_text().splitlines()
         return int(json.loads([line for line in lines if '"streams.lost"' in line][-1])["tokens"])
@@ -250,9 +254,8 @@ def _spread(seconds: list[float]) -> str:
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
     folder = tmp_path_factory.mktemp("failover")
     with Nodes(folder, env={"OLLAMA_DISTRIBUTED_CONTEXT_LENGTH": "4096"}) as nodes:
-        first = nodes.serve("n1")
-        with first.admin() as client:
-            token = until(lambda: client.cluster.create_token(uses=2), SOON_S, "a token").token
+        nodes.serve("n1")
+        token = nodes.token("n1", uses=2)
         joining = [
             threading.Thread(target=nodes.start, args=(name, ("join", token), ())) for name in REPLICAS
         ]
@@ -294,21 +297,41 @@ def test_nothing_is_lost_when_nothing_is(trio: Trio) -> None:
     assert (answer.text, answer.failovers) == (SCRIPT, 0)
 
 
-def test_a_node_that_hangs_is_left_and_its_late_words_are_not_heard(trio: Trio) -> None:
-    for turn in range(STOPS):
-        dialect = DIALECTS[turn % 6]
-        woken = threading.Event()
+def _hung(trio: Trio, dialect: Dialect) -> Answer:
+    """An answer under which its node hangs. That wakes while the other one still speaks, or soon after."""
+    losses, ended, waking = trio.losses(), threading.Event(), list[threading.Thread]()
 
-        def hang(node: NodeProcess, woken: threading.Event = woken) -> None:
-            _stop(node)
-            # It wakes while the other one still speaks, or soon after.
-            threading.Timer(3.0, lambda: (node.process.send_signal(signal.SIGCONT), woken.set())).start()
+    def wake(node: NodeProcess) -> None:
+        try:
+            until(lambda: trio.losses() > losses or ended.is_set(), SOON_S, "it is left")
+        finally:
+            node.process.send_signal(signal.SIGCONT)
 
+    def hang(node: NodeProcess) -> None:
+        _stop(node)
+        waking.append(threading.Thread(target=wake, args=(node,)))
+        waking[0].start()
+
+    try:
         answer, _ = trio.lost("scripted", dialect, trio.random.randrange(10, WORDS // 8), hang)
-        assert (answer.text, answer.failovers) == (SCRIPT, 1)
-        assert answer.gap_s <= limit_s(STOP_GAP_S)
-        trio.note("SIGSTOP node", answer.gap_s)
-        assert woken.wait(SOON_S)
+    finally:
+        ended.set()
+        for thread in waking:
+            thread.join(SOON_S)
+    return answer
+
+
+def test_a_node_that_hangs_is_left_and_its_late_words_are_not_heard(trio: Trio) -> None:
+    hit = 0
+    for turn in itertools.count():
+        answer = _hung(trio, DIALECTS[turn % 6])
+        assert answer.text == SCRIPT
+        if answer.failovers:  # else all was on its way already, to a client that reads slowly
+            assert answer.gap_s <= limit_s(STOP_GAP_S)
+            trio.note("SIGSTOP node", answer.gap_s)
+            hit += 1
+        if hit == STOPS:
+            break
 
 
 def test_a_gateway_that_stood_still_goes_on_where_it_was(trio: Trio) -> None:
@@ -349,8 +372,11 @@ def test_the_sdk_leaves_a_gateway_that_hangs_and_does_not_hear_it_wake(trio: Tri
 
 
 def test_a_runner_that_dies_takes_no_answer_along(trio: Trio) -> None:
-    answer, _ = trio.lost("scripted", DIALECTS[1], trio.random.randrange(10, WORDS // 4), _kill_runner)
-    assert (answer.text, answer.failovers) == (SCRIPT, 1)
+    while True:
+        answer, _ = trio.lost("scripted", DIALECTS[1], trio.random.randrange(10, WORDS // 4), _kill_runner)
+        assert answer.text == SCRIPT
+        if answer.failovers:  # else all was on its way already, to a client that reads slowly
+            break
     trio.note("kill -9 runner", answer.gap_s)
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from ollama_distributed.node.listeners import allow_files
 from tests.e2e.conftest import ANSWER, add_model
 from tests.limits import SOON_S
 from tests.nodes import NodeProcess, running_node
@@ -289,3 +290,21 @@ def test_a_long_prompt_that_fits_the_limits_but_not_the_context(node: NodeProces
         )
         assert cut.status_code == 200
         assert cut.json()["response"] == ANSWER
+
+
+# ── clients that trickle ────────────────────────────────────────────────────────────
+
+
+def test_two_thousand_slow_clients_leave_places_for_others(node: NodeProcess) -> None:
+    """More than the files that a shell allows; `make accept-slow-clients` measures."""
+    sockets = min(2000, allow_files() // 2)  # as far as this machine lets a process have files
+    address = httpx.URL(node.url)
+    with node.http() as http, ExitStack() as stack:
+        for number in range(sockets):
+            slow = stack.enter_context(socket.create_connection((address.host, address.port), DEADLINE_S))
+            slow.sendall(b"POST /api/generate HTTP/1.1\r\nHost: " if number % 2 else b"")
+        for _ in range(10):
+            with node.http() as fresh:  # on a new connection too
+                assert fresh.get("/api/version").status_code == 200
+            body = {"model": "scripted", "messages": MESSAGES, "stream": False}
+            assert http.post("/api/chat", json=body).status_code == 200

@@ -24,7 +24,8 @@ from ollama_distributed.client.sync import SyncClient
 from ollama_distributed.gateway.openapi import HOT_BODIES
 from ollama_distributed.models.scripted import scripted_model
 from tests.e2e.conftest import add_model
-from tests.nodes import NodeProcess, running_node
+from tests.limits import SOON_S
+from tests.nodes import NodeProcess, running_node, until
 
 pytestmark = pytest.mark.e2e
 
@@ -124,6 +125,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     settings = {"engines": [engine], "preload": ["covert"], "cluster_listen": "127.0.0.1", "mdns": False}
     config.write_text(yaml.safe_dump(settings))
     with running_node(folder / "node", "--config", str(config)) as started:
+        with started.admin() as client:
+            until(lambda: client.cluster.status().status == "ok", SOON_S, "a cluster that takes changes")
         yield started
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -22,11 +21,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     env = {"OLLAMA_DISTRIBUTED_PLACEMENT_COPIES": "2", "OLLAMA_DISTRIBUTED_PLACEMENT_GRACE": "1"}
     with Nodes(tmp_path_factory.mktemp("placement"), env) as nodes:
         first = nodes.serve("n1")
-        made = first.cli(
-            "--output", "json", "cluster", "token", "create", "--uses", "2", "--role", "node"
-        ).stdout
+        token = nodes.token("n1", uses=2, role="node")
         for name in ("n2", "n3"):
-            nodes.start(name, ("join", json.loads(made)["token"]), ())
+            nodes.start(name, ("join", token), ())
         with first.admin() as client:
             until(lambda: dict(client.cluster.status().nodes) == {"online": 3}, DEADLINE_S, "three nodes")
         yield nodes

@@ -128,7 +128,7 @@ def test_the_program_from_import_to_rm(run: Run, tmp_path: Path) -> None:
     assert run("stop", "cli-imported").returncode == 0
     assert run("rm", "cli-imported", "cli-made", "cli-copy").returncode == 0
     assert "cli-" not in run("list").stdout
-    missing = run("run", "cli-made", "x")
+    missing = run("show", "cli-made")
     assert missing.returncode == 1
     assert "not found" in missing.stderr
 

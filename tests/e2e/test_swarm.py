@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import subprocess
@@ -40,13 +39,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, registry: DebianRegistry) 
     """Three nodes; only n1 may ask the registry."""
     with Nodes(tmp_path_factory.mktemp("swarm")) as nodes:
         first = nodes.serve("n1", env={"OLLAMA_DISTRIBUTED_REGISTRIES": registry.setting()})
-        token = json.loads(
-            first.cli(
-                "--output", "json", "cluster", "token", "create", "--uses", "2", "--role", "node"
-            ).stdout
-        )
+        token = nodes.token("n1", uses=2, role="node")
         for name in ("n2", "n3"):
-            nodes.start(name, ("join", token["token"]), ())
+            nodes.start(name, ("join", token), ())
         with first.admin() as client:
             until(lambda: dict(client.cluster.status().nodes) == {"online": 3}, DEADLINE_S, "three nodes")
         yield nodes

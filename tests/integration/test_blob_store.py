@@ -339,3 +339,11 @@ async def test_a_large_upload_that_fails_is_removed_off_the_loop(
     with pytest.raises(DigestMismatch):
         await store.put_blob(BlobId("0" * 64), chunks(b"x" * 3_000_000))
     assert threads == [False]
+
+
+def test_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    """Ollama's own service keeps its models where only its user may write."""
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(Unavailable, match=f"the model store {file} cannot be used: Not a directory$"):
+        BlobStore(file)

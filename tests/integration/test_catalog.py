@@ -344,6 +344,16 @@ async def test_unknown_go_templates_of_a_stored_model(root: Path, store: BlobSto
     assert (plain.chat_template, plain.template_problem) == (RAW, "")
 
 
+async def test_a_template_that_refuses_some_conversations_is_known(root: Path, store: BlobStore) -> None:
+    strict = scripted_model("hello", chat_template="{% if false %}{{ raise_exception('no') }}{% endif %}hi")
+    ollama_store(root, model=strict)
+    ollama_store(root, "registry.ollama.ai/library/plain/latest", model=scripted_model("hello"))
+    catalog = Catalog(store)
+    await catalog.start()
+    assert (await catalog.resolve("pulled")).template_refuses
+    assert not (await catalog.resolve("plain")).template_refuses
+
+
 async def test_a_stored_template_that_the_files_own_replaces_is_told(root: Path, store: BlobStore) -> None:
     ollama_store(root, model=scripted_model("hello"), template=b"{{ .Unknown }}")
     catalog = Catalog(store)

@@ -134,7 +134,7 @@ def test_nodes(run: Run) -> None:
     header, *rows = run("node", "list").stdout.splitlines()
     assert header.split()[:4] == ["NAME", "STATUS", "ROLE", "CPU"]
     assert [row.split()[0] for row in rows] == ["alpha", "beta", "delta", "gamma"]
-    assert json.loads(run("node", "ls", "-o", "json").stdout)[1]["usage"]["cpu"] == 0.25
+    assert json.loads(run("node", "ls", "-o", "json").stdout)[1]["usage"]["cpu"] == 25.0
     assert "Engines          llama.cpp b1 (wheel, AVX2)\n" in run("node", "show", "beta").stdout
     assert json.loads(run("node", "show", "beta", "-o", "json").stdout)["id"] == "beta-id"
 

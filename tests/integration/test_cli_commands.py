@@ -76,6 +76,38 @@ def test_list(server: Double, run: Run) -> None:
     assert yaml.safe_load(run("--output", "yaml", "list").stdout)[0]["name"] == "smollm2:135m"
 
 
+def test_an_empty_list_says_how_to_bring_a_model(server: Double, run: Run) -> None:
+    server.on("GET", "/api/v1/models", Reply(body={"models": {}}))
+    result = run("list")
+    assert result.stdout.split() == ["NAME", "ID", "SIZE", "MODIFIED"]
+    assert "pull NAME" in result.stderr
+    assert json.loads(run("list", "-o", "json").stdout) == []
+
+
+def test_plain_http_to_a_port_with_tls_has_a_hint(server: Double, run: Run) -> None:
+    server.on("GET", "/api/ps", Reply(drop=True))
+    result = run("ps")
+    assert result.exit_code == 1
+    assert "https://" in result.stderr
+
+
+def test_run_pulls_what_is_not_there(server: Double, run: Run) -> None:
+    missing = Reply(404, {"error": {"code": "model_not_found", "message": "model 'm' not found"}})
+    server.on("POST", "/api/show", missing, Reply(body={"capabilities": ["completion"]}))
+    server.on("POST", "/api/v1/generate", Reply(lines=[{"response": "yes", "done": False}, DONE]))
+    server.on("POST", "/api/pull", Reply(lines=[{"status": "pulling manifest"}, {"status": "success"}]))
+    result = run("run", "m", "q", text="")
+    assert result.stdout == "yes\n"
+    assert "'m' is not here; pulling it" in result.stderr
+    assert "pulling manifest" in result.stderr
+    # Who may not pull is told what they asked for.
+    server.on("POST", "/api/show", missing)
+    server.on("POST", "/api/pull", Reply(403, {"error": {"code": "forbidden", "message": "no"}}))
+    refused = run("run", "m", "q", text="")
+    assert refused.exit_code == 1
+    assert "model 'm' not found" in refused.stderr
+
+
 def test_ps(server: Double, run: Run) -> None:
     engine = {"name": "llama.cpp", "variant": "built", "version": "b1", "instruction_set": "AMX"}
     loaded = {**INFO, "size": 100, "size_vram": 40, "context_length": 4096, "engine": engine}

@@ -98,6 +98,12 @@ def test_settings_go_with_the_next_message(server: Double, talk: Talk) -> None:
     assert [message["content"] for message in second["messages"]] == ["be brief", "y"], "cleared"
 
 
+def test_what_cannot_be_set_is_named(talk: Talk) -> None:
+    shown = talk("/set paramter x 1\r", "/set parameter\r", "/bye\r")
+    assert shown.count("There is no 'paramter' to set") == 1
+    assert shown.count("/set system TEXT") == 2
+
+
 def test_errors_do_not_end_it(server: Double, talk: Talk) -> None:
     failed = {"error": {"code": "runner_died", "message": "it died"}}
     server.on("POST", "/api/v1/chat", Reply(lines=[said("a"), failed]), Reply(lines=[said("b", done=True)]))
@@ -158,7 +164,9 @@ def test_load_and_save(server: Double, talk: Talk) -> None:
 
 def test_loading_an_unknown_model_changes_nothing(server: Double, talk: Talk) -> None:
     server.on("POST", "/api/show", Reply(404, {"error": {"code": "model_not_found", "message": "no such"}}))
-    assert "no such" in talk("/load nope\r", "x\r", "/bye\r")
+    shown = talk("/load nope\r", "x\r", "/bye\r")
+    assert "no such" in shown
+    assert "pull NAME" in shown
     assert chats(server)[0].json["model"] == "m"
     server.on("POST", "/api/v1/generate", Reply(404, {"error": {"code": "model_not_found", "message": "no"}}))
     with pytest.raises(ModelNotFound):

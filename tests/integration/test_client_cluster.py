@@ -53,7 +53,7 @@ def test_status_leader_and_nodes(either: Callable[[Use], Any]) -> None:
     assert either(lambda c: c.cluster.leader()).leader == "alpha-id"
     nodes = either(lambda c: c.nodes.list())
     assert [node.name for node in nodes] == ["alpha", "beta", "delta", "gamma"]
-    assert nodes[1].usage.cpu == 0.25
+    assert nodes[1].usage.cpu == 25.0
     assert either(lambda c: c.nodes.get("beta")) == nodes[1]
 
 

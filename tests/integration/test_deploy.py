@@ -119,6 +119,17 @@ def test_caddy_accepts_its_configuration(tmp_path: Path, certificate: Path) -> N
     assert "Valid configuration" in output
 
 
+def test_nginx_accepts_its_configuration(tmp_path: Path, certificate: Path) -> None:
+    paths = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    own = "access_log off; " + " ".join(f"{path}_temp_path {tmp_path / path};" for path in paths)
+    changes = [(f"/etc/nginx/{name}", str(certificate)) for name in ("api.pem", "api.key", "cluster-ca.pem")]
+    source = DEPLOY / "nginx" / "nginx.conf"
+    config = edited(source, tmp_path / "nginx.conf", [*changes, ("http {", f"http {{ {own}")])
+    output = run(debian("nginx"), "-e", "stderr", "-t", "-g", f"pid {tmp_path / 'pid'};", "-c", config)
+    assert "test is successful" in output
+    assert "warn" not in output
+
+
 def test_keepalived_accepts_its_configuration(tmp_path: Path) -> None:
     # 2.2.7 ends itself while it checks a script's user other than its own.
     changes = [("script_user nobody", "script_user root")]

@@ -8,14 +8,13 @@ from typing import Any
 import msgspec
 import pytest
 from tests.hop_nodes import HopNode, cluster, text_request, until
+from tests.turn_queues import TurnQueue
 
-from ollama_distributed.admission.service import Admission
 from ollama_distributed.base.clock import SystemClock
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, RequestId
-from ollama_distributed.base.inference import Event, Failed, Finished, InferenceRequest, Queued, Sampling
+from ollama_distributed.base.inference import Event, Failed, Finished, InferenceRequest, Sampling
 from ollama_distributed.serving.options import Rules
-from ollama_distributed.serving.residents import Ticket
 from ollama_distributed.serving.settings import ServingSettings
 
 pytestmark = pytest.mark.integration
@@ -41,25 +40,6 @@ def request(key: str, number: int) -> InferenceRequest:
     )
 
 
-class Queue(Admission[Ticket]):
-    """A replica's; remembers whose turn it was."""
-
-    def __init__(self) -> None:
-        super().__init__(SystemClock())
-        self.turns: list[str] = []
-        self.before: list[int] = []
-        """Turns of others that were over when a request of `seldom` came to wait."""
-
-    def join(self, key: str, waiter: Ticket) -> Queued:
-        if waiter.ask.key == "seldom":
-            self.before.append(len(self.turns))
-        return super().join(key, waiter)
-
-    def grant(self, key: str, waiter: Ticket) -> None:
-        super().grant(key, waiter)
-        self.turns.append(waiter.ask.key)
-
-
 @pytest.mark.parametrize("asked", ["a", "c"])
 async def test_another_key_has_the_next_turn_wherever_it_asks(tmp_path: Path, asked: str) -> None:
     ended: list[Event] = []
@@ -72,7 +52,8 @@ async def test_another_key_has_the_next_turn_wherever_it_asks(tmp_path: Path, as
         node.answers.open(request(key, number), hear)
 
     async with cluster(tmp_path) as nodes:
-        settings, queues = ServingSettings(rules=Rules(slots=SLOTS)), [Queue(), Queue()]
+        settings = ServingSettings(rules=Rules(slots=SLOTS))
+        queues = [TurnQueue(SystemClock(), "seldom") for _ in range(2)]
         a = await nodes.add("a")
         b, c = [
             await nodes.add(name, ("m",), echo={"tokens_per_s": SLOW}, settings=settings, queue=queue)
@@ -83,11 +64,10 @@ async def test_another_key_has_the_next_turn_wherever_it_asks(tmp_path: Path, as
             ask(b, "flood", FLOOD + number)
         await until(lambda: all(queue.waiting > SLOTS for queue in queues), "the flood waits at both")
         ask({"a": a, "c": c}[asked], "seldom")
-        await until(lambda: any(queue.before for queue in queues), "the other key waits")
+        await until(lambda: any(queue.watched_waiting for queue in queues), "the other key waits")
         for replica in (b, c):
             replica.engine.speaks(FAST)
         await until(lambda: len(ended) == 2 * FLOOD + 1, "everybody is answered")
     assert all(isinstance(one, Finished) for one in ended)
-    (queue,) = [queue for queue in queues if queue.before]
-    passed = queue.turns.index("seldom") - queue.before[0]
+    (passed,) = [passed for queue in queues for passed in queue.passed]
     assert passed <= 1, f"{passed} of the flood, which came before, had their turn before it"

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 
 import httpx
 import pytest
@@ -13,6 +13,7 @@ from tests.limits import SOON_S
 from ollama_distributed.base.inference import Delta, Finished
 from ollama_distributed.gateway import protocol
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.node.listeners import allow_files
 from ollama_distributed.testing.inference import ScriptedInference
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -326,7 +327,7 @@ async def test_behind_a_proxy_nobody_is_local(adapter, path, field):
 
 
 async def test_an_idle_connection_is_closed(adapter):
-    async with talking(hello(), adapter, QUICK) as client:
+    async with talking(hello(), adapter, Limits(idle_s=0.4)) as client:
         await client.post("/api/generate", GEN)
         assert (await client.answer()).status == 200
         assert await client.closed()
@@ -408,20 +409,36 @@ async def test_refused_connections_are_counted():
     assert 'requests_total{route="connection",outcome="error",status="400"} 1' in text
 
 
-async def test_slow_clients_do_not_disturb_a_good_one(adapter):
-    limits = Limits(header_deadline_s=2 * SOON_S)
-    async with serving(gateway(hello(), limits=limits), adapter=adapter, limits=limits) as server:
-        slow = [await server.connect() for _ in range(200)]
-        for client in slow:
-            await client.send(b"GET / HTTP/1.1\r\nHost: ")
-        async with await server.connect() as good:
-            async with asyncio.timeout(SOON_S):
-                for _ in range(20):
-                    await good.post("/api/generate", GEN)
-                    assert (await good.answer()).status == 200
-        for client in slow:
-            async with client:
-                pass
+SLOW = (
+    b"",
+    b"GET / HTTP/1.1\r\nHost: ",
+    b"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{",
+)
+"""Says nothing; a head, a body that does not come on."""
+
+
+@pytest.mark.parametrize(("adapter", "sockets"), [("asgi", 200), ("fast", 2000)])
+async def test_slow_clients_do_not_disturb_a_good_one(adapter, sockets):
+    """`make accept-slow-clients` has them trickle, and measures."""
+    sockets = min(sockets, allow_files() // 2 - 200)  # both ends are here
+    limits = Limits(header_deadline_s=2 * SOON_S, body_deadline_s=2 * SOON_S, body_rate_bytes_s=0)
+    inference = hello()
+    async with serving(gateway(inference, limits=limits), adapter=adapter, limits=limits) as server:
+        with ExitStack() as stack:
+            for number in range(sockets):
+                slow = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                slow.sendall(SLOW[number % len(SLOW)])
+                if number % 50 == 0:
+                    await asyncio.sleep(0)
+            await until(lambda: len(server.watch) == sockets, "all are held")
+            async with await server.connect() as good:
+                async with asyncio.timeout(SOON_S):
+                    for _ in range(20):
+                        await good.post("/api/generate", GEN)
+                        assert (await good.answer()).status == 200
+            assert len(server.watch) >= sockets, "nobody was cut for that"
+        await until(lambda: len(server.watch) == 0, "their places are free")
+    assert len(inference.requests) == 20
 
 
 # ── refused while the client still sends ────────────────────────────────────────────

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ import msgspec
 import pytest
 from tests.integration.identity_listener import GET_WHO, Seat, call, listening, node_keys
 
-from ollama_distributed.adapters.identity import handshake_client, handshake_server
+from ollama_distributed.adapters.identity import files, handshake_client, handshake_server
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of, trusting, trusting_nobody
-from ollama_distributed.base.errors import Forbidden, Invalid, QueueFull, Unauthenticated, Unavailable
+from ollama_distributed.base.errors import (
+    DiskFull,
+    Forbidden,
+    Invalid,
+    QueueFull,
+    Unauthenticated,
+    Unavailable,
+)
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity import ca
 from ollama_distributed.cluster.identity.roll import OVERLAP_S, announce, promote, retire
@@ -114,6 +122,17 @@ async def test_a_dead_address_is_passed_over_and_a_dead_cluster_said(seat: Seat)
     gone = msgspec.structs.replace(token, addresses=(dead,))
     with pytest.raises(Unavailable, match="no server"):
         await handshake_client.join(gone, node="n1", keys=node_keys())
+
+
+@pytest.mark.parametrize("days", [-2, 2])
+async def test_a_clock_that_is_wrong_is_named(seat: Seat, days: int) -> None:
+    seat.world.now += days * ca.DAY_S
+    seat.renew()
+    seat.tls.reload()
+    async with seat.open():
+        token = parse_token(await seat.world.admission.create_token("node", creator="k1"))
+        with pytest.raises(Unauthenticated, match="clock"):
+            await handshake_client.join(token, node="n1", keys=node_keys())
 
 
 async def test_wrong_secrets_are_refused_then_throttled(seat: Seat) -> None:
@@ -288,6 +307,17 @@ def test_identity_files_are_private_and_come_back(seat: Seat, tmp_path: Path) ->
     files.forget()
     assert list(files.folder.iterdir()) == []
     assert files.node_keys() != keys
+
+
+def test_nothing_is_written_where_all_is_right(seat: Seat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "replace_file", full)
+    assert seat.files.restore() == seat.files.credentials()
+    seat.files.certificate.write_text("half")
+    with pytest.raises(DiskFull, match="No space left"):
+        seat.files.restore()
 
 
 def test_a_damaged_file_is_named_and_never_quoted(seat: Seat) -> None:

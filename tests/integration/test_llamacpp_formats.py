@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from tests.integration.llamacpp_programs import PROGRAMS, program_named
 from tests.models import SMOLLM2, Models, model_spec
 
+from ollama_distributed.adapters.engines.llamacpp import protocol
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.inference import Format, JsonObject, JsonSchema, Sampling
 from ollama_distributed.serving.ports import CompletionRequest, LoadPlan
 from ollama_distributed.testing.recording import Recording
@@ -167,6 +171,26 @@ async def test_what_ended_by_itself_is_what_the_schema_says(load: Loader, models
                 assert text.lstrip()[:1] in '{["-0123456789', (name, text)
     free = {"all of", "anything", "map", "pydantic optional"} | lax  # of strings without an end
     assert [name for name, count in ended.items() if not count and name not in free] == []
+
+
+async def test_a_large_schema_is_checked_beside_the_loop(
+    load: Loader, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def check(schema: Mapping[str, Any]) -> None:
+        seen.append(threading.current_thread() is threading.main_thread())
+        check_schema(schema)
+
+    monkeypatch.setattr(protocol, "check_schema", check)
+    runner = await load(models.random())
+    large = {"type": "object", "properties": {f"p{i}": {"const": i} for i in range(200)}}
+    for schema in (of({"const": 5}), large):
+        await ask(runner, JsonSchema(schema), num_predict=5)
+    assert seen == [True, False]
+    failed = Recording()
+    runner.generate(CompletionRequest(prompt="go", format=JsonSchema({**large, "$ref": "#/nowhere"})), failed)
+    assert isinstance((await failed.failed()).error, Invalid)
 
 
 @pytest.mark.parametrize(

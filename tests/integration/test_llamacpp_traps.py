@@ -96,12 +96,15 @@ async def test_trap_2_a_cancel_is_seen_while_the_prompt_is_read(load: Loader) ->
     runner = await load(smollm2(), context_tokens=4096)
     reading = Recording()
     reader = runner.generate(say(LONG_PROMPT), reading)
-    first, third = await progress(reading, 1), await progress(reading, 3)
+    process = psutil.Process(runner.process.pid)
+    await progress(reading, 1)
+    first_s = process.cpu_times().user
+    await progress(reading, 3)
+    third_s = process.cpu_times().user
     reader.cancel()
-    cancelled_at = time.monotonic()
     await answer(runner, say("Hi", num_predict=1))
     # A cancel that is not seen costs the rest of the prompt: twenty steps more, not two.
-    assert time.monotonic() - cancelled_at < 5 * (third - first)
+    assert process.cpu_times().user - third_s < 5 * (third_s - first_s)
 
 
 @needs_smollm2
@@ -126,13 +129,12 @@ def pieces(recording: Recording) -> int:
     return sum(isinstance(event, Tokens) for event in recording.events)
 
 
-async def progress(recording: Recording, steps: int) -> float:
-    """When so many steps of the prompt were read."""
+async def progress(recording: Recording, steps: int) -> None:
+    """Until so many steps of the prompt were read."""
     async with asyncio.timeout(SOON_S):
         while len([e for e in recording.events if isinstance(e, Progress) and e.processed]) < steps:
             assert not pieces(recording), "read too fast to test"
             await asyncio.sleep(0.005)
-    return time.monotonic()
 
 
 @pytest.mark.parametrize(("gpu", "most"), [(True, MAX_BATCH), (False, MAX_CPU_BATCH)])
@@ -289,6 +291,45 @@ async def test_trap_8_a_required_tool_is_called(
             assert call.name in (("weather",) if isinstance(choice, NamedTool) else ("weather", "stop"))
             if call.name == "weather":
                 assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
+
+
+MARKED_TEMPLATE = """\
+{%- for tool in tools or [] %}{{- tool | tojson }}{%- endfor %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' %}
+{%- if message.content %}{{- '<|reply|>' + message.content + '<|/reply|>' }}{%- endif %}
+{%- for call in message.tool_calls or [] %}
+{{- '<|call|>{"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) }}
+{{- '}<|/call|>' }}
+{%- endfor %}
+{%- else %}{{- message.content }}{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+"""Of a model that marks what it says, as Command R7B and gpt-oss do."""
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+async def test_a_model_that_leaves_its_format_is_heard(
+    load: Loader, models: Models, choice: ToolChoice
+) -> None:
+    """llama-server would make it an error 500."""
+    runner = await load(models.scripted("Hello there, friend.", template=MARKED_TEMPLATE))
+    recording = Recording()
+    messages = (Message(role="user", content="hi"),)
+    # It never learnt to call: what the grammar leaves it is chance, and two seeds of a hundred do not
+    # come to an end within 200 tokens.
+    sampling = Sampling(num_predict=1500, seed=0)
+    runner.chat(
+        ChatRequest(messages=messages, tools=(STOP,), tool_choice=choice, sampling=sampling), recording
+    )
+    done = await recording.done()
+    if choice == "auto":
+        assert (recording.text, done.reason) == ("Hello there, friend.", "stop")
+    else:
+        assert {call.name for call in recording.tool_calls} == {"stop"}
 
 
 async def test_trap_8_no_tools_are_offered_when_none_is_chosen(load: Loader, models: Models) -> None:

@@ -10,17 +10,18 @@ from pathlib import Path
 import anyio
 import msgspec
 import pytest
-from tests.limits import SOON_S
+from tests.limits import SOON_S, limit_s
 from tests.trust import Trust
+from tests.voters import written
 
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
 from ollama_distributed.base.clock import SystemClock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.consensus import ConsensusEngine
 from ollama_distributed.cluster.load import Load, LoadReports
 from ollama_distributed.cluster.membership.service import Membership
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.network import Message, NetworkManager
 from ollama_distributed.state import keys
@@ -55,7 +56,7 @@ async def _node(trust: Trust, server: NatsServer, name: str, role: NodeRole) -> 
         consensus = ConsensusEngine(bus, mirror, node=node, role=role, clock=CLOCK, random=chance)
         await stack.enter_async_context(consensus)
         advert = Advert(node=node, name=name, role=role, version="0", boot="one", started_at=0.0)
-        await bus.create(keys.advert(node), encode(advert))
+        await written(bus, keys.advert(node), encode(advert))
         network = NetworkManager(bus, node=node, clock=CLOCK, chance=chance)
         loads = LoadReports(bus, node=node, clock=CLOCK, chance=chance, own=lambda: Load(slots=4))
         membership = Membership(
@@ -67,7 +68,7 @@ async def _node(trust: Trust, server: NatsServer, name: str, role: NodeRole) -> 
             role=role,
             clock=CLOCK,
             chance=chance,
-            usage=lambda: NodeUsage(cpu=0.5),
+            usage=lambda: Utilization(cpu=0.5),
         )
         for service in (network, loads, membership):
             await stack.enter_async_context(service)
@@ -106,7 +107,7 @@ async def test_a_server_and_a_node_hear_each_other(tmp_path: Path) -> None:
                 ("n1", b"all", False),
                 ("n1", b"one", True),
             ]
-            assert (await one.network.connect(NodeId("n1"), "127.0.0.1:7443")).rtt_s < 1.0
+            assert (await one.network.connect(NodeId("n1"), "127.0.0.1:7443")).rtt_s < limit_s(1.0)
         await _until(lambda: one.status("n1") == "offline")
         known = one.mirror.state.nodes[NodeId("n1")].member
         assert known is not None

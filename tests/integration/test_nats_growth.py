@@ -9,11 +9,10 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.limits import SOON_S, limit_s
-from tests.voters import Voters, voters
+from tests.voters import Voters, ready, refused, voters, written
 from tests.writers import writing
 
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
-from ollama_distributed.adapters.coordination.nats.session import Session
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
 from ollama_distributed.base.errors import Conflict, Unavailable
 from ollama_distributed.base.ids import NodeId
@@ -45,12 +44,13 @@ async def test_one_three_five_and_back_under_writers(alone: Voters) -> None:
                 client.update_servers(alone.urls)
             await writers.more(20)
             assert writers.longest_gap_s < BACK_S
+            await ready(*writers.clients.values())
             writers.forget_gap()
 
         await alone.growth.to_three(alone.hosts("n2", "n3"))
         await changed()
         assert await keeper.get("held") == Entry("held", b"1", held), "revisions stay as they are"
-        held = await keeper.put("held", b"2", revision=held)
+        held = await written(keeper, "held", b"2", revision=held)
 
         await alone.growth.to_five(alone.hosts("n2", "n3"), alone.hosts("n4", "n5"))
         await changed()
@@ -75,7 +75,7 @@ async def test_every_replica_holds_the_state_after_growth(tmp_path: Path) -> Non
             for part in range(5):
                 await one.batch([Write(f"k{part}.{i}", b"x") for i in range(200)])
             await grown.growth.to_three(grown.hosts("n2", "n3"))
-            last = await one.create("after", b"")
+            last = await written(one, "after", b"")
         await grown.agree(["n1", "n2", "n3"])
         assert await grown.counts(["n1"]) == [(1001, last)]
         # They come back from their seats alone, all at once.
@@ -193,14 +193,8 @@ async def test_the_revoked_are_refused_by_new_voters_and_by_those_that_were_away
         await alone.system.push_account(nats_jwt.account_jwt(trust.keys.nats, now, revoked=revoked))
 
     async def lets_in(server: str, user: str) -> bool:
-        session = Session(trust.address(alone.server(server), node=user, role="node"), name=user)
-        try:
-            await session.open(1.0)
-        except Unavailable:
-            return False
-        finally:
-            await session.close()
-        return True
+        address = trust.address(alone.server(server), node=user, role="node")
+        return not await refused(address, user, "uthorization")
 
     async with alone.client("n1", create=True):
         await revoke("evil")

@@ -16,7 +16,7 @@ import anyio
 import pytest
 from tests.integration import growth_crash
 from tests.limits import SOON_S
-from tests.voters import Voters
+from tests.voters import Voters, written
 
 from ollama_distributed.adapters.coordination.nats.journal import COPY_NAME, JOURNAL_NAME, SET_ASIDE
 from ollama_distributed.base.errors import Unavailable
@@ -91,7 +91,7 @@ async def test_a_crash_in_the_middle_of_growth(tmp_path: Path, point: str) -> No
             assert entry == Entry("held", b"1", held)
             state = await _eventually(one.scan)
             assert len([e for e in state.entries if e.key.startswith("k.")]) == 300
-            assert await one.put("held", b"2", revision=held) > held
+            assert await written(one, "held", b"2", revision=held) > held
             if point not in ONWARD:  # what was begun can be done now
                 formation = await back.growth.to_three(back.hosts("n2", "n3"))
                 one.update_servers(formation.urls)
@@ -130,10 +130,7 @@ async def test_a_crash_on_the_way_back_to_one(tmp_path: Path, point: str) -> Non
         async with back.client("one") as one:
             entry = await _eventually(one.get, "held")
             assert entry == Entry("held", b"1", held)
-            with anyio.fail_after(SOON_S):
-                while not one.connected:
-                    await anyio.sleep(0.01)
-            revision = await one.put("held", b"2", revision=held)
+            revision = await written(one, "held", b"2", revision=held)
             if not alone:  # all three hold the state, and what was begun can be done now
                 await back.agree(["n1", "n2", "n3"])
                 await back.growth.to_one(others)

@@ -91,6 +91,7 @@ async def test_kills_under_writes_lose_nothing(tmp_path: Path) -> None:
                 group.start_soon(write, f"w.{i}")
             for kill in range(KILLS):
                 await _grown(acknowledged, 50)
+                await _grown(seen, 20)  # it connects by itself, and may come later than the writer
                 os.kill(server.pid, signal.SIGKILL)
                 await _until(partial(_restarted, server, kill + 1))
             await _grown(acknowledged, 50)

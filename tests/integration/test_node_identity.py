@@ -67,12 +67,19 @@ def test_a_server_that_moved_is_certified_for_its_new_address_only_once(tmp_path
     assert identity.peer.issued_at == issued_at
 
 
-async def test_a_certificate_is_renewed_at_half_life(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failures", [[], [OSError("no room"), Unavailable("away"), KeyError("a defect")]])
+async def test_a_certificate_is_renewed_at_half_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: list[Exception]
+) -> None:
+    """And put to use, however often that fails."""
+    monkeypatch.setattr(identities, "RETRY_S", 0.001)
     identity = _found(tmp_path)
-    before, renewed = identity.peer, anyio.Event()
+    before, renewed, left = identity.peer, anyio.Event(), list(failures)
     now = [before.renew_at + 1]
 
     async def on_renewed() -> None:
+        if left:
+            raise left.pop()
         renewed.set()
 
     keeping = asyncio.create_task(
@@ -88,6 +95,27 @@ async def test_a_certificate_is_renewed_at_half_life(tmp_path: Path) -> None:
         await renewed.wait()
     await end([keeping])
     assert identity.peer.renew_at > before.expires_at - 60
+
+
+async def test_a_certificate_of_a_clock_that_was_ahead_is_replaced(tmp_path: Path) -> None:
+    """Else it would keep the node out until that time has come."""
+    identity, renewed = _found(tmp_path), anyio.Event()
+    today = identity.peer.issued_at
+    facts = ClusterFacts(cluster=identity.cluster)
+    identities.renew_alone(identity, facts, (), today + 3 * ca.DAY_S)
+
+    async def on_renewed() -> None:
+        renewed.set()
+
+    keeping = asyncio.create_task(
+        identities.keep_valid(
+            identity, facts=lambda: facts, hosts=lambda: (), wall=lambda: today + 60, renewed=on_renewed
+        )
+    )
+    with anyio.fail_after(SOON_S):
+        await renewed.wait()
+    await end([keeping])
+    assert identity.peer.begins_at < today + 60 < identity.peer.expires_at
 
 
 async def test_a_node_is_renewed_by_a_server_until_it_is_removed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.limits import SOON_S
 
 from ollama_distributed.adapters import sockets
 from ollama_distributed.adapters.peers import outlet, pool, wire
+from ollama_distributed.adapters.peers.link import Link
 from ollama_distributed.adapters.peers.rights import ROWS
 from ollama_distributed.base.errors import (
     BodyTooLarge,
@@ -34,7 +35,7 @@ from ollama_distributed.base.errors import (
     Unsupported,
 )
 from ollama_distributed.base.identity import Identity
-from ollama_distributed.base.ids import RequestId
+from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import (
     ChatPrompt,
     Delta,
@@ -425,6 +426,47 @@ async def test_connections_are_kept_and_used_again(tmp_path: Path) -> None:
             await a.router.embed(embed("m", "x"))
         (link,) = a.pool._roads[b.id].links
         assert link.calls == 20
+
+
+class Opened:
+    """Counts the connections that a pool opens."""
+
+    def __init__(self, of: pool.PeerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = self.all = 0
+        self._open = of._connect
+        monkeypatch.setattr(of, "_connect", self._counted)
+
+    async def _counted(self, node: NodeId, address: str) -> Link:
+        self.now, self.all = self.now + 1, self.all + 1
+        self.most = max(self.most, self.now)
+        try:
+            return await self._open(node, address)
+        finally:
+            self.now -= 1
+
+
+async def test_few_connections_are_opened_at_a_time_and_one_that_is_free_is_taken_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as nodes:
+        a, _ = await nodes.add("a"), await nodes.add("b", ("m",))
+        opened = Opened(a.pool, monkeypatch)
+        for heard in [Heard(a, text_request("m", "hello")) for _ in range(100)]:
+            assert await heard.whole()
+        assert opened.most <= pool.MAX_OPENING
+        assert opened.all < 100
+
+
+async def test_who_waits_for_a_connection_to_a_node_that_is_away_hears_it_with_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with cluster(tmp_path) as nodes, Listening(hang) as hanging:
+        a, b = await nodes.add("a"), await nodes.add("b", ("m",))
+        a.addresses[b.id] = (hanging,)
+        opened = Opened(a.pool, monkeypatch)
+        for heard in [Heard(a, text_request("m")) for _ in range(5 * pool.MAX_OPENING)]:
+            assert isinstance(await heard.error(), Unavailable)
+        assert opened.all == pool.MAX_OPENING
 
 
 async def test_a_connection_that_went_stale_costs_the_client_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from tests.catalogues import Catalogues
 from tests.gateway_bench import gateway, serving
 from tests.hop_nodes import HopNode, cluster, until
+from tests.limits import SOON_S
 
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.models.scripted import scripted_model
@@ -37,7 +38,7 @@ async def api(node: HopNode) -> AsyncIterator[httpx.AsyncClient]:
     )
     async with (
         serving(app, adapter="fast") as server,
-        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=10) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=SOON_S) as client,
     ):
         yield client
 

@@ -12,7 +12,14 @@ import pytest
 from tests.ollama_double import OllamaDouble
 
 from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
-from ollama_distributed.base.errors import Internal, LoadFailed, RunnerDied, Unavailable, Unsupported
+from ollama_distributed.base.errors import (
+    EngineError,
+    Internal,
+    LoadFailed,
+    RunnerDied,
+    Unavailable,
+    Unsupported,
+)
 from ollama_distributed.base.inference import Message, Tool
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, LoadPlan
 from ollama_distributed.testing.recording import Recording
@@ -134,6 +141,37 @@ async def test_a_model_that_is_served_no_more() -> None:
         listed[:] = ["b"]
         with pytest.raises(LoadFailed, match="any more"):
             await engine.load(model, PLAN)
+
+
+@pytest.mark.parametrize(
+    "tags", [{"models": [1]}, {"models": {"a": 1}}, {"models": [{"size": 1}]}, {"models": 7}, [], "models"]
+)
+async def test_what_is_no_list_of_models_is_an_error_of_the_engine(tags: Any) -> None:
+    async with server(lambda path, _: tags if path == "/api/tags" else {}) as url:
+        with pytest.raises(EngineError):
+            await OllamaEngine({"name": "x", "url": url}).models()
+
+
+async def test_an_ollama_without_models_has_none() -> None:
+    async with server(lambda *_: {"models": None}) as url:  # as some versions say it
+        assert await OllamaEngine({"name": "x", "url": url}).models() == []
+
+
+async def test_a_model_that_ollama_cannot_show_hides_no_other() -> None:
+    tags = {"models": [{"name": name, "digest": name, "size": 1} for name in ("broken", "good")]}
+    asked: list[str] = []
+
+    def answers(path: str, body: Any) -> Any:
+        if path == "/api/tags":
+            return tags
+        asked.append(body["model"])
+        return {"capabilities": ["completion"]} if body["model"] == "good" else []
+
+    async with server(answers) as url:
+        engine = OllamaEngine({"name": "x", "url": url})
+        for _ in range(2):
+            assert [model.display for model in await engine.models()] == ["good:latest"]
+    assert asked.count("good") == 1, "what it said once it says until the digest is another"
 
 
 async def test_ollama_that_dies_ends_its_runners() -> None:

@@ -164,7 +164,7 @@ async def test_a_gateway_that_stops_hands_its_answers_over() -> None:
         calm = made.ask("a", text="another", request_id=RequestId("r2"))
         has, other = await pieces(heard, 10), await pieces(calm, 3)
         waiting = [made.ask("a", text=str(i), request_id=RequestId(f"w{i}")) for i in range(9)]
-        await made.answers["a"].leave()
+        await made.answers["a"].leave(2.0)
         for one in (*waiting, made.ask("a", request_id=RequestId("late"))):
             assert isinstance(await refused(one), Unavailable)
         for one in (heard, calm):
@@ -180,6 +180,21 @@ async def test_a_gateway_that_stops_hands_its_answers_over() -> None:
         rest = again(made, "b", other, text="another", request_id=RequestId("r2"))
         assert isinstance(await rest.end(), Finished)
         assert other + rest.text == ANSWER
+
+
+async def test_who_listens_is_told_though_no_node_takes_what_was_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with replicas(2) as made:
+        heard = made.ask("a")
+        await pieces(heard, 10)
+        monkeypatch.setattr(made, "hand_over", lambda *_: asyncio.Event().wait())
+        began = asyncio.get_running_loop().time()
+        await made.answers["a"].leave(0.7)
+        assert asyncio.get_running_loop().time() - began == pytest.approx(0.7)
+        end = await heard.end()
+        assert isinstance(end, Failed)
+        assert isinstance(end.error, Unavailable)
 
 
 async def test_only_the_same_request_of_the_same_caller_finds_it() -> None:

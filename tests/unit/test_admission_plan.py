@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ollama_distributed.admission.bounds import Bounds, Places
-from ollama_distributed.admission.plan import AGE_S, NEWCOMER_TOKENS, QUANTUM_TOKENS, Turns
+from ollama_distributed.admission.lanes import NEWCOMER_TOKENS, QUANTUM_TOKENS
+from ollama_distributed.admission.plan import AGE_S, Turns
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.priority import PRIORITIES, Priority
 from ollama_distributed.base.queue import Ask
@@ -204,7 +206,7 @@ def test_who_asks_now_and_then_goes_before_a_flood() -> None:
         turns.join(Request(number, "flood", cost=40.0), 0.0)
     served(turns, 50)
     turns.join(Request(1000, "seldom", cost=300.0), 0.0)
-    assert turns.first(0.0).number == 1000  # type: ignore[union-attr]
+    assert turns.first(0.0).number == 1000  # type: ignore[union-attr]  # somebody waits
 
 
 def test_a_backlog_of_batches_however_old_costs_one_turn() -> None:
@@ -227,10 +229,103 @@ def test_what_is_ahead_follows_class_and_turns() -> None:
         turns.join(request, 0.0)
     turns.join(Request(20, "flood", "interactive"), 0.0)
     turns.join(Request(21, "flood", "batch"), 0.0)
-    assert [turns.ahead(one).requests for one in mine] == [1, 3]
-    assert [one.number for one in served(turns, 4)] == [20, 10, 0, 11], "and so it comes"
+    assert [turns.ahead(one).requests for one in mine] == [1, 2]
+    assert [one.number for one in served(turns, 4)] == [20, 10, 11, 0], "and so it comes"
     assert turns.ahead_of_new("interactive").requests == 0
     assert turns.ahead_of_new("normal").requests == 9
+
+
+# ── who comes now and then ──────────────────────────────────────────────────────────
+
+
+def test_of_many_keys_with_a_request_each_the_first_that_came_is_first() -> None:
+    turns: Turns[Request] = Turns()
+    for number in range(20):
+        turns.join(Request(number, f"k{number}"), 0.0)
+    assert [one.number for one in served(turns, 20)] == list(range(20))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 8), st.floats(1.0, 400.0)), min_size=2, max_size=6), st.integers(1, 4)
+)
+def test_nobody_starves_however_many_ask_again_at_once(of: list[tuple[int, float]], slots: int) -> None:
+    """Keys with so many clients each, all of whom ask again when they have their answer. A key that has
+    always somebody waiting gets as many tokens as any other, but for what each may be ahead; and nobody
+    waits for more than that."""
+    turns: Turns[Request] = Turns()
+    number = itertools.count()
+    cost = {str(key): one for key, (_, one) in enumerate(of)}
+    running: deque[Request] = deque()
+    for key, (clients, _) in enumerate(of):
+        for _ in range(clients):
+            turns.join(Request(next(number), str(key), cost=cost[str(key)]), 0.0)
+    used: Counter[str] = Counter()
+    always = set(cost)
+    ahead = NEWCOMER_TOKENS + QUANTUM_TOKENS + max(cost.values())
+    for _ in range(400):
+        if len(running) == slots or not len(turns):
+            done = running.popleft()
+            turns.join(Request(next(number), done.ask.key, cost=done.cost), 0.0)
+        request = turns.first(0.0)
+        assert request is not None
+        turns.grant(request, 0.0)
+        running.append(request)
+        used[request.ask.key] += request.cost  # type: ignore[assignment]  # floats are counted
+        always &= turns.keys
+        if always:
+            most, least = max(used.values()), min(used[key] for key in always)
+            assert most - least <= 2 * ahead
+
+
+def test_a_key_that_always_has_one_request_waiting_is_not_always_next() -> None:
+    """Else it would have every slot, and one that asked for more at once none."""
+    turns: Turns[Request] = Turns()
+    for number in range(200):
+        turns.join(Request(number, "many"), 0.0)
+    had: Counter[str] = Counter()
+    for number in range(1000, 1100):
+        if "one" not in turns.keys:
+            turns.join(Request(number, "one"), 0.0)
+        (request,) = served(turns, 1)
+        had[request.ask.key] += 1
+    assert had["many"] >= 45, had
+
+
+def test_a_long_request_of_who_asks_seldom_is_not_held_back_by_short_ones() -> None:
+    turns: Turns[Request] = Turns()
+    for number in range(200):
+        turns.join(Request(number, "flood", cost=40.0), 0.0)
+    served(turns, 50)
+    turns.join(Request(1000, "seldom", cost=8000.0), 0.0)
+    turns.join(Request(1001, "seldom", cost=8000.0), 0.0)
+    assert turns.first(0.0).number == 1000  # type: ignore[union-attr]  # somebody waits
+    assert [one.ask.key for one in served(turns, 150)] == ["seldom"] + ["flood"] * 149, "and is paid for"
+
+
+def test_a_few_short_ones_of_who_asks_seldom_go_together() -> None:
+    turns: Turns[Request] = Turns()
+    for number in range(200):
+        turns.join(Request(number, "flood"), 0.0)
+    served(turns, 50)
+    few = [Request(1000 + number, "seldom", cost=40.0) for number in range(5)]
+    for request in few:
+        turns.join(request, 0.0)
+    assert [turns.ahead(request).requests for request in few] == [0, 1, 2, 3, 4]
+    assert served(turns, 5) == few
+
+
+def test_what_a_key_used_is_forgotten_when_the_others_had_as_much() -> None:
+    turns: Turns[Request] = Turns()
+    for number in range(200):
+        turns.join(Request(number, "flood"), 0.0)
+    turns.join(Request(1000, "seldom", cost=5000.0), 0.0)
+    served(turns, 2)
+    turns.join(Request(1001, "seldom"), 0.0)
+    came = [one.number for one in served(turns, 60)]
+    assert 40 <= came.index(1001) <= 55, "5,000 tokens are some fifty of the flood's"
+    served(turns, 30)
+    turns.join(Request(1002, "seldom"), 0.0)
+    assert turns.first(0.0).number == 1002  # type: ignore[union-attr]  # somebody waits
 
 
 # ── places ──────────────────────────────────────────────────────────────────────────

@@ -139,7 +139,7 @@ def test_the_key_that_holds_most_gives_way_to_one_that_holds_less() -> None:
     node.come("other")
     with pytest.raises(QueueFull):
         node.come("other")  # two of each now
-    node.run(1.0)
+    node.run(3.0)
     assert node.begun[-1] is other
 
 

@@ -259,7 +259,8 @@ def test_events_come_in_order_with_their_indexes() -> None:
     events = named_events(parse(stream=True), *TURN)
     assert [(name, body.get("index")) for name, body in events] == [
         ("message_start", None), ("ping", None),
-        ("content_block_start", 0), ("content_block_delta", 0), ("content_block_stop", 0),
+        ("content_block_start", 0), ("content_block_delta", 0), ("content_block_delta", 0),
+        ("content_block_stop", 0),
         ("content_block_start", 1), ("content_block_delta", 1), ("content_block_delta", 1),
         ("content_block_stop", 1),
         ("content_block_start", 2), ("content_block_delta", 2), ("content_block_delta", 2),
@@ -268,6 +269,7 @@ def test_events_come_in_order_with_their_indexes() -> None:
         ("message_delta", None), ("message_stop", None),
     ]  # fmt: skip
     assert events[0][1]["message"]["usage"]["input_tokens"] == 7
+    assert events[4][1]["delta"] == {"type": "signature_delta", "signature": ""}  # ends a thinking
     assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2][1]["usage"] == {
         "input_tokens": 7,
@@ -387,3 +389,10 @@ def test_error_bodies(error: OllamaDistributedError, status: int, kind: str) -> 
 
 def test_routes() -> None:
     assert [route.path for route in ROUTES] == ["/v1/messages", "/v1/messages/count_tokens"]
+
+
+def test_tools_that_anthropic_runs_itself_are_left_out_beside_others() -> None:
+    mine = {"name": "clock", "input_schema": {"type": "object"}}
+    searching = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
+    asked = prompt(tools=[searching, mine, mine | {"name": "zone", "type": "custom"}])
+    assert [tool.name for tool in asked.tools] == ["clock", "zone"]

@@ -106,6 +106,7 @@ def chunks(stream: bytes) -> list[ChatCompletionChunk]:
         ({"max_tokens": -1}, "num_predict", -1),
         ({"options": {"num_predict": 4}}, "num_predict", 4),
         ({"seed": 2**40 + 5}, "seed", 5),
+        ({"seed": -(2**63)}, "seed", -(2**63)),
         ({"stop": "x"}, "stop", ("x",)),
         ({"stop": ["x", "", "y"]}, "stop", ("x", "y")),
         ({"options": {"stop": ["z"]}}, "stop", ("z",)),
@@ -351,7 +352,9 @@ def test_a_stream_in_order() -> None:
     assert call.stream
     assert call.encoder.content_type.startswith("text/event-stream")
     events: list[Event] = [Opened(), Delta(text="a"), Delta(text="b"), Finished(reason="stop", usage=USAGE)]
-    rows = chunks(b"".join(call.encoder.feed(0, event) for event in events))
+    sent = b"".join(call.encoder.feed(0, event) for event in events)
+    assert sent.count(b'"usage":null') == 4, "all chunks but the last"
+    rows = chunks(sent)
     assert [row.choices[0].delta.to_dict() if row.choices else None for row in rows] == [
         {"role": "assistant", "content": ""},
         {"content": "a"},

@@ -31,7 +31,7 @@ from ollama_distributed.base.inference import (
 )
 from ollama_distributed.gateway.dialects import openai as dialect
 from ollama_distributed.gateway.dialects import responses
-from ollama_distributed.gateway.dialects.contract import Embed, Generate, RequestContext
+from ollama_distributed.gateway.dialects.contract import CountTokens, Embed, Generate, RequestContext
 
 ROUTES = {route.path: route for route in (*dialect.ROUTES, *responses.ROUTES)}
 USAGE = Usage(prompt_tokens=7, completion_tokens=5)
@@ -72,6 +72,8 @@ class Wire:
         if isinstance(call, Embed):
             vectors = tuple((0.5, -0.25) for _ in call.request.inputs)
             return httpx2.Response(200, content=call.encode(EmbedResult(vectors=vectors)))
+        if isinstance(call, CountTokens):
+            return httpx2.Response(200, content=call.encode(42))
         assert isinstance(call, Generate)
         self.asked = call.requests[0]
         body = b"".join(
@@ -216,6 +218,11 @@ def test_responses(client: OpenAI, wire: Wire) -> None:
         ("assistant", "hm", "Hello"),
         ("user", "", "more"),
     ]
+
+
+def test_input_tokens(client: OpenAI) -> None:
+    counted = client.responses.input_tokens.count(model="m", input="hi", instructions="s")
+    assert (counted.object, counted.input_tokens) == ("response.input_tokens", 42)
 
 
 def test_responses_stream_helper(client: OpenAI, wire: Wire) -> None:

@@ -128,7 +128,7 @@ def test_a_whole_completion_with_logprobs_and_usage_per_prompt() -> None:
     assert logprobs is not None
     assert logprobs.tokens == ["xy", "xy"]
     assert logprobs.text_offset == [0, 2]
-    assert logprobs.top_logprobs == [{"q": -2.0}, {"q": -2.0}]
+    assert logprobs.top_logprobs == [{"q": -2.0, "xy": -1.0}] * 2, "what was drawn is always among them"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (14, 20)
 
@@ -153,7 +153,9 @@ def test_stream_and_whole_agree(deltas: list[Delta], reason: Any, echo: bool) ->
     body = parse(echo=echo).encoder
     whole = Completion.model_validate_json(b"".join(body.feed(0, event) for event in events), strict=True)
     stream = parse(echo=echo, stream=True, stream_options={"include_usage": True}).encoder
-    *chunks, last = rows(b"".join(stream.feed(0, event) for event in events))
+    sent = b"".join(stream.feed(0, event) for event in events)
+    assert sent.count(b'"usage":null') == sent.count(b"data: {") - 1, "all chunks but the last"
+    *chunks, last = rows(sent)
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
     assert whole.choices[0].text == ("Once" if echo else "") + "".join(delta.text for delta in deltas)
     assert chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason

@@ -310,8 +310,82 @@ def test_stream_and_whole_agree(rows: list[Delta], reason: Any) -> None:
 
 def test_tools_that_openai_runs_itself_are_left_out_beside_functions() -> None:
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
-    hosted = [{"type": "web_search"}, {"type": "local_shell"}, {"type": "custom", "name": "patch"}]
+    hosted = [{"type": "web_search"}, {"type": "local_shell"}]
     request = parse(tools=[*hosted, function]).requests[0]
     assert [tool.name for tool in request.prompt.tools] == ["f"]
     with pytest.raises(Unsupported, match="web_search"):
         parse(tools=hosted)
+
+
+# ── custom tools ────────────────────────────────────────────────────────────────────
+
+PATCH = {
+    "type": "custom",
+    "name": "apply_patch",
+    "description": "Edits files.",
+    "format": {"type": "grammar", "syntax": "lark", "definition": "start: TEXT"},
+}
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    called = {"type": "custom_tool_call", "call_id": "c1", "name": "apply_patch", "input": 'a "b"'}
+    result = {"type": "custom_tool_call_output", "call_id": "c1", "output": "done"}
+    asked = prompt(
+        input=[{"role": "user", "content": "go"}, called, result],
+        tools=[PATCH, CLOCK],
+        tool_choice={"type": "custom", "name": "apply_patch"},
+    )
+    patch, clock = asked.tools
+    assert patch.parameters["required"] == ["input"]
+    assert "start: TEXT" in patch.description
+    assert clock.name == "clock"
+    assert asked.tool_choice == NamedTool("apply_patch")
+    assert json.loads(asked.messages[1].tool_calls[0].arguments) == {"input": 'a "b"'}
+    assert asked.messages[2] == Message(
+        role="tool", content="done", tool_name="apply_patch", tool_call_id="c1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ('{"input": "*** Begin"}', "*** Begin"),
+        ("*** Begin", "*** Begin"),
+        ('{"patch": 1}', '{"patch": 1}'),
+        ("", ""),
+    ],
+)
+def test_a_call_of_a_custom_tool_is_told_as_its_text(arguments: str, text: str) -> None:
+    rows = [
+        Delta(tool_calls=(ToolCall(id="c1", name="apply_patch", arguments=arguments[:6]),)),
+        Delta(tool_calls=(ToolCall(id="", name="", arguments=arguments[6:]),)),
+        Delta(tool_calls=(ToolCall(id="c2", name="clock", arguments="{}", index=1),)),
+    ]
+    events: list[Event] = [Opened(), *rows, Finished(reason="tool_calls", usage=USAGE)]
+    body = whole(parse(tools=[PATCH, CLOCK]), *events)
+    custom, plain = body.output
+    assert custom.type == "custom_tool_call"
+    assert (custom.call_id, custom.name, custom.input) == ("c1", "apply_patch", text)
+    assert plain.type == "function_call"
+    assert body.tools[0].to_dict() == PATCH
+    found = stream_events(parse(stream=True, tools=[PATCH, CLOCK]), *events)
+    assert found[-1].response.output == body.output
+    told = [event.delta for event in found if event.type == "response.custom_tool_call_input.delta"]
+    assert told == [text]
+    assert [event.input for event in found if event.type == "response.custom_tool_call_input.done"] == [text]
+
+
+def test_tools_that_come_as_input_are_offered_too() -> None:
+    """As Codex sends them for its newest models: a namespace with functions and custom tools."""
+    grouped = {"type": "namespace", "name": "functions", "description": "d", "tools": [PATCH, CLOCK]}
+    items = [
+        {"type": "additional_tools", "role": "developer", "tools": [grouped]},
+        {"role": "user", "content": "go"},
+    ]
+    asked = prompt(input=items)
+    assert [tool.name for tool in asked.tools] == ["apply_patch", "clock"]
+    assert asked.messages == (Message(role="user", content="go"),)
+    call = Delta(tool_calls=(ToolCall(id="c1", name="apply_patch", arguments='{"input": "x"}'),))
+    body = whole(parse(input=items), call, Finished(reason="tool_calls", usage=USAGE))
+    assert body.output[0].type == "custom_tool_call"
+    assert (body.output[0].input, body.output[0].to_dict()["namespace"]) == ("x", "functions")

@@ -27,6 +27,7 @@ from ollama_distributed.client.errors import BY_CODE, ClientError
 from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.errors import OLLAMA_STATUS, STATUS
 from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.gateway.overload import MemoryFigures
 from ollama_distributed.node.settings import read_settings
 from ollama_distributed.testing.echo import EchoEngine
 from ollama_distributed.testing.fake_cluster import FakeCluster
@@ -145,6 +146,7 @@ def test_the_metrics_of_the_api_page_are_those_that_there_are() -> None:
         TransferFigures(),
         QueueFigures(waited=nothing, eta_error=nothing),
         UsageFigures(),
+        MemoryFigures(),
     )
     names = set(re.findall(r"^# TYPE (\S+)", rendered, re.MULTILINE))
     assert set(re.findall(r"`(ollama_distributed_\w+)`", API)) == names
@@ -228,3 +230,11 @@ def test_make_targets_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     said = re.findall(r"(?:`|^)make ([a-z][a-z0-9-]*)(?=[`\s])", PAGES[name], re.MULTILINE)
     assert set(said) <= targets
+
+
+def test_every_decision_is_in_the_list_of_them() -> None:
+    folder = ROOT / "docs/adr"
+    listed = (folder / "README.md").read_text()
+    for page in sorted(folder.glob("0*.md")):
+        number, _, title = page.read_text().splitlines()[0].removeprefix("# ").partition(". ")
+        assert f"| {number} | [{title}]({page.name}) |" in listed

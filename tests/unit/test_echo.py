@@ -32,14 +32,14 @@ async def test_load_takes_its_time() -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     await loaded(load_s=0.05)
-    assert 0.05 <= loop.time() - began < 2
+    assert loop.time() - began >= 0.05
 
 
 async def test_speed() -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     assert len((await ask(await loaded(tokens_per_s=200))).ids) == 30
-    assert 0.15 <= loop.time() - began < 2
+    assert loop.time() - began >= 0.15
 
 
 async def test_it_dies_after_so_many_tokens() -> None:

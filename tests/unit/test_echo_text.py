@@ -106,6 +106,8 @@ def calls(request: ChatRequest) -> list[tuple[str, str]]:
 def test_tool_calls() -> None:
     two = ChatRequest(messages=(user('call weather {"city": "Bonn"}\ncall clock'),), tools=(WEATHER, CLOCK))
     assert calls(two) == [("weather", '{"city": "Bonn"}'), ("clock", "{}")]
+    reminded = (*two.messages, Message(role="system", content="it is late"))
+    assert calls(ChatRequest(messages=reminded, tools=two.tools)) == calls(two)
     one = ChatRequest(messages=two.messages, tools=two.tools, parallel_tool_calls=False)
     assert calls(one) == [("weather", '{"city": "Bonn"}')]
     none = ChatRequest(messages=two.messages, tools=two.tools, tool_choice="none")

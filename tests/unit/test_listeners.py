@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from ollama_distributed.base.errors import Conflict, Invalid
-from ollama_distributed.node.listeners import Address, bind, bind_all, bound, parse_address
+from ollama_distributed.node.listeners import (
+    MOST_FILES,
+    Address,
+    allow_files,
+    bind,
+    bind_all,
+    bound,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,3 +82,23 @@ def test_a_default_port_that_is_taken_moves_or_is_left_out(taken: Address) -> No
         assert len(left_out) == 1
     finally:
         close(moved + left_out)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed"),
+    [
+        (1024, 20_000, 20_000),
+        (1024, 1_048_576, MOST_FILES),
+        (1024, resource.RLIM_INFINITY, MOST_FILES),
+        (100_000, 200_000, 100_000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_a_node_opens_as_many_files_as_it_may(
+    soft: int, hard: int, allowed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    assert allow_files() == allowed
+    assert limits[-1] == (allowed, hard)

@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from ollama_distributed.adapters.engines.llamacpp import schema
 from ollama_distributed.adapters.engines.llamacpp.guidance import bounded, closed, guided
 from ollama_distributed.adapters.engines.llamacpp.patterns import check_pattern
-from ollama_distributed.adapters.engines.llamacpp.schema import MOST_BYTES, MOST_OF_PATTERNS, check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import (
+    MOST_BYTES,
+    MOST_OF_PATTERNS,
+    check_schema,
+    is_light,
+)
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
 from ollama_distributed.base.errors import EngineError, Invalid
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed
@@ -237,3 +242,22 @@ def test_json_passes(texts: tuple[str, ...]) -> None:
 
 def test_json_that_was_cut_off_passes() -> None:
     assert isinstance(end_of('{"a"', stop_type="limit"), Done)
+
+
+# ── how long it takes ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("schema", "light"),
+    [
+        ({"type": "object", "properties": {"a": {"type": "string", "description": "x" * 10_000}}}, True),
+        ({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(40)}}, True),
+        ({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(100)}}, False),
+        ({"enum": list(range(101))}, False),
+        ({"items": {"pattern": "^a$"}}, False),
+        ({"patternProperties": {"^a": True}}, False),
+    ],
+    ids=["long text", "small", "many members", "many values", "pattern", "pattern of names"],
+)
+def test_the_loop_waits_for_light_schemas_only(schema: dict[str, Any], light: bool) -> None:
+    assert is_light(schema) is light

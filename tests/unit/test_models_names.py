@@ -57,7 +57,6 @@ def test_whatever_parses_is_four_safe_path_parts(text: str) -> None:
     assert all(
         part and part[0] not in ".-/" and "/" not in part and "\x00" not in part for part in name.parts
     )
-    assert name.filepath() == "/".join(name.parts)
     assert ModelName.parse(str(name)).key == name.key
     assert ModelName.parse(name.display).key == name.key
 

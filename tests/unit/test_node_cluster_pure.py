@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import NodeStatus, NodeUsage
 from ollama_distributed.base.errors import Conflict, Invalid
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.cluster.identity.tokens import TokenRecord, TokenUse
-from ollama_distributed.node.cluster import addresses, rows
+from ollama_distributed.cluster.membership.utilization import Utilization
+from ollama_distributed.node.cluster import addresses, alerts, rows
 from ollama_distributed.node.cluster.addresses import ListenOn, parse_listen
 from ollama_distributed.node.cluster.front import beyond_this_machine
 from ollama_distributed.node.cluster.seat import SeatFile
@@ -169,7 +172,7 @@ def test_a_status_says_why_it_is_not_ok_and_what_to_do() -> None:
         me=NodeId("a"),
         lease=lease,
         writable=True,
-        trouble=(),
+        alerts=alerts.of_state(state, lease),
         is_open=True,
         listen=("127.0.0.1:7443",),
     )
@@ -178,6 +181,41 @@ def test_a_status_says_why_it_is_not_ok_and_what_to_do() -> None:
     assert "voter name-b is offline" in reason
     assert "cluster voter replace name-b" in reason
     assert status.nodes == {"offline": 1, "online": 1}
+
+
+@pytest.mark.parametrize("now", [NOW, NOW + 86_400.0])
+def test_a_clock_within_the_days_of_the_certificate_is_no_trouble(now: float) -> None:
+    own = Peer(
+        cluster="c1",
+        node=NodeId("a"),
+        role="server",
+        key_sha256="k",
+        issued_at=NOW + 300.0,
+        expires_at=NOW + 86_400.0,
+    )
+    assert alerts.of_clock(own, now) == []
+    for wrong in (NOW - 1, NOW + 86_401):
+        (told,) = alerts.of_clock(own, wrong)
+        assert "1970-01-01 00:16 UTC to 1970-01-02 00:16 UTC" in told.message
+
+
+def test_what_to_do_names_one_node_where_two_have_its_name() -> None:
+    """A machine that was lost and joined anew."""
+    state = _state(("a", "server", "online", 0.0), ("b", "server", "offline", 5.0), voters=("a", "b"))
+    again = Advert(node=NodeId("c"), name="name-b", role="server", version="1", boot="b", started_at=0.0)
+    state = apply(state, keys.advert("c"), encode(again), 90)
+    status = rows.status_answer(
+        state,
+        cluster="c1",
+        me=NodeId("a"),
+        lease=None,
+        writable=True,
+        alerts=alerts.of_state(state, None),
+        is_open=True,
+        listen=(),
+    )
+    assert any("voter name-b is offline" in reason for reason in status.reasons)
+    assert any(reason.endswith("cluster voter replace b") for reason in status.reasons)
 
 
 def test_a_new_leader_is_not_shown_with_the_epoch_before() -> None:
@@ -197,7 +235,10 @@ def test_without_a_quorum_the_status_says_so_whatever_else() -> None:
         me=NodeId("a"),
         lease=None,
         writable=False,
-        trouble=("the servers have no majority",),
+        alerts=[
+            Alert(level="error", code="no_quorum", message="the servers have no majority"),
+            *alerts.of_state(ClusterState(), None),
+        ],
         is_open=False,
         listen=(),
     )
@@ -215,10 +256,14 @@ def test_a_row_has_what_the_node_said_and_what_the_operator_wants() -> None:
         state,
         me=NodeId("a"),
         leader=None,
-        usage=NodeUsage(cpu=0.5, age_s=0.1),
+        usage=Utilization(cpu=0.12345, memory=1.0, gpu=0.5, requests=2, overload="closing", age_s=0.1),
     )
     assert (row.status, row.since, row.voter, row.this, row.leader) == ("draining", 9.0, True, True, False)
-    assert (row.name, row.role, row.labels, row.usage.cpu) == ("name-a", "server", {"zone": "x"}, 0.5)
+    assert (row.name, row.role, row.labels) == ("name-a", "server", {"zone": "x"})
+    assert row.usage == NodeUsage(
+        cpu=12.3, memory=100.0, gpu=50.0, requests=2, overload="closing", age_s=0.1
+    )  # in percent
+    assert row.reason == "an operator drains it"  # not what its member record said before
 
 
 @pytest.mark.parametrize(

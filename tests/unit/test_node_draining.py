@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 import pytest
 
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.models.held import held_model
 from ollama_distributed.node.cluster.rows import node_row
 from ollama_distributed.node.draining import Draining
@@ -54,7 +54,7 @@ class Cluster:
             self.state = apply(self.state, write.key, write.value, self.state.revision + 1)
 
     def row(self, node: NodeId) -> tuple[str, str, float]:
-        row = node_row(self.state.nodes[node], self.state, me=node, leader=None, usage=NodeUsage())
+        row = node_row(self.state.nodes[node], self.state, me=node, leader=None, usage=Utilization())
         return row.status, row.reason, row.since
 
 
@@ -84,7 +84,7 @@ def test_what_is_said_by_hand_stands_above_it() -> None:
     cluster.advert(A)
     cluster.change(SetDrain(node=A, drain=True))
     cluster.advert(A, rest)
-    assert cluster.row(A) == ("draining", "", 9.0)
+    assert cluster.row(A) == ("draining", "an operator drains it", 9.0)
     cluster.advert(A)
     assert cluster.row(A)[0] == "draining", "its policy does not undo it"
 

@@ -40,7 +40,7 @@ class World:
         self.loads: list[str] = []
         self.asks: list[CopyAsk] = []
         self.downloads: list[str] = []
-        self.fails: dict[str, list[OllamaDistributedError]] = {}
+        self.fails: dict[str, list[Exception]] = {}
         """By what is tried (`load x`, `copy x`, `pull x`): errors, one after the other."""
 
     def fail(self, what: str) -> None:
@@ -144,6 +144,16 @@ async def test_what_may_work_later_is_tried_again_and_holds_nothing_up() -> None
     assert preload.rows()["evil"].error == "may not be asked"
     assert world.downloads.count("evil") == 1
     assert world.downloads.count("never") == 3
+
+
+async def test_a_defect_with_one_model_holds_up_no_other() -> None:
+    world = World()
+    world.here |= {"odd", "mine"}
+    world.fails = {"load odd": [KeyError("a defect")]}
+    preload = world.preload("odd", "mine")
+    await preload.run()
+    assert states(preload) == {"odd": "failed", "mine": "loaded"}
+    assert "the node's log" in preload.rows()["odd"].error
 
 
 async def test_probes_show_how_far_it_is() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import msgspec
 import pytest
@@ -17,8 +17,9 @@ from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import InferenceRequest, TextPrompt
 from ollama_distributed.cluster.load import Load, ModelLoad
 from ollama_distributed.routing import directory as directories
-from ollama_distributed.routing.directory import MOST_HOLDERS, MOST_WARM, Directory
+from ollama_distributed.routing.directory import Directory
 from ollama_distributed.routing.plan import Standing
+from ollama_distributed.routing.rosters import MOST_HOLDERS, MOST_WARM
 from ollama_distributed.routing.service import Router
 from ollama_distributed.routing.successors import MOST_ASKED
 from ollama_distributed.state import keys
@@ -36,6 +37,8 @@ from ollama_distributed.state.records import (
 )
 
 NAME = "registry.ollama.ai/library/m:latest"
+Change: TypeAlias = str | int | list[str]
+ZONE = {"zone": "a"}
 
 
 def held(name: str = NAME) -> HeldModel:
@@ -49,6 +52,8 @@ class View:
         self.seen = ClusterState()
         self.looks = 0
         self.listened: list[NodeId] = []
+        self.busy: dict[NodeId, int] = {}
+        """Slots of the model that nodes last said to be busy."""
 
     def state(self) -> ClusterState:
         self.looks += 1
@@ -58,23 +63,17 @@ class View:
         self.listened += nodes
 
     def report(self, node: NodeId) -> Load | None:
-        return None
+        busy = self.busy.get(node)
+        if busy is None:
+            return None
+        return Load(boot="b", models=(ModelLoad(name=NAME, slots=4, busy=busy, life=1),), age_s=0.5)
 
     def write(self, key: str, record: msgspec.Struct) -> None:
         self.seen = apply(self.seen, key, encode(record), self.seen.revision + 1)
 
     def node(self, name: str, status: Any = "online", *models: HeldModel, hop: str = "h:1") -> None:
         node = NodeId(name)
-        advert = Advert(
-            node=node,
-            name=name,
-            role="node",
-            version="1",
-            boot="b",
-            started_at=0.0,
-            hop=(hop,) if hop else (),
-        )
-        self.write(keys.advert(node), advert)
+        self.advertise(name, hop)
         self.write(keys.holdings(node), Holdings(node=node, models=models or (held(),)))
         self.write(keys.member(node), Member(node=node, status=status, since=0.0))
 
@@ -82,19 +81,34 @@ class View:
         places = (LoadedPlace(model=NAME),) if loaded else ()
         self.write(keys.placed(name), Placed(node=NodeId(name), loaded=places))
 
-    def change(self, name: str, change: str | list[str], at: float) -> None:
-        """A status, what it does, or the versions of the model that it holds."""
+    def advertise(self, name: str, hop: str) -> None:
+        node, hops = NodeId(name), (hop,) if hop else ()
+        self.write(
+            keys.advert(node),
+            Advert(node=node, name=name, role="node", version="1", boot="b", started_at=0.0, hop=hops),
+        )
+
+    def change(self, name: str, change: Change, at: float) -> None:
+        """A status, what it does, how many of its slots are busy, or the versions of the model that it
+        holds; "far": in an engine of its own."""
         node = NodeId(name)
-        if not isinstance(change, str):
+        if isinstance(change, int):
+            self.busy[node] = change
+        elif not isinstance(change, str):
             models = tuple(
-                HeldModel(name=NAME, display="m", digest=digest, size_bytes=1, modified_at=at)
-                for digest in change
+                HeldModel(
+                    name=NAME, display="m", digest=one, size_bytes=1, modified_at=at, remote=one == "far"
+                )
+                for one in change
             )
             self.write(keys.holdings(name), Holdings(node=node, models=models))
         elif change in ("load", "unload"):
             self.load(name, loaded=change == "load")
-        elif change in ("drain", "free"):
-            self.write(keys.intent(name), Intent(node=node, drain=change == "drain"))
+        elif change in ("drain", "free", "zone"):
+            labels = {"zone": "a"} if change == "zone" else {}
+            self.write(keys.intent(name), Intent(node=node, drain=change == "drain", labels=labels))
+        elif change in ("h:1", ""):
+            self.advertise(name, change)
         elif change == "gone":
             self.seen = apply(self.seen, keys.member(name), None, self.seen.revision + 1)
         else:
@@ -274,43 +288,126 @@ def test_a_model_is_unloaded_where_the_state_says_it_is_though_no_report_has_com
 
 CHANGES = st.lists(
     st.tuples(
-        st.sampled_from(["me", "n1", "n2", "n3"]),
+        st.sampled_from(["me", *(f"n{number}" for number in range(1, 12))]),
         st.one_of(
-            st.sampled_from(["online", "suspect", "offline", "gone", "load", "unload", "drain", "free"]),
-            st.lists(st.sampled_from(["d", "e"]), max_size=1),
+            st.sampled_from(["online", "online", "suspect", "offline", "gone", "load", "unload"]),
+            st.sampled_from(["drain", "free", "zone", "h:1", ""]),
+            st.integers(0, 5),
+            st.lists(st.sampled_from(["d", "d", "d", "e", "far"]), max_size=1),
         ),
-        st.booleans(),
+        st.sampled_from(["", "followed", "asked"]),
     ),
-    max_size=30,
+    max_size=60,
 )
 
 
-@given(CHANGES)
-@example([("n1", ["d"], False), ("n2", ["e"], True), ("n2", "offline", True)])
-@example([("n1", ["d"], True), ("me", ["d"], True), ("n2", ["e"], True), ("n2", [], True)])
-def test_what_is_kept_and_put_right_is_what_would_be_made_anew(
-    changes: list[tuple[str, str | list[str], bool]],
+class Dice:
+    """Thrown alike for two that are compared."""
+
+    def __init__(self) -> None:
+        self.chance = random.Random(0)
+
+    def __call__(self, sides: int) -> int:
+        return self.chance.randrange(sides)
+
+
+def plain(state: ClusterState, me: NodeId) -> list[tuple[Any, ...]]:
+    """What is to be known of the others that hold the model, straight from the records."""
+    found = []
+    for node in state.holders(NAME):
+        known = state.nodes[node]
+        loaded = known.placed is not None and any(one.model == NAME for one in known.placed.loaded)
+        tier = 2 if known.status != "online" else int(not loaded)
+        reachable = known.advert is not None and known.advert.hop != ()
+        if node != me:
+            found.append((tier, node, known.status, reachable, known.labels))
+    return sorted(found, key=lambda one: one[:2])
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["nobody holds it at first", "all hold it"])
+@given(changes=CHANGES)
+@example(changes=[("n1", ["d"], ""), ("n2", ["e"], "asked"), ("n2", "offline", "asked")])
+@example(
+    changes=[("n1", ["d"], "asked"), ("me", ["d"], "asked"), ("n2", ["e"], "asked"), ("n2", [], "asked")]
+)
+def test_what_is_kept_and_put_right_chooses_as_what_would_be_made_anew(
+    changes: list[tuple[str, Change, str]], everywhere: bool
 ) -> None:
-    """The third of a change: whether a request comes after it."""
-    view = View()
-    kept = directory(view)
-    for number, (name, change, asked) in enumerate(changes):
+    """The third of a change: what comes after it."""
+    view, local, nobody = View(), cast(Any, Local()), cast(Any, None)
+    if everywhere:
+        for number in range(1, 12):
+            view.node(f"n{number}")
+
+    def made() -> tuple[Router, Dice]:
+        dice = Dice()
+        return Router(local, Shelf(), nobody, view, dice), dice
+
+    kept, kept_dice = made()
+    for number, (name, change, then) in enumerate(changes):
         view.change(name, change, float(number))
-        if not asked:
+        if then == "followed":
+            kept.chooser.directory.follow()
+        if then != "asked":
             continue
-        fresh = directory(view)
-        for model in ("m", "other"):
-            assert kept.everyone(model) == fresh.everyone(model)
-            assert sorted(kept.others(model), key=_node) == sorted(fresh.others(model), key=_node)
-            assert [kept.superseded(model, digest) for digest in "de"] == [
-                fresh.superseded(model, digest) for digest in "de"
-            ]
-        if fresh.others("m"):
-            assert kept.digest("m") == fresh.digest("m")
+        fresh, fresh_dice = made()
+        one, other = kept.chooser.directory, fresh.chooser.directory
+        tier = {node: tier for tier, node, *_ in plain(view.seen, view.me)}
+        assert [
+            (tier[one.node], one.node, one.status, one.reachable, one.labels) for one in one.everyone("m")
+        ] == plain(view.seen, view.me)
+        assert one.warm("m") == {node for node in tier if tier[node] == 0} == other.warm("m")
+        counts = view.seen.current(NAME)
+        assert one.digest("m") == other.digest("m") == (counts.digest if counts is not None else "")
+        for digest in ("d", "e"):
+            assert one.superseded("m", digest) == other.superseded("m", digest)
+        for seed, wanted in enumerate(({}, {}, ZONE, ZONE)):
+            kept_dice.chance, fresh_dice.chance = random.Random(seed), random.Random(seed)
+            assert one.others("m", wanted) == other.others("m", wanted)
+            assert one.others("other", wanted) == other.others("other", wanted) == ()
+            assert kept.chooser.choose(text_request()).plan == fresh.chooser.choose(text_request()).plan
+            assert kept.chooser.plan("m", wanted) == fresh.chooser.plan("m", wanted)
 
 
-def _node(one: Standing) -> str:
-    return one.node
+def test_a_request_pays_nothing_for_changes_that_were_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = View()
+    for i in range(200):
+        view.node(f"n{i}")
+    found = directory(view)
+    found.others("m")
+
+    def standing(**_: Any) -> Standing:
+        raise AssertionError("by the request")
+
+    for i in range(200):
+        view.load(f"n{i}")
+        found.follow()
+    view.write(keys.member("n7"), Member(node=NodeId("n7"), status="offline", since=2.0))
+    found.follow()
+    monkeypatch.setattr(directories, "Standing", standing)
+    assert len(found.others("m")) == MOST_HOLDERS
+    assert len(found.warm("m")) == 199
+
+
+def test_what_nobody_asks_for_is_followed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directories, "_MOST_UNASKED", 10)
+    view, made = View(), list[Any]()
+
+    def standing(**fields: Any) -> Standing:
+        made.append(fields["node"])
+        return Standing(**fields)
+
+    monkeypatch.setattr(directories, "Standing", standing)
+    view.node("n1")
+    view.node("n2")
+    found = directory(view)
+    found.others("m")
+    for number in range(40):
+        view.load("n1", loaded=number % 2 == 0)
+        found.follow()
+    assert made == ["n1", "n2", *["n1"] * 10]
+    assert [one.node for one in found.others("m")] == ["n1", "n2"]
+    assert found.warm("m") == set()
 
 
 def test_a_node_without_an_address_is_left_out_with_the_reason() -> None:

@@ -71,6 +71,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "m", "prompt": "p"},
     "/v1/embeddings": {"model": "m", "input": "a"},
     "/v1/responses": {"model": "m", "input": SAID, "reasoning": {"effort": "low"}},
+    "/v1/responses/input_tokens": {"model": "m", "input": SAID},
     "/v1/messages": {"model": "m", "max_tokens": 5, "messages": SAID, "thinking": {"type": "disabled"}},
     "/v1/messages/count_tokens": {"model": "m", "messages": SAID},
     "/v1/rerank": {"model": "m", "query": "q", "documents": ["a", "b"]},

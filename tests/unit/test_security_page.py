@@ -14,6 +14,14 @@ NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)
 CLASSES = [f"S-{number:02}" for number in range(1, 18)]
 """Of the security table that the issues refer to."""
 
+OWN = [
+    *sorted((ROOT / "tests/unit/flaws").glob("*.py")),
+    *(ROOT / "tests/unit" / f"test_models_{name}.py" for name in ("gguf", "names", "manifest", "create")),
+    ROOT / "tests/integration/test_catalog.py",
+]
+"""Tests of which each does what one published flaw did, and has its name."""
+FLAW = re.compile(r"(?:CVE|GO|PYSEC)-\d+-\d+")
+
 FLOORS = {
     "starlette": ("0.49.1", "CVE-2025-62727, CVE-2025-54121, CVE-2024-47874"),
     "h11": ("0.16.0", "CVE-2025-43859"),
@@ -39,6 +47,15 @@ def test_every_class_has_a_row_with_tests() -> None:
     rows = {line[2:6]: line for line in PAGE.splitlines() if re.match(r"\| S-\d\d \|", line)}
     assert list(rows) == CLASSES
     assert all("::test_" in row for row in rows.values())
+
+
+def test_the_flaws_with_a_test_of_their_own_are_marked() -> None:
+    ids = re.compile(rf'(?:id=)?"({FLAW.pattern})[" ]|def test_(cve_\d+_\d+)_')
+    found = {
+        one or other.upper().replace("_", "-") for file in OWN for one, other in ids.findall(file.read_text())
+    }
+    assert len(found) > 80
+    assert set(re.findall(rf"({FLAW.pattern})†", PAGE)) == found
 
 
 def test_what_takes_longer_is_a_target() -> None:

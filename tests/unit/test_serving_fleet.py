@@ -332,6 +332,9 @@ async def test_a_load_that_fails_tells_all_and_three_failures_quarantine() -> No
         ):
             await fleet.acquire(echo_model("a"), SHAPE, None)
         assert (engine.loads, fleet.waiting, fleet.residents) == (3, 0, ())
+        (held,) = fleet.quarantined()
+        assert (held.model, held.reason) == ("a", "the echo engine is set to fail the load of a")
+        assert held.left_s > 0
 
 
 async def test_a_dead_runner_counts_once_and_the_next_request_loads_again() -> None:

@@ -28,13 +28,14 @@ from ollama_distributed.serving.embeddings import finished_vector, keep_ends
 from ollama_distributed.serving.options import (
     DEFAULTS,
     Rules,
-    merge_sampling,
     model_sampling,
+    overlay,
     serves,
     shape_of,
 )
 from ollama_distributed.serving.reasoning import Reasoning
 from ollama_distributed.serving.residents import load_key
+from ollama_distributed.serving.turns import with_one_system
 from ollama_distributed.testing.echo import echo_model
 
 USER = Message(role="user", content="hi")
@@ -219,7 +220,7 @@ samplings = st.builds(
 @given(samplings, samplings)
 def test_request_over_model_over_defaults(row: Sampling, asked: Sampling) -> None:
     parameters = {k: v for k, v in msgspec.structs.asdict(row).items() if v is not None}
-    merged = merge_sampling({**parameters, "num_ctx": 8192, "unknown": "x"}, asked)
+    merged = overlay(model_sampling({**parameters, "num_ctx": 8192, "unknown": "x"}), asked)
     for name in Sampling.__struct_fields__:
         wanted = getattr(asked, name)
         if wanted is None:
@@ -341,3 +342,40 @@ def test_an_answer_without_thoughts_is_seen_at_once() -> None:
     watch = Reasoning(("<think>", "</think>"), inside=False)
     assert watch.feed(" <t")[0] == "unclear"
     assert watch.feed("he")[0] == "answers"
+
+
+# ── strict templates ────────────────────────────────────────────────────────────────
+
+
+def test_a_strict_template_gets_one_system_message() -> None:
+    """As Codex begins (instructions and a developer's message), and as Claude Code goes on."""
+    picture = msgspec.structs.replace(USER, images=(b"x",))
+    late, answer = Message(role="system", content="it is late"), Message(role="assistant", content="hello")
+    asked = ChatPrompt(messages=(SYSTEM, late, picture, late, answer, late))
+    assert prompts.conversation(model(), asked) == asked.messages
+    assert prompts.conversation(model(template_refuses=True), asked) == (
+        Message(role="system", content="be brief\n\nit is late"),
+        msgspec.structs.replace(picture, content="hi\n\nit is late"),
+        answer,
+        Message(role="user", content="it is late"),
+    )
+    in_turn = ChatPrompt(messages=(SYSTEM, USER, answer, late, late, picture))
+    assert prompts.conversation(model(template_refuses=True), in_turn) == (
+        *(SYSTEM, USER, answer),
+        msgspec.structs.replace(picture, content="it is late\n\nit is late\n\nhi"),
+    ), "no two of the user's in a row"
+    plain = ChatPrompt(messages=(SYSTEM, USER, answer, USER))
+    assert prompts.conversation(model(template_refuses=True), plain) == plain.messages
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), st.text("ab", max_size=3)))
+)
+def test_no_word_of_a_conversation_is_lost_on_a_strict_template(rows: list[tuple[str, str]]) -> None:
+    messages = tuple(Message(role=role, content=text) for role, text in rows)  # type: ignore[arg-type]  # sampled
+    found = with_one_system(messages)
+    assert all(message.role != "system" for message in found[1:])
+    assert "".join(m.content for m in found).replace("\n\n", "") == "".join(t for _, t in rows).replace(
+        "\n\n", ""
+    )
+    assert with_one_system(found) == found

@@ -69,6 +69,16 @@ def test_lists_and_engines_come_from_one_variable(monkeypatch: pytest.MonkeyPatc
     assert settings.engines[0].kind == "echo"
 
 
+@pytest.mark.parametrize("name", ["engines", "registries", "oidc"])
+def test_a_variable_that_is_no_yaml_is_named_without_its_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"OLLAMA_DISTRIBUTED_{name.upper()}", "[{password: hunter2")
+    with pytest.raises(Invalid, match=rf"{name}: it is no YAML: .*column") as refused:
+        read_settings()
+    assert "hunter2" not in refused.value.message
+
+
 @pytest.mark.parametrize(
     ("text", "address"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from ollama_distributed.base.errors import EngineError, Internal, Unavailable
+from ollama_distributed.base.errors import DeadlineExceeded, EngineError, Internal, Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import RequestId
 from ollama_distributed.base.inference import (
@@ -330,3 +330,63 @@ def test_the_journal_holds_what_another_source_needs() -> None:
     say(source, Prepared(model_digest="d", resumable=True), Tokens((4, 5), "a"), Tokens((6,), ""))
     journal = answer.journal
     assert (journal.model_digest, journal.resumable, journal.ids) == ("d", True, [4, 5, 6])
+
+
+# ── an answer without an end ─────────────────────────────────────────────────────────
+
+
+def expiring(asked: InferenceRequest, longest_s: float) -> tuple[Answers, Scripted, Clock, list[Event]]:
+    source, clock, events = Scripted(), Clock(), list[Event]()
+    answers = Answers(source, clock, longest_s=longest_s)  # type: ignore[arg-type]
+    answers.open(asked, events.append)
+    return answers, source, clock, events
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_answer_that_takes_too_long_ends_as_one_that_reached_its_length(whole: bool) -> None:
+    """What waits for a stop sequence is said; the slot is free; who takes it up again finds its end."""
+    asked = request(whole=whole, sampling=Sampling(stop=("END",)))
+    answers, source, clock, events = expiring(asked, 60.0)
+    clock.now += 500.0  # in the queue: that has bounds of its own
+    say(source, Prepared(stop=("END",), resumable=True), Progress(7, 7, 2))
+    say(source, Tokens((1,), "Hel"), Tokens((2,), "lo E"))
+    clock.now += 59.0
+    answers.look()
+    assert not any(isinstance(event, Finished) for event in events)
+    clock.now += 1.0
+    answers.look()
+    end = events[-1]
+    assert isinstance(end, Finished)
+    assert end.reason == "length"
+    assert (end.usage.prompt_tokens, end.usage.cached_tokens, end.usage.completion_tokens) == (7, 2, 2)
+    assert "".join(event.text for event in events if isinstance(event, Delta)) == "Hello E"
+    assert source.calls[-1:] == ["cancel"]
+    say(source, Tokens((3,), "late"))
+    assert events[-1] is end
+    written = answers.written(asked)
+    assert written is not None
+    assert written.done is not None
+    assert written.done.reason == "length"
+    answers.look()
+
+
+def test_a_prompt_that_is_read_for_too_long_is_an_error() -> None:
+    answers, source, clock, events = expiring(request(), 60.0)
+    say(source, Prepared(), Progress(7, 3, 0))
+    clock.now += 61.0
+    answers.look()
+    (end,) = [event for event in events if not isinstance(event, Opened)]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, DeadlineExceeded)
+    assert source.calls == ["cancel"]
+
+
+def test_how_long_an_answer_may_take_changes_while_it_runs() -> None:
+    answers, source, clock, events = expiring(request(), 0.0)
+    say(source, Prepared(), Tokens((1,), "a"))
+    clock.now += 1e6
+    answers.look()
+    assert not any(isinstance(event, Finished) for event in events)
+    answers.use(60.0)
+    answers.look()
+    assert isinstance(events[-1], Finished)

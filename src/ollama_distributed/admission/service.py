@@ -248,7 +248,7 @@ class Admission(Generic[W]):
         """The latest request of that key in that class gives way."""
         found: tuple[str, W] | None = None
         for key, turns in self._turns.items():
-            flow = turns.lane(priority).flows.get(of)
+            flow = turns.lane(priority).flow(of)
             if flow is not None and (found is None or flow.waiting[-1].number > found[1].number):
                 found = key, flow.waiting[-1]
         assert found is not None, "who holds a place waits"

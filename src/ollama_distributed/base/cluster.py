@@ -17,15 +17,21 @@ NodeStatus = Literal["joining", "online", "suspect", "offline", "draining"]
 
 
 class NodeUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """How busy a node is: shares in percent, 0 to 100."""
+
     cpu: float = 0.0
-    """0..1 of all its cores."""
+    """Percent (0..100) of all its cores."""
     memory: float = 0.0
-    """0..1 of its memory."""
+    """Percent of its memory."""
     gpu: float | None = None
+    """Percent, the mean of its GPUs; None: it has none."""
     gpu_memory: float | None = None
+    """Percent of all of theirs."""
     requests: int = 0
     """Answers that run now."""
     queued: int = 0
+    overload: str = ""
+    """What it gives up since its own memory is short: closing, refusing, dropping; empty: nothing."""
     age_s: float | None = None
     """How old these figures are; None: there are none."""
 
@@ -97,6 +103,11 @@ class ClusterAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Other machines can reach the cluster's listeners."""
     listen: tuple[str, ...] = ()
     """Of this node's cluster listeners."""
+
+
+def join_command(token: str) -> str:
+    """What to type. The program overwrites the token in the list of processes."""
+    return f"ollama-distributed join {token}"
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True):

@@ -215,6 +215,16 @@ class Unavailable(OllamaDistributedError):
     retryable = True
 
 
+class Overloaded(Unavailable):
+    """The node itself is short of memory, and takes nothing new."""
+
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class NoCapacity(OllamaDistributedError):
     """The model does not fit this node's free memory; the message says what would."""
 

@@ -16,9 +16,10 @@ from ollama_distributed.base.priority import Priority
 
 PATH = "/api/v1/ws"
 
-Channel: TypeAlias = Literal["queue", "queues", "nodes", "metrics", "transfers"]
+Channel: TypeAlias = Literal["queue", "queues", "nodes", "metrics", "alerts", "transfers"]
 """`queue`: requests that wait, each · `queues`: how many wait at each node and model · `nodes`: their
-state · `metrics`: how busy they are · `transfers`: models on their way."""
+state · `metrics`: how busy they are · `alerts`: what somebody should see to · `transfers`: models on
+their way."""
 CHANNELS: tuple[Channel, ...] = get_args(Channel)
 
 What: TypeAlias = Literal["now", "changed", "gone"]
@@ -48,7 +49,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the Unix epoch, by the clock of the node that tells it."""
     data: msgspec.Raw = msgspec.Raw(b"null")
     """By channel: `QueuedRequest`, `base.queue.QueueNode`, `base.cluster.NodeRow` (its `usage` comes as
-    `metrics`), `Busy`, or a transfer. Of `gap`: `Gap`. Of `unsubscribed` and `error`: `Problem`."""
+    `metrics`), `Busy`, `base.alerts.Alert`, or a transfer. Of `gap`: `Gap`. Of
+    `error`, and of `unsubscribed` that nobody asked for: `Problem`."""
 
 
 class QueuedRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,8 @@ class Busy(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 0
     """Answers that run now."""
     queued: int = 0
+    overload: str = ""
+    """As in `base.cluster.NodeUsage`."""
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):

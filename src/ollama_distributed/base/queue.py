@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from ollama_distributed.base.errors import OllamaDistributedError
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.priority import Priority
 
 
@@ -20,7 +21,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks for a slot, and for how much."""
 
     key: str = "local"
-    """Those of one key share their turns: the key's id, or the role of who has none."""
+    """Those of one key share their turns: the key's id, the person, or the role of who has neither."""
     team: str = "default"
     priority: Priority = "normal"
     prompt_tokens: int = 0
@@ -37,6 +38,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ANYONE = Ask()
+
+
+def key_of(identity: Identity) -> str:
+    """Those of one key take turns together, and those of one person who signed in; who has neither shares
+    with all of the same role. As `usage` names them."""
+    return identity.key_id or (f"user:{identity.user}" if identity.user else identity.role)
 
 
 class Waiter(Protocol):

@@ -21,12 +21,11 @@ from ollama_distributed.base.errors import NotFound, OllamaDistributedError, Que
 from ollama_distributed.base.ids import NodeId, random_id
 from ollama_distributed.batches.asking import Asker
 from ollama_distributed.batches.files import Files
-from ollama_distributed.batches.flights import Flights, Results
+from ollama_distributed.batches.flights import Berths, Results
 from ollama_distributed.batches.plan import (
     Judge,
     Line,
     check_ask,
-    lanes,
     may_see,
     moved,
     owner_of,
@@ -45,8 +44,6 @@ from ollama_distributed.batches.records import (
 
 DRIVES = 64
 """Batches that are worked on at once; the rest wait their turn."""
-LOOK_S = 0.5
-"""Between two looks for an idle slot."""
 FAILED_PAUSE_S = 10.0
 """After the disk refused."""
 SWEEP_S = 600.0
@@ -92,12 +89,10 @@ class Batches:
         self._disk = disk
         self._files = files
         self._asker = Asker(ask, known, clock, chance)
-        self._room = room
+        self._berths = Berths(room, clock)
         self._limits = limits
         self._clock = clock
         self._all: dict[str, _One] = {}
-        self._flights: dict[str, Flights] = {}
-        self._landed = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._turns = anyio.Semaphore(DRIVES)
 
@@ -115,7 +110,10 @@ class Batches:
                     if one.batch.status not in FINAL:
                         tasks.start_soon(self._drive, one)
                 while True:
-                    await self._sweep()
+                    try:
+                        await self._sweep()
+                    except OllamaDistributedError as error:  # what is worked on goes on meanwhile
+                        log.warning("batch.not_swept", code=error.code, error=error.message)
                     await anyio.sleep(SWEEP_S)
         finally:
             self._tasks = None
@@ -286,7 +284,7 @@ class Batches:
                         for _, data in rows:
                             line = read_line(data, one.batch.endpoint) if data.strip() else None
                             if isinstance(line, Line) and line.custom_id not in finished:
-                                await self._seat(line.model)
+                                await self._berths.take(line.model)
                                 lines.start_soon(self._line, one, line, results)
                 results.close()
         finally:
@@ -295,27 +293,11 @@ class Batches:
             if results.failure is not None:
                 raise results.failure
 
-    async def _seat(self, model: str) -> None:
-        """Wait until one more line may run, and take its place."""
-        now = self._clock.monotonic()
-        flights = self._flights.setdefault(model, Flights(now))
-        while True:
-            now = self._clock.monotonic()
-            most = lanes(self._room(model), flights.most(now), now - flights.began_at)
-            if flights.running < most:
-                flights.changed(1, now)
-                return
-            landed = self._landed
-            with anyio.move_on_after(LOOK_S):
-                await landed.wait()
-
     async def _line(self, one: _One, line: Line, results: Results) -> None:
         try:
             result = await self._asker.answered(one.record.owner, one.batch.endpoint, line)
         finally:
-            self._flights[line.model].changed(-1, self._clock.monotonic())
-            self._landed.set()
-            self._landed = anyio.Event()
+            self._berths.leave(line.model)
         if result is not None:
             results.add(result)
             return
@@ -394,6 +376,7 @@ class Batches:
     async def _sweep(self) -> None:
         """Let go what is too old."""
         now = self._clock.time()
+        self._berths.forget(SWEEP_S)
         for one in [*self._all.values()]:
             batch = one.batch
             ended = batch.completed_at or batch.failed_at or batch.expired_at or batch.cancelled_at

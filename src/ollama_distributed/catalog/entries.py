@@ -168,6 +168,7 @@ def _spec(
         chat_template="" if pooling else jinja,
         template=texts.template,
         template_problem="" if pooling else problem,
+        template_refuses="raise_exception" in (jinja or own),
         system=texts.system,
         messages=texts.messages,
         license=texts.license,

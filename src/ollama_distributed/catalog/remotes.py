@@ -32,6 +32,8 @@ class RemoteLists:
                     self._lists[index] = await engine.models()
             except (OllamaDistributedError, TimeoutError) as exc:
                 log.warning("catalog.remote_unreachable", engine=index, error=str(exc))
+            except Exception:  # of an engine that anybody may have written: the others' models are there
+                log.exception("catalog.remote_broke", engine=index)
         merged: dict[str, ModelSpec] = {}
         for specs in self._lists.values():
             for spec in specs:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from ollama_distributed.cli.session import Target
 from ollama_distributed.client.answers import error_of
+from ollama_distributed.client.attempts import not_reached
 from ollama_distributed.client.errors import ConnectionFailed
 
 
@@ -31,7 +32,7 @@ def ask(target: Target, path: str, *, timeout_s: float, redirects: bool = False)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as exc:
-        raise ConnectionFailed(f"no server answers at {target.url} ({exc})") from exc
+        raise ConnectionFailed(not_reached(target.url, str(exc))) from exc
     finally:
         connection.close()
     if response.status >= (400 if redirects else 300):

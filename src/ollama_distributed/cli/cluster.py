@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ollama_distributed.cli import cluster_view, humanize, live, output, places_view, tables
+from ollama_distributed.cli.command_line import token_of
 from ollama_distributed.cli.completion import node_names
 from ollama_distributed.cli.confirm import Yes, confirm
 from ollama_distributed.cli.group import Command, Group
@@ -113,18 +114,23 @@ def leader(ctx: typer.Context) -> None:
 # ── joining and leaving ─────────────────────────────────────────────────────────────
 
 
-def join(ctx: typer.Context, token: Annotated[str, typer.Argument(metavar="TOKEN")]) -> None:
+def join(
+    ctx: typer.Context,
+    token: Annotated[str, typer.Argument(metavar="TOKEN", help="- reads it from stdin, or asks for it.")],
+) -> None:
     """Let the node that runs here join another cluster.
 
-    It must be alone until now. To start a node that joins, use `ollama-distributed join TOKEN`.
+    It must be alone until now. To start a node that joins, use `ollama-distributed join -`.
 
     \b
     Examples:
+      ollama-distributed cluster join - < token.txt
       ollama-distributed cluster join odj_...
     """
     session: Session = ctx.obj
+    text = token_of(token)
     with session.client(retries=0, timeout_s=JOIN_S) as client:
-        joined = client.cluster.join(token)
+        joined = client.cluster.join(text)
     if session.output != "table":
         output.write(output.structured(joined, session.output))
         return
@@ -196,7 +202,8 @@ def create_token(
     Examples:
       ollama-distributed cluster token create
       ollama-distributed cluster token create --role node --uses 20 --ttl 1h
-      ssh other-machine "$(ollama-distributed cluster token create)"
+      ollama-distributed cluster token create -o json | jq -r .token |
+        ssh other-machine ollama-distributed join -
     """
     if role is not None and role not in cluster_view.ROLES:
         raise typer.BadParameter("choose node or server", param_hint="--role")

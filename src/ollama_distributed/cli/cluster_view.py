@@ -74,10 +74,11 @@ def role_cell(row: NodeRow, look: Look) -> Cell:
     return Cell(f"{role} ★" if look.bars else f"{role},leader", tables.BOLD)
 
 
-def _used(row: NodeRow, value: float | None, look: Look) -> Cell:
+def _used(row: NodeRow, percent: float | None, look: Look) -> Cell:
     age_s = row.usage.age_s
-    known = age_s is not None and row.status != "offline"
-    return tables.share(value if known else None, look, stale=age_s is not None and age_s > STALE_S)
+    if percent is None or age_s is None or row.status == "offline":
+        return tables.share(None, look)
+    return tables.share(percent / 100.0, look, stale=age_s > STALE_S)
 
 
 def _requests(row: NodeRow) -> Cell:

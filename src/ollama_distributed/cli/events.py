@@ -28,7 +28,7 @@ Named = Annotated[
     typer.Argument(
         metavar="CHANNEL...",
         autocompletion=_channels,
-        help="queue, queues, nodes, metrics, transfers. Default: all that one may follow.",
+        help="queue, queues, nodes, metrics, alerts, transfers. Default: all that one may follow.",
     ),
 ]
 Of = Annotated[str, typer.Option("--of", metavar="ID", help="Only of that request, node or transfer.")]
@@ -43,12 +43,14 @@ def events(ctx: typer.Context, channels: Named = None, of: Of = "") -> None:
 
     queue: your requests that wait, with position and ETA (all requests, with an operator's key).
     queues: how many wait, by node and model. nodes: nodes that come, go or change. metrics: how busy they
-    are. transfers: models on their way.
+    are. alerts: what somebody should see to, until it is over (a node that is away, no majority, a full
+    disk, a model that keeps crashing). transfers: models on their way.
 
     \b
     Examples:
       ollama-distributed events
       ollama-distributed events queue transfers
+      ollama-distributed events alerts
       ollama-distributed events nodes --of gpu1
       ollama-distributed events queue --output json
     """

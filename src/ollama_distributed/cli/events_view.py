@@ -1,9 +1,10 @@
-"""What happens, a line for each thing. Pure: events in, text out."""
+"""What happens, a line for each thing. Pure but for the time zone: events in, text out."""
 
 from __future__ import annotations
 
 import time
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import NodeRow
 from ollama_distributed.base.events import Busy, QueuedRequest
 from ollama_distributed.base.queue import QueueNode
@@ -36,6 +37,8 @@ def _told(data: Data) -> str:
         case Busy():
             gpu = "" if data.gpu_usage is None else f", GPU {data.gpu_usage:.0f} %"
             return f"{data.name}: CPU {data.cpu_usage:.0f} %, memory {data.memory_usage:.0f} %{gpu}"
+        case Alert():
+            return f"{data.level}: {data.message}"
         case Transfer():
             return f"{data.model}: {_progress(data)}"
 

@@ -21,7 +21,6 @@ LAST_PANEL = "More"
 _HELP_COLUMNS = 120
 """Longer ones are wrapped by the formatter; only the first sentence is shown in any case."""
 FAILED = 1
-INTERRUPTED = 130
 
 HINTS: Mapping[str, str] = {
     "model_not_found": "See what is there:  ollama-distributed list\n"
@@ -42,9 +41,12 @@ HINTS: Mapping[str, str] = {
 }
 
 _TRUST = (
-    "The server's certificate is not trusted here. Where the cluster's own CA signed it, save `ca` of a\n"
-    "node's admin.json to a file and sign in with it:  ollama-distributed login --ca FILE"
+    "Where the cluster's own CA signed it, save `ca` of a node's admin.json to a file and sign in with it:\n"
+    "  ollama-distributed login --ca FILE\n"
+    "Or, with a key, set SSL_CERT_FILE=FILE."
 )
+_SPEAKS_TLS = "Where other machines reach a node it speaks TLS: try https:// before its address."
+_CLOCKS = "Look at the clocks of this machine and of the server's."
 
 
 class Command(PlainCommand):
@@ -168,10 +170,18 @@ def _tell(error: ClientError, session: Any) -> None:
     if error.code == "forbidden" and "may not be asked" in str(error):
         hint = ""  # a registry: no key would help, and the message says what would
     if isinstance(error, ConnectionFailed):
-        hint = _TRUST if "local issuer" in str(error) or "self-signed" in str(error) else _start_hint(session)
+        hint = _connection_hint(str(error), session)
+    if "http://" in str(error) and "without sending a response" in str(error):
+        hint = _SPEAKS_TLS
     if error.request_id and error.code in ("internal", "engine_error", "runner_died", "load_failed"):
         hint = f"The server's log has more under the request id {error.request_id}."
     _print_error(str(error), hint)
+
+
+def _connection_hint(said: str, session: Any) -> str:
+    if "local issuer" in said or "self-signed" in said:
+        return _TRUST
+    return _CLOCKS if "not yet valid" in said or "has expired" in said else _start_hint(session)
 
 
 def _start_hint(session: Any) -> str:

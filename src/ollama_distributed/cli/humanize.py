@@ -58,8 +58,11 @@ def duration(seconds: float) -> str:
 
 
 def ago(then: datetime | None, now: datetime) -> str:
+    """The epoch itself: nobody knows (a model of an engine that does not say)."""
     if then is None:
         return "Never"
+    if not then.timestamp():
+        return "-"
     if then - now > _FOREVER:
         return "Forever"
     passed = (now - then).total_seconds()

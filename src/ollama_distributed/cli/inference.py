@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ollama_distributed.cli.answer import Look, Piece
     from ollama_distributed.cli.conversation import Conversation
     from ollama_distributed.client.sync import SyncClient
-    from ollama_distributed.client.wire import ChatResponse, GenerateRequest, GenerateResponse
+    from ollama_distributed.client.wire import ChatResponse, GenerateRequest, GenerateResponse, ShowResponse
 
 PANEL = "Ask a model"
 
@@ -74,8 +74,9 @@ def run(
 ) -> None:
     """Talk to a model; with a PROMPT, answer it and leave.
 
-    Text that is piped in is added to the prompt. A vision model sees the image files that the
-    prompt names. In a conversation, /? helps and Ctrl-C stops an answer.
+    A model that is not there is pulled first, as Ollama does. Text that is piped in is added to the
+    prompt. A vision model sees the image files that the prompt names. In a conversation, /? helps and
+    Ctrl-C stops an answer.
 
     \b
     Examples:
@@ -91,7 +92,7 @@ def run(
     talk = not prompt and output.is_terminal(sys.stdin) and output.is_terminal(sys.stdout)
     text = "" if talk else _prompt(prompt)
     with session.client() as client:
-        capabilities = client.models.show(model).capabilities
+        capabilities = _brought(client, model).capabilities
         chat.vision = "vision" in capabilities
         if "embedding" in capabilities and "completion" not in capabilities:
             _embed(client, session, chat, [text or _prompt(prompt)], None)
@@ -101,6 +102,24 @@ def run(
             Repl(client, chat, look).talk()
         else:
             _answer(client, chat, text, look)
+
+
+def _brought(client: SyncClient, model: str) -> ShowResponse:
+    """The model as it is shown; pulled where it is not there, by those who may."""
+    from ollama_distributed.cli.bars import bars, follow
+    from ollama_distributed.cli.terminal import clean_line
+    from ollama_distributed.client.errors import Forbidden, ModelNotFound
+
+    try:
+        return client.models.show(model)
+    except ModelNotFound as missing:
+        try:
+            with bars() as progress:
+                progress.console.print(f"'{clean_line(model)}' is not here; pulling it", soft_wrap=True)
+                follow(client.models.pull(model), progress)
+        except Forbidden:
+            raise missing from None
+        return client.models.show(model)
 
 
 def generate(

@@ -10,6 +10,7 @@ import typer
 
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.cli import output, start
+from ollama_distributed.cli.command_line import token_of
 from ollama_distributed.cli.session import Session
 from ollama_distributed.cluster.identity.tokens import PREFIX, parse_token
 from ollama_distributed.node import data_dir as folders
@@ -47,10 +48,15 @@ def join(
     Without a TOKEN this looks for clusters on the local network, asks which one
     is meant, and then for its token: the network alone lets nobody in.
 
+    A token on the command line is overwritten at once where the system lets us, but
+    others on this machine may have seen it, and the shell remembers it. `join -` reads
+    it from stdin, or asks for it.
+
     \b
     Examples:
+      ollama-distributed join - < token.txt
+      ollama-distributed join - --name gpu2 --label zone=b
       ollama-distributed join odj_server.ab12…
-      ollama-distributed join odj_node.cd34… --name gpu2 --label zone=b
       ollama-distributed join
     """
     settings = start.settings_of(
@@ -67,7 +73,7 @@ def join(
         debug=debug,
     )
     try:
-        text = (_piped() if token == "-" else token or _asked()).strip()  # noqa: S105  a dash is no token
+        text = token_of(token) if token else _asked()
         parse_token(text)  # a cut token is told before anything is loaded
         if folders.in_use(settings.data_dir):
             _join_running(ctx, settings, text)
@@ -86,11 +92,6 @@ def _join_running(ctx: typer.Context, settings: Settings, token: str) -> None:
     with session.client(retries=0, timeout_s=60.0) as client:
         joined = client.cluster.join(token)
     output.note(f"the node that runs here joined cluster {joined.cluster}")
-
-
-def _piped() -> str:
-    """From stdin: a token on the command line is seen by everyone on the machine."""
-    return sys.stdin.readline()
 
 
 def _asked() -> str:
@@ -113,7 +114,7 @@ def _asked() -> str:
         typer.echo(
             "None was found. mDNS stays inside one network, and a cluster announces itself only once it "
             f"has made a token.\n{_MAKE_ONE}\nthen here:                        "
-            "ollama-distributed join TOKEN",
+            "ollama-distributed join -",
             err=True,
         )
         raise typer.Exit(1)

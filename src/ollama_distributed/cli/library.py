@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ollama_distributed.client.wire import ModelInfo, ShowResponse
 
 PANEL = "Models"
+NONE_YET = (
+    "There are no models yet. Bring one:  ollama-distributed pull NAME, or import FILE.gguf --name NAME"
+)
 _ID_LENGTH = 12
 _LICENSE_LINES = 2
 """`show` gives the first lines of a licence; `show --license` all of it."""
@@ -63,6 +66,8 @@ def list_models(
         for model in found
     ]
     output.write(output.table(("NAME", "ID", "SIZE", "MODIFIED"), rows))
+    if not found and not prefix:
+        output.note(NONE_YET)
 
 
 def _modified(model: ModelInfo) -> datetime:

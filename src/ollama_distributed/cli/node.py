@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from ollama_distributed.cli import output
+from ollama_distributed.cli.command_line import BEGINS, wiped
 from ollama_distributed.cli.help import PlainCommand
 
 _INSTALL = "Install it with:  pip install 'ollama-distributed[node]'"
@@ -55,6 +56,9 @@ def serve(ctx: typer.Context) -> None:
 
 def join(ctx: typer.Context) -> None:
     """Make this machine part of a cluster, and run its node."""
+    for argument in ctx.args:
+        if argument.startswith(BEGINS):
+            wiped(argument)  # before the node is imported, which takes seconds
     _run(ctx)
 
 

@@ -175,8 +175,7 @@ def remove(
     with session.client(retries=0) as client:
         rows = [client.nodes.get(node) for node in nodes]
         for row in rows:
-            what = "its vote goes with it" if row.voter else f"it is {row.status}"
-            confirm(f"Remove {row.name} from the cluster ({what})?", yes=yes)
+            confirm(f"Remove {row.name} from the cluster (it is {row.status})?", yes=yes)
             client.nodes.remove(row.id, force=force)
             output.note(f"removed {clean_line(row.name)}")
 

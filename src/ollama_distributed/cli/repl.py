@@ -16,6 +16,7 @@ from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.cli import output
 from ollama_distributed.cli.answer import Look, Piece, Printed, Printer
 from ollama_distributed.cli.conversation import Conversation, format_of, think_of
+from ollama_distributed.cli.group import HINTS
 from ollama_distributed.cli.inference import chatted
 from ollama_distributed.cli.library import described
 from ollama_distributed.cli.problem import Problem
@@ -51,13 +52,17 @@ SHORTCUTS = """Keys:
   Ctrl-L           Clear the screen
   Ctrl-C           Stop the answer
   Ctrl-D           Leave"""
-SET_HELP = """  /set parameter NAME VALUE   A model option, for example: /set parameter temperature 0
+SET_HELP = """  /set parameter NAME VALUE   A model option: /set parameter temperature 0
   /set system TEXT            The system message
   /set history, nohistory     Keep what is typed for the next time, or not
   /set wordwrap, nowordwrap   Wrap lines at spaces, or not
   /set format json|SCHEMA     Answers in JSON; /set noformat ends it
   /set verbose, quiet         Times after each answer, or not
   /set think [LEVEL], nothink Thinking on or off"""
+_SETTINGS = frozenset(
+    {"parameter", "system", "history", "nohistory", "wordwrap", "nowordwrap"}
+    | {"format", "noformat", "verbose", "quiet", "think", "nothink"}
+)
 SHOW_HELP = """  /show info, license, modelfile, parameters, system, template"""
 _SHOWN = ("license", "modelfile", "parameters", "system", "template")
 PLACEHOLDER = "Send a message (/? for help)"
@@ -122,7 +127,9 @@ class Repl:
                 return
             except KeyboardInterrupt:
                 print()
-            except (ClientError, OllamaDistributedError, Problem) as problem:
+            except ClientError as problem:
+                output.error(str(problem), HINTS.get(problem.code, ""))
+            except (OllamaDistributedError, Problem) as problem:
                 output.error(str(problem))
             except OSError as problem:
                 output.error(f"{problem.filename or ''}: {problem.strerror or problem}")
@@ -234,6 +241,8 @@ class Repl:
             case "nothink":
                 self._chat.think = False
             case _:
+                if name and name not in _SETTINGS:
+                    print(f"There is no '{clean_line(name)}' to set. There is:")
                 print(SET_HELP)
                 return
         print(f"Set {clean_line(rest)}.")

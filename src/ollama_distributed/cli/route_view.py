@@ -1,4 +1,4 @@
-"""How choices of nodes look to a person. Pure: structs in, text out."""
+"""How choices of nodes look to a person. Pure but for the time zone: structs in, text out."""
 
 from __future__ import annotations
 

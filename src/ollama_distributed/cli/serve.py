@@ -37,7 +37,7 @@ def serve(
     When it is ready it prints one line: ready http://HOST:PORT node=ID
 
     A fresh node is a cluster of one. To add machines, make a token on it
-    (cluster token create) and run `join TOKEN` on them; a node that joined is
+    (cluster token create) and run `join -` on them; a node that joined is
     started again with `serve` like any other.
 
     \b

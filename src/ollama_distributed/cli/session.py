@@ -1,7 +1,7 @@
 """Which server a command talks to, with which key, and how its result is printed.
 
-The server: `--host`, else `OLLAMA_HOST`, else the node of this machine (the `url` in
-`DATA_DIR/admin.json`, written by its first start), else http://127.0.0.1:8080.
+The server: `--host`, else `OLLAMA_HOST` (but `0.0.0.0`, which says where to listen), else the node of this
+machine (the `url` in `DATA_DIR/admin.json`, written by its first start), else http://127.0.0.1:8080.
 The key: `--api-key`, else the environment, else the session that `login` kept for this server, else
 the key in `admin.json`, which goes only to the address that the file itself names.
 """
@@ -73,6 +73,8 @@ class Session:
             Path(self.data_dir).expanduser() if self.data_dir else default_data_dir(os.environ)
         )
         named = self.host or os.environ.get("OLLAMA_HOST", "").strip()
+        if admin is not None and not self.host and address.is_everywhere(named):
+            named = ""  # set for Ollama's server, on this machine; our node's address is known
         url = address.base_url(named or (admin.url if admin else address.DEFAULT_URL))
         key = address.api_key(self.api_key, os.environ)
         ca = None

@@ -102,13 +102,24 @@ def share(value: float | None, look: Look, *, stale: bool = False) -> Cell:
 
 
 def facts(rows: Iterable[tuple[str, Cell]], look: Look) -> str:
-    """Names and values, one a line; rows without a value are left out."""
+    """Names and values, one a line, longer ones below each other; rows without a value are left out."""
     kept = [(name, cell) for name, cell in rows if cell.text]
     width = max((len(name) for name, _ in kept), default=0)
+    indent = "\n" + " " * (width + len(_GAP))
     return "".join(
-        f"{painted(name.ljust(width), DIM, look)}{_GAP}{painted(clean_line(cell.text), cell.style, look)}\n"
+        f"{painted(name.ljust(width), DIM, look)}{_GAP}"
+        f"{indent.join(painted(line, cell.style, look) for line in _lines(cell.text, width, look))}\n"
         for name, cell in kept
     )
+
+
+def _lines(text: str, name_columns: int, look: Look) -> list[str]:
+    """The value of a fact in as many lines as it takes; a word is never cut."""
+    text = clean_line(text)
+    if look.width is None:
+        return [text]
+    room = max(look.width - name_columns - len(_GAP), 20)
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def note(mark: str, text: str, style: str, look: Look) -> str:

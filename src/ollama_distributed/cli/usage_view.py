@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ollama_distributed.cli import tables
@@ -54,8 +55,14 @@ def _notes(answer: UsageAnswer, look: Look) -> Sequence[str]:
     if answer.missing:
         text = f"did not answer, shown as last copied: {', '.join(answer.missing)}"
         found.append(tables.note("! ", text, tables.YELLOW, look))
+    ends: dict[str, list[float]] = {}
     for doubt in answer.in_doubt:
-        text = f"{doubt.node} ended without closing its ledger: of its last second something may be missing"
+        ends.setdefault(doubt.node, []).append(doubt.at)
+    for node, times in ends.items():
+        last = datetime.fromtimestamp(max(times), UTC).strftime("%Y-%m-%d %H:%M")
+        text = f"{node} ended without closing its ledger at {last}"
+        text += f" (and {len(times) - 1} more)" if len(times) > 1 else ""
+        text += ": of the last second something may be missing"
         found.append(tables.note("! ", text, tables.YELLOW, look))
     return found
 

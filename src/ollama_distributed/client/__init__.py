@@ -1,4 +1,4 @@
-"""The SDK: `Client` (asyncio), `SyncClient`, the requests and answers, one class per error.
+"""The SDK: `Client` (asyncio), `SyncClient`, `WSClient`, requests and answers, a class per error.
 
 Each name is imported from its module on first use: the command line starts with parts of this
 package alone.
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Unsupported,
         UnsupportedMedia,
     )
+    from ollama_distributed.client.listening import WSClient, WSMessage
     from ollama_distributed.client.sync import SyncClient
     from ollama_distributed.client.wire import (
         ChatRequest,
@@ -166,9 +167,16 @@ __all__ = [
     "Unsupported",
     "UnsupportedMedia",
     "Version",
+    "WSClient",
+    "WSMessage",
 ]
 
-_CLIENTS = {"Client": "client.aio", "SyncClient": "client.sync"}
+_CLIENTS = {
+    "Client": "client.aio",
+    "SyncClient": "client.sync",
+    "WSClient": "client.listening",
+    "WSMessage": "client.listening",
+}
 _STRUCTS = ("client.wire", "client.errors", "base.cluster")
 
 

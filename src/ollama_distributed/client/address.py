@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Our own default listener; used when nothing says otherwise."""
 _OLLAMA_PORT = 11434
+_OF_SOCKETS = {"ws": "http", "wss": "https"}
 _SCHEME_PORTS = {"http": 80, "https": 443}
 
 
@@ -41,6 +42,26 @@ def base_url(text: str) -> str:
     host, port = _split(host_port, default_port)
     path = path.partition("?")[0].partition("#")[0].rstrip("/")
     return f"{scheme}://{host}:{port}" + (f"/{path}" if path else "")
+
+
+def socket_base(text: str) -> str:
+    """As `base_url`, of a server whose WebSocket is at `text`: `ws://host:port/api/v1/ws`."""
+    scheme, found, rest = text.strip().partition("://")
+    if found and scheme.lower() in _OF_SOCKETS:
+        text = f"{_OF_SOCKETS[scheme.lower()]}://{rest}"
+    from ollama_distributed.base.events import PATH  # the CLI's start imports this module, and no msgspec
+
+    return base_url(text).removesuffix(PATH)
+
+
+def is_everywhere(text: str) -> bool:
+    """Whether `text`, in any form that `base_url` takes, means every interface: where a server listens,
+    not where it is."""
+    text = text.strip().strip("\"'").strip()
+    host_port = text.rpartition("://")[2].partition("/")[0]
+    bare = host_port.strip("[]")
+    host = bare if _is_ip(bare) else host_port.rpartition(":")[0].strip("[]")
+    return _is_ip(host) and ipaddress.ip_address(host).is_unspecified
 
 
 def _split(host_port: str, default_port: int) -> tuple[str, int]:

@@ -31,7 +31,7 @@ from ollama_distributed.client.following import Event, Follower
 from ollama_distributed.client.models import Models
 from ollama_distributed.client.people import Auth, Users
 from ollama_distributed.client.reattach import Held
-from ollama_distributed.client.sockets import follow
+from ollama_distributed.client.sockets import Following, follow
 from ollama_distributed.client.transport import (
     BLOB_CHUNK_BYTES,
     ERROR_BODY_BYTES,
@@ -150,11 +150,14 @@ class Client:
         A lost connection is opened again (`retries` above 0), and what was missed meanwhile is told.
 
         Args:
-            channels: queue (one's own requests that wait), queues, nodes, metrics, transfers.
+            channels: queue (one's own requests that wait), queues, nodes, metrics, alerts, transfers.
             of: only of that request, node or transfer.
             idle_s: also gives an event "idle" when nothing came for so long.
         """
-        return follow(self._settings, self._tried, Follower(channels, of), idle_s)
+        return follow(self._following(Follower(channels, of)), idle_s)
+
+    def _following(self, follower: Follower) -> Following:
+        return Following(self._settings, self._tried, follower)
 
     async def channels(self) -> ChannelsAnswer:
         """What one may follow with `events`."""

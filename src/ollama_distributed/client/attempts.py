@@ -25,6 +25,18 @@ _OTHER_SERVER_MAY = frozenset({502, 503, 504})
 """Statuses by which a server says that it cannot now: another one may."""
 
 
+_UNTRUSTED = "certificate verify failed: "
+"""Of OpenSSL's words for it, then come the reason and ` (_ssl.c:1006)`."""
+
+
+def not_reached(url: str, text: str) -> str:
+    """No connection to `url`: `text` is the system's reason."""
+    _, untrusted, reason = text.partition(_UNTRUSTED)
+    if untrusted:
+        return f"the certificate of {url} does not hold here: {reason.partition(' (_ssl')[0]}"
+    return f"no server answers at {url} ({text})"
+
+
 class Failure(msgspec.Struct, frozen=True):
     """What went wrong on the way, as a transport sees it."""
 
@@ -36,7 +48,7 @@ class Failure(msgspec.Struct, frozen=True):
 
     def error(self, url: str) -> ClientError:
         if self.stage == "connect":
-            return ConnectionFailed(f"no server answers at {url} ({self.text})")
+            return ConnectionFailed(not_reached(url, self.text))
         if self.timed_out:
             return TimedOut(f"{url} was silent for too long ({self.text})")
         return ConnectionLost(f"the connection to {url} broke ({self.text})")

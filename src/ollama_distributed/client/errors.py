@@ -165,6 +165,12 @@ class Unavailable(ClientError):
     retryable = True
 
 
+class Overloaded(Unavailable):
+    """The server itself is short of memory; another one may not be."""
+
+    code = "overloaded"
+
+
 class NoCapacity(ClientError):
     code = "no_capacity"
 

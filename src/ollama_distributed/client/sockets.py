@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +14,7 @@ from ollama_distributed.base.events import PATH
 from ollama_distributed.client.answers import error_of
 from ollama_distributed.client.attempts import Failure, Outcome, Succeeded
 from ollama_distributed.client.calls import Call
-from ollama_distributed.client.errors import ClientError
+from ollama_distributed.client.errors import ClientError, ConnectionLost
 from ollama_distributed.client.following import IDLE, Event, Follower
 from ollama_distributed.client.reattach import MORE_RETRIES
 from ollama_distributed.client.transport import Settings
@@ -53,39 +53,89 @@ class Tries(Protocol):
     def __call__(self, call: Call[Any], attempt: Callable[[str], Outcome], retries: int | None, /) -> Any: ...
 
 
-async def follow(
-    settings: Settings, tried: AsyncTries, follower: Follower, idle_s: float | None
-) -> AsyncGenerator[Event]:
-    import asyncio
+class Following:
+    """One connection after another, as long as they are followed. One task reads at a time."""
 
-    from websockets.exceptions import ConnectionClosed
+    def __init__(self, settings: Settings, tried: AsyncTries, follower: Follower) -> None:
+        self._settings = settings
+        self._tried = tried
+        self._follower = follower
+        self._retries = settings.retries
+        self._socket: AsyncConnection | None = None
+        self._closing = AsyncExitStack()
+        self.closed = False
 
-    retries = settings.retries
-    while True:
-        async with AsyncExitStack() as closing:
+    async def open(self) -> AsyncConnection:
+        """The connection that there is, else a new one.
 
-            async def attempt(url: str, closing: AsyncExitStack = closing) -> Outcome:
-                return await _opened_async(settings, url, closing)
+        Raises:
+            ClientError: it is refused, nobody answers, or all is closed.
+        """
+        if self.closed:
+            raise ConnectionLost("the client for events was closed")
+        if self._socket is None:
 
-            socket: AsyncConnection = await tried(OPEN, attempt, retries)
-            try:
-                for command in follower.begin():
-                    await socket.send(command)
-                while True:
-                    try:
-                        async with asyncio.timeout(idle_s):
-                            text = await socket.recv()
-                    except TimeoutError:
-                        yield IDLE
-                        continue
-                    events, commands = follower.heard(text)
-                    for event in events:
-                        yield event
-                    for command in commands:
-                        await socket.send(command)
-            except ConnectionClosed as exc:
-                _raise_if_over(follower, exc, retries)
-        retries = max(retries, MORE_RETRIES)
+            async def attempt(url: str) -> Outcome:
+                return await _opened_async(self._settings, url, self._closing)
+
+            self._socket = await self._tried(OPEN, attempt, self._retries)
+            self._retries = max(self._retries, MORE_RETRIES)
+            await self.send(self._follower.begin())
+        return self._socket
+
+    async def send(self, commands: Sequence[str]) -> None:
+        """Without a connection they are not needed: the next begins with all that is followed."""
+        from websockets.exceptions import ConnectionClosed
+
+        socket = self._socket
+        if socket is None:
+            return
+        try:
+            for command in commands:
+                await socket.send(command)
+        except ConnectionClosed:
+            pass  # whoever reads finds out
+
+    async def next(self, idle_s: float | None = None) -> list[Event]:
+        """Of the next message.
+
+        Raises:
+            ClientError: it is over.
+        """
+        import asyncio
+
+        from websockets.exceptions import ConnectionClosed
+
+        socket = await self.open()
+        try:
+            async with asyncio.timeout(idle_s):
+                text = await socket.recv()
+        except TimeoutError:
+            return [IDLE]
+        except ConnectionClosed as exc:
+            await self._left()
+            _raise_if_over(self._follower, exc, 0 if self.closed else self._settings.retries)
+            return []
+        events, commands = self._follower.heard(text)
+        await self.send(commands)
+        return events
+
+    async def close(self) -> None:
+        self.closed = True
+        await self._left()
+
+    async def _left(self) -> None:
+        self._socket = None
+        await self._closing.aclose()
+
+
+async def follow(following: Following, idle_s: float | None) -> AsyncGenerator[Event]:
+    try:
+        while True:
+            for event in await following.next(idle_s):
+                yield event
+    finally:
+        await following.close()
 
 
 def follow_sync(

@@ -127,7 +127,7 @@ class SyncClient:
         A lost connection is opened again (`retries` above 0), and what was missed meanwhile is told.
 
         Args:
-            channels: queue (one's own requests that wait), queues, nodes, metrics, transfers.
+            channels: queue (one's own requests that wait), queues, nodes, metrics, alerts, transfers.
             of: only of that request, node or transfer.
             idle_s: also gives an event "idle" when nothing came for so long.
         """

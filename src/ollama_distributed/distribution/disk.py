@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import anyio
 import msgspec
@@ -43,6 +44,15 @@ _WHY: dict[Kept, str] = {
 }
 
 
+class Above(NamedTuple):
+    """More is on the disk than its limits allow, and nothing may go."""
+
+    why: str
+    """Empty, or what stays: `; of the models here stay: 1 loaded`."""
+    since: float
+    """Seconds since the Unix epoch."""
+
+
 class NodeDisk:
     """`limits`: of a disk that was looked at; asked anew each time. `write`: keeps a record over
     restarts."""
@@ -73,7 +83,7 @@ class NodeDisk:
         self.scrubber = scrubber
         self.rooms = Rooms(disk.survey, limits, self._make, self._why)
         self._figures = DiskFigures()
-        self._above = False
+        self.above: Above | None = None
         self._written_at = clock.monotonic()
 
     async def start(self) -> None:
@@ -167,10 +177,11 @@ class NodeDisk:
 
     async def _look(self) -> None:
         within = await self.rooms.restore()
-        if within == self._above:
-            self._above = not within
-            if not within:
-                log.warning(ABOVE, why=(await self._why()).removeprefix("; "))
+        if within:
+            self.above = None
+        elif self.above is None:
+            self.above = Above(await self._why(), self._clock.time())
+            log.warning(ABOVE, why=self.above.why.removeprefix("; "))
         survey = await self._disk.survey()
         self._told(survey, await self.evictions.standings())
         self.uses.keep({one.key for one in self._models.stored()}, survey.blobs.keys())

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.errors import NotFound, OllamaDistributedError, QueueFull
+from ollama_distributed.base.errors import Internal, NotFound, OllamaDistributedError, QueueFull
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.distribution.ports import Status
@@ -27,6 +27,7 @@ MOST = 64
 """That run at once on one node."""
 RATE_S = 5.0
 """What a rate is the mean of."""
+_DEFECT = "internal error; the node's log has the details"
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +193,9 @@ class Downloads:
         except OllamaDistributedError as exc:
             now(state="failed", ended_at=self._clock.time(), error=exc.message, code=exc.code)
             log.info("distribution.download_failed", model=transfer.model, code=exc.code, error=exc.message)
+        except Exception:  # the task's root: else it would be under way for ever, and for all who ask again
+            log.exception("distribution.download_broke", model=transfer.model)
+            now(state="failed", ended_at=self._clock.time(), error=_DEFECT, code=Internal.code)
         finally:
             self._forget_oldest()
 

@@ -12,7 +12,7 @@ Pure. `tests/unit/distribution/swarm_model.py` measures it in a model of shaped 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ollama_distributed.base.ids import NodeId
 
@@ -86,13 +86,6 @@ def bits(pieces: int) -> Iterator[int]:
         low = pieces & -pieces
         yield low.bit_length() - 1
         pieces ^= low
-
-
-def set_of(pieces: Iterable[int]) -> int:
-    found = 0
-    for piece in pieces:
-        found |= 1 << piece
-    return found
 
 
 def span_of(pieces: range) -> int:

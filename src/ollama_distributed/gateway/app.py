@@ -14,6 +14,7 @@ from ollama_distributed.access.desk import AccessDesk
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.clock import Clock, SystemClock
 from ollama_distributed.base.errors import Unauthenticated
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.inference import Inference
 from ollama_distributed.gateway import openapi
 from ollama_distributed.gateway.asgi import Receive, Scope, Send, serve_hot
@@ -30,6 +31,7 @@ from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.metrics import GatewayMetrics
 from ollama_distributed.gateway.origins import SitePolicy
+from ollama_distributed.gateway.overload import Overload
 from ollama_distributed.gateway.people_port import People
 from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import (
@@ -42,6 +44,7 @@ from ollama_distributed.gateway.ports import (
     VersionInfo,
 )
 from ollama_distributed.gateway.queue_port import Queues
+from ollama_distributed.gateway.queueing import Shed, Turn
 from ollama_distributed.gateway.rights import right_of
 from ollama_distributed.gateway.route_port import Routes, told
 from ollama_distributed.gateway.routes.access import access_routes
@@ -85,8 +88,10 @@ class Gateway:
         tasks: Tasks,
         gate: Gate,
         events: Events,
+        overload: Overload,
     ) -> None:
         self.hot = hot
+        self.overload = overload
         self._events = events
         self._gate = gate
         self.cold_routes = routes
@@ -152,6 +157,7 @@ def create_app(
     routing: Routes | None = None,
     tell: Observer = lambda _: None,
     usage: UsageDesk | None = None,
+    overload: Overload | None = None,
 ) -> Gateway:
     """The app. `policy`: names and origins beside loopback; `ready`: whether requests are taken;
     `cluster`: what the routes of the cluster work on (None: there are none); `transfers`: what
@@ -159,8 +165,10 @@ def create_app(
     are wanted; `bundles`: models in one file; `disks`: what they are on; `batches`: what
     nobody waits for;
     `preloaded`: those that were to be loaded at the start; `tell`: writes the log's line of a request;
-    `routing`: what chooses the nodes; `people`: users and sign-in."""
+    `routing`: what chooses the nodes; `people`: users and sign-in; `overload`: what is given up while the
+    node's memory is short (None: nothing)."""
     clock = clock or SystemClock()
+    overload = overload or Overload()
     metrics = GatewayMetrics()
     tasks = Tasks()
     gate = Gate(authenticator, policy or SitePolicy(), limits or Limits())
@@ -187,7 +195,7 @@ def create_app(
         spawn=tasks,
         offload=offload,
         node=version.name,
-        shed=queues.shed if queues is not None else None,
+        shed=_shedding(overload, queues),
         meter=usage,
     )
     node = Node(
@@ -205,12 +213,13 @@ def create_app(
         preloaded=preloaded,
         queues=queues,
         usage=usage,
+        overload=overload,
     )
 
     def document() -> dict[str, Any]:
         return openapi.document(HOT_ROUTES, routes, version=version.version)
 
-    channels = channels_of(queues, cluster, moves)
+    channels = channels_of(queues, cluster, moves, wall=clock.time)
     routes = [
         *node_routes(node, ApiDocument(document, offload)),
         *event_routes(channels),
@@ -241,7 +250,17 @@ def create_app(
         _fastapi(routes, version), gate=gate, clock=clock, observe=observe, offload=offload, audit=audit
     )
     events = Events(channels, gate=gate, clock=clock, observe=observe, tasks=tasks)
-    return Gateway(hot, cold, routes, tasks, gate, events)
+    return Gateway(hot, cold, routes, tasks, gate, events, overload)
+
+
+def _shedding(overload: Overload, queues: Queues | None) -> Shed:
+    def shed(identity: Identity, turn: Turn) -> None:
+        if overload.refusing:
+            raise overload.refuse()
+        if queues is not None:
+            queues.shed(identity, turn)
+
+    return shed
 
 
 def _record_refused(audit: Auditing, head: Head) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import (
     ClusterAnswer,
     ConfigAnswer,
@@ -29,6 +30,11 @@ class Cluster(Protocol):
     def status(self) -> ClusterAnswer: ...
 
     def leader(self) -> LeaderAnswer: ...
+
+    async def alerts(self) -> list[Alert]:
+        """What somebody should see to, each once: what `status` gives as reasons, and what nodes that live
+        say of themselves."""
+        ...
 
     async def nodes(self) -> list[NodeRow]:
         """Sorted by name; with the usage that the leader knows, if it answers within 0.5 s."""

@@ -15,9 +15,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.overload import Overload
 
 MET = "ollama_distributed.met"
 """Of a scope's `extensions`, while its connection is a stranger's: to be called once it is not."""
+SLICE = 32
+"""Connections that are looked at in one turn of the loop: to refuse so many takes three milliseconds."""
 _DESCRIPTOR_SHARE = 0.8
 """Of the process's file descriptors; the rest is for models, runners and logs."""
 _SUBNET_BITS = 64
@@ -56,7 +59,8 @@ class Watched(Protocol):
 class Watch:
     """Counts the connections of one app and checks their deadlines with one timer."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, overload: Overload | None = None) -> None:
+        self._overload = overload or Overload()
         self._most = _most_connections(limits)
         self._most_strangers = limits.strangers
         self._connections: set[Watched] = set()
@@ -73,9 +77,10 @@ class Watch:
         return len(self._connections)
 
     def add(self, connection: Watched, origin: str = "") -> bool:
-        """False: there are too many already. `origin`: of a stranger; "" for who needs not say who it is."""
+        """False: there are too many already, or no memory for one more from elsewhere. `origin`: of a
+        stranger; "" for who needs not say who it is."""
         taken = len(self._connections)
-        if taken >= self._most:
+        if taken >= self._most or (origin and self._overload.dropping):
             return False
         if origin:
             if taken >= self._most // 2 and self._origins[origin] >= self._most_strangers:
@@ -111,9 +116,17 @@ class Watch:
 
     def _check(self, loop: asyncio.AbstractEventLoop) -> None:
         self._arm(loop)
+        self._check_some(loop, list(self._connections))
+
+    def _check_some(self, loop: asyncio.AbstractEventLoop, left: list[Watched]) -> None:
+        """Who came together is late together: some are cut, then others have the loop."""
         now = loop.time()
-        for connection in list(self._connections):
-            connection.check_deadlines(now)
+        for connection in left[-SLICE:]:
+            if connection in self._connections:
+                connection.check_deadlines(now)
+        del left[-SLICE:]
+        if left:
+            loop.call_soon(self._check_some, loop, left)
 
 
 def _most_connections(limits: Limits) -> int:

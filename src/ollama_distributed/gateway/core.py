@@ -179,7 +179,8 @@ class Exchange:
                 self._response.headers += cors_headers(admission.origin)
             self._turn = turn_of(self._head.headers, admission.identity)
             check_body(self._head.headers, self._limit)
-            if int(self._head.headers.get("content-length", 0)) > INLINE_BYTES:
+            declared = self._head.headers.get("content-length")
+            if declared is None or int(declared) > INLINE_BYTES:
                 self._shed(admission.identity)
         except OllamaDistributedError as exc:
             self.fail(exc, close=True)
@@ -233,10 +234,10 @@ class Exchange:
         else:
             self._stop_task = self._means.spawn(self._enter(entering))
 
-    async def _enter(self, entering: Coroutine[Any, Any, Entry]) -> None:
+    async def _enter(self, entering: Callable[[], Coroutine[Any, Any, Entry]]) -> None:
         """The task of a call that has to wait before it may begin; a task root, so it catches everything."""
         try:
-            entry = await entering
+            entry = await entering()
             self._stop_task = None  # this very task: it ends by itself
             if not self.ended:
                 self._let_in(entry)

@@ -6,7 +6,8 @@ their part of a limit, it takes a while.
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,7 +27,8 @@ class Entry(msgspec.Struct, frozen=True):
     """To be closed when the call has ended. None: there are no limits."""
 
 
-Entering = Entry | Coroutine[Any, Any, Entry]
+Entering = Entry | Callable[[], Coroutine[Any, Any, Entry]]
+"""What it is, or how it is come by: a call whose client leaves at once leaves nothing begun."""
 
 
 class Entrance:
@@ -48,13 +50,13 @@ class Entrance:
             return Entry(call)
         call = within_policy(call, policy)
         if needs_count(call, policy):
-            return self._counted(call, policy, identity)
+            return partial(self._counted, call, policy, identity)
         return self._metered(call, identity)
 
     async def _counted(self, call: Call, policy: Policy, identity: Identity) -> Entry:
         call = await within_context(call, policy, self._inference)
         entering = self._metered(call, identity)
-        return entering if isinstance(entering, Entry) else await entering
+        return entering if isinstance(entering, Entry) else await entering()
 
     def _metered(self, call: Call, identity: Identity) -> Entering:
         meter, limits = self._meter, limits_of(identity)
@@ -62,7 +64,7 @@ class Entrance:
             return Entry(call)
         need = need_of(call, limits, meter.longest)
         ticket = meter.admit(identity, need)
-        return self._borrowed(meter, identity, need) if ticket is None else Entry(need.call, ticket)
+        return partial(self._borrowed, meter, identity, need) if ticket is None else Entry(need.call, ticket)
 
     async def _borrowed(self, meter: Metering, identity: Identity, need: Need) -> Entry:
         return Entry(need.call, await meter.borrow(identity, need))

@@ -49,6 +49,7 @@ STATUS: Mapping[type[e.OllamaDistributedError], int] = {
     e.RateLimited: 429,
     e.BudgetSpent: 402,
     e.Unavailable: 503,
+    e.Overloaded: 503,
     e.NoCapacity: 503,
     e.DiskFull: 507,
     e.DeadlineExceeded: 504,
@@ -74,7 +75,7 @@ OLLAMA_BUSY = "server busy, please try again.  maximum pending requests exceeded
 """Ollama's text, with its two spaces: clients compare it."""
 
 _SPREAD_S = 10
-"""`Retry-After` of a full queue: 1-10 s, unless the queue asks for more."""
+"""`Retry-After` of a full queue or node: 1-10 s, unless it asks for more."""
 _UNAVAILABLE_RETRY_S = 1
 """A restart or an election is over in about a second."""
 
@@ -89,13 +90,19 @@ def status_of(
     raise AssertionError("the root of the tree has a status")
 
 
+_NO_RETRY = (("x-should-retry", "false"),)
+"""The clients of OpenAI and Anthropic obey it. Without it they repeat every 409 and 5xx, and Claude Code
+repeats a 401 for minutes."""
+
+
 def error_headers(error: e.OllamaDistributedError, request_id: str) -> tuple[tuple[str, str], ...]:
-    """`Retry-After` where waiting helps, `WWW-Authenticate` where a key is missing.
+    """`Retry-After` where waiting helps, `WWW-Authenticate` where a key is missing, and whether the same
+    request cannot succeed.
 
     Who met a full queue together must not come back together: the request's id, which is as
     good as random, spreads them over `_SPREAD_S` seconds.
     """
-    if isinstance(error, e.QueueFull):
+    if isinstance(error, e.QueueFull | e.Overloaded):
         jitter_s = zlib.crc32(request_id.encode()) % _SPREAD_S
         return (("retry-after", str(max(1, math.ceil(error.retry_after_s)) + jitter_s)),)
     if isinstance(error, e.RateLimited):
@@ -105,8 +112,8 @@ def error_headers(error: e.OllamaDistributedError, request_id: str) -> tuple[tup
     if isinstance(error, e.Unavailable):
         return (("retry-after", str(_UNAVAILABLE_RETRY_S)),)
     if isinstance(error, e.Unauthenticated):
-        return (("www-authenticate", "Bearer"),)
-    return ()
+        return (("www-authenticate", "Bearer"), *_NO_RETRY)
+    return () if error.retryable else _NO_RETRY
 
 
 def as_ours(error: BaseException) -> e.OllamaDistributedError:

@@ -14,13 +14,13 @@ from typing import Any
 
 from ollama_distributed.base.errors import OllamaDistributedError
 from ollama_distributed.base.ids import RequestId
-from ollama_distributed.gateway.connections import Watch
 from ollama_distributed.gateway.core import Exchange
 from ollama_distributed.gateway.gate import read_head
 from ollama_distributed.gateway.hot import HotPath
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.out import RawHeaders
-from ollama_distributed.gateway.protocol import LimitedProtocol
+from ollama_distributed.gateway.overload import Overload
+from ollama_distributed.gateway.protocol import LimitedProtocol, bounded_by
 from ollama_distributed.gateway.summary import Summary
 
 _CLOSE = (b"connection", b"close")
@@ -160,7 +160,7 @@ class FastProtocol(LimitedProtocol):
         version = self.parser.get_http_version()
         cycle = HotCycle(
             self,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            keep_alive=version != "1.0" and self.parser.should_keep_alive() and not self.overload.closing,
             chunked=version != "1.0",
         )
         self.cycle = cycle  # type: ignore[assignment]  # it has what the parent uses of a cycle
@@ -239,16 +239,7 @@ class FastProtocol(LimitedProtocol):
         return self._default[1]
 
 
-def fast_protocol_class(hot: HotPath, limits: Limits) -> type[FastProtocol]:
+def fast_protocol_class(hot: HotPath, limits: Limits, overload: Overload | None = None) -> type[FastProtocol]:
     """A protocol for `uvicorn.Config(http=...)`, with limits and a watch of its own."""
-    return type(
-        "NodeProtocol",
-        (FastProtocol,),
-        {
-            "hot": hot,
-            "limits": limits,
-            "watch": Watch(limits),
-            "counts_strangers": True,
-            "no_event": asyncio.Event(),
-        },
-    )
+    shared = bounded_by(limits, overload or Overload())
+    return type("NodeProtocol", (FastProtocol,), {**shared, "hot": hot, "no_event": asyncio.Event()})

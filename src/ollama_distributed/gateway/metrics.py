@@ -16,6 +16,8 @@ from ollama_distributed.base.placement import PlacementFigures
 from ollama_distributed.base.queue import QueueFigures
 from ollama_distributed.base.transfers import TransferFigures
 from ollama_distributed.base.usage import UsageFigures
+from ollama_distributed.gateway.memory_metrics import memory_lines
+from ollama_distributed.gateway.overload import MemoryFigures
 from ollama_distributed.gateway.queue_metrics import queue_lines
 from ollama_distributed.gateway.summary import Summary
 from ollama_distributed.gateway.transfer_metrics import transfer_lines
@@ -119,6 +121,7 @@ class GatewayMetrics:
         moving: TransferFigures | None = _NO_TRANSFERS,
         waiting: QueueFigures | None = None,
         used: UsageFigures | None = None,
+        memory: MemoryFigures | None = None,
     ) -> str:
         prefix = "ollama_distributed"
         lines = _head(f"{prefix}_requests_total", "counter", "Requests that ended.")
@@ -147,6 +150,7 @@ class GatewayMetrics:
         lines += transfer_lines(prefix, moving, pieces or PieceFigures()) if moving is not None else []
         lines += queue_lines(prefix, waiting) if waiting is not None else []
         lines += usage_lines(prefix, used) if used is not None else []
+        lines += memory_lines(prefix, memory) if memory is not None else []
         return "\n".join(lines) + "\n"
 
 

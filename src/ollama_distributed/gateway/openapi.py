@@ -21,6 +21,7 @@ from ollama_distributed.gateway.dialects.openai_embeddings import EmbeddingsIn
 from ollama_distributed.gateway.dialects.openai_errors import OpenAIErrorBody
 from ollama_distributed.gateway.dialects.openai_errors import render_error as render_openai
 from ollama_distributed.gateway.dialects.rerank import RerankIn
+from ollama_distributed.gateway.dialects.responses import InputTokens
 from ollama_distributed.gateway.dialects.responses_request import ResponsesIn
 from ollama_distributed.gateway.errors import OllamaErrorBody, SeedErrorBody, render_ollama, render_seed
 from ollama_distributed.gateway.gate import Head
@@ -57,6 +58,7 @@ HOT_BODIES: Mapping[str, tuple[type[Any], type[Any], str]] = {
     "/v1/completions": (CompletionIn, bodies.Completion, "Complete a prompt"),
     "/v1/embeddings": (EmbeddingsIn, bodies.EmbeddingList, "Embed texts or tokens"),
     "/v1/responses": (ResponsesIn, bodies.ResponseAnswer, "Answer, stateless"),
+    "/v1/responses/input_tokens": (ResponsesIn, InputTokens, "Count the tokens of an input"),
     "/v1/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
     "/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
     "/v1/messages": (MessagesIn, bodies.MessageAnswer, "Answer a chat"),

@@ -57,12 +57,13 @@ ANSWER: Mapping[str, Mapping[str, Any]] = {
     "X-Queue-Position": {"description": "Its place when it began to wait, if it did.", "schema": _NUMBER},
     "X-Queue-ETA": {"description": "Seconds that it was to wait.", "schema": {"type": "number"}},
     "Retry-After": {"description": "Seconds, where waiting helps.", "schema": _NUMBER},
+    "X-Should-Retry": {"description": "false: the same request cannot succeed.", "schema": _TEXT},
     "WWW-Authenticate": {"description": "With 401.", "schema": _TEXT},
     "Allow": {"description": "With 405: the methods of the path.", "schema": _TEXT},
 }
 """Of answers."""
 FOUND = ("X-Ollama-Node", "X-Ollama-Route", "X-Ollama-Failovers", "X-Queue-Position", "X-Queue-ETA")
-REFUSED = ("Retry-After", "WWW-Authenticate", "Allow")
+REFUSED = ("Retry-After", "X-Should-Retry", "WWW-Authenticate", "Allow")
 _LIMITS = ("limit", "remaining", "reset")
 
 

@@ -39,7 +39,7 @@ _LEFT = (
 _EXPOSED = ", ".join(
     (
         *("x-request-id", "x-ollama-node", "x-ollama-route", "x-ollama-failovers"),
-        *("x-queue-position", "x-queue-eta", "retry-after"),
+        *("x-queue-position", "x-queue-eta", "retry-after", "x-should-retry"),
         *_LEFT,
     )
 ).encode()

@@ -38,6 +38,7 @@ from ollama_distributed.gateway.connections import MET, Watch, origin_of
 from ollama_distributed.gateway.errors import render_seed
 from ollama_distributed.gateway.gate import request_id
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.overload import Overload
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -62,6 +63,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     limits: Limits
     watch: Watch
+    overload = Overload()
+    """Where nobody measures, nothing is given up."""
     counts_strangers = False
     """Where nobody has shown a certificate before the first request."""
 
@@ -188,6 +191,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if not self._upgrading:
             self.cycle.transport = self._cycle_transport
+            if self.overload.closing:
+                self.cycle.keep_alive = False
 
     def _make_scope(self) -> None:
         """The parent makes it as a message begins; the short way of hot routes needs none."""
@@ -308,7 +313,7 @@ class LimitedProtocol(HttpToolsProtocol):
                 self.refuse(RequestTimeout("the request head took too long"))
         elif self.phase is Phase.BODY:
             self._check_body(now, waited)
-        elif (self.phase is Phase.IDLE and waited > limits.idle_s) or (
+        elif (self.phase is Phase.IDLE and (waited > limits.idle_s or self.overload.closing)) or (
             self.phase is Phase.LINGERING and waited > limits.linger_s
         ):
             self.transport.close()
@@ -386,10 +391,16 @@ class _CycleTransport:
         self._protocol.finish()
 
 
-def protocol_class(limits: Limits) -> type[LimitedProtocol]:
+def protocol_class(limits: Limits, overload: Overload | None = None) -> type[LimitedProtocol]:
     """A protocol for `uvicorn.Config(http=...)`, with limits and a watch of its own."""
-    return type(
-        "NodeProtocol",
-        (LimitedProtocol,),
-        {"limits": limits, "watch": Watch(limits), "counts_strangers": True},
-    )
+    return type("NodeProtocol", (LimitedProtocol,), bounded_by(limits, overload or Overload()))
+
+
+def bounded_by(limits: Limits, overload: Overload) -> dict[str, Any]:
+    """What the connections of one listener share."""
+    return {
+        "limits": limits,
+        "overload": overload,
+        "watch": Watch(limits, overload),
+        "counts_strangers": True,
+    }

@@ -39,6 +39,7 @@ _ROWS: tuple[tuple[str, str, Resource], ...] = (
     ("POST", "/v1/completions", "inference"),
     ("POST", "/v1/embeddings", "inference"),
     ("POST", "/v1/responses", "inference"),
+    ("POST", "/v1/responses/input_tokens", "inference"),
     ("POST", "/v1/messages", "inference"),
     ("POST", "/v1/messages/count_tokens", "inference"),
     ("POST", "/v1/rerank", "inference"),

@@ -102,10 +102,6 @@ class ModelName(msgspec.Struct, frozen=True, kw_only=True):
         """Directories and file of the manifest under `manifests/`."""
         return (self.host, self.namespace, self.model, self.tag)
 
-    def filepath(self) -> str:
-        """Path of the manifest, relative to `manifests/`."""
-        return "/".join(self.parts)
-
     @property
     def display(self) -> str:
         """The short form that people see; always with its tag."""

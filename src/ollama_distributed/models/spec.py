@@ -75,6 +75,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The Modelfile TEMPLATE (Go syntax) as stored, for `show`; never rendered by us."""
     template_problem: str = ""
     """Why `template` cannot be rendered: chats and templated prompts are refused with this."""
+    template_refuses: bool = False
+    """The template that is used refuses some conversations (`raise_exception`)."""
     system: str = ""
     messages: tuple[StoredMessage, ...] = ()
     parameters: Mapping[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -16,7 +15,7 @@ from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.tasks import end
+from ollama_distributed.cluster.loops import in_background
 from ollama_distributed.node.settings import Settings
 from ollama_distributed.state.cluster import ClusterState
 
@@ -49,6 +48,6 @@ class AuditCare:
                 ("audit copies", copies.run),
                 ("old audit", old.run),
             ):
-                stack.push_async_callback(end, [asyncio.create_task(run(), name=name)])
+                in_background(stack, name, run)
             stack.push_async_callback(self.chain.flush)
             yield everywhere

@@ -22,6 +22,7 @@ from ollama_distributed.batches.plan import Owner, Seats
 from ollama_distributed.batches.ports import Answer, Asking
 from ollama_distributed.batches.records import Limits
 from ollama_distributed.batches.service import Batches
+from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.models.names import name_key
 from ollama_distributed.node.settings import Settings
@@ -44,7 +45,8 @@ class BatchCare:
     def begin(self, ask: Asking) -> None:
         """`ask`: the node's own inference."""
         self._ask = ask
-        self._working = asyncio.create_task(self._own.run(), name="batches")
+        work = keep_going("batches", self._own.run)
+        self._working = asyncio.create_task(work, name="batches")
 
     async def ask(self, endpoint: str, body: bytes, identity: Identity, request_id: str, /) -> Answer:
         if self._ask is None:

@@ -18,7 +18,7 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Invalid, Unavailable
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.catalog.service import Catalog
-from ollama_distributed.cluster.tasks import end
+from ollama_distributed.cluster.loops import in_background
 from ollama_distributed.distribution.disk import NodeDisk
 from ollama_distributed.distribution.disk_ports import Survey
 from ollama_distributed.distribution.disks import ClusterDisks
@@ -169,5 +169,5 @@ async def disk_care(
     store.use(own.rooms)
     async with AsyncExitStack() as stack:
         for name, run in (("disk", own.run), ("scrub", scrubber.run)):
-            stack.push_async_callback(end, [asyncio.create_task(run(), name=name)])
+            in_background(stack, name, run)
         yield care

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import uvicorn
 
+from ollama_distributed.cluster.loops import in_background
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.app import Gateway
 from ollama_distributed.gateway.events.connection import MOST_MESSAGE_BYTES
@@ -20,13 +21,23 @@ from ollama_distributed.gateway.websocket import socket_class
 from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
 from ollama_distributed.node.listeners import bound
 
-Leave = Callable[[], Awaitable[None]]
-LEAVE_S = 1.0
-"""Before the end of the drain."""
+Leave = Callable[[float], Awaitable[None]]
+"""Hands over for so many seconds at most, then tells who still listens."""
+HAND_OVER_S = 2.0
+"""For giving what was said to other nodes: the first that takes it is enough, and has a second for it."""
+LAST_WORDS_S = 1.0
+"""After that, for who listens to read that the answer goes on elsewhere, before the doors close."""
 
 
-async def _nothing() -> None:
+async def _nothing(_hand_over_s: float) -> None:
     pass
+
+
+def parting(drain_s: float) -> tuple[float, float]:
+    """When in a drain that long the rest is left, and how long it is handed over then: a short drain
+    is shared alike. Pure."""
+    last_s = min(drain_s, HAND_OVER_S + LAST_WORDS_S)
+    return drain_s - last_s, last_s * HAND_OVER_S / (HAND_OVER_S + LAST_WORDS_S)
 
 
 class Stop:
@@ -118,8 +129,9 @@ class _Server(uvicorn.Server):
         drain_s = self.config.timeout_graceful_shutdown or 0
 
         async def leave() -> None:
-            await asyncio.sleep(max(0.0, drain_s - LEAVE_S))
-            await self._stop.leave()
+            answers_end_s, hand_over_s = parting(drain_s)
+            await asyncio.sleep(answers_end_s)
+            await self._stop.leave(hand_over_s)
 
         leaving = asyncio.create_task(leave(), name="leave what still runs")
         try:
@@ -172,11 +184,9 @@ async def serve(
         tls = await ApiTLS.opened(certificate, given_up=lambda: stop.wanted)
         if tls is None:
             return
-        following = asyncio.create_task(tls.follow(), name="api certificate")
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            in_background(stack, "api certificate", tls.follow)
             await answer(secure, tls.front)
-        finally:
-            await end([following])
 
     serving = [asyncio.create_task(answer(plain, None), name="api")] if plain else []
     if secure:
@@ -189,7 +199,7 @@ async def serve(
 
 
 def _http(app: Gateway, limits: Limits, drain_s: int, context: ssl.SSLContext | None) -> uvicorn.Config:
-    http = fast_protocol_class(app.hot, limits)
+    http = fast_protocol_class(app.hot, limits, app.overload)
     return uvicorn.Config(
         app,
         http=http,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import resource
 import socket
 
 import msgspec
@@ -18,6 +19,20 @@ from ollama_distributed.adapters.sockets import listen
 from ollama_distributed.base.errors import Conflict, Invalid
 
 log = structlog.get_logger("node.listeners")
+
+MOST_FILES = 65_536
+"""Ten times what all connections, models and runners of a node take."""
+
+
+def allow_files() -> int:
+    """Let this process open as many files and sockets as it may, and return how many. A shell gives 1,024,
+    for programs that call select(2): a stranger with so many slow connections would take all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -114,6 +114,10 @@ class Preload:
             self._tell(name, "failed", exc.message)
             log.warning(FAILED, model=name, code=exc.code, error=exc.message, again=again)
             return again
+        except Exception:  # the task's root: the other models are still to be loaded
+            log.exception(FAILED, model=name)
+            self._tell(name, "failed", "internal error; the node's log has the details")
+            return False
         self._tell(name, "loaded")
         log.info(LOADED, model=name, took_s=round(self._clock.monotonic() - began, 3))
         return False

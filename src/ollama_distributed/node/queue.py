@@ -15,10 +15,17 @@ from ollama_distributed.admission.cluster import ClusterQueues
 from ollama_distributed.admission.service import Admission
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.base.queue import Ask, QueueAnswer, QueuedRow, QueueFigures, QueueNode, QueueWaiting
+from ollama_distributed.base.queue import (
+    Ask,
+    QueueAnswer,
+    QueuedRow,
+    QueueFigures,
+    QueueNode,
+    QueueWaiting,
+    key_of,
+)
 from ollama_distributed.gateway.queueing import Turn
 from ollama_distributed.node.settings import Settings
-from ollama_distributed.serving.asking import key_of
 from ollama_distributed.serving.residents import Ticket
 from ollama_distributed.state.cluster import ClusterState
 

@@ -37,6 +37,7 @@ from ollama_distributed.node.disk_settings import DiskLowWater, DiskQuota, Scrub
 from ollama_distributed.node.durations import Duration
 from ollama_distributed.node.engine_settings import EngineSandbox, EngineSettings
 from ollama_distributed.node.label_settings import NodeLabels
+from ollama_distributed.node.limit_settings import AnswerTimeout, NodeMemoryMib
 from ollama_distributed.node.oidc_settings import OidcSettings
 from ollama_distributed.node.ollama_environment import DEFAULT_PORT, OLLAMA_PORT, OllamaEnvironment
 from ollama_distributed.node.polite.settings import PoliteBattery, PoliteCpu, PoliteHours, PoliteOwner
@@ -155,6 +156,7 @@ class Settings(BaseSettings):
     queue_per_model: QueuePerModel = 0
     queue_per_team: QueuePerTeam = 0
     queue_per_key: QueuePerKey = 0
+    answer_timeout: AnswerTimeout = 3600.0
     context_length: int = Field(
         default=0,
         ge=0,
@@ -209,6 +211,7 @@ class Settings(BaseSettings):
         description="Memory for loaded models, MiB; 0: what is free, less a reserve.",
         json_schema_extra=LIVE,
     )
+    node_memory_mib: NodeMemoryMib = 0
 
     llama_server: Path | None = Field(
         default=None,
@@ -393,7 +396,11 @@ class Settings(BaseSettings):
     @field_validator("engines", "registries", "oidc", mode="before")
     @classmethod
     def _yaml_text(cls, value: object) -> object:
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        try:
+            return yaml.safe_load(value) if isinstance(value, str) else value
+        except yaml.MarkedYAMLError as failure:  # not its text, which may hold a password
+            column = failure.problem_mark.column + 1 if failure.problem_mark else 0
+            raise ValueError(f"it is no YAML: {failure.problem} (column {column})") from failure
 
     @classmethod
     def settings_customise_sources(

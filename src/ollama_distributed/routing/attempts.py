@@ -40,6 +40,10 @@ def _nobody(_node: NodeId, _error: OllamaDistributedError | None) -> None:
     """Where only one node can be asked."""
 
 
+def _taken(_node: NodeId) -> None:
+    """Where nobody wants to know."""
+
+
 class Attempts(Paced[Generation]):
     """Implements `Generation`."""
 
@@ -54,6 +58,7 @@ class Attempts(Paced[Generation]):
         "_request_id",
         "_sink",
         "_spoke",
+        "_taken",
         "_trip",
         "_try",
     )
@@ -67,16 +72,21 @@ class Attempts(Paced[Generation]):
         name_of: Callable[[NodeId], str] = str,
         noted: Noted = _nobody,
         trip: Trip | None = None,
+        full: QueueFull | None = None,
+        taken: Callable[[NodeId], None] = _taken,
     ) -> None:
+        """`full`: what a node said lately that is therefore not asked. `taken`: a node has a place for it,
+        or its turn came there."""
         super().__init__()
         self._begin = begin
         self._sink = sink
         self._request_id = request_id
         self._name_of = name_of
         self._noted = noted
+        self._taken = taken
         self._trip = trip or Trip(Caches(), "")
         self._left = list(order)
-        self._errors: list[OllamaDistributedError] = []
+        self._errors: list[OllamaDistributedError] = [] if full is None else [full]
         self._node = order[0]
         self._try = 0
         self._spoke = False
@@ -130,10 +140,12 @@ class Attempts(Paced[Generation]):
             self._refused(event.error)
             return
         elif isinstance(event, Prepared):
+            self._taken(self._node)
             event = msgspec.structs.replace(
                 event, node=self._name_of(self._node), replica=self._node, route=self._trip.reason
             )
         elif isinstance(event, Queued):
+            self._taken(self._node)
             event = msgspec.structs.replace(event, node=self._name_of(self._node))
         elif isinstance(event, Skipped):
             self._spoke = True

@@ -19,7 +19,7 @@ from ollama_distributed.cluster.load import ModelLoad
 from ollama_distributed.models.names import name_key
 from ollama_distributed.routing.blocks import NO_CHAIN, Chain, chain_of
 from ollama_distributed.routing.caches import Caches, Trip
-from ollama_distributed.routing.directory import MOST_HOLDERS, Directory
+from ollama_distributed.routing.directory import Directory
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.plan import (
     LOAD_S,
@@ -33,6 +33,7 @@ from ollama_distributed.routing.plan import (
     plan,
 )
 from ollama_distributed.routing.ports import ClusterView, Local, Shelf
+from ollama_distributed.routing.rosters import MOST_HOLDERS
 
 Wanted = Callable[[InferenceRequest | EmbedRequest | RerankRequest], Mapping[str, str]]
 """Labels that a node must have to answer a request."""

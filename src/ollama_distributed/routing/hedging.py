@@ -5,7 +5,7 @@ question took lately, the next replica of the plan is asked, the first answer co
 question is cancelled (Dean and Barroso, The Tail at Scale, 2013). At most `SHARE` of the requests are
 asked twice, so that a cluster that is slow because it is full gets hardly more work for it.
 
-`Hedges` decides (pure); `first_answer` does it.
+`Hedges` decides and waits for nothing; `first_answer` does it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What another policy would have done with the choices that were recorded (pure).
+"""What another policy would have done with the choices that were recorded (pure but for
+dice with a seed of their own).
 
 Each policy begins with empty caches and sees the requests in their order and at their times. A replica
 is busy with a request for as long as that one took (or as its time until the first token says), reads

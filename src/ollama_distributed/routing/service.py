@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock, SystemClock
-from ollama_distributed.base.errors import NoCapacity, OllamaDistributedError
+from ollama_distributed.base.errors import NoCapacity, OllamaDistributedError, QueueFull
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, RequestId
 from ollama_distributed.base.inference import (
@@ -49,8 +49,9 @@ from ollama_distributed.routing.decisions import Decisions, Record
 from ollama_distributed.routing.ejections import Ejections
 from ollama_distributed.routing.hedging import Hedges, first_answer, kind_of
 from ollama_distributed.routing.paces import Paces
-from ollama_distributed.routing.plan import Dice, Plan
+from ollama_distributed.routing.plan import ELSEWHERE, Dice, Plan, most_telling
 from ollama_distributed.routing.ports import ClusterView, Local, Peers, Shelf
+from ollama_distributed.routing.refusals import Asker, Refusals, asker_of
 from ollama_distributed.routing.successors import MOST_ASKED, Successors
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -88,6 +89,7 @@ class Router:
         self._ejections = Ejections(self._clock, dice)
         self._paces = Paces()
         self._hedges = Hedges()
+        self._refusals = Refusals()
         self.chooser = Chooser(local, shelf, view, dice, self._ejections, missed, policy, wanted)
         self._successors = Successors(self.chooser, self._ejections, view, dice)
         self.decisions = Decisions(
@@ -123,7 +125,14 @@ class Router:
             # Nobody else could do it; a model that nobody holds is refused in the usual words.
             return self._local.start(request, sink, resume)
 
+        asker = asker_of(request) if resume is None else None
+        order, full = self._refusals.left(order, key, asker, self._clock.monotonic())
+        if full is not None and not order:
+            sink(EngineFailed(full))
+            return NOTHING
+
         def begin(node: NodeId, hear: SourceSink) -> Generation:
+            self._refusals.asked(node, key, asker, self._clock.monotonic())
             if node == me:
                 return self._local.start(request, hear, resume)
             return self._peers.start(node, request, hear, resume)
@@ -132,9 +141,20 @@ class Router:
             self._ejections.stalled(NodeId(resume.left[-1].replica) or me, key)
 
         def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
-            self._ejections.note(node, key, error)
+            self._noted(node, key, asker, error)
 
-        return Attempts(order, begin, sink, request.request_id, self._name_of, noted, trip)
+        def taken(node: NodeId) -> None:
+            self._refusals.taken(node, key, asker)
+
+        return Attempts(order, begin, sink, request.request_id, self._name_of, noted, trip, full, taken)
+
+    def _noted(
+        self, node: NodeId, key: str, asker: Asker | None, error: OllamaDistributedError | None
+    ) -> None:
+        """How a node took a request. `asker`: whose, if another of theirs would fare alike."""
+        self._ejections.note(node, key, error)
+        if asker is not None and isinstance(error, QueueFull):
+            self._refusals.refused(node, key, asker, error, self._clock.monotonic())
 
     # ── the choice ──────────────────────────────────────────────────────────────────
 
@@ -220,6 +240,7 @@ class Router:
             lambda: self._local.embed(request),
             lambda node: self._peers.embed(node, request),
             sum(map(len, request.inputs)),
+            asker=asker_of(request),
             wanted=self.chooser.wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
@@ -231,6 +252,7 @@ class Router:
             lambda: self._local.rerank(request),
             lambda node: self._peers.rerank(node, request),
             len(request.query) + sum(map(len, request.documents)),
+            asker=asker_of(request),
             wanted=self.chooser.wanted(request),
         )
         return msgspec.structs.replace(result, node=node, route=why)
@@ -297,6 +319,7 @@ class Router:
         there: Callable[[NodeId], Awaitable[T]],
         size: int | None = None,
         *,
+        asker: Asker | None = None,
         wanted: Mapping[str, str],
     ) -> tuple[str, str, T]:
         """The name of the node that answered (empty: this one), why that one, the answer. `size`: of
@@ -306,11 +329,19 @@ class Router:
         if wanted and not made.order and made.left_out:
             raise _no_labelled(model, wanted)
         order = made.order or (self._view.me,)
+        full: QueueFull | None = None
+        if order != (self._view.me,):
+            order, full = self._refusals.left(order, key, asker, self._clock.monotonic())
+            if full is not None and not order:
+                raise full
 
         def noted(node: NodeId, error: OllamaDistributedError | None) -> None:
-            self._ejections.note(node, key, error)
+            self._noted(node, key, asker, error)
+            if error is None:
+                self._refusals.taken(node, key, asker)
             if error is not None and len(order) > 1:
-                log.warning("routing.refused", request_id=request_id, node=node, reason=error.message)
+                say = log.debug if isinstance(error, QueueFull) else log.warning
+                say("routing.refused", request_id=request_id, node=node, reason=error.message)
 
         def lost(node: NodeId) -> None:
             if self._hedges.lost(node, key):
@@ -318,6 +349,7 @@ class Router:
 
         async def ask(node: NodeId) -> T:
             self.chooser.caches.started(node, key)
+            self._refusals.asked(node, key, asker, self._clock.monotonic())
             try:
                 return await (here() if node == self._view.me else there(node))
             finally:
@@ -333,9 +365,14 @@ class Router:
         kind = kind_of(key, size or 0)
         after_s = self._hedges.begin(kind) if second is not None else None
         began = self._clock.monotonic()
-        node, answer = await first_answer(
-            order, ask, noted, after_s=after_s, second=second, may=may, lost=lost
-        )
+        try:
+            node, answer = await first_answer(
+                order, ask, noted, after_s=after_s, second=second, may=may, lost=lost
+            )
+        except ELSEWHERE as error:
+            if full is None:
+                raise
+            raise most_telling((full, error)) from error
         self._hedges.answered(node, key)
         if second is not None:
             self._hedges.ended(kind, self._clock.monotonic() - began)

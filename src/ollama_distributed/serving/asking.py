@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.inference import (
     ChatPrompt,
     EmbedRequest,
@@ -10,7 +9,7 @@ from ollama_distributed.base.inference import (
     RerankRequest,
     TextPrompt,
 )
-from ollama_distributed.base.queue import Ask
+from ollama_distributed.base.queue import Ask, key_of
 
 BYTES_PER_TOKEN = 4
 """Of English text; only how requests compare matters here."""
@@ -53,11 +52,6 @@ def question(request: EmbedRequest | RerankRequest) -> Ask:
         request_id=request.request_id,
         user=request.identity.user,
     )
-
-
-def key_of(identity: Identity) -> str:
-    """Those of one key take turns together; who has none shares with all of the same role."""
-    return identity.key_id or identity.role
 
 
 def _prompt_tokens(request: InferenceRequest) -> int:

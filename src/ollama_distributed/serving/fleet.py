@@ -38,7 +38,7 @@ from ollama_distributed.serving.plan import (
     thread_share,
 )
 from ollama_distributed.serving.ports import Engine, Machine
-from ollama_distributed.serving.quarantine import Quarantine
+from ollama_distributed.serving.quarantine import Crashed, Quarantine
 from ollama_distributed.serving.queues import Fifo, Waiting, refuse
 from ollama_distributed.serving.residents import Lease, LoadKey, Resident, Ticket, load_key
 from ollama_distributed.serving.room import Room
@@ -69,6 +69,7 @@ class Fleet:
         self._queues: Waiting = queue if queue is not None else Fifo(settings.max_queue)
         self._numbers = itertools.count()
         quarantine = Quarantine(clock)
+        self.quarantined: Callable[[], list[Crashed]] = quarantine.held
         self.holds = Holds()
         self._choice = Choice(engines, self._room, self.holds, quarantine, estimate)
         self._lifecycle = Lifecycle(self, clock, quarantine, settings)

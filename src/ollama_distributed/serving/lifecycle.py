@@ -69,7 +69,7 @@ class Lifecycle:
             log.warning("serving.load_failed", model=name, reason=error.message)
             self._remove(resident)
             if isinstance(error, EngineError):
-                self._quarantine.crashed(resident.key, error.message)
+                self._quarantine.crashed(resident.key, resident.spec, error.message)
             self._owner.refused(resident, error)
             return
         except asyncio.CancelledError:
@@ -99,7 +99,7 @@ class Lifecycle:
             return
         log.error("serving.runner_died", model=resident.spec.display, reason=error.message)
         self._remove(resident)
-        self._quarantine.crashed(resident.key, error.message)
+        self._quarantine.crashed(resident.key, resident.spec, error.message)
         if resident.runner is not None:
             self._spawn(self._end(resident, resident.runner), UNLOADING)
         self._owner.freed()

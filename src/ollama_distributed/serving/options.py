@@ -78,17 +78,12 @@ def input_limit(spec: ModelSpec, asked: LoadOptions, context_tokens: int) -> int
     return context_tokens if wanted is None else min(wanted, context_tokens)
 
 
-def merge_sampling(parameters: Mapping[str, Any], asked: Sampling) -> Sampling:
-    """The complete `Sampling` of a request to a model with these PARAMETER rows.
+def model_sampling(parameters: Mapping[str, Any]) -> Sampling:
+    """Built-in defaults under the model's own; rows of other kinds are passed over.
 
     Raises:
         Invalid: a PARAMETER has the wrong type.
     """
-    return overlay(model_sampling(parameters), asked)
-
-
-def model_sampling(parameters: Mapping[str, Any]) -> Sampling:
-    """Built-in defaults under the model's own; rows of other kinds are passed over."""
     return overlay(DEFAULTS, _rows(parameters, Sampling))
 
 

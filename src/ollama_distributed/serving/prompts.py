@@ -26,6 +26,7 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.models.spec import Capability, ModelSpec
 from ollama_distributed.models.templates import known as templates
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, Runner
+from ollama_distributed.serving.turns import with_one_system
 
 OPEN_ENDED_CONTEXTS = 10
 """An answer without a limit ends after so many contexts (as Ollama): a model may never stop."""
@@ -122,6 +123,11 @@ def puts_prompt_as_is(prompt: TextPrompt) -> bool:
 
 def conversation(spec: ModelSpec, prompt: ChatPrompt | TextPrompt) -> tuple[Message, ...]:
     """The messages for the template: the Modelfile's SYSTEM and MESSAGE rows come first."""
+    messages = _conversation(spec, prompt)
+    return with_one_system(messages) if spec.template_refuses else messages
+
+
+def _conversation(spec: ModelSpec, prompt: ChatPrompt | TextPrompt) -> tuple[Message, ...]:
     if isinstance(prompt, ChatPrompt) and not (spec.messages or spec.system):
         return prompt.messages
     stored = tuple(Message(role=row.role, content=row.content) for row in spec.messages)

@@ -37,6 +37,7 @@ from ollama_distributed.serving.jobs import Job
 from ollama_distributed.serving.loaded import LoadedModel, load_of, loaded_models
 from ollama_distributed.serving.options import Shape
 from ollama_distributed.serving.ports import Catalogue, Engine, Machine
+from ollama_distributed.serving.quarantine import Crashed
 from ollama_distributed.serving.queues import Waiting
 from ollama_distributed.serving.requests import Requests
 from ollama_distributed.serving.residents import Lease, load_key
@@ -206,6 +207,10 @@ class Serving:
     def resident(self) -> set[str]:
         """Full names of models in memory, or on their way there or out of it."""
         return {resident.spec.name for resident in self._fleet.residents}
+
+    def quarantined(self) -> list[Crashed]:
+        """Models that crashed too often."""
+        return self._fleet.quarantined()
 
     @property
     def waiting(self) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from itertools import compress
+from operator import is_not
 from typing import Generic, TypeVar, overload
 
 MAX_CHUNK = 128
@@ -71,6 +73,18 @@ class SortedMap(Mapping[K, V], Generic[K, V]):
     def differences(self, older: SortedMap[K, V]) -> list[K]:
         """Keys added, changed (another object) or gone since `older`, sorted. Cheap when the
         one came from the other: what they share is skipped unseen."""
+        if len(self._chunks) == len(older._chunks):
+            # Where no key came or went, chunks lie beside each other and share their keys.
+            changed: list[K] = []
+            pairs = zip(self._chunks, older._chunks, strict=True)
+            for (keys, values), (their_keys, their_values) in compress(
+                pairs, map(is_not, self._chunks, older._chunks)
+            ):
+                if keys is not their_keys:
+                    break
+                changed += compress(keys, map(is_not, values, their_values))
+            else:
+                return changed
         theirs = {id(chunk) for chunk in older._chunks}
         mine = {id(chunk) for chunk in self._chunks}
         now = _items(chunk for chunk in self._chunks if id(chunk) not in theirs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ollama_distributed.base.inference import Usage
-from ollama_distributed.base.tokens import Done
+from ollama_distributed.base.inference import Finished, Usage
+from ollama_distributed.base.tokens import Done, Skipped
 from ollama_distributed.streams.decoder import Decoder
 
 
@@ -44,6 +44,23 @@ class Account:
             return usage
         rest = max(usage.completion_tokens - self.had, 0)
         return msgspec.structs.replace(usage, prompt_tokens=0, cached_tokens=0, completion_tokens=rest)
+
+    def done(self, seen: Decoder) -> Done:
+        """Of an answer that was ended from here."""
+        return Done(
+            reason="length",
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            completion_tokens=seen.completion_tokens,
+        )
+
+    def skipped(self, event: Skipped, now: float) -> Finished:
+        return Finished(
+            reason=event.reason,
+            usage=Usage(load_s=event.load_s, total_s=now - self.started_s),
+            rendered=event.rendered,
+            rendered_images=event.rendered_images,
+        )
 
     def usage(self, now: float, seen: Decoder, done: Done | None) -> Usage:
         first = self.first_s or now

@@ -13,7 +13,13 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from ollama_distributed.base.errors import EngineError, Internal, OllamaDistributedError, Unavailable
+from ollama_distributed.base.errors import (
+    DeadlineExceeded,
+    EngineError,
+    Internal,
+    OllamaDistributedError,
+    Unavailable,
+)
 from ollama_distributed.base.inference import (
     Delta,
     Event,
@@ -300,27 +306,22 @@ class Answer:
             self._went_on()
         event = plausible(event)
         self.journal.done = event
+        self._say_rest(event.reason, event)
+
+    def _say_rest(self, reason: FinishReason, done: Done | None) -> None:
         self._open()
         rest = self._decoder.finish()
         if rest is not None and not self._over:
             self._sink(rest)
         if not self._over:
-            self._finish(event.reason, event)
+            self._finish(reason, done)
 
     def _skip(self, event: Skipped) -> None:
         self._opened = True
         self._out(Opened(node=event.node))
         if self._over:
             return
-        total_s = self._clock.monotonic() - self._account.started_s
-        self._end(
-            Finished(
-                reason=event.reason,
-                usage=Usage(load_s=event.load_s, total_s=total_s),
-                rendered=event.rendered,
-                rendered_images=event.rendered_images,
-            )
-        )
+        self._end(self._account.skipped(event, self._clock.monotonic()))
 
     def _first_word(self) -> None:
         """Of the source at work."""
@@ -373,6 +374,23 @@ class Answer:
             self._lost(Unavailable(STALLED), stalled=True)
         return self._sources.spoken
 
+    def expire(self, longest_s: float) -> bool:
+        """Every `LOOK_S`: end it if a source has been at work for so long; whether it did. What was said
+        is then the answer, as if it had reached its length: an error would have clients ask again."""
+        account = self._account
+        if not account.prepared_s or self._clock.monotonic() - account.prepared_s < longest_s:
+            return False
+        self._sources.stop()
+        if not account.first_s:
+            self._end(Failed(DeadlineExceeded(f"the model said no word within {longest_s:g} s")))
+            return True
+        self.journal.done = account.done(self._decoder)
+        try:
+            self._say_rest("length", None)
+        except Exception as exc:
+            self._defect(exc)
+        return True
+
     # ── the end ─────────────────────────────────────────────────────────────────────
 
     def _finish(self, reason: FinishReason, done: Done | None) -> None:
@@ -380,9 +398,6 @@ class Answer:
         usage = self._account.usage(self._clock.monotonic(), self._decoder, done)
         if not usage.prompt_tokens:
             usage = msgspec.structs.replace(usage, prompt_tokens=len(journal.prompt_ids))
-        context: tuple[int, ...] = ()
-        if journal.request.want_context and journal.prompt_ids and journal.complete:
-            context = (*journal.prompt_ids, *journal.ids)
         for event in self._whole.held if self._whole is not None else ():
             if not self._over:
                 self._out(event)
@@ -391,7 +406,7 @@ class Answer:
                 reason=reason,
                 usage=usage,
                 stop_sequence=self._decoder.stopped,
-                context=context,
+                context=journal.context,
                 moves=self._sources.moves,
                 spent=self._account.spent(usage) if self._account.had is not None else None,
             )

@@ -65,9 +65,11 @@ class Journal:
         self._whole = self.resumable = False
 
     @property
-    def complete(self) -> bool:
-        """`ids` are all that was emitted."""
-        return self._whole
+    def context(self) -> tuple[int, ...]:
+        """Prompt and answer, where they were asked for and are known."""
+        if not (self.request.want_context and self.prompt_ids and self._whole):
+            return ()
+        return (*self.prompt_ids, *self.ids)
 
     @property
     def said(self) -> bytes:

@@ -54,6 +54,9 @@ class Kept(Generic[T]):
         self._bytes += ENTRY_BYTES + said_bytes + _size_of(request)
         self._new[key_of(request)] = (request, value)
 
+    def forget(self) -> None:
+        self._new, self._old, self._bytes = {}, {}, 0
+
     def find(self, request: InferenceRequest, now: float) -> T | None:
         self._move_on(now)
         key = key_of(request)
@@ -80,6 +83,10 @@ class CutAndComplete(Generic[T]):
         self, request: InferenceRequest, value: T, said_bytes: int, now: float, *, complete: bool
     ) -> None:
         (self._complete if complete else self._cut).keep(request, value, said_bytes, now)
+
+    def forget(self) -> None:
+        self._cut.forget()
+        self._complete.forget()
 
     def find(self, request: InferenceRequest, now: float) -> T | None:
         found = self._complete.find(request, now)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import anyio
+import structlog
 
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.errors import Conflict, Unavailable
@@ -28,12 +29,12 @@ from ollama_distributed.streams.kept import CutAndComplete, Kept, same
 from ollama_distributed.streams.ports import Source
 from ollama_distributed.streams.reattached import Reattached
 
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
 _REMEMBERED = 256
 """Models whose gaps are kept; all are forgotten when so many came together."""
-
-
 PACE_S = 1.0
-HAND_OVER_S = 2.0
+"""How often `paced` hears: a throttled processor is seen within seconds, and a few tokens are no speed."""
 STOPPING = "this node is shutting down; another one goes on"
 CUT = "this node is shutting down"
 
@@ -54,14 +55,16 @@ class Answers:
         chance: Callable[[], float] = random.random,
         generated: Callable[[InferenceRequest], Written | None] = lambda _: None,
         paced: Paced = lambda _model, _replica, _tokens, _seconds: None,
+        longest_s: float = 0.0,
     ) -> None:
         """`generated`: what this node generated for the same request of another gateway. `paced`: hears
-        each second how fast each replica speaks."""
+        each second how fast each replica speaks. `longest_s`: that an answer may have a slot; 0: for ever."""
         self.source = source
         self.clock = clock
         self.chance = chance
         self._generated = generated
         self._paced = paced
+        self._longest_s = longest_s
         self._looks = 0
         self._spoken: dict[tuple[str, str], tuple[int, int]] = {}
         """Of model and replica: tokens, and looks at answers that spoke, since `paced` heard."""
@@ -75,6 +78,10 @@ class Answers:
         self._budget = Budget()
         self._gaps: dict[str, tuple[Gaps, Gaps]] = {}
         """Of each model: between tokens, and between steps of reading a prompt."""
+
+    def use(self, longest_s: float) -> None:
+        """From now on, of answers that run already too."""
+        self._longest_s = longest_s
 
     def open(self, request: InferenceRequest, sink: Sink) -> LiveAnswer:
         if request.resume_at is not None:
@@ -117,6 +124,10 @@ class Answers:
     def look(self) -> None:
         """One look at every live answer; all that watching costs."""
         for answer in tuple(self._live):
+            if self._longest_s and answer.expire(self._longest_s):
+                request_id = answer.journal.request.request_id
+                log.warning("streams.expired", request_id=request_id, after_s=self._longest_s)
+                continue
             model, replica = answer.journal.request.model, answer.replica
             tokens = answer.look(*self._gaps_of(model))
             if tokens is not None and replica is not None:
@@ -156,10 +167,15 @@ class Answers:
         own = journal.written() if journal is not None else None
         return own or self._generated(request) or self._handed.find(request, now)
 
-    async def leave(self) -> None:
+    def forget(self) -> None:
+        """Nobody can take up again what ended by now: its memory is needed."""
+        self._kept.forget()
+        self._handed.forget()
+
+    async def leave(self, hand_over_s: float) -> None:
         """This node stops: who still listens is told to take the answer up at another node, which
-        has been given what was said; who waits for a first word, to ask there. Only answers that
-        cannot be continued go on."""
+        has been given what was said, if that took `hand_over_s` at most; who waits for a first word,
+        to ask there. Only answers that cannot be continued go on."""
         self._left = True
         leaving = [answer for answer in self._live if answer.journal.resumable]
         for answer in leaving:
@@ -171,7 +187,7 @@ class Answers:
             if (written := answer.journal.written()) is not None:
                 await self.source.hand_over(answer.journal.request, written)
 
-        with anyio.move_on_after(HAND_OVER_S):
+        with anyio.move_on_after(hand_over_s):
             async with anyio.create_task_group() as handing:
                 for answer in leaving:
                     handing.start_soon(hand_over, answer)

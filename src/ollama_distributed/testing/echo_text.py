@@ -189,12 +189,14 @@ def instance(schema: Mapping[str, Any]) -> Any:
 
 
 def chat_answer(request: ChatRequest) -> str | tuple[ToolCall, ...]:
-    """Each line `call NAME {arguments}` of the last user message calls a tool.
+    """Each line `call NAME {arguments}` of the last user message calls a tool; system messages behind it,
+    as agents send them, are passed over.
 
     `tool_choice` "required", or a tool's name, calls the (first) tool with small arguments
     that fit its schema when no line does. Anything else is echoed.
     """
-    last = request.messages[-1] if request.messages else Message(role="user")
+    said = (message for message in reversed(request.messages) if message.role != "system")
+    last = next(said, Message(role="user"))
     calls: list[tuple[str, str]] = []
     if request.tool_choice != "none" and last.role == "user":
         known = {tool.name for tool in request.tools}

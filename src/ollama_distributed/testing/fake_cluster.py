@@ -12,6 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import (
     ClusterAnswer,
     ConfigAnswer,
@@ -24,6 +25,7 @@ from ollama_distributed.base.cluster import (
     RollbackAsk,
     TokenRequest,
     TokenRow,
+    join_command,
 )
 from ollama_distributed.base.errors import Conflict, Invalid, NotFound, Unavailable
 from ollama_distributed.base.ids import NodeRole
@@ -80,7 +82,7 @@ class FakeCluster:
             started_at=self._now() - 3600.0,
             addresses=(f"10.0.0.{number + 1}:7443",),
             api=(f"http://10.0.0.{number + 1}:8080",),
-            usage=NodeUsage(cpu=0.25 * number % 1.0, memory=0.5, requests=number, age_s=0.5),
+            usage=NodeUsage(cpu=25.0 * number % 100.0, memory=50.0, requests=number, age_s=0.5),
             cpus=8,
             cpu_model="Fast CPU",
             memory_bytes=16 * GIB,
@@ -110,7 +112,7 @@ class FakeCluster:
     # ── reads ───────────────────────────────────────────────────────────────────────
 
     def status(self) -> ClusterAnswer:
-        away = [row.name for row in self.rows.values() if row.status in ("suspect", "offline")]
+        away = self._alerts()
         counts: dict[str, int] = {}
         for row in self.rows.values():
             counts[row.status] = counts.get(row.status, 0) + 1
@@ -118,7 +120,7 @@ class FakeCluster:
             cluster="fake",
             node=next(iter(self.rows)),
             status="no_quorum" if not self.quorum else "degraded" if away else "ok",
-            reasons=tuple(f"{name} does not answer: see to it, or remove it" for name in away),
+            reasons=tuple(alert.message for alert in away),
             leader=self.leader(),
             voters=tuple(row.id for row in self.rows.values() if row.voter),
             nodes=counts,
@@ -128,6 +130,23 @@ class FakeCluster:
             open=self.open,
             listen=("0.0.0.0:7443",) if self.open else (),
         )
+
+    async def alerts(self) -> list[Alert]:
+        return self._alerts()
+
+    def _alerts(self) -> list[Alert]:
+        return [
+            Alert(
+                level="error",
+                code=f"node_{row.status}",
+                message=f"{row.name} does not answer: see to it, or remove it",
+                node=row.id,
+                name=row.name,
+                since=row.since,
+            )
+            for row in self.rows.values()
+            if row.status in ("suspect", "offline")
+        ]
 
     def leader(self) -> LeaderAnswer:
         row = next((row for row in self.rows.values() if row.leader), None)
@@ -209,7 +228,7 @@ class FakeCluster:
             role=role,
             uses=row.uses,
             expires_at=row.expires_at,
-            command=f"ollama-distributed join {token}",
+            command=join_command(token),
         )
 
     async def tokens(self) -> list[TokenRow]:

@@ -53,6 +53,10 @@ def _heard(*_: Any) -> None:
     """Of what is only told."""
 
 
+NO_PARTS = frozenset({"policy", "limits", "clock", "overload"})
+"""Of `create_app`'s parameters: they have no routes."""
+
+
 class World:
     """An app with every route that there is, and a key of each kind."""
 
@@ -81,7 +85,7 @@ class World:
             "ready": lambda: True,
         }
         for name, parameter in inspect.signature(create_app).parameters.items():
-            optional_part = parameter.default is None and name not in ("policy", "limits", "clock")
+            optional_part = parameter.default is None and name not in NO_PARTS
             if name not in given and (parameter.default is inspect.Parameter.empty or optional_part):
                 given[name] = Anything()
         self.app: Gateway = create_app(**given)

@@ -154,7 +154,7 @@ class OneNode:
 
 async def test_events_of_nodes_name_no_model_to_whom_some_do_not_exist() -> None:
     cluster: Any = OneNode()
-    (row,) = await channels_of(None, cluster, None)["nodes"].ask()
+    (row,) = await channels_of(None, cluster, None, wall=lambda: 0.0)["nodes"].ask()
     free, bound = Identity("viewer"), Identity("viewer", policy=Policy(name="p", models=("open*",)))
     assert json.loads(told_to(free, row))["models"] == ["covert", "open"]
     assert b"covert" not in told_to(bound, row)

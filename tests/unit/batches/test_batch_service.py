@@ -18,6 +18,7 @@ from ollama_distributed.base.batches import FINAL, Batch, BatchAsk, FileObject
 from ollama_distributed.base.errors import BodyTooLarge, Conflict, DiskFull, NotFound
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, NodeId
+from ollama_distributed.batches import flights
 from ollama_distributed.batches.files import Files
 from ollama_distributed.batches.plan import Owner, Seats, owner_of
 from ollama_distributed.batches.ports import Answer
@@ -49,6 +50,8 @@ class Node:
         self.root = root
         self.clock = Clock()
         self.asked: Counter[str] = Counter()
+        self.looks: Counter[str] = Counter()
+        """At how busy it is, and at who an owner is."""
         self.running = 0
         self.most = 0
         self.seats = Seats(slots=4)
@@ -74,12 +77,20 @@ class Node:
             self.disk,
             self.files,
             ask=self.ask,
-            room=lambda _model: self.seats,
-            known=lambda _owner: self.owner,
+            room=self.room,
+            known=self.known,
             limits=self.limits,
             clock=self.clock,
             chance=random.Random(1),
         )
+
+    def room(self, _model: str) -> Seats:
+        self.looks["room"] += 1
+        return self.seats
+
+    def known(self, _owner: Owner) -> Identity | None:
+        self.looks["owner"] += 1
+        return self.owner
 
     async def ask(self, endpoint: str, body: bytes, identity: Identity, request_id: str, /) -> Answer:
         assert endpoint == CHAT
@@ -226,12 +237,60 @@ async def test_a_batch_waits_for_idle_slots(tmp_path: Path) -> None:
     async with working(Node(tmp_path)) as node:
         node.seats = Seats(slots=2, busy=2, queued=1)
         batch = await node.submit(3)
-        await until(lambda: node.batch(batch.id).status == "in_progress")
-        await asyncio.sleep(0.05)
+        await until(lambda: node.looks["room"] > 1)
+        assert node.batch(batch.id).status == "in_progress"
         assert not node.asked
         node.seats = Seats(slots=2)
         assert (await node.ended(batch.id)).request_counts.completed == 3
         assert node.most == 1
+
+
+async def test_lines_for_many_models_do_not_all_run_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flights, "MOST_RUNNING", 5)
+    async with working(Node(tmp_path)) as node:
+        node.seats = Seats()
+        node.gate.clear()
+        lines = (row(n, body={"model": f"m{n}", "id": f"r{n}"}) for n in range(30))
+        ask = BatchAsk(input_file_id=(await node.send(*lines)).id, endpoint=CHAT)
+        batch = await node.batches.create(CreateAsked(identity=IDENTITY, ask=ask))
+        await until(lambda: node.running == 5)
+        node.gate.set()
+        assert (await node.ended(batch.id)).request_counts.completed == 30
+        assert node.most == 5
+
+
+async def test_models_that_no_line_names_any_more_are_forgotten() -> None:
+    clock = Clock()
+    berths = flights.Berths(lambda _: Seats(), clock)
+    for model in ("made up", "runs", "new"):
+        clock.now += 100.0
+        await berths.take(model)
+    berths.leave("made up")
+    berths.leave("new")
+    berths.forget(150.0)
+    assert len(berths) == 2
+    clock.now += 200.0
+    berths.forget(150.0)
+    berths.leave("runs")
+    assert len(berths) == 1
+
+
+async def test_a_disk_that_refuses_to_tidy_up_ends_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = asyncio.Event()
+
+    async def refuse(_: float) -> None:
+        tried.set()
+        raise DiskFull("no room")
+
+    node = Node(tmp_path)
+    monkeypatch.setattr(node.files, "sweep", refuse)
+    async with working(node):
+        await tried.wait()
+        assert (await node.ended((await node.submit(3)).id)).request_counts.completed == 3
 
 
 async def test_what_was_refused_for_now_is_asked_again(tmp_path: Path) -> None:
@@ -281,8 +340,7 @@ async def test_a_key_that_is_revoked_ends_its_batches(tmp_path: Path) -> None:
     async with working(Node(tmp_path)) as node:
         node.owner = None
         batch = await node.submit(3)
-        await until(lambda: node.batch(batch.id).status == "in_progress")
-        await asyncio.sleep(0.02)
+        await until(lambda: node.looks["owner"] > 0)
         assert node.batch(batch.id).status == "in_progress", "it may come with the cluster's state"
         node.clock.now += 100
         ended = await node.ended(batch.id)

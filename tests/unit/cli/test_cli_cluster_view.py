@@ -30,7 +30,7 @@ def rows_of(text):
 
 def test_nodes(cluster):
     cluster.set("gamma", status="suspect", reason="no heartbeat for 3 s")
-    cluster.set("beta", usage=NodeUsage(cpu=0.95, requests=4, queued=2, age_s=0.1))
+    cluster.set("beta", usage=NodeUsage(cpu=95.0, requests=4, queued=2, age_s=0.1))
     text = cluster_view.nodes_text(nodes(cluster), NOW, RICH)
     rows = rows_of(text)
     assert "alpha *" in text
@@ -50,7 +50,7 @@ def test_nodes_in_a_pipe(cluster):
 
 def test_a_gpu_has_a_column_only_where_there_is_one(cluster):
     assert "GPU" not in cluster_view.nodes_text(nodes(cluster), NOW, RICH)
-    cluster.set("beta", usage=NodeUsage(gpu=0.5, age_s=0.1))
+    cluster.set("beta", usage=NodeUsage(gpu=50.0, age_s=0.1))
     text = cluster_view.nodes_text(nodes(cluster), NOW, RICH)
     assert text.splitlines()[0].split()[:6] == ["NAME", "STATUS", "ROLE", "CPU", "MEMORY", "GPU"]
 
@@ -63,7 +63,7 @@ def test_usage_that_nobody_knows_is_not_shown_as_zero(cluster):
 
 
 def test_one_node(cluster):
-    cluster.set("beta", labels={"zone": "a"}, usage=NodeUsage(cpu=0.5, age_s=30.0))
+    cluster.set("beta", labels={"zone": "a"}, usage=NodeUsage(cpu=50.0, age_s=30.0))
     row = cluster.rows["beta-id"]
     text = cluster_view.node_text(row, NOW, Look())
     assert "Memory           16 GiB\n" in text
@@ -71,7 +71,7 @@ def test_one_node(cluster):
     assert "Last heard       30s ago\n" in text
     assert "Role             server, voter\n" in text
     assert "Models" not in text
-    fresh = replace(row, usage=NodeUsage(age_s=1.0, gpu=0.1, gpu_memory=0.2))
+    fresh = replace(row, usage=NodeUsage(age_s=1.0, gpu=10.0, gpu_memory=20.0))
     text = cluster_view.node_text(fresh, NOW, Look())
     assert "Last heard" not in text
     assert "GPU memory used  20%" in text

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import NodeRow
 from ollama_distributed.base.events import Busy, QueuedRequest
 from ollama_distributed.base.queue import QueueNode, QueueRow
@@ -34,6 +35,7 @@ def waiting(**told: Any) -> QueuedRequest:
         (NodeRow(id="n1", name="n", status="offline", since=0.0, reason="it went"), "n: offline (it went)"),
         (Busy(node="n1", name="n", cpu_usage=12.0, memory_usage=50.0), "n: CPU 12 %, memory 50 %"),
         (Busy(node="n1", name="n", gpu_usage=7.0), "n: CPU 0 %, memory 0 %, GPU 7 %"),
+        (Alert(level="warning", code="c", message="it is full: delete"), "warning: it is full: delete"),
         (Transfer(id="t", model="m", state="running", completed=500, total=1000), "m: 500 B of 1 KB"),
         (Transfer(id="t", model="m", state="failed", error="no disk"), "m: failed no disk"),
         (NodeRow(id="n1", name="\x1b[31mred", status="online", since=0.0), "␛[31mred: online"),

@@ -50,6 +50,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_times() -> None:
     assert humanize.ago(None, NOW) == "Never"
+    assert humanize.ago(datetime.fromtimestamp(0, UTC), NOW) == "-"
     assert humanize.ago(NOW - timedelta(days=3), NOW) == "3 days ago"
     assert humanize.until(NOW + timedelta(minutes=4, seconds=1), NOW) == "4 minutes from now"
     assert humanize.until(NOW - timedelta(seconds=1), NOW) == "Stopping..."

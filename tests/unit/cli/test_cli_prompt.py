@@ -135,6 +135,14 @@ def test_the_environment_comes_before_the_nodes_file(node_dir: Path, monkeypatch
     assert Session(host="127.0.0.1:9999").target().api_key == "env"
 
 
+def test_where_ollamas_server_listens_is_no_address(node_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "0.0.0.0")
+    assert Session().target().url == "http://127.0.0.1:9999"
+    assert Session(host="0.0.0.0").target().url == "http://127.0.0.1:11434"
+    (node_dir / "admin.json").unlink()
+    assert Session().target().url == "http://127.0.0.1:11434"
+
+
 @pytest.mark.parametrize("content", [None, "", "[]", '{"url": 1, "key": 2}', "{broken"])
 def test_without_a_good_file_there_is_the_default(node_dir: Path, content: str | None) -> None:
     (node_dir / "admin.json").unlink()

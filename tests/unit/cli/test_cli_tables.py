@@ -66,6 +66,13 @@ def test_bars(value, look, cell):
     assert share(value, look) == cell
 
 
+def test_a_long_fact_goes_on_below_itself_and_no_word_is_cut():
+    text = facts([("Asked for", Cell("0 times a model that was here"))], Look(width=34))
+    assert text == "Asked for  0 times a model that\n           was here\n"
+    long_word = "x" * 60
+    assert long_word in facts([("Id", Cell(long_word))], Look(width=34))
+
+
 def test_facts_leave_out_what_is_not_known():
     assert (
         facts([("Name", Cell("a")), ("Empty", Cell("")), ("Id", Cell("b"))], Look()) == "Name  a\nId    b\n"

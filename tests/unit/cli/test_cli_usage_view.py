@@ -21,7 +21,7 @@ ANSWER = UsageAnswer(
     rows=ROWS,
     total=TOTAL,
     currency="EUR",
-    in_doubt=(Doubt(node="gpu1", at=1.0, until=2.0),),
+    in_doubt=(Doubt(node="gpu1", at=1.0, until=2.0), Doubt(node="gpu1", at=90_000.0, until=90_001.0)),
     missing=("gpu2",),
 )
 
@@ -39,7 +39,7 @@ def test_rows_bars_total_and_what_is_in_doubt() -> None:
     assert total.split()[:2] == ["all", "11"]
     said = " ".join(notes)
     assert "gpu2" in said
-    assert "gpu1 ended without closing" in said
+    assert said.count("gpu1 ended without closing its ledger at 1970-01-02 01:00 (and 1 more):") == 1
 
 
 def test_one_row_needs_no_total_and_free_things_no_column() -> None:

@@ -43,6 +43,15 @@ def test_every_form_of_an_address(text: str, url: str) -> None:
     assert address.base_url(text) == url
 
 
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0", "0.0.0.0:11434", "http://0.0.0.0:8080/", "::", "[::]:11434", "'0.0.0.0'"]
+)
+def test_every_interface_is_told_from_an_address(text: str) -> None:
+    assert address.is_everywhere(text)
+    for other in ("127.0.0.1", "gpu1:0", "[::1]:11434", "", ":11434", "http://gpu1", "1.0.0.0:1"):
+        assert not address.is_everywhere(other)
+
+
 @pytest.mark.parametrize("text", ["ftp://x", "unix:///run/x.sock", "http://user:secret@host"])
 def test_an_address_that_cannot_be_used_is_refused(text: str) -> None:
     with pytest.raises(ValueError) as refused:

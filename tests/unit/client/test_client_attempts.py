@@ -148,3 +148,10 @@ def test_it_always_ends_within_its_budget(
     assert isinstance(end, errors.ClientError)
     assert len([step for step in trace if isinstance(step, str)]) <= servers * (retries + 1)
     assert all(0 <= step <= 2 * MAX_WAIT_S for step in trace if isinstance(step, float))
+
+
+def test_a_certificate_that_is_not_trusted_is_no_server_that_does_not_answer() -> None:
+    text = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+    told = str(Failure(stage="connect", text=text).error("https://gpu1"))
+    assert told == "the certificate of https://gpu1 does not hold here: self-signed certificate"
+    assert str(REFUSED.error("https://gpu1")) == "no server answers at https://gpu1 (refused)"

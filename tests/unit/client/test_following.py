@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.client import errors
 from ollama_distributed.client.following import Follower
 
@@ -87,6 +88,58 @@ def test_why_a_connection_ended() -> None:
 def test_a_newer_server_may_say_more() -> None:
     follower = Follower(["metrics"])
     assert follower.heard(told("something", data={"x": 1}, more=2)) == ([], [])
+
+
+def alert(event: str, level: str = "error") -> str:
+    data = {"level": level, "message": "a is offline", "code": "node_offline", "node": "a"}
+    return told("alerts", event=event, id="node_offline/a", time=1.0, data=data)
+
+
+def test_an_alert_that_was_over_meanwhile_says_so() -> None:
+    follower = Follower(["alerts"])
+    follower.begin()
+    follower.heard(alert("now"))
+    ready = told("subscribed", channel="alerts", time=2.0)
+    follower.heard(ready)
+    follower.begin()
+    (gone, _), _ = follower.heard(ready)
+    assert isinstance(gone.data, Alert)
+    assert (gone.what, gone.data.level, gone.data.message) == ("gone", "info", "over: a is offline")
+
+
+def test_of_several_things_each_is_asked_and_all_compared() -> None:
+    follower = Follower()
+    assert follower.begin() == []
+    assert len(follower.subscribe("metrics", "a")) == 1
+    both = [json.loads(one)["id"] for one in follower.subscribe("metrics", "b")]
+    assert both == ["a", "b"]
+    first, second = (told("subscribed", channel="metrics", id=of, time=1.0) for of in "ab")
+    assert heard(follower, busy("now", "a", 1.0), first) == [("now", "a")]
+    assert heard(follower, first, busy("now", "b", 1.0), second) == [("now", "b"), ("ready", "")]
+    left = [json.loads(one) for one in follower.unsubscribe("metrics", "b")]
+    assert [(one["type"], one["id"]) for one in left] == [("unsubscribe", "b"), ("subscribe", "a")]
+    assert heard(follower, told("unsubscribed", channel="metrics", id="b", data=None)) == []
+    assert heard(follower, busy("now", "a", 1.0), first) == [("now", "a"), ("ready", "")]
+    assert follower.unsubscribe("metrics", "b") == []
+    follower.unsubscribe("metrics", "a")
+    assert not follower.follows("metrics")
+    assert heard(follower, busy("changed", "a", 1.0)) == [], "it was on its way"
+
+
+def test_of_refused_channels_others_go_on() -> None:
+    refused: list[tuple[str, str]] = []
+    follower = Follower(
+        ["metrics", "nodes"], refused=lambda channel, why: refused.append((channel, why.message))
+    )
+    follower.begin()
+    problem = {"code": "forbidden", "message": "not for you"}
+    assert heard(follower, told("error", channel="nodes", data=problem)) == []
+    assert refused == [("nodes", "not for you")]
+    assert heard(follower, busy("now", "a", 1.0)) == [("now", "a")]
+    assert [json.loads(one)["channel"] for one in follower.begin()] == ["metrics"]
+    follower.subscribe("metrics", "b")
+    assert heard(follower, told("error", channel="metrics", id="b", data=problem)) == []
+    assert [json.loads(one)["id"] for one in follower.begin()] == [""], "what was followed already stays"
 
 
 def test_channels_are_known_by_name() -> None:

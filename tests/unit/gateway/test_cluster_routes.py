@@ -58,8 +58,8 @@ async def test_status_leader_and_nodes(world):
     assert list(nodes) == ["alpha-id", "beta-id", "delta-id", "gamma-id"]
     assert nodes["beta-id"]["name"] == "beta"
     assert nodes["beta-id"]["status"] == "online"
-    assert nodes["beta-id"]["usage"]["cpu"] == 0.25
-    assert nodes["beta-id"]["usage"]["memory"] == 0.5
+    assert nodes["beta-id"]["usage"]["cpu"] == 25.0
+    assert nodes["beta-id"]["usage"]["memory"] == 50.0
 
 
 async def test_no_leader_is_said(world):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ollama_distributed.gateway.connections import Watch, origin_of
+from ollama_distributed.gateway.connections import SLICE, Watch, origin_of
 from ollama_distributed.gateway.limits import Limits
 
 
@@ -72,3 +72,37 @@ def test_who_has_said_who_it_is_counts_no_more() -> None:
 def test_files_are_left_for_the_rest(files: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
     assert len(taken(Watch(Limits()), "")) == most
+
+
+def test_who_is_late_together_is_not_cut_together() -> None:
+    """Thousands at once would hold the loop for a fifth of a second."""
+    soon: list[tuple[Any, ...]] = []
+    timers: list[tuple[Any, ...]] = []
+    loop = SimpleNamespace(
+        time=lambda: 7.0,
+        call_soon=lambda *call: soon.append(call),
+        call_later=lambda _after_s, *call: timers.append(call) or SimpleNamespace(cancel=lambda: None),
+    )
+    watch, seen = Watch(Limits()), list[int]()
+
+    class Late(Connection):
+        def __init__(self, number: int) -> None:
+            self.loop, self.number = loop, number
+
+        def check_deadlines(self, now: float) -> None:
+            assert now == 7.0
+            seen.append(self.number)
+            watch.remove(self)
+
+    many = [Late(number) for number in range(3 * SLICE + 1)]
+    assert all(watch.add(one) for one in many)
+    check, *arguments = timers.pop()
+    check(*arguments)
+    turns = [len(seen)]
+    watch.remove(many[next(number for number in range(len(many)) if number not in seen)])
+    while soon:
+        call, *arguments = soon.pop()
+        call(*arguments)
+        turns.append(len(seen) - sum(turns))
+    assert max(turns) == SLICE
+    assert len(seen) == len(set(seen)) == len(many) - 1, "who went meanwhile is left alone"

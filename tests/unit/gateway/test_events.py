@@ -17,12 +17,14 @@ from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.roles import Right
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.errors import Forbidden, Unavailable
+from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.policies import Policy
-from ollama_distributed.base.queue import QueueAnswer, QueuedRow, QueueNode, QueueWaiting
+from ollama_distributed.base.queue import Ask, QueueAnswer, QueuedRow, QueueNode, QueueWaiting, key_of
 from ollama_distributed.gateway.events import connection as connections
-from ollama_distributed.gateway.events.channels import Channel, QueuedRequests, Row, channels_of
+from ollama_distributed.gateway.events.channels import Channel, QueuedRequests, channels_of, sees
 from ollama_distributed.gateway.events.hub import Hub
 from ollama_distributed.gateway.events.outbox import MOST, MOST_REPLIES, Outbox, Unread
+from ollama_distributed.gateway.events.rows import Row
 from ollama_distributed.gateway.events.service import Events, check_page
 from ollama_distributed.gateway.gate import Gate, Head
 from ollama_distributed.gateway.limits import Limits
@@ -195,7 +197,7 @@ class TwoTeams:
 
 async def test_a_caller_is_told_of_its_own_requests_an_operator_of_all() -> None:
     queues: Any = TwoTeams()
-    world = World(*channels_of(queues, None, None).values())
+    world = World(*channels_of(queues, None, None, wall=lambda: WALL).values())
     mine, yours = (world.records[kind].id for kind in ("mine", "yours"))
     queues.rows = [_waiting(1, "a", mine), _waiting(2, "b", yours, 2)]
     for kind, seen in (("mine", {"r1"}), ("yours", {"r2"}), ("viewer", set()), ("operator", {"r1", "r2"})):
@@ -204,6 +206,19 @@ async def test_a_caller_is_told_of_its_own_requests_an_operator_of_all() -> None
             await socket.until("subscribed")
             told = [one["data"]["request_id"] for one in socket.told if one["type"] == "queue"]
             assert set(told) == seen, kind
+
+
+async def test_people_of_one_role_have_turns_of_their_own_and_are_told_of_their_own_requests() -> None:
+    people = [Identity("user", None, "a", name) for name in ("ann", "bob")]
+    asks = [Ask(key=key_of(one), team=one.team, user=one.user) for one in people]
+    assert len({one.key for one in asks}) == 2
+    queues: Any = TwoTeams()
+    queues.rows = [
+        msgspec.structs.replace(_waiting(number, one.team, one.key), user=one.user)
+        for number, one in enumerate(asks, 1)
+    ]
+    rows = list(await QueuedRequests(queues).ask())
+    assert [[sees(one, row) for row in rows] for one in people] == [[True, False], [False, True]]
 
 
 async def test_a_request_that_had_its_turn_and_one_that_gave_up() -> None:

@@ -331,7 +331,20 @@ async def test_openai_models():
         ("smollm2:latest", "library"),
     ]
     assert (await ask("GET", "/v1/models/acme/tiny:v1")).json()["id"] == "acme/tiny:v1"
+    full = "registry.ollama.ai/library/smollm2:latest"
+    assert (await ask("GET", f"/v1/models/{full}")).json()["id"] == full, "as it was asked for"
     assert (await ask("GET", "/v1/models/none")).json()["error"]["type"] == "not_found_error"
+
+
+async def test_anthropics_models():
+    """Under OpenAI's paths; its clients say who they are."""
+    headers = {"anthropic-version": "2023-06-01"}
+    rows = (await ask("GET", "/v1/models", headers=headers)).json()
+    assert [row["id"] for row in rows["data"]] == ["acme/tiny:v1", "smollm2:latest"]
+    assert (rows["first_id"], rows["last_id"], rows["has_more"]) == ("acme/tiny:v1", "smollm2:latest", False)
+    one = (await ask("GET", "/v1/models/acme/tiny:v1", headers=headers)).json()
+    assert one == rows["data"][0]
+    assert (one["type"], one["display_name"], one["created_at"][-1]) == ("model", "acme/tiny:v1", "Z")
 
 
 # ── the node ────────────────────────────────────────────────────────────────────────

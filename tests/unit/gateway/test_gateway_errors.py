@@ -74,9 +74,11 @@ def test_a_full_queue_spreads_who_comes_back():
 
 
 def test_headers_say_what_helps():
-    assert dict(error_headers(e.Unauthenticated("x"), "r")) == {"www-authenticate": "Bearer"}
+    never = {"x-should-retry": "false"}
+    assert dict(error_headers(e.Unauthenticated("x"), "r")) == {"www-authenticate": "Bearer"} | never
     assert "retry-after" in dict(error_headers(e.Unavailable("x"), "r"))
-    assert error_headers(e.NotFound("x"), "r") == ()
+    assert dict(error_headers(e.NotFound("x"), "r")) == never
+    assert error_headers(e.RunnerDied("x"), "r") == ()
 
 
 def test_a_foreign_exception_leaks_nothing():

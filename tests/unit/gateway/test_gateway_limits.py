@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -207,6 +209,27 @@ def test_a_place_is_free_again_however_a_request_ends() -> None:
             inference.generations[-1].emit(last)
             assert out.ended
         assert alone.meter._accounts["key/k/p"].shares["running"].used == 0
+
+
+async def test_who_leaves_before_the_prompt_is_counted_leaves_nothing_begun() -> None:
+    one, _ = bench(Limits())
+    gate = Known(one.path.means.gate, Identity(role="user", policy=Policy(name="p", max_context=CONTEXT)))
+    tasks: list[asyncio.Task[None]] = []
+
+    def spawn(work: Any) -> Callable[[], object]:
+        tasks.append(asyncio.get_running_loop().create_task(work))
+        return tasks[-1].cancel
+
+    one.path.means = msgspec.structs.replace(one.path.means, gate=gate, spawn=spawn)
+    exchange, _ = one.open("/api/generate")
+    with warnings.catch_warnings(record=True) as said:
+        exchange.receive(msgspec.json.encode(GEN))
+        exchange.body_complete()
+        exchange.disconnected()
+        await asyncio.wait(tasks)
+    assert tasks[0].cancelled()
+    assert not said
+    assert one.summaries[0].outcome == "cancelled"
 
 
 def test_what_was_had_of_a_cancelled_answer_is_counted() -> None:

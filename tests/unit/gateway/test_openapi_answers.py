@@ -62,6 +62,7 @@ ASKS = {
         {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 1},
         {"input": "hi", "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}]},
     ],
+    "/v1/responses/input_tokens": [{"input": "hi"}],
     "/v1/messages": [
         {"messages": CHAT["messages"], "max_tokens": 9},
         {

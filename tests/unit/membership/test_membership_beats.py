@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.membership.beats import (
@@ -25,6 +24,7 @@ from ollama_distributed.cluster.membership.beats import (
     offline_after_s,
     suspect_after_s,
 )
+from ollama_distributed.cluster.membership.utilization import Utilization
 
 A, B = NodeId("a"), NodeId("b")
 
@@ -42,7 +42,7 @@ def heard(*beats: tuple[float, Beat]) -> Heard:
 
 
 def test_a_beat_survives_the_wire() -> None:
-    said = Beat(boot="x", seq=3, usage=NodeUsage(cpu=0.5, gpu=0.25), loaded=("m:1",), stopping=True)
+    said = Beat(boot="x", seq=3, usage=Utilization(cpu=0.5, gpu=0.25), loaded=("m:1",), stopping=True)
     assert decode_beat(encode_beat(said)) == said
 
 
@@ -137,8 +137,8 @@ def test_deaf_until_its_own_beats_come_back() -> None:
 def test_usage_has_its_age() -> None:
     ears = Ears(A)
     assert ears.usage(B, 0.0).age_s is None
-    ears.hear(B, Beat(boot="x", seq=1, usage=NodeUsage(cpu=0.5)), 1.0)
-    assert ears.usage(B, 3.0) == NodeUsage(cpu=0.5, age_s=2.0)
+    ears.hear(B, Beat(boot="x", seq=1, usage=Utilization(cpu=0.5)), 1.0)
+    assert ears.usage(B, 3.0) == Utilization(cpu=0.5, age_s=2.0)
 
 
 def test_strangers_are_forgotten_members_are_not() -> None:

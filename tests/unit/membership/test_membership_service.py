@@ -10,10 +10,12 @@ import msgspec
 import pytest
 from tests.unit.membership.world import World
 
-from ollama_distributed.base.cluster import NodeUsage
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.membership.beats import SUBJECT, Beat, encode_beat
+from ollama_distributed.cluster.membership.beats import SUBJECT, Beat, Ears, encode_beat
 from ollama_distributed.cluster.membership.plan import BACK, MISSED, RESTARTED, SILENT, SPACING_S, STOPPED
+from ollama_distributed.cluster.membership.usage import answer
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.testing.virtual_time import VirtualLoop
 
 pytestmark = pytest.mark.anyio
@@ -207,7 +209,7 @@ async def test_usage_is_asked_of_the_leader_and_kept_with_its_age() -> None:
     world = World()
     async with AsyncExitStack() as stack:
         await _enter(stack, world, "a", "b", "c", "n1", "n2")
-        world.nodes[NodeId("n2")].usage = NodeUsage(cpu=0.75, requests=3)
+        world.nodes[NodeId("n2")].usage = Utilization(cpu=0.75, requests=3)
         await anyio.sleep(1.5)
         asker = world.nodes[NodeId("n1")]
         usages = await asker.membership.usages()
@@ -226,7 +228,7 @@ async def test_usage_is_asked_of_the_leader_and_kept_with_its_age() -> None:
         assert older.age_s is not None
         assert 5.0 < older.age_s < 8.0
         assert asker.membership.usage(NodeId("n2")).age_s == pytest.approx(older.age_s)
-        assert asker.membership.usage(NodeId("nobody")) == NodeUsage()
+        assert asker.membership.usage(NodeId("nobody")) == Utilization()
 
 
 async def test_many_who_ask_at_once_are_one_question() -> None:
@@ -274,3 +276,34 @@ async def test_what_a_server_heard_it_tells_itself() -> None:
         assert heard.loaded == ("m:1",)
         assert world.nodes[NodeId("n1")].membership.heard(NodeId("a")) is None
         assert (await server.usages())[NodeId("n1")].cpu == 0.5
+
+
+async def test_what_is_wrong_with_a_node_is_known_everywhere_while_it_is_heard() -> None:
+    world = World()
+    full = Alert(level="warning", code="disk_full", message="it is full")
+    async with AsyncExitStack() as stack:
+        await _enter(stack, world, "a", "b", "c", "n1")
+        async with world.node("n2") as ill:
+            ill.alerts.append(full)
+            await anyio.sleep(2.0)
+            for name in ("b", "n1"):
+                assert await world.nodes[NodeId(name)].membership.alerts() == {NodeId("n2"): (full,)}
+            ill.alerts.clear()
+            await anyio.sleep(2.0)
+            assert await world.nodes[NodeId("n1")].membership.alerts() == {}
+            ill.alerts.append(full)
+            await anyio.sleep(2.0)
+        await anyio.sleep(2.0)
+        for name in ("b", "n1"):
+            assert await world.nodes[NodeId(name)].membership.alerts() == {}, "it said goodbye"
+
+
+def test_one_answer_holds_so_many_alerts() -> None:
+    """The bus carries 1 MB at most; who says too much is left out, and its figures are not."""
+    ears = Ears(NodeId("a"))
+    for number in range(200):
+        ears.hear(NodeId(f"x{number:03}"), Beat(boot="b", seq=1, alerts=b"x" * 10_000), 0.0)
+    data = answer(ears, msgspec.msgpack.encode({}), 0.0)
+    assert len(data) < 1_000_000
+    page = msgspec.msgpack.decode(data)
+    assert (len(page["nodes"]), len(page["alerts"])) == (200, 50)

@@ -10,11 +10,12 @@ import anyio
 import msgspec
 
 from ollama_distributed.adapters.coordination.memory import MemoryCoordination, MemoryEngine
-from ollama_distributed.base.cluster import NodeUsage
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.consensus import ConsensusEngine
 from ollama_distributed.cluster.load import Load, LoadReports
 from ollama_distributed.cluster.membership.service import Membership
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.network import NetworkManager
 from ollama_distributed.cluster.ports import Entry, Resync
@@ -47,8 +48,9 @@ class Node(msgspec.Struct):
     membership: Membership
     loads: LoadReports
     network: NetworkManager
-    usage: NodeUsage
+    usage: Utilization
     load: Load
+    alerts: list[Alert] = msgspec.field(default_factory=list)
 
 
 class World:
@@ -82,6 +84,7 @@ class World:
                 clock=self.clock,
                 chance=chance,
                 usage=lambda: self.nodes[node].usage,
+                alerts=lambda: self.nodes[node].alerts,
                 loaded=lambda: ("m:1",),
                 removed=lambda other: other in self.removed,
             )
@@ -100,7 +103,7 @@ class World:
                 membership=membership,
                 loads=loads,
                 network=network,
-                usage=NodeUsage(cpu=0.5),
+                usage=Utilization(cpu=0.5),
                 load=Load(boot=boot, slots=4),
             )
             for service in (network, loads, membership):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ollama_distributed.state import maps
 from ollama_distributed.state.maps import MAX_CHUNK, SortedMap
 
 keys = st.text("abc", min_size=1, max_size=3)
@@ -40,17 +43,19 @@ def test_does_what_a_dict_does_and_leaves_every_earlier_map_as_it_was(
         assert len(snapshot) == len(expected)
 
 
-@given(steps, steps)
+@pytest.mark.parametrize("most", [4, MAX_CHUNK], ids=["of many chunks", "of one"])
+@given(first=steps, second=steps)
 def test_differences_name_what_changed(
-    first: list[tuple[str, int | None]], second: list[tuple[str, int | None]]
+    first: list[tuple[str, int | None]], second: list[tuple[str, int | None]], most: int
 ) -> None:
     def walk(start: SortedMap[str, int], steps: list[tuple[str, int | None]]) -> SortedMap[str, int]:
         for key, value in steps:
             start = start.without(key) if value is None else start.with_(key, value)
         return start
 
-    older = walk(SortedMap(), first)
-    newer = walk(older, second)
+    with mock.patch.object(maps, "MAX_CHUNK", most):
+        older = walk(SortedMap(), first)
+        newer = walk(older, second)
     every = sorted({*older, *newer})
     assert newer.differences(older) == [key for key in every if older.get(key) != newer.get(key)]
     assert older.differences(newer) == newer.differences(older)

@@ -27,6 +27,7 @@ _UNUSABLE = frozenset(
     {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 )
 """The store is read-only or damaged, or a link or file lies where a folder should."""
+_MINE = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 STAGING = ".ollama-distributed"
 """Ours, beside Ollama's folders and on their file system: Ollama never looks into it, and
 a file inside its `blobs/` would count as complete, or be pruned."""
@@ -45,8 +46,9 @@ class Folders:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        with translated():
-            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with translated(f"the model store {self.root}"):
+            with contextlib.suppress(FileExistsError):  # a file: told when it is opened as a folder
+                self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             top = os.open(self.root, _FOLDER)
             try:
                 self.blobs = _subfolder(top, "blobs", 0o755)
@@ -184,7 +186,7 @@ class Staged:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
+def translated(what: str = "the model store") -> Iterator[None]:
     """Errors of the disk as errors of ours."""
     try:
         yield
@@ -192,8 +194,8 @@ def translated() -> Iterator[None]:
         if exc.errno in _FULL:
             raise DiskFull("the disk of the model store is full; free some space and try again") from exc
         if exc.errno in _UNUSABLE:
-            reason = os.strerror(exc.errno)
-            raise Unavailable(f"the model store cannot be used: {reason}") from exc
+            mine = "; the node's user must be able to write there" if exc.errno in _MINE else ""
+            raise Unavailable(f"{what} cannot be used: {os.strerror(exc.errno)}{mine}") from exc
         raise
 
 

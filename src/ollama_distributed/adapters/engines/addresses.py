@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -29,3 +29,12 @@ class TcpAddress(msgspec.Struct, frozen=True):
 Address = UnixAddress | TcpAddress
 Headers = Mapping[str, str]
 """Names in lower case; of a repeated header the values joined by a comma."""
+
+
+def headers_of(fields: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """As `Headers`, of those that were read."""
+    found: dict[str, str] = {}
+    for name, value in fields:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found

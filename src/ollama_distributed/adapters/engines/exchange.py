@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable
 
 import httptools
 
-from ollama_distributed.adapters.engines.addresses import Address, Headers, TcpAddress, UnixAddress
+from ollama_distributed.adapters.engines.addresses import (
+    Address,
+    Headers,
+    TcpAddress,
+    UnixAddress,
+    headers_of,
+)
+from ollama_distributed.adapters.engines.dial import Ahead, dialled
 from ollama_distributed.adapters.engines.intake import Intake
 from ollama_distributed.adapters.engines.kept import Connection, Kept
 from ollama_distributed.base.errors import (
@@ -39,6 +47,7 @@ class Exchange:
 
     __slots__ = (
         "_address",
+        "_ahead",
         "_between_chunks",
         "_chunk_over",
         "_chunked",
@@ -47,6 +56,7 @@ class Exchange:
         "_connecting",
         "_connection",
         "_descriptor",
+        "_dialled",
         "_done",
         "_ended_by_close",
         "_fields",
@@ -68,6 +78,7 @@ class Exchange:
         "_reused",
         "_to_send",
         "_transport",
+        "_unsent",
         "status",
     )
 
@@ -83,9 +94,12 @@ class Exchange:
         connect_deadline_s: float,
         idle_deadline_s: float | None,
         kept: Kept | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
+        """`kept`: connections that may be used again. `ahead`: without them, one that may be open already."""
         self._address = address
-        self._to_send = head_and_body
+        self._to_send = self._unsent = head_and_body
+        """All, while it may have to go out again; and what is not on its way."""
         self._on_head = on_head
         self._on_body = on_body
         self._on_end = on_end
@@ -93,6 +107,7 @@ class Exchange:
         self._connect_deadline_s = connect_deadline_s
         self._idle_deadline_s = idle_deadline_s
         self._kept = kept
+        self._ahead = ahead
 
         self._connection: Connection | None = None
         self._transport: asyncio.Transport | None = None
@@ -111,6 +126,8 @@ class Exchange:
         """The caller has what it wanted; the connection is kept if the rest comes before this."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._dialled: socket.socket | None = None
+        """Until it has a transport."""
         self._begin()
         connection = kept.take() if kept is not None else None
         self._reused = connection is not None
@@ -140,6 +157,12 @@ class Exchange:
         return asyncio.get_running_loop()
 
     def _connect_anew(self) -> None:
+        self._unsent = self._to_send
+        if type(self._address) is UnixAddress:
+            self._dialled, self._unsent, self._reused = dialled(
+                self._address.path, self._to_send, self._ahead
+            )
+            self._ahead = None
         self._connecting = self._loop.create_task(self._connect(), name=f"connect {self._address}")
 
     # ── for the caller ──────────────────────────────────────────────────────────────
@@ -201,7 +224,9 @@ class Exchange:
             async with asyncio.timeout(self._connect_deadline_s):
                 match self._address:
                     case UnixAddress(path):
-                        await self._loop.create_unix_connection(lambda: Connection(self), path)
+                        made, self._dialled = self._dialled, None
+                        where = path if made is None else None
+                        await self._loop.create_unix_connection(lambda: Connection(self), where, sock=made)
                     case TcpAddress(host, port, tls):
                         await self._loop.create_connection(lambda: Connection(self), host, port, ssl=tls)
         except TimeoutError as exc:
@@ -215,8 +240,9 @@ class Exchange:
         if self._done:
             transport.abort()
             return
-        transport.write(self._to_send)
-        if self._kept is None:
+        transport.write(self._unsent)
+        self._unsent = b""
+        if not self._reused:
             self._to_send = b""
         if self._paused:
             transport.pause_reading()
@@ -346,7 +372,7 @@ class Exchange:
         self._chunk_over = self._chunked
         self._ended_by_close = not (sized or self._chunked)
         if self._on_head is not None and not self._done:
-            self._on_head(status, _headers(fields))
+            self._on_head(status, headers_of(fields))
 
     def on_body(self, data: bytes) -> None:
         if not self._done:
@@ -420,11 +446,5 @@ class Exchange:
             self._transport.abort()
         elif self._connecting is not None and self._connecting is not asyncio.current_task(self._loop):
             self._connecting.cancel()
-
-
-def _headers(fields: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in fields:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        found[key] = f"{found[key]}, {text}" if key in found else text
-    return found
+            if self._dialled is not None:  # it had not begun
+                self._dialled.close()

@@ -2,8 +2,8 @@
 
 Lean on purpose. llama-server breaks up to a fifth of the requests that reuse a connection
 after a stream (DESIGN.md, trap 4), so a request says `Connection: close` unless its `Route` has
-connections that are kept (`kept.py`); a new local connection costs 0.1-0.2 ms. Callbacks instead
-of async iterators save a task switch per chunk of the answer.
+connections that are kept (`kept.py`); to a UNIX socket a new one is made at once (`dial.py`). Callbacks
+instead of async iterators save a task switch per chunk of the answer.
 
     exchange = request(UnixAddress("/run/x.sock"), "POST", "/completion", body=b"{}",
                        on_head=..., on_body=..., on_end=..., on_error=...)
@@ -20,6 +20,7 @@ from ollama_distributed.adapters.engines.addresses import Address as Address
 from ollama_distributed.adapters.engines.addresses import Headers as Headers
 from ollama_distributed.adapters.engines.addresses import TcpAddress as TcpAddress
 from ollama_distributed.adapters.engines.addresses import UnixAddress as UnixAddress
+from ollama_distributed.adapters.engines.dial import Ahead
 from ollama_distributed.adapters.engines.exchange import Exchange as Exchange
 from ollama_distributed.adapters.engines.kept import Kept
 from ollama_distributed.base.errors import OllamaDistributedError
@@ -30,7 +31,7 @@ CONNECT_DEADLINE_S = 5.0
 class Route:
     """Where requests of one kind go. Their head is made once."""
 
-    __slots__ = ("_address", "_body", "_head", "_kept")
+    __slots__ = ("_address", "_ahead", "_body", "_head", "_kept")
 
     def __init__(
         self,
@@ -41,8 +42,10 @@ class Route:
         *,
         body: bool = True,
         kept: Kept | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
-        """`body`: there may be one. `kept`: connections that may be used again."""
+        """`body`: there may be one. `kept`: connections that may be used again. `ahead`: opens some for
+        these requests."""
         if not path.startswith("/") or not (method + path).isascii() or any(c <= " " for c in method + path):
             raise ValueError("method or path is not safe to send")
         host = "localhost" if isinstance(address, UnixAddress) else f"{address.host}:{address.port}"
@@ -60,6 +63,7 @@ class Route:
         self._body = body
         self._address = address
         self._kept = kept
+        self._ahead = ahead
 
     def send(
         self,
@@ -84,6 +88,7 @@ class Route:
             connect_deadline_s=connect_deadline_s,
             idle_deadline_s=idle_deadline_s,
             kept=self._kept,
+            ahead=self._ahead,
         )
 
 

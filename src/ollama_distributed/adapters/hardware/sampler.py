@@ -20,8 +20,8 @@ from ollama_distributed.adapters.hardware.cgroup import Cgroups, Limit, cpu_used
 from ollama_distributed.adapters.hardware.gpu_watch import GpuWatch
 from ollama_distributed.adapters.hardware.gpus import Nvml, open_nvml
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.cluster.loops import keep_going
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.tasks import end
 
 SAMPLE_S = 1.0
@@ -40,8 +40,8 @@ class Meter:
         self._machine = _machine_times()
         self._group = self._group_time(self._cpu_limit)
 
-    def read(self) -> NodeUsage:
-        return NodeUsage(cpu=_share(self._cpu()), memory=_share(self._memory()))
+    def read(self) -> Utilization:
+        return Utilization(cpu=_share(self._cpu()), memory=_share(self._memory()))
 
     def _cpu(self) -> float:
         before, self._machine = self._machine, _machine_times()
@@ -83,7 +83,7 @@ class Sampler:
         self._limits = limits or Cgroups()
         self._clock = clock
         self._chance = chance
-        self._usage = NodeUsage()
+        self._usage = Utilization()
         self._gpus = GpuWatch(open_gpus, clock)
         self._thread = anyio.CapacityLimiter(1)
         self._sampling: asyncio.Task[None] | None = None
@@ -101,7 +101,7 @@ class Sampler:
         await end([self._sampling])
         await self._aside(self._gpus.stop)
 
-    def usage(self) -> NodeUsage:
+    def usage(self) -> Utilization:
         """The last figures; nothing is measured for it."""
         gpus = self._gpus.usage()
         return msgspec.structs.replace(self._usage, gpu=gpus.busy, gpu_memory=gpus.memory)

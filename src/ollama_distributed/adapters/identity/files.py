@@ -110,9 +110,14 @@ class IdentityFiles:
             path.unlink(missing_ok=True)
 
     def _derive(self, credentials: Credentials) -> None:
-        _write(self.authorities, "".join(credentials.authorities).encode())
-        # Last: the API waits for it, and then needs the others too.
-        _write(self.certificate, credentials.certificate.encode())
+        """What is right already stays as it is: a node on a full disk still starts."""
+        # The certificate last: the API waits for it, and then needs the others too.
+        for path, text in (
+            (self.authorities, "".join(credentials.authorities)),
+            (self.certificate, credentials.certificate),
+        ):
+            if _read(path) != text.encode():
+                _write(path, text.encode())
 
 
 def _decode(path: Path, form: type[T]) -> T | None:

@@ -53,6 +53,12 @@ _IMPOSTOR = (
     "the machine at {address} is not the cluster that the token is for; the secret was not sent. "
     "Check the address, or make a new token if the cluster's CA was replaced since"
 )
+_CLOCK = (
+    "by this machine's clock the certificate of the machine at {address} does not hold ({reason}): set the "
+    "clocks of both and join again; the secret was not sent"
+)
+_WRONG_TIME = (9, 10)
+"""X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED (OpenSSL, x509_vfy.h)."""
 _BY_CODE: dict[str, type[OllamaDistributedError]] = {
     kind.code: kind for kind in (Invalid, Unauthenticated, Forbidden, Conflict)
 }
@@ -187,7 +193,8 @@ async def _exchange(
                 address.host, address.port, ssl_context=context, tls_standard_compatible=False
             )
     except ssl.SSLCertVerificationError as failure:
-        raise Unauthenticated(_IMPOSTOR.format(address=address)) from failure
+        told = _CLOCK if failure.verify_code in _WRONG_TIME else _IMPOSTOR
+        raise Unauthenticated(told.format(address=address, reason=failure.verify_message)) from failure
     except (OSError, TimeoutError, ssl.SSLError, anyio.BrokenResourceError) as failure:
         raise Unavailable(f"{address} cannot be reached ({type(failure).__name__})") from failure
     async with stream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.disk import DiskAnswer, ScrubRow
+from ollama_distributed.base.errors import Forbidden
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ca import Peer
 from ollama_distributed.distribution.disk import NodeDisk
@@ -47,7 +48,11 @@ def open_disk_door(door: PeerDoor, own: NodeDisk) -> None:
     async def show(_peer: Peer, _ask: NothingAsked) -> DiskAnswer:
         return await own.answer()
 
-    async def evict(_peer: Peer, ask: EvictHere) -> Freed:
+    async def evict(peer: Peer, ask: EvictHere) -> Freed:
+        if ask.last_copy and peer.role != "server":
+            raise Forbidden(
+                "only a server of the cluster, or the node itself, lets a last copy go: ask there"
+            )
         return Freed(bytes=await own.evictions.evict(ask.model, last_copy=ask.last_copy))
 
     async def scrub(_peer: Peer, _ask: NothingAsked) -> ScrubRow:

@@ -260,7 +260,7 @@ class PeerDoor:
         if self._closed:
             raise Unavailable(f"node {self._me} is shutting down")
         if (route is None or route.work) and self._draining():
-            raise Unavailable(f"node {self._me} is draining and takes no new work")
+            raise Unavailable(f"node {self._me} is draining, or short of memory, and takes no new work")
         return route
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:

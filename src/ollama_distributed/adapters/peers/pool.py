@@ -1,7 +1,8 @@
 """Connections to other nodes and the calls on them: the calling side of the hop.
 
 A node has as many kept-alive connections as it had calls at once, the last used first, so
-that the rest grow old and close. The TLS context is asked for anew for each connection and
+that the rest grow old and close. A few are opened at a time; a call that waits for that takes one that
+becomes free before. The TLS context is asked for anew for each connection and
 the other side's certificate is checked before a byte is sent. One timer for all watches for
 calls that nothing was heard of and connections that nobody used.
 
@@ -53,6 +54,9 @@ MAX_ADDRESSES = 3
 """Of one node that are tried, best first."""
 MAX_LINKS = 1024
 """To one node: a call has one to itself while it runs."""
+MAX_OPENING = 8
+"""Connections to one node that are being opened. A handshake takes some milliseconds of both nodes'
+processors: where hundreds come at once, all would miss their deadline, and be tried again."""
 IDLE_S = 30.0
 """A free connection is closed after this; the other side's listener waits twice as long."""
 AGE_S = 3600.0
@@ -80,12 +84,17 @@ Addresses = Callable[[NodeId], Sequence[str]]
 class _Road:
     """What there is to one node."""
 
-    __slots__ = ("best", "free", "links", "opening")
+    __slots__ = ("best", "failed_at", "failure", "free", "gate", "links", "opening")
 
     def __init__(self) -> None:
         self.free: list[Link] = []
         self.links: set[Link] = set()
         self.opening = 0
+        """Calls that wait for a connection."""
+        self.gate = asyncio.Semaphore(MAX_OPENING)
+        self.failure: OllamaDistributedError | None = None
+        """Why the latest attempt to open one failed."""
+        self.failed_at = 0.0
         self.best = ""
         """The address that answered last."""
 
@@ -214,24 +223,32 @@ class PeerPool:
         road = self._roads.get(node)
         if road is None:
             road = self._roads[node] = _Road()
-        now = asyncio.get_running_loop().time()
-        while road.free and not fresh:
-            link = road.free.pop()
-            if link.open and now - link.opened_at < AGE_S:
-                call.taken(link)
-                link.begin(call)
-                return
-            link.close()
+        if not fresh and (link := self._free(road)) is not None:
+            call.taken(link)
+            link.begin(call)
+            return
         if len(road.links) + road.opening >= MAX_LINKS:
             call.broke(
                 QueueFull(f"too many requests to node {node} run already"), answered=False, reused=False
             )
             return
         road.opening += 1
-        task = asyncio.get_running_loop().create_task(self._open(road, node, call), name=f"hop to {node}")
+        task = asyncio.get_running_loop().create_task(
+            self._open(road, node, call, fresh=fresh), name=f"hop to {node}"
+        )
         call.opening(task)
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
+
+    def _free(self, road: _Road) -> Link | None:
+        """One that is there already."""
+        now = asyncio.get_running_loop().time()
+        while road.free:
+            link = road.free.pop()
+            if link.open and now - link.opened_at < AGE_S:
+                return link
+            link.close()
+        return None
 
     def drop(self, node: NodeId, reason: str) -> None:
         """Cut every connection to a node: it was removed from the cluster."""
@@ -252,10 +269,10 @@ class PeerPool:
             self.drop(node, "this node is shutting down")
         await asyncio.gather(*self._opening, return_exceptions=True)
 
-    async def _open(self, road: _Road, node: NodeId, call: Call) -> None:
-        """A new connection for this call. A task root: what goes wrong is the call's."""
+    async def _open(self, road: _Road, node: NodeId, call: Call, *, fresh: bool) -> None:
+        """A connection for this call. A task root: what goes wrong is the call's."""
         try:
-            link = await self._connected(road, node)
+            link = await (self._connected(road, node) if fresh else self._in_turn(road, node))
         except OllamaDistributedError as error:
             call.broke(error, answered=False, reused=False)
             return
@@ -273,6 +290,25 @@ class PeerPool:
             self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
         call.taken(link)
         link.begin(call)
+
+    async def _in_turn(self, road: _Road, node: NodeId) -> Link:
+        """A new one, or one that became free meanwhile.
+
+        Raises:
+            Unavailable: as `_connected`, or it failed for another call meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        async with road.gate:
+            if (link := self._free(road)) is not None:
+                return link
+            if road.failure is not None and road.failed_at > since:
+                raise Unavailable(road.failure.message)
+            try:
+                return await self._connected(road, node)
+            except Unavailable as failure:
+                road.failure, road.failed_at = failure, loop.time()
+                raise
 
     async def _connected(self, road: _Road, node: NodeId) -> Link:
         """

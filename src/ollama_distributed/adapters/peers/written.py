@@ -51,6 +51,10 @@ class Answered:
         sent = _Sent(ask.resume, outlet.sent)
         self._kept.keep(ask.request, sent, size, self._now(), complete=outlet.complete)
 
+    def forget(self) -> None:
+        """All that ended."""
+        self._kept.forget()
+
     def find(self, request: InferenceRequest) -> Written | None:
         """What it said to the same request. One that runs still ends: its caller is given up."""
         running = self._running.get(key_of(request))

@@ -13,6 +13,7 @@ Sources: RFC 5280 4.2, CA/B baseline profile of extensions, SPIFFE X.509-SVID 4.
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import ipaddress
 
@@ -43,6 +44,8 @@ BACKDATE_S = 300.0
 """Two machines' clocks may differ so much before a fresh certificate is refused."""
 MAX_REQUEST_BYTES = 8192
 """A P-256 request has 300 bytes; room for extensions that we ignore."""
+MOST_PEERS = 4096
+"""Certificates whose names are remembered, of a KiB each."""
 
 _SIGNATURE_HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
@@ -69,6 +72,11 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     """Without the back-dating: what a revocation is compared with."""
     expires_at: float
     names: Names = Names()
+
+    @property
+    def begins_at(self) -> float:
+        """What TLS compares the clock with."""
+        return self.issued_at - BACKDATE_S
 
     @property
     def renew_at(self) -> float:
@@ -204,8 +212,10 @@ def sign_node(
     )
 
 
+@functools.lru_cache(maxsize=MOST_PEERS)
 def read_peer(certificate: bytes) -> Peer:
-    """Who a certificate (DER or PEM) names; TLS has already verified its chain and dates.
+    """Who a certificate (DER or PEM) names; TLS has already verified its chain and dates. The same ones
+    come with each request of another node, and reading one takes longer than the rest of the hop's head.
 
     Raises:
         Forbidden: it is no node certificate: not exactly one SAN URI, a URI of another form,

@@ -13,9 +13,9 @@ from typing import Annotated
 
 import msgspec
 
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.base.ids import NodeId
+from ollama_distributed.cluster.membership.utilization import Utilization
 
 SUBJECT = "hb."
 MAX_BEAT_BYTES = 16 * 1024
@@ -42,9 +42,12 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Rises with each beat of one boot."""
     interval_s: _Interval = 1.0
     """The next beat comes within so long."""
-    usage: NodeUsage = NodeUsage()
+    usage: Utilization = Utilization()
     loaded: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_LOADED)] = ()
     """Models in memory, by short name."""
+    alerts: bytes = b""
+    """What is wrong there, as `base.alerts` encodes it: a kind that the hearer does not know is no reason
+    to refuse the beat."""
     stopping: bool = False
     """The last beat of this boot: a clean stop."""
 
@@ -58,8 +61,9 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     steady_since: float
     """Since then no pause was long enough to make it suspect, and it was one boot."""
-    usage: NodeUsage = NodeUsage()
+    usage: Utilization = Utilization()
     loaded: tuple[str, ...] = ()
+    alerts: bytes = b""
     stopped: bool = False
     """This boot said goodbye."""
     born_at: float
@@ -152,6 +156,7 @@ def _heard(
         steady_since=steady_since,
         usage=beat.usage,
         loaded=beat.loaded,
+        alerts=beat.alerts,
         stopped=beat.stopping,
         born_at=born_at,
         earlier_boot=earlier_boot,
@@ -194,12 +199,19 @@ class Ears:
             return None
         return self._hears_since
 
-    def usage(self, node: NodeId, now: float) -> NodeUsage:
+    def usage(self, node: NodeId, now: float) -> Utilization:
         """The last figures, with their age; none of a node that was never heard."""
         heard = self._heard.get(node)
         if heard is None:
-            return NodeUsage()
+            return Utilization()
         return msgspec.structs.replace(heard.usage, age_s=max(0.0, now - heard.at))
+
+    def alerts(self, node: NodeId, now: float) -> bytes:
+        """Its last, while it is heard."""
+        heard = self._heard.get(node)
+        if heard is None or heard.stopped or now - heard.at > offline_after_s(heard.interval_s):
+            return b""
+        return heard.alerts
 
     def forget(self, known: Collection[NodeId], now: float) -> None:
         """Drop nodes that are in no record (`known`) and long silent."""

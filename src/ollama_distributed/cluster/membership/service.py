@@ -14,8 +14,8 @@ from functools import partial
 import anyio
 import structlog
 
+from ollama_distributed.base.alerts import Alert, decode, encode
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Invalid, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId, NodeRole
 from ollama_distributed.cluster.loops import keep_going
@@ -32,6 +32,7 @@ from ollama_distributed.cluster.membership.beats import (
 from ollama_distributed.cluster.membership.ports import Leadership, View
 from ollama_distributed.cluster.membership.registrar import Registrar
 from ollama_distributed.cluster.membership.usage import Usages, answer, subject
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.ports import Coordination, Message
 from ollama_distributed.cluster.tasks import end
 
@@ -50,7 +51,7 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 class Membership:
     """An async context manager: inside, this node is heard, and it says goodbye at the end.
 
-    `usage` and `loaded` are asked before each beat and answer at once. `removed` says whether
+    `usage`, `alerts` and `loaded` are asked before each beat and answer at once. `removed` says whether
     a node was removed from the cluster (the roster of admission): its beats count no more.
     """
 
@@ -65,7 +66,8 @@ class Membership:
         role: NodeRole,
         clock: Clock,
         chance: random.Random,
-        usage: Callable[[], NodeUsage] = NodeUsage,
+        usage: Callable[[], Utilization] = Utilization,
+        alerts: Callable[[], Sequence[Alert]] = tuple,
         loaded: Callable[[], Sequence[str]] = tuple,
         removed: Callable[[NodeId], bool] = lambda _: False,
     ) -> None:
@@ -76,6 +78,7 @@ class Membership:
         self._clock = clock
         self._chance = chance
         self._usage = usage
+        self._own_alerts = alerts
         self._loaded = loaded
         self._seq = 0
         self._ears = Ears(node) if role == "server" else None
@@ -112,14 +115,18 @@ class Membership:
         """On a server: the last that it heard of `node`, by its own monotonic clock."""
         return None if self._ears is None else self._ears.get(node)
 
-    def usage(self, node: NodeId) -> NodeUsage:
+    def usage(self, node: NodeId) -> Utilization:
         """The last known figures with their age; asks nobody."""
         return self._usages.get(node)
 
-    async def usages(self) -> dict[NodeId, NodeUsage]:
+    async def usages(self) -> dict[NodeId, Utilization]:
         """Of every node that was heard. A server knows; another node asks the leader and waits
         0.5 s at most, then gives what it knew, with its age."""
         return await self._usages.all()
+
+    async def alerts(self) -> dict[NodeId, tuple[Alert, ...]]:
+        """What nodes say is wrong with them; asked as `usages`. Of who is silent: nothing."""
+        return {node: decode(told) for node, told in (await self._usages.alerts()).items()}
 
     def _start(self, name: str, step: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
         work = keep_going(name, step, self._chance, max_wait_s=RETRY_S)
@@ -141,6 +148,7 @@ class Membership:
             interval_s=interval_s,
             usage=self._usage(),
             loaded=tuple(self._loaded())[:MAX_LOADED],
+            alerts=encode(self._own_alerts()),
             stopping=stopping,
         )
         await self._coordination.publish(SUBJECT + self._node, encode_beat(beat))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import anyio
@@ -9,19 +10,23 @@ import msgspec
 import structlog
 
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import DeadlineExceeded, Invalid, OllamaDistributedError
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.membership.beats import Ears
 from ollama_distributed.cluster.membership.ports import Leadership
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.ports import Coordination
 
 ASK_S = 0.5
 """A list of nodes waits so long for figures, then shows older ones."""
+ALERTS_KEPT_S = 10.0
+"""While the leader does not answer; then what it said of others may be long over."""
 FRESH_S = 0.5
 """An answer serves everyone who asks so soon after it: a watched table asks once a second."""
 PAGE = 2000
 """Nodes in one answer, about 200 KB: the bus carries at most 1 MB."""
+ALERTS_BYTES = 500_000
+"""Of one answer; the rest is left out."""
 USAGE_UNKNOWN = "usage.unknown"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -33,8 +38,10 @@ class Ask(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    nodes: dict[str, NodeUsage]
+    nodes: dict[str, Utilization]
     more: bool = False
+    alerts: dict[str, bytes] = {}
+    """Of those with any, as `Beat.alerts`."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -57,7 +64,23 @@ def answer(ears: Ears, data: bytes, now: float) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise Invalid("it is no question for usage") from exc
     nodes = sorted(node for node in ears if node > after)
-    return _encode(Page({node: ears.usage(node, now) for node in nodes[:PAGE]}, more=len(nodes) > PAGE))
+    page = nodes[:PAGE]
+    more = len(nodes) > PAGE
+    return _encode(
+        Page({node: ears.usage(node, now) for node in page}, more=more, alerts=_alerts(ears, page, now))
+    )
+
+
+def _alerts(ears: Ears, nodes: Iterable[NodeId], now: float) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    room = ALERTS_BYTES
+    for node in nodes:
+        if told := ears.alerts(node, now):
+            room -= len(told)
+            if room < 0:
+                break
+            found[node] = told
+    return found
 
 
 class Usages:
@@ -75,21 +98,30 @@ class Usages:
         self._consensus = consensus
         self._ears = ears
         self._clock = clock
-        self._known: dict[NodeId, NodeUsage] = {}
+        self._known: dict[NodeId, Utilization] = {}
+        self._alerts: dict[NodeId, bytes] = {}
         self._known_at = float("-inf")
         self._asking = anyio.Lock()
 
-    def get(self, node: NodeId) -> NodeUsage:
+    def get(self, node: NodeId) -> Utilization:
         now = self._clock.monotonic()
         if self._ears is not None:
             return self._ears.usage(node, now)
         return _aged(self._known.get(node), now - self._known_at)
 
-    async def all(self) -> dict[NodeId, NodeUsage]:
+    async def all(self) -> dict[NodeId, Utilization]:
         if self._ears is None:
             await self._refresh()
             return {node: self.get(node) for node in self._known}
         return {node: self.get(node) for node in self._ears}
+
+    async def alerts(self) -> dict[NodeId, bytes]:
+        """Of nodes with any."""
+        if self._ears is None:
+            await self._refresh()
+            return self._alerts if self._clock.monotonic() - self._known_at <= ALERTS_KEPT_S else {}
+        now = self._clock.monotonic()
+        return {node: told for node in self._ears if (told := self._ears.alerts(node, now))}
 
     async def _refresh(self) -> None:
         """Ask the leader, one question at a time; nothing happens where it does not answer."""
@@ -105,17 +137,19 @@ class Usages:
         leader = self._consensus.get_leader()
         if leader is None:
             return
-        known: dict[NodeId, NodeUsage] = {}
+        known: dict[NodeId, Utilization] = {}
+        alerts: dict[NodeId, bytes] = {}
         more, after = True, ""
         while more:
             data = await self._coordination.request(subject(leader), _encode(Ask(after)), timeout_s=ASK_S)
             page = _pages.decode(data)
             known.update((NodeId(node), usage) for node, usage in page.nodes.items())
+            alerts.update((NodeId(node), told) for node, told in page.alerts.items())
             more, after = page.more and bool(page.nodes), max(page.nodes, default="")
-        self._known, self._known_at = known, self._clock.monotonic()
+        self._known, self._alerts, self._known_at = known, alerts, self._clock.monotonic()
 
 
-def _aged(usage: NodeUsage | None, by_s: float) -> NodeUsage:
+def _aged(usage: Utilization | None, by_s: float) -> Utilization:
     if usage is None or usage.age_s is None:
-        return NodeUsage()
+        return Utilization()
     return msgspec.structs.replace(usage, age_s=usage.age_s + by_s)

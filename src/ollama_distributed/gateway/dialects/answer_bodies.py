@@ -260,6 +260,16 @@ class CallItem(_Body, tag_field="type", tag="function_call", frozen=True, kw_onl
     namespace: str = ""
 
 
+class CustomCallItem(_Body, tag_field="type", tag="custom_tool_call", frozen=True, kw_only=True):
+    id: str
+    status: str
+    call_id: str
+    name: str
+    input: str
+    """Free text."""
+    namespace: str = ""
+
+
 class ResponseInputDetails(_Body, frozen=True, kw_only=True):
     cached_tokens: int
     cache_write_tokens: int
@@ -290,7 +300,7 @@ class ResponseAnswer(_Body, frozen=True, kw_only=True):
     completed_at: int | None
     status: Literal["completed", "incomplete", "failed", "in_progress"]
     model: str
-    output: list[ReasoningItem | MessageItem | CallItem]
+    output: list[ReasoningItem | MessageItem | CallItem | CustomCallItem]
     usage: ResponseUsage | None
     error: ResponseError | None
     incomplete_details: dict[str, str] | None

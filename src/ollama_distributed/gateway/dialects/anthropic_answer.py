@@ -204,6 +204,8 @@ class MessageStream:
 
     def _stop(self, parts: list[bytes]) -> None:
         if self._open is not None:
+            if self._open.kind == "thinking":
+                parts.append(_SIGNATURE % self._open.index)
             stopped = {"type": "content_block_stop", "index": self._open.index}
             parts.append(sse_event("content_block_stop", stopped))
             self._open = None
@@ -229,6 +231,11 @@ class MessageStream:
         return _message(self._context, self._model, content, self._why(finished), usage_body(finished.usage))
 
 
+_SIGNATURE = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":%d,'
+    b'"delta":{"type":"signature_delta","signature":""}}\n\n'
+)
+"""Ends each thinking: there is nothing to sign, but clients that saw none do not send the thinking back."""
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 

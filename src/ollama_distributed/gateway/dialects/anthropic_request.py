@@ -291,10 +291,15 @@ def _unsupported(at: str, block: AnthropicBlock) -> Unsupported:
 
 
 def _tools(rows: list[AnthropicTool] | None) -> tuple[Tool, ...]:
+    """Those that the caller runs. Tools that Anthropic runs itself (`web_search_...`) are left out where such
+    are offered too: agents send them to every server by habit. Alone they are refused."""
     found: list[Tool] = []
+    usable = any(row.type in _OURS for row in rows or ())
     for i, row in enumerate(rows or ()):
         at = f"tools[{i}]"
-        if row.type not in (None, "custom"):
+        if row.type not in _OURS:
+            if usable:
+                continue
             raise Unsupported(
                 f'{at}.type "{row.type}" is not supported; only tools with an input_schema are',
                 param=f"{at}.type",
@@ -305,6 +310,10 @@ def _tools(rows: list[AnthropicTool] | None) -> tuple[Tool, ...]:
             raise Invalid(f"{at}.input_schema is required", param=f"{at}.input_schema")
         found.append(Tool(name=row.name, description=row.description or "", parameters=row.input_schema))
     return checked_tools(found)
+
+
+_OURS = (None, "custom")
+"""Types of tools that the caller runs."""
 
 
 def _tool_choice(row: AnthropicToolChoice | None, offered: tuple[Tool, ...]) -> ToolChoice:

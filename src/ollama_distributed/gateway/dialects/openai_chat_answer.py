@@ -24,6 +24,8 @@ from ollama_distributed.gateway.dialects.openai_errors import error_body
 from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, DONE, json_text, json_value
 
 FINGERPRINT = "fp_ollama_distributed"
+NO_USAGE_YET = b'"usage":null,'
+"""In each chunk before the last one, where the usage is asked for."""
 
 
 def usage_body(usages: list[Usage], prompts: int = 1) -> dict[str, Any]:
@@ -176,7 +178,8 @@ class ChatStream:
             b'"system_fingerprint":"%b",'
             % (context.request_id.encode(), int(context.now), json_text(model), FINGERPRINT.encode())
         )
-        self._choices = [_Choice(self._head, i, context.request_id) for i in range(count)]
+        head = self._head + NO_USAGE_YET if with_usage else self._head
+        self._choices = [_Choice(head, i, context.request_id) for i in range(count)]
         self._request_id = context.request_id
         self._open = count
         self._with_usage = with_usage

@@ -27,7 +27,7 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.gateway.dialects.answer import Answer
 from ollama_distributed.gateway.dialects.contract import Generate, RequestContext
 from ollama_distributed.gateway.dialects.fields import INT_MAX, decode, need_model, within
-from ollama_distributed.gateway.dialects.openai_chat_answer import FINGERPRINT, usage_body
+from ollama_distributed.gateway.dialects.openai_chat_answer import FINGERPRINT, NO_USAGE_YET, usage_body
 from ollama_distributed.gateway.dialects.openai_errors import error_body
 from ollama_distributed.gateway.dialects.openai_sampling import (
     MAX_CHOICES,
@@ -166,7 +166,10 @@ def _reason(event: Finished) -> str:
 
 
 def logprobs_body(rows: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: int) -> dict[str, Any] | None:
-    """The older form: parallel lists. `offset`: characters that went before."""
+    """The older form: parallel lists. `offset`: characters that went before.
+
+    The token itself is always among the likeliest: `logprobs` + 1 of them where it was none.
+    """
     if not rows:
         return None
     offsets: list[int] = []
@@ -176,7 +179,9 @@ def logprobs_body(rows: list[TokenLogprob] | tuple[TokenLogprob, ...], offset: i
     return {
         "tokens": [row.token for row in rows],
         "token_logprobs": [row.logprob for row in rows],
-        "top_logprobs": [{top.token: top.logprob for top in row.top} for row in rows]
+        "top_logprobs": [
+            {top.token: top.logprob for top in row.top} | {row.token: row.logprob} for row in rows
+        ]
         if any(row.top for row in rows)
         else None,
         "text_offset": offsets,
@@ -248,7 +253,8 @@ class CompletionStream:
             b'"system_fingerprint":"%b",'
             % (context.request_id.encode(), int(context.now), json_text(model), FINGERPRINT.encode())
         )
-        self._before = [self._head + b'"choices":[{"index":%d,"text":' % i for i in range(len(echoed))]
+        head = self._head + NO_USAGE_YET if with_usage else self._head
+        self._before = [head + b'"choices":[{"index":%d,"text":' % i for i in range(len(echoed))]
         self._echo = list(echoed)
         self._offsets = [0] * len(echoed)
         self._usages: list[Usage | None] = [None] * len(echoed)

@@ -58,7 +58,7 @@ def sampling(
         top_p=top_p,
         presence_penalty=within("presence_penalty", row.presence_penalty, -2.0, 2.0),
         frequency_penalty=within("frequency_penalty", row.frequency_penalty, -2.0, 2.0),
-        seed=within("seed", row.seed, -SEED_MAX, SEED_MAX),
+        seed=within("seed", row.seed, -SEED_MAX - 1, SEED_MAX),
         stop=stops("stop", row.stop),
         num_predict=num_predict,
         logit_bias=_checked_bias(bias),

@@ -24,11 +24,13 @@ from ollama_distributed.base.inference import (
 from ollama_distributed.gateway.dialects.answer import Call, ToolCalls
 from ollama_distributed.gateway.dialects.contract import RequestContext
 from ollama_distributed.gateway.dialects.openai_chat_answer import logprob_rows
-from ollama_distributed.gateway.dialects.responses_request import (
-    ResponsesIn,
-    ResponsesTool,
-    ResponsesToolChoice,
+from ollama_distributed.gateway.dialects.responses_request import ResponsesIn, offered_tools
+from ollama_distributed.gateway.dialects.responses_tools import (
+    choice_body,
+    custom_text,
+    customs,
     namespaces,
+    tool_body,
 )
 from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, json_text, json_value, sse_event
 
@@ -36,7 +38,7 @@ Body = dict[str, Any]
 
 
 class Item:
-    """An output item: `reasoning`, `message` or `function_call`."""
+    """An output item: `reasoning`, `message`, `function_call` or `custom_tool_call`."""
 
     __slots__ = ("before_delta", "call", "id", "index", "kind", "logprobs", "namespace", "open", "text")
 
@@ -68,12 +70,15 @@ class Item:
         assert self.call is not None
         body = {
             "id": self.id,
-            "type": "function_call",
+            "type": self.kind,
             "status": status,
             "call_id": self.call.id,
             "name": self.call.name,
-            "arguments": text or ("" if status == "in_progress" else "{}"),
         }
+        if self.kind == "custom_tool_call":
+            body["input"] = custom_text(text) if text else ""
+        else:
+            body["arguments"] = text or ("" if status == "in_progress" else "{}")
         return body | {"namespace": self.namespace} if self.namespace else body
 
 
@@ -106,8 +111,8 @@ class Frame:
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": _format_body(row)},
-            "tool_choice": _choice_body(row.tool_choice),
-            "tools": [_tool_body(tool) for tool in row.tools or ()],
+            "tool_choice": choice_body(row.tool_choice),
+            "tools": [tool_body(tool) for tool in row.tools or ()],
             "top_logprobs": row.top_logprobs or 0,
             "top_p": sampling.top_p,
             "truncation": row.truncation or "auto",
@@ -138,32 +143,6 @@ def _format_body(row: ResponsesIn) -> Body:
     return {"type": "json_schema", "name": form.name, "schema": form.schema, "strict": form.strict}
 
 
-def _choice_body(choice: str | ResponsesToolChoice | None) -> Body | str:
-    if choice is None or isinstance(choice, str):
-        return choice or "auto"
-    if choice.type == "function":
-        return {"type": "function", "name": choice.name}
-    names: list[Body] = [{"type": tool.type, "name": tool.name} for tool in choice.tools]
-    return {"type": choice.type, "mode": choice.mode, "tools": names}
-
-
-def _tool_body(tool: ResponsesTool) -> Body:
-    if tool.type == "namespace":
-        return {
-            "type": "namespace",
-            "name": tool.name,
-            "description": tool.description or "",
-            "tools": [_tool_body(inner) for inner in tool.tools or ()],
-        }
-    return {
-        "type": "function",
-        "name": tool.name,
-        "description": tool.description,
-        "parameters": tool.parameters,
-        "strict": tool.strict,
-    }
-
-
 def _usage_body(usage: Usage) -> Body:
     return {
         "input_tokens": usage.prompt_tokens,
@@ -191,7 +170,9 @@ class ResponseStream:
 
     def __init__(self, row: ResponsesIn, sampling: Sampling, context: RequestContext) -> None:
         self._frame = Frame(row, sampling, context)
-        self._namespaces = namespaces(row.tools)
+        tools = offered_tools(row)
+        self._namespaces = namespaces(tools)
+        self._customs = customs(tools)
         self._request_id = context.request_id
         self._items: list[Item] = []
         self._current: Item | None = None
@@ -307,11 +288,13 @@ class ResponseStream:
         if opens:
             self._close_current(parts)
             index = len(self._items)
-            item = Item("function_call", index, f"fc_{self._request_id}_{index}")
+            custom = call.name in self._customs
+            kind, prefix = ("custom_tool_call", "ctc") if custom else ("function_call", "fc")
+            item = Item(kind, index, f"{prefix}_{self._request_id}_{index}")
             item.call = call
             item.namespace = self._namespaces.get(call.name)
             where = b'"item_id":%b,"output_index":%d' % (json_text(item.id), index)
-            item.before_delta = _before("response.function_call_arguments.delta", where)
+            item.before_delta = _before(_CALL_DELTA[kind], where)
             self._items.append(item)
             self._call_items.append(item)
             parts.append(
@@ -321,6 +304,8 @@ class ResponseStream:
         if not fragment.arguments:
             return b""
         item.text.append(fragment.arguments)
+        if item.kind == "custom_tool_call":
+            return b""  # its text lies inside the arguments, told when they are whole
         return self._plain_delta(item, fragment.arguments)
 
     def _close_current(self, parts: list[bytes]) -> None:
@@ -345,6 +330,10 @@ class ResponseStream:
             ) + self._event(
                 "response.content_part.done", **at, content_index=0, part=output_text(text, item.logprobs)
             )
+        elif item.kind == "custom_tool_call":
+            done = self._plain_delta(item, body["input"]) + self._event(
+                "response.custom_tool_call_input.done", **at, input=body["input"]
+            )
         else:
             done = self._event("response.function_call_arguments.done", **at, arguments=body["arguments"])
         return done + self._event("response.output_item.done", output_index=item.index, item=body)
@@ -367,6 +356,12 @@ class ResponseStream:
         output = [item.body("incomplete" if item.open else "completed") for item in self._items]
         response = self._frame.body("failed", output, error=error)
         return self._begin() + self._event("response.failed", response=response)
+
+
+_CALL_DELTA = {
+    "function_call": "response.function_call_arguments.delta",
+    "custom_tool_call": "response.custom_tool_call_input.delta",
+}
 
 
 def _before(kind: str, where: bytes) -> bytes:

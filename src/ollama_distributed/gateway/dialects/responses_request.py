@@ -18,25 +18,20 @@ from ollama_distributed.base.inference import (
     JsonObject,
     JsonSchema,
     Message,
-    Tool,
     ToolCall,
-    ToolChoice,
 )
 from ollama_distributed.gateway.dialects.contract import RequestContext
 from ollama_distributed.gateway.dialects.fields import INT_MAX, json_arguments, need_model, within
-from ollama_distributed.gateway.dialects.openai_messages import (
-    OpenAIFunction,
-    OpenAIPart,
-    allowed_tools,
-    checked_tools,
-    choice_mode,
-    content_parts,
-    function_tool,
-    named_tool,
-    think,
-)
+from ollama_distributed.gateway.dialects.openai_messages import OpenAIPart, content_parts, think
 from ollama_distributed.gateway.dialects.openai_sampling import MAX_TOP_LOGPROBS, sampling
 from ollama_distributed.gateway.dialects.options import keep_alive_s
+from ollama_distributed.gateway.dialects.responses_tools import (
+    ResponsesTool,
+    ResponsesToolChoice,
+    custom_arguments,
+    read_choice,
+    read_tools,
+)
 
 # ── what comes in ───────────────────────────────────────────────────────────────────
 
@@ -55,25 +50,12 @@ class ResponsesItem(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     namespace: str | None = None
     arguments: str | None = None
+    input: str | None = None
+    """Of a call of a custom tool."""
     output: str | list[OpenAIPart] | None = None
     summary: list[ResponsesSummary] | None = None
-
-
-class ResponsesTool(msgspec.Struct, frozen=True, kw_only=True):
-    type: str = ""
-    name: str = ""
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
     tools: list[ResponsesTool] | None = None
-    """The functions of a `namespace`."""
-
-
-class ResponsesToolChoice(msgspec.Struct, frozen=True, kw_only=True):
-    type: str = ""
-    name: str = ""
-    mode: str = "auto"
-    tools: list[ResponsesTool] = []
+    """Of `additional_tools`."""
 
 
 class ResponsesFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,6 +109,13 @@ _STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
 LOGPROBS = "message.output_text.logprobs"
 
 
+def offered_tools(row: ResponsesIn) -> list[ResponsesTool]:
+    """All that the caller runs, also those that came as input."""
+    items = row.input if isinstance(row.input, list) else ()
+    more = [tool for item in items if item.type == "additional_tools" for tool in item.tools or ()]
+    return [*(row.tools or ()), *more]
+
+
 def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceRequest:
     for name in _STATEFUL:
         if getattr(row, name):
@@ -136,7 +125,7 @@ def inference_request(row: ResponsesIn, context: RequestContext) -> InferenceReq
                 param=name,
             )
     rows = _input(row)
-    usable, choice = _tool_choice(row.tool_choice, _tools(row.tools))
+    usable, choice = read_choice(row.tool_choice, read_tools(offered_tools(row)))
     top_logprobs = within("top_logprobs", row.top_logprobs, 0, MAX_TOP_LOGPROBS) or 0
     drawn, loading = sampling(row, num_predict=within("max_output_tokens", row.max_output_tokens, 1, INT_MAX))
     return InferenceRequest(
@@ -237,8 +226,13 @@ def _add_item(at: str, item: ResponsesItem, talk: _Conversation) -> None:
         case "function_call":
             name, call_id = _required(at, "name", item.name), _required(at, "call_id", item.call_id)
             talk.call(call_id, name, json_arguments(f"{at}.arguments", item.arguments or ""))
-        case "function_call_output":
+        case "custom_tool_call":
+            name, call_id = _required(at, "name", item.name), _required(at, "call_id", item.call_id)
+            talk.call(call_id, name, custom_arguments(item.input or ""))
+        case "function_call_output" | "custom_tool_call_output":
             talk.add(_result(at, item, talk.names))
+        case "additional_tools":
+            pass  # `offered_tools` reads them
         case "item_reference":
             raise Unsupported(
                 f"{at}: item_reference is not supported: no items are kept here; send the item itself",
@@ -297,52 +291,7 @@ def _result(at: str, item: ResponsesItem, names: dict[str, str]) -> Message:
     return Message(role="tool", content=text, images=images, tool_name=name, tool_call_id=call_id)
 
 
-# ── tools and format ────────────────────────────────────────────────────────────────
-
-
-def namespaces(rows: list[ResponsesTool] | None) -> dict[str, str]:
-    """Function name -> the namespace that it came in; clients route calls by it."""
-    return {tool.name: row.name for row in rows or () if row.type == "namespace" for tool in row.tools or ()}
-
-
-def _tools(rows: list[ResponsesTool] | None) -> tuple[Tool, ...]:
-    """The functions. Tools that OpenAI runs itself (`web_search`, ...) are left out where functions
-    are offered too: agents send them to every server by habit. Alone they are refused."""
-    found: list[Tool] = []
-    usable = any(row.type in ("function", "namespace") for row in rows or ())
-    for i, row in enumerate(rows or ()):
-        at = f"tools[{i}]"
-        if usable and row.type not in ("function", "namespace"):
-            continue
-        if row.type == "namespace":
-            found += [_function(f"{at}.tools[{j}]", tool) for j, tool in enumerate(row.tools or ())]
-        else:
-            found.append(_function(at, row))
-    return checked_tools(found)
-
-
-def _function(at: str, row: ResponsesTool) -> Tool:
-    if row.type != "function":
-        raise Unsupported(
-            f'{at}.type "{row.type}" is not supported; only functions that the caller runs are',
-            param=f"{at}.type",
-        )
-    return function_tool(
-        at, OpenAIFunction(name=row.name, description=row.description, parameters=row.parameters)
-    )
-
-
-def _tool_choice(
-    choice: str | ResponsesToolChoice | None, offered: tuple[Tool, ...]
-) -> tuple[tuple[Tool, ...], ToolChoice]:
-    if choice is None or isinstance(choice, str):
-        return offered, choice_mode(choice or "auto", offered)
-    if choice.type == "function":
-        return offered, named_tool(choice.name, offered)
-    if choice.type == "allowed_tools":
-        allowed = allowed_tools([tool.name for tool in choice.tools], offered)
-        return allowed, choice_mode(choice.mode, allowed)
-    raise Unsupported(f'tool_choice of type "{choice.type}" is not supported', param="tool_choice")
+# ── format ────────────────────────────────────────────────────────────────
 
 
 def _format(row: ResponsesFormat | None) -> Format | None:

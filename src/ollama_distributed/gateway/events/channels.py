@@ -16,8 +16,10 @@ from ollama_distributed.base import events
 from ollama_distributed.base.cluster import NodeRow, NodeUsage
 from ollama_distributed.base.events import Busy, QueuedRequest
 from ollama_distributed.base.identity import Identity
-from ollama_distributed.base.queue import QueuedRow, QueueWaiting
+from ollama_distributed.base.queue import QueuedRow, QueueWaiting, key_of
 from ollama_distributed.gateway.cluster_port import Cluster
+from ollama_distributed.gateway.events.alerts import Alerts
+from ollama_distributed.gateway.events.rows import Row
 from ollama_distributed.gateway.ports import Moves
 from ollama_distributed.gateway.queue_port import Queues
 
@@ -29,20 +31,6 @@ MOST_MISSED = 3
 """Answers that a node may fail to give before its requests count as gone."""
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Row(msgspec.Struct, frozen=True):
-    id: str
-    data: bytes
-    """JSON."""
-    about: str = ""
-    """By which one may ask for it alone, beside its id."""
-    owner: tuple[str, str, str] | None = None
-    """Whose it is (`Identity.owner`); None: everybody's who may subscribe."""
-    over: bool = False
-    """It is there for the last time."""
-    nameless: bytes = b""
-    """The same without names of models, for whom some do not exist; empty: it names none."""
 
 
 class Channel(msgspec.Struct, frozen=True):
@@ -57,7 +45,7 @@ class Channel(msgspec.Struct, frozen=True):
 
 
 def sees(identity: Identity, row: Row) -> bool:
-    if row.owner is None or row.owner == identity.owner:
+    if row.owner is None or row.owner == (identity.team, identity.user, key_of(identity)):
         return True
     policy = identity.policy
     return may(identity, ALL_REQUESTS) and (policy is None or policy.all_models)
@@ -69,13 +57,15 @@ def told_to(identity: Identity, row: Row) -> bytes:
     return row.nameless if bound and row.nameless else row.data
 
 
-def channels_of(queues: Queues | None, cluster: Cluster | None, moves: Moves | None) -> Mapping[str, Channel]:
-    """What this node can tell of."""
+def channels_of(
+    queues: Queues | None, cluster: Cluster | None, moves: Moves | None, *, wall: Callable[[], float]
+) -> Mapping[str, Channel]:
+    """What this node can tell of. `wall`: its clock, seconds since the Unix epoch."""
     found: list[Channel] = []
     if queues is not None:
         found += _of_queues(queues)
     if cluster is not None:
-        found += _of_nodes(cluster)
+        found += _of_nodes(cluster, wall)
     if moves is not None:
         found.append(_of_transfers(moves))
     return {channel.name: channel for channel in found}
@@ -177,7 +167,7 @@ def _row_of(node: str, row: QueuedRow, told: QueuedRequest, *, over: bool) -> Ro
 # ── nodes ───────────────────────────────────────────────────────────────────────────
 
 
-def _of_nodes(cluster: Cluster) -> list[Channel]:
+def _of_nodes(cluster: Cluster, wall: Callable[[], float]) -> list[Channel]:
     async def nodes() -> Iterable[Row]:
         return map(_of_node, await cluster.nodes())
 
@@ -189,6 +179,9 @@ def _of_nodes(cluster: Cluster) -> list[Channel]:
     return [
         Channel("nodes", "nodes that come, go or change", right, "/api/v1/nodes", nodes),
         Channel("metrics", "how busy each node is", right, "/api/v1/nodes", metrics, 2.0),
+        Channel(
+            "alerts", "what somebody should see to", right, "/api/v1/nodes", Alerts(cluster, wall).ask, 2.0
+        ),
     ]
 
 
@@ -203,17 +196,14 @@ def _busy(row: NodeRow) -> Busy:
     return Busy(
         node=row.id,
         name=row.name,
-        cpu_usage=_percent(usage.cpu),
-        memory_usage=_percent(usage.memory),
-        gpu_usage=None if usage.gpu is None else _percent(usage.gpu),
-        gpu_memory_usage=None if usage.gpu_memory is None else _percent(usage.gpu_memory),
+        cpu_usage=usage.cpu,
+        memory_usage=usage.memory,
+        gpu_usage=usage.gpu,
+        gpu_memory_usage=usage.gpu_memory,
         requests=usage.requests,
         queued=usage.queued,
+        overload=usage.overload,
     )
-
-
-def _percent(share: float) -> float:
-    return round(share * 100.0, 1)
 
 
 # ── transfers ───────────────────────────────────────────────────────────────────────

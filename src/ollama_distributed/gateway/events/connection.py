@@ -22,9 +22,10 @@ from ollama_distributed.base.identity import Identity
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.asgi import Receive, Send
 from ollama_distributed.gateway.errors import as_ours
-from ollama_distributed.gateway.events.channels import OWN, Channel, Row, sees, told_to
+from ollama_distributed.gateway.events.channels import OWN, Channel, sees, told_to
 from ollama_distributed.gateway.events.hub import Hub
 from ollama_distributed.gateway.events.outbox import Outbox, Unread
+from ollama_distributed.gateway.events.rows import Row
 from ollama_distributed.gateway.gate import Gate, Head
 
 MOST_MESSAGES_S = 50
@@ -111,16 +112,16 @@ class Connection:
         return None
 
     async def _obey(self, data: str | bytes) -> None:
-        name = ""
+        name = of = ""
         try:
             command = _command(data)
-            name = command.channel
+            name, of = command.channel, command.id
             if command.type == "subscribe":
                 await self._subscribe(self._hub.channel(name), command.id)
             else:
                 self._unsubscribe(self._hub.channel(name), command.id)
         except OllamaDistributedError as error:
-            self._out.reply([_problem("error", name[:40], "", error)])
+            self._out.reply([_problem("error", name[:40], of[:256], error)])
 
     async def _subscribe(self, channel: Channel, of: str) -> None:
         """A right that is lost while the channel's first answer is awaited is found by `_check`."""

@@ -12,7 +12,8 @@ import structlog
 
 from ollama_distributed.base.errors import NotFound, OllamaDistributedError, Unavailable
 from ollama_distributed.base.events import What
-from ollama_distributed.gateway.events.channels import Channel, Row
+from ollama_distributed.gateway.events.channels import Channel
+from ollama_distributed.gateway.events.rows import Row
 from ollama_distributed.gateway.tasks import Tasks
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)

@@ -6,7 +6,8 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 
 from ollama_distributed.base.events import What
-from ollama_distributed.gateway.events.channels import Channel, Row
+from ollama_distributed.gateway.events.channels import Channel
+from ollama_distributed.gateway.events.rows import Row
 
 MOST = 256
 """Events; then the oldest is dropped, and the reader told."""

@@ -30,7 +30,8 @@ class PreloadCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    status: Literal["ready", "starting"]
+    status: Literal["ready", "starting", "overloaded"]
+    """overloaded: its memory is short, and it refuses new requests."""
     cluster: str = ""
     """In one word; inference does not wait for it, and neither does this."""
     preload: PreloadCounts | None = None
@@ -68,18 +69,18 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
         return json_response(Alive())
 
     async def readyz(_cold: ColdRequest, _request: Request) -> Response:
-        ready = node.ready()
+        started, refusing = node.ready(), node.overload.refusing
         preload = None
         if preloaded := node.preloaded():  # numbers only: anyone may read this
             states = Counter(one.state for one in preloaded.values())
             coming = len(preloaded) - states["loaded"] - states["failed"]
             preload = PreloadCounts(loaded=states["loaded"], coming=coming, failed=states["failed"])
         answer = Ready(
-            status="ready" if ready else "starting",
+            status="starting" if not started else "overloaded" if refusing else "ready",
             cluster=node.cluster_status() if node.cluster_status is not None else "",
             preload=preload,
         )
-        return json_response(answer, 200 if ready else 503)
+        return json_response(answer, 200 if answer.status == "ready" else 503)
 
     async def scrape(_cold: ColdRequest, _request: Request) -> Response:
         disk = node.disks.figures() if node.disks is not None else None
@@ -88,7 +89,10 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
         moving = node.transfers.figures() if node.transfers is not None else None
         waiting = node.queues.figures() if node.queues is not None else None
         used = node.usage.figures() if node.usage is not None else None
-        text = node.metrics.render(node.residents.loaded(), disk, pieces, places, moving, waiting, used)
+        memory = node.overload.figures()
+        text = node.metrics.render(
+            node.residents.loaded(), disk, pieces, places, moving, waiting, used, memory
+        )
         return Response(text, headers={"content-type": metrics.CONTENT_TYPE})
 
     async def openapi(_cold: ColdRequest, _request: Request) -> Response:

@@ -39,7 +39,6 @@ def seed_routes(node: Node) -> list[ColdRoute]:
             tag=TAG,
             summary="Begin to fetch a model from its registry",
             answer=Transfer,
-            status=202,
         ),
         ColdRoute(
             method="GET",
@@ -142,7 +141,7 @@ class _Handlers:
 
     async def download(self, _cold: ColdRequest, request: Request) -> Response:
         transfer = self._node.need_transfers().download(request.path_params["name"])
-        return json_response(transfer, 202)
+        return json_response(transfer)
 
     async def health(self, cold: ColdRequest, _request: Request) -> Response:
         ready, preloaded = self._node.ready(), self._node.preloaded()

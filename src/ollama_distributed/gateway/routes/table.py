@@ -14,6 +14,7 @@ from ollama_distributed.base.errors import Invalid, NotOffered
 from ollama_distributed.gateway.cold import ColdRequest
 from ollama_distributed.gateway.disk_port import Disks
 from ollama_distributed.gateway.metrics import GatewayMetrics
+from ollama_distributed.gateway.overload import Overload
 from ollama_distributed.gateway.placement_port import Places
 from ollama_distributed.gateway.ports import Catalog, Moves, Preloaded, Residents, Transfers, VersionInfo
 from ollama_distributed.gateway.queue_port import Queues
@@ -75,6 +76,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     places: Places | None = None
     queues: Queues | None = None
     usage: UsageDesk | None = None
+    overload: Overload
     preloaded: Callable[[], Mapping[str, Preloaded]] = dict
     """Models that were to be loaded at the start, by name."""
 

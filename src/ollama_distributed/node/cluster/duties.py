@@ -17,6 +17,7 @@ from ollama_distributed.cluster.identity import nats_jwt
 from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord
 from ollama_distributed.cluster.ports import Coordination
+from ollama_distributed.node.cluster.replicas import Comparison
 from ollama_distributed.node.cluster.voters import grow_step
 from ollama_distributed.state.changes import RemoveNode, SetVoters
 from ollama_distributed.state.cluster import ClusterState
@@ -54,6 +55,7 @@ def duties_of(keeper: Keeper, life: Life, link: Link) -> list[tuple[str, Duty]]:
             ("tidy", partial(_tidy, life, link)),
             ("tokens", partial(_forget_tokens, life, link)),
             ("grow", partial(grow_step, keeper, life, link)),
+            ("compare", Comparison(life).step),
         ]
     return duties
 

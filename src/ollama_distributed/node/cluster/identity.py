@@ -285,29 +285,37 @@ async def keep_valid(
     wall: Callable[[], float],
     renewed: Callable[[], Awaitable[None]],
 ) -> None:
-    """Renew at half-life, again and again. Returns when this node was removed."""
-    retry_s = RETRY_S
+    """Renew at half-life, again and again, and what does not hold yet: it was made while a clock was ahead.
+    Returns when this node was removed. `renewed`: puts to use what is new; called again until it works."""
+    retry_s, used = RETRY_S, True
     while True:
-        wait_s = identity.peer.renew_at - wall()
-        if wait_s > 0:
+        peer = identity.peer
+        wait_s = peer.renew_at - wall() if wall() >= peer.begins_at else 0.0
+        if wait_s > 0 and used:
             await asyncio.sleep(min(wait_s, LOOK_S))
             continue
         try:
-            if identity.cluster_keys is not None:
-                await asyncio.to_thread(renew_alone, identity, facts(), hosts(), wall())
-            else:
-                await renew(identity, facts().servers)
+            if wait_s <= 0:
+                if identity.cluster_keys is not None:
+                    await asyncio.to_thread(renew_alone, identity, facts(), hosts(), wall())
+                else:
+                    await renew(identity, facts().servers)
+                log.info(RENEWED, expires_at=identity.peer.expires_at)
+                used = False
+            await renewed()
+            used = True
         except Forbidden as gone:
             log.warning(RENEWAL_FAILED, reason=gone.message)
             return
-        except (OllamaDistributedError, OSError) as failure:
-            log.warning(RENEWAL_FAILED, reason=str(failure), again_in_s=retry_s)
+        except Exception as failure:  # the task's root: without it the node is shut out in a day
+            foreign = not isinstance(failure, OllamaDistributedError | OSError)
+            log.warning(RENEWAL_FAILED, reason=str(failure), again_in_s=retry_s, exc_info=foreign)
             await asyncio.sleep(retry_s)
             retry_s = min(retry_s * 2, MAX_RETRY_S)
-            continue
-        retry_s = RETRY_S
-        log.info(RENEWED, expires_at=identity.peer.expires_at)
-        await renewed()
+        else:
+            retry_s = RETRY_S
+            if wall() < identity.peer.begins_at:
+                await asyncio.sleep(LOOK_S)  # this machine's clock is wrong, or a server's still
 
 
 def _own(

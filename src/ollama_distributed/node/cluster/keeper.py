@@ -206,9 +206,10 @@ class Keeper:
                 await self._live(life)
                 pause_s = RETRY_S[0]
             except Exception as failure:  # the task's root: the node goes on without a cluster
-                said = failure.message if isinstance(failure, OllamaDistributedError) else repr(failure)
+                ours = isinstance(failure, OllamaDistributedError)
+                said = str(failure) if ours else repr(failure)
                 self.trouble = f"this node's part in the cluster cannot be started: {said}"
-                log.exception(NO_IDENTITY, again_in_s=pause_s)
+                log.exception(NO_IDENTITY, error=said, again_in_s=pause_s, exc_info=not ours)
                 self._turn = anyio.Event()
                 with anyio.move_on_after(pause_s):
                     await self._turn.wait()

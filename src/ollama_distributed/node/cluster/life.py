@@ -17,6 +17,7 @@ import anyio
 import structlog
 
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.errors import (
     Conflict,
     Forbidden,
@@ -31,9 +32,10 @@ from ollama_distributed.cluster.identity.wire import ClusterFacts, ClusterKeys
 from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
-from ollama_distributed.node.cluster import about, memory
+from ollama_distributed.node.cluster import about, alerts, memory
 from ollama_distributed.node.cluster import identity as identities
 from ollama_distributed.node.cluster.bus import Bus, server_folder
+from ollama_distributed.node.cluster.compared import Compared
 from ollama_distributed.node.cluster.front import Front
 from ollama_distributed.node.cluster.identity import Identity
 from ollama_distributed.node.cluster.link import BUCKET, Link, linked
@@ -88,6 +90,7 @@ class Life:
         self._duties = duties
         self.trouble = ""
         """Why coordination is not up."""
+        self.compared = Compared()
         self._state, known = memory.recall(parts.data_dir, identity.cluster)
         self._stopping = anyio.Event()
         self._linking: asyncio.Task[None] | None = None
@@ -185,10 +188,15 @@ class Life:
                 f"this node is no server of the cluster; do it on one of them: {servers or 'unknown'}"
             )
 
-    def complaints(self) -> list[str]:
-        """What does not work here: sentences for people."""
-        starting = "" if self.link is not None else "coordination is still being started"
-        return [text for text in (self.trouble or starting, self.front.trouble) if text]
+    def own_alerts(self) -> list[Alert]:
+        """What does not work here, for others to know."""
+        shared = [*alerts.of_front(self.front.trouble), *alerts.of_damage(self.damaged, self.state)]
+        return [*shared, *self.parts.alerts()]
+
+    @property
+    def damaged(self) -> tuple[NodeId, ...]:
+        """Voters whose server lost records, as far as this one could compare."""
+        return self.compared.lost(self.bus.formation if self.bus is not None else None)
 
     def need_link(self) -> Link:
         """
@@ -270,6 +278,7 @@ class Life:
                     create=self.bus is not None and self.bus.alone,
                     advert=self.advert,
                     holdings=self.holdings,
+                    alerts=self.own_alerts,
                     allowed=lambda: not self.leaving and not self.roster.removed(self.parts.node),
                 )
             )

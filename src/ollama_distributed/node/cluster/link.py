@@ -6,9 +6,7 @@ state that was learned stays with the node (`life.py`) when the link is gone.
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -18,14 +16,14 @@ import msgspec
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
 from ollama_distributed.adapters.coordination.nats.session import Address
 from ollama_distributed.adapters.identity.nats_access import NodeLogin
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.cluster.config import ConfigManager
 from ollama_distributed.cluster.consensus import ConsensusEngine
 from ollama_distributed.cluster.load import LoadReports
-from ollama_distributed.cluster.loops import keep_going
+from ollama_distributed.cluster.loops import in_background
 from ollama_distributed.cluster.membership.service import Membership
 from ollama_distributed.cluster.mirror import Mirror
 from ollama_distributed.cluster.network import NetworkManager
-from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.identity import Identity
 from ollama_distributed.node.cluster.live import check_config
 from ollama_distributed.node.cluster.parts import Parts
@@ -65,6 +63,7 @@ async def linked(
     create: bool,
     advert: Callable[[], Advert],
     holdings: Callable[[], Holdings],
+    alerts: Callable[[], Sequence[Alert]],
     allowed: Callable[[], bool],
 ) -> AsyncIterator[Link]:
     """Connect to the servers at `urls` (`tls://host:port`), in the background. `boot`: random, of
@@ -83,20 +82,20 @@ async def linked(
         consensus = await stack.enter_async_context(
             ConsensusEngine(coordination, mirror, node=node, role=role, clock=clock, random=chance)
         )
-        await _run(stack, "roster", partial(roster.follow, coordination), chance)
+        in_background(stack, "roster", partial(roster.follow, coordination), chance)
         follow_keys = partial(
             parts.keys.follow, coordination, cluster=identity.cluster, role=role, removed=roster.removed
         )
-        await _run(stack, "keys", follow_keys, chance)
+        in_background(stack, "keys", follow_keys, chance)
         follow_people = partial(
             parts.people.follow, coordination, cluster=identity.cluster, removed=roster.removed
         )
-        await _run(stack, "people", follow_people, chance)
+        in_background(stack, "people", follow_people, chance)
         network = await stack.enter_async_context(
             NetworkManager(coordination, node=node, clock=clock, chance=chance)
         )
         stack.callback(network.subscribe("key-uses", parts.keys.uses.hear))
-        await _run(stack, "key uses", partial(parts.keys.uses.step, network), chance)
+        in_background(stack, "key uses", partial(parts.keys.uses.step, network), chance)
         loads = await stack.enter_async_context(
             LoadReports(coordination, node=node, clock=clock, chance=chance, own=parts.load)
         )
@@ -111,6 +110,7 @@ async def linked(
                 clock=clock,
                 chance=chance,
                 usage=parts.usage,
+                alerts=alerts,
                 loaded=lambda: [model.name for model in parts.loaded()],
                 removed=roster.removed,
             )
@@ -124,7 +124,8 @@ async def linked(
             allowed=allowed,
         )
         stack.callback(mirror.on_change(publisher.look))
-        await _run(stack, "publish", publisher.step, chance)
+        stack.callback(mirror.on_change(lambda *_: parts.state_changed()))
+        in_background(stack, "publish", publisher.step, chance)
         if parts.placing.mover is not None:
             await stack.enter_async_context(
                 PlacementAgent(
@@ -162,15 +163,3 @@ async def linked(
             publisher=publisher,
             placement=placement,
         )
-
-
-async def _run(
-    stack: AsyncExitStack, name: str, step: Callable[[], Awaitable[None]], chance: random.Random
-) -> None:
-    """Repeat `step` in the background until the stack ends."""
-    task = asyncio.create_task(keep_going(name, step, chance), name=name)
-
-    async def stop() -> None:
-        await end([task])
-
-    stack.push_async_callback(stop)

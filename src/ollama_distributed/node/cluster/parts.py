@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.ports import Audit
 from ollama_distributed.cluster.load import Load
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.people.mirror import SharedPeople
@@ -38,7 +39,9 @@ class Parts:
     """As far as it is known: the GPU driver may take a second to tell."""
     models: Callable[[], Sequence[ModelSpec]]
     loaded: Callable[[], Sequence[LoadedModel]]
-    usage: Callable[[], NodeUsage]
+    usage: Callable[[], Utilization]
+    alerts: Callable[[], Sequence[Alert]]
+    """What is wrong with this node's models, memory and disk."""
     load: Callable[[], Load]
     rest: Callable[[], Rest | None]
     """Why this node takes no work by its own policy; None: it does."""
@@ -51,6 +54,8 @@ class Parts:
     """Removes what was deleted in the whole cluster, but not what this node brought along at the
     given time (`catalog.versions.Cleaner`)."""
     audit: Audit
+    state_changed: Callable[[], None]
+    """Called after each change of the cluster's state, on the loop; it must be quick."""
     apply_config: Callable[[Config], None]
     """Called with each version of the cluster's config, also the first one."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import (
     ClusterAnswer,
     ConfigAnswer,
@@ -16,6 +17,7 @@ from ollama_distributed.base.cluster import (
 )
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.tokens import TokenRecord
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.state.cluster import ClusterState, NodeState
 from ollama_distributed.state.records import Config, EngineSummary, Lease
 
@@ -24,7 +26,7 @@ SERVERS_WANTED = 3
 
 
 def node_row(
-    node: NodeState, state: ClusterState, *, me: NodeId, leader: NodeId | None, usage: NodeUsage
+    node: NodeState, state: ClusterState, *, me: NodeId, leader: NodeId | None, usage: Utilization
 ) -> NodeRow:
     advert = node.advert
     voters = state.voters.nodes if state.voters else ()
@@ -37,7 +39,7 @@ def node_row(
         voter=node.id in voters,
         leader=node.id == leader,
         this=node.id == me,
-        usage=usage,
+        usage=usage_row(usage),
         labels=node.labels,
         models=tuple(sorted(model.display for model in node.holdings.models)) if node.holdings else (),
     )
@@ -60,10 +62,29 @@ def node_row(
     )
 
 
+def usage_row(utilization: Utilization) -> NodeUsage:
+    """In percent, to a tenth."""
+    gpu, gpu_memory = utilization.gpu, utilization.gpu_memory
+    return NodeUsage(
+        cpu=_percent(utilization.cpu),
+        memory=_percent(utilization.memory),
+        gpu=None if gpu is None else _percent(gpu),
+        gpu_memory=None if gpu_memory is None else _percent(gpu_memory),
+        requests=utilization.requests,
+        queued=utilization.queued,
+        overload=utilization.overload,
+        age_s=utilization.age_s,
+    )
+
+
+def _percent(share: float) -> float:
+    return round(share * 100.0, 1)
+
+
 def _reason(node: NodeState) -> str:
-    """Of its status: why it rests, unless an operator drains it."""
-    if node.status == "draining" and not node.drained and (rest := node.rest) is not None:
-        return rest.reason
+    """Of its status."""
+    if node.status == "draining":
+        return "an operator drains it" if node.drained or node.rest is None else node.rest.reason
     return node.member.reason if node.member else ""
 
 
@@ -94,18 +115,18 @@ def status_answer(
     me: NodeId,
     lease: Lease | None,
     writable: bool,
-    trouble: Sequence[str],
+    alerts: Sequence[Alert],
     is_open: bool,
     listen: Sequence[str],
 ) -> ClusterAnswer:
-    """`trouble`: what this node itself has to say (coordination is not up, a listener failed)."""
-    reasons = [*trouble, *_reasons(state, lease)]
+    """`alerts`: what is wrong with the cluster, and with this node's part in it."""
+    reasons = tuple(alert.message for alert in alerts)
     counts: Mapping[str, int] = {str(status): count for status, count in sorted(state.counts.items())}
     return ClusterAnswer(
         cluster=cluster,
         node=me,
         status="no_quorum" if not writable else "degraded" if reasons else "ok",
-        reasons=tuple(reasons),
+        reasons=reasons,
         leader=leader_answer(state, lease, me),
         voters=tuple(state.voters.nodes) if state.voters else (),
         nodes=counts,
@@ -115,33 +136,6 @@ def status_answer(
         open=is_open,
         listen=tuple(listen),
     )
-
-
-def _reasons(state: ClusterState, lease: Lease | None) -> list[str]:
-    found: list[str] = []
-    if lease is None:
-        found.append(
-            "there is no leader now: changes are refused until one is elected, inference goes on; "
-            "if this lasts, see which servers run: ollama-distributed node list"
-        )
-    voters = frozenset(state.voters.nodes if state.voters else ())
-    for node in state.nodes.values():
-        why = f" ({node.member.reason})" if node.member and node.member.reason else ""
-        if node.status == "offline" and node.id in voters:
-            found.append(
-                f"voter {node.name} is offline{why}; start it again, or replace it: "
-                f"ollama-distributed cluster voter replace {node.name}"
-            )
-        elif node.status == "offline":
-            found.append(
-                f"node {node.name} is offline{why}; start it again, or remove it: "
-                f"ollama-distributed node remove {node.name}"
-            )
-        elif node.status == "suspect":
-            found.append(f"node {node.name} missed heartbeats{why}; its network or machine may be overloaded")
-    for key, why_not in state.rejected.items():
-        found.append(f"{key} was written by a newer version and is not understood here: {why_not}")
-    return found
 
 
 def config_answer(config: Config) -> ConfigAnswer:

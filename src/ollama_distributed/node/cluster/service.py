@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import (
     ClusterAnswer,
     ConfigAnswer,
@@ -20,16 +21,17 @@ from ollama_distributed.base.cluster import (
     LeaderAnswer,
     NewToken,
     NodeRow,
-    NodeUsage,
     RollbackAsk,
     TokenRequest,
     TokenRow,
+    join_command,
 )
 from ollama_distributed.base.errors import Conflict, Forbidden, Unauthenticated
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.cluster.identity.roster import TOKENS
 from ollama_distributed.cluster.identity.tokens import TokenRecord, parse_token
-from ollama_distributed.node.cluster import rows, voters
+from ollama_distributed.cluster.membership.utilization import Utilization
+from ollama_distributed.node.cluster import alerts, rows, voters
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.cluster.members import Members
 from ollama_distributed.state.changes import Change, SetDrain, SetLabels
@@ -61,7 +63,7 @@ class ClusterService:
                 cluster="",
                 node=me,
                 status="degraded",
-                reasons=(self._keeper.trouble or "this node's part in the cluster is being started",),
+                reasons=tuple(alert.message for alert in self._conditions()),
                 leader=LeaderAnswer(leader=None),
             )
         return rows.status_answer(
@@ -70,7 +72,7 @@ class ClusterService:
             me=me,
             lease=self._lease(life),
             writable=self._writable(life),
-            trouble=[*life.complaints(), *self._away(life)],
+            alerts=self._conditions(),
             is_open=life.front.is_open,
             listen=life.front.hop(),
         )
@@ -83,7 +85,7 @@ class ClusterService:
 
     async def nodes(self) -> list[NodeRow]:
         life = await self._keeper.settled()
-        usages: Mapping[NodeId, NodeUsage] = await life.link.membership.usages() if life.link else {}
+        usages: Mapping[NodeId, Utilization] = await life.link.membership.usages() if life.link else {}
         found = [self._row(life, node, usages.get(node)) for node in life.state.nodes]
         return sorted(found, key=lambda row: (row.name, row.id))
 
@@ -93,13 +95,13 @@ class ClusterService:
         usages = await life.link.membership.usages() if life.link else {}
         return self._row(life, known, usages.get(known))
 
-    def _row(self, life: Life, node: NodeId, usage: NodeUsage | None) -> NodeRow:
+    def _row(self, life: Life, node: NodeId, usage: Utilization | None) -> NodeRow:
         return rows.node_row(
             life.state.nodes[node],
             life.state,
             me=self._keeper.parts.node,
             leader=lease.node if (lease := self._lease(life)) else None,
-            usage=usage or NodeUsage(),
+            usage=usage or Utilization(),
         )
 
     def _lease(self, life: Life) -> Lease | None:
@@ -114,26 +116,67 @@ class ClusterService:
             or (link.coordination.connected and link.coordination.writable)
         )
 
-    def _away(self, life: Life) -> list[str]:
+    async def alerts(self) -> list[Alert]:
+        life = self._keeper.life
+        found = self._conditions()
+        if life is not None:
+            told = await life.link.membership.alerts() if life.link is not None else {}
+            found += alerts.of_nodes({**told, self._keeper.parts.node: life.own_alerts()}, life.state)
+        return alerts.each_once(found)
+
+    def _conditions(self) -> list[Alert]:
+        """What is wrong with the cluster, and with this node's part in it."""
+        life = self._keeper.life
+        if life is None:
+            trouble = self._keeper.trouble
+            return [
+                Alert(
+                    level="error" if trouble else "info",
+                    code="not_started" if trouble else "starting",
+                    message=trouble or "this node's part in the cluster is being started",
+                )
+            ]
+        return [
+            *alerts.of_clock(life.identity.peer, self._keeper.parts.clock.time()),
+            *alerts.of_link(life.trouble, up=life.link is not None),
+            *alerts.of_front(life.front.trouble),
+            *alerts.of_damage(life.damaged, life.state),
+            *self._away(life),
+            *alerts.of_state(life.state, self._lease(life)),
+        ]
+
+    def _away(self, life: Life) -> list[Alert]:
         link = life.link
         if link is None:
             return []
         if not link.coordination.connected:
             return [
-                "no coordination server can be reached from here: changes are refused, inference goes on; "
-                "check that the servers run and that this machine reaches them"
+                Alert(
+                    level="error",
+                    code="cut_off",
+                    message="no coordination server can be reached from here: changes are refused, inference "
+                    "goes on; check that the servers run and that this machine reaches them",
+                )
             ]
         if not link.coordination.writable:
             return [
-                "the coordination servers have no majority: changes are refused, inference goes on; "
-                "start the servers that are offline"
+                Alert(
+                    level="error",
+                    code="no_quorum",
+                    message="the coordination servers have no majority: changes are refused, inference goes "
+                    "on; start the servers that are offline",
+                )
             ]
         if not link.mirror.ready:
-            return ["the cluster's state is still being read"]
+            return [Alert(level="info", code="starting", message="the cluster's state is still being read")]
         if not link.mirror.synced:
             return [
-                f"nothing was heard of the cluster for {link.mirror.stale_s:.0f} s, so what is shown may be "
-                "old: nobody leads, or this node is cut off"
+                Alert(
+                    level="warning",
+                    code="state_old",
+                    message="nothing is heard of the cluster, so what is shown may be old: nobody leads, or "
+                    "this node is cut off",
+                )
             ]
         return []
 
@@ -175,7 +218,7 @@ class ClusterService:
             role=role,
             uses=request.uses,
             expires_at=self._keeper.parts.clock.time() + request.ttl_s,
-            command=f"ollama-distributed join {text}",
+            command=join_command(text),
         )
 
     async def tokens(self) -> list[TokenRow]:

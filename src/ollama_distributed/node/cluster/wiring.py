@@ -20,7 +20,6 @@ from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.names import NameExchange, open_names
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.base.clock import Clock
-from ollama_distributed.base.cluster import NodeUsage
 from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import NodeId, random_id
@@ -30,8 +29,12 @@ from ollama_distributed.catalog.service import Catalog
 from ollama_distributed.catalog.versions import Cleaner, history_in
 from ollama_distributed.cluster.identity.ports import Audit
 from ollama_distributed.cluster.load import Load
+from ollama_distributed.cluster.loops import in_background
+from ollama_distributed.cluster.membership.utilization import Utilization
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.gateway.errors import status_of
+from ollama_distributed.gateway.overload import Overload
+from ollama_distributed.node.alerts import OwnAlerts
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.cluster.keys import SharedKeys
 from ollama_distributed.node.cluster.live import LiveConfig
@@ -79,6 +82,7 @@ class InCluster(msgspec.Struct, frozen=True):
     keeper: Keeper
     """To be entered when all else is there: from then on the node takes part."""
     polite: Politeness
+    alerts: OwnAlerts
     view: View
 
 
@@ -144,18 +148,23 @@ async def in_cluster(
     audit: Audit,
     missed: Callable[[], None],
     told: Callable[[Identity], Identity],
+    overload: Overload,
     outside: Outside | None = None,
 ) -> AsyncIterator[InCluster]:
     """What the node is in its cluster. Nothing of it waits for the cluster. `missed`: hears of each
     request for a model that is not on this node's disk. `told`: whom a request of another node is for,
-    as this one knows it. `outside`: models that no node has."""
+    as this one knows it. `overload`: of its own memory. `outside`: models that no node has."""
     chance, boot, machine, memory = random.Random(), random_id(12), _Machine(), LocalMachine()  # noqa: S311  # jitter
     async with AsyncExitStack() as stack:
         sampler = await stack.enter_async_context(Sampler(clock=clock, chance=chance))
 
-        def usage() -> NodeUsage:
+        def usage() -> Utilization:
             busy = sum(model.slots_busy for model in serving.loaded())
-            return msgspec.structs.replace(sampler.usage(), requests=busy, queued=serving.waiting)
+            return msgspec.structs.replace(
+                sampler.usage(), requests=busy, queued=serving.waiting, overload=overload.told
+            )
+
+        alerts = OwnAlerts(settings.name, overload, serving.quarantined, clock)
 
         def load() -> Load:
             return load_of(
@@ -178,7 +187,7 @@ async def in_cluster(
             serving,
             catalog,
             serving.unload,
-            draining=view.draining,
+            draining=lambda: view.draining() or overload.refusing,
             status_of=status_of,
             believe=speaking.believe,
         )
@@ -196,6 +205,7 @@ async def in_cluster(
                 models=catalog.list,
                 loaded=serving.loaded,
                 usage=usage,
+                alerts=alerts.now,
                 load=load,
                 rest=lambda: polite.rest,
                 pool=pool,
@@ -205,12 +215,12 @@ async def in_cluster(
                 placing=placing,
                 audit=audit,
                 clean=Cleaner(catalog, serving.unload).clean,
+                state_changed=lambda: router.chooser.directory.follow(),
                 apply_config=LiveConfig(settings, apply),
             )
         )
         polite = Politeness(policy_of(settings), OwnerProbe(clock), clock, keeper.changed)
-        minding = asyncio.create_task(polite.run(), name="the machine's owner")
-        stack.push_async_callback(end, [minding])
+        in_background(stack, "the machine's owner", polite.run, chance)
         catalog.follow(lambda key: history_in(keeper.state, key))
         service = ClusterService(keeper)
         stack.push_async_callback(service.close)
@@ -227,8 +237,7 @@ async def in_cluster(
         router = Router(
             serving, catalog, pool, view, chance.randrange, missed, clock, policy=policy, wanted=of_policy
         )
-        probing = asyncio.create_task(router.probe(), name="probes of replicas")
-        stack.push_async_callback(end, [probing])
+        in_background(stack, "probes of replicas", router.probe, chance)
         yield InCluster(
             source=router,
             catalog=everywhere,
@@ -247,5 +256,6 @@ async def in_cluster(
             ),
             keeper=keeper,
             polite=polite,
+            alerts=alerts,
             view=view,
         )

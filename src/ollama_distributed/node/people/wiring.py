@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from ollama_distributed.access.service import Authenticator
 from ollama_distributed.base.clock import Clock
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.loops import keep_going
+from ollama_distributed.cluster.loops import in_background
 from ollama_distributed.cluster.ports import Coordination
-from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.keeper import Keeper
 from ollama_distributed.node.people.desk import Desk
 from ollama_distributed.node.people.mirror import SharedPeople
@@ -45,9 +42,7 @@ async def people_of(
         service = PeopleService(
             shared, desk, signers, keeper, pool=keeper.parts.pool, door=keeper.parts.door, clock=clock
         )
-        chance = random.Random()  # noqa: S311  # jitter
-        running = asyncio.create_task(keep_going("people", service.step, chance), name="people")
-        stack.push_async_callback(end, [running])
+        in_background(stack, "people", service.step)
         yield service
 
 

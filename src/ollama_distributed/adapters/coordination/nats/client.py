@@ -30,6 +30,7 @@ from ollama_distributed.adapters.coordination.nats.streams import Stream
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded, OllamaDistributedError, Unavailable
 from ollama_distributed.base.ids import random_id
 from ollama_distributed.cluster.fanout import Fanout, Inbox
+from ollama_distributed.cluster.loops import keep_going
 from ollama_distributed.cluster.ports import (
     ABSENT,
     REFUSAL_S,
@@ -108,7 +109,8 @@ class NatsCoordination:
             await self._session.open(OPEN_S)
         else:
             self._session.start()
-        self._feeding = asyncio.create_task(self._feed.run(), name="coordination feed")
+        feed = keep_going("coordination feed", self._feed.run)
+        self._feeding = asyncio.create_task(feed, name="coordination feed")
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -349,7 +351,7 @@ class NatsCoordination:
                 answer = await self._session.request(subject, b"", timeout_s=ATTEMPT_S)
                 if msgspec.json.decode(answer, type=wire.Ack).error is None:
                     break
-            except (NoResponders, Unavailable, TimeoutError):
+            except (NoResponders, Unavailable, TimeoutError, msgspec.DecodeError):
                 log.debug(QUORUM_LOST)
             await anyio.sleep(random.uniform(*PROBE_S))  # noqa: S311  # spreads load
         log.info(QUORUM_BACK)

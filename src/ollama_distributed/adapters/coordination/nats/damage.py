@@ -1,4 +1,4 @@
-"""Finds a replica that lost messages, and fills it anew.
+"""Finds a replica that lost messages. It is taken out and in again (docs/upkeep.md).
 
 A server whose files were damaged can go on serving what is left (seen: a halved block file).
 What every replica holds follows from the last sequence alone, so two that stand at the same
@@ -13,23 +13,18 @@ from collections.abc import Mapping, Sequence
 import anyio
 import structlog
 
-from ollama_distributed.adapters.coordination.nats.patience import in_time, until
 from ollama_distributed.adapters.coordination.nats.seat import Formation
-from ollama_distributed.adapters.coordination.nats.streams import Stream
 from ollama_distributed.adapters.coordination.nats.system import StreamCount, System
-from ollama_distributed.adapters.coordination.nats.voter import VoterHost
-from ollama_distributed.base.errors import Conflict, Unavailable
+from ollama_distributed.base.errors import Unavailable
 from ollama_distributed.base.ids import NodeId
 
 log = structlog.get_logger()
 
 DAMAGED = "coordination.replica_damaged"
-REFILLED = "coordination.replica_refilled"
 
 LOOKS = 3
 """A difference must last: deletions reach the replicas one after the other."""
 LOOK_S = 0.5
-REFILL_S = 60.0
 
 
 async def damaged(system: System, formation: Formation, stream: str) -> tuple[NodeId, ...]:
@@ -82,31 +77,3 @@ async def _counts(system: System, nodes: Sequence[NodeId], stream: str) -> dict[
         if replica is not None:
             found[node] = replica
     return found
-
-
-async def refill(host: VoterHost, formation: Formation, stream: Stream) -> None:
-    """Throw the replica of `host` away and let it copy the others'.
-
-    A server without its log may vote for less than it once acknowledged: so all the others
-    must hold everything when it starts.
-
-    Raises:
-        Conflict: it leads the stream (`Stream.lead` another one first), or others are behind.
-        Unavailable: it is not complete after a minute.
-    """
-    found = await stream.info()
-    if found is None or found.leader in ("", host.node):
-        raise Conflict(f"the replica of node {host.node} leads the stream")
-    others = [r for r in (found.cluster.replicas if found.cluster else ()) if r.name != host.node]
-    if not all(replica.current and not replica.offline for replica in others):
-        raise Conflict("another replica is behind: no second one may be emptied")
-    await host.leave()
-    await host.take(formation)
-
-    async def complete() -> bool:
-        now = await stream.info()
-        return now is not None and now.complete
-
-    async with in_time(REFILL_S):
-        await until(complete)
-    log.info(REFILLED, node=host.node)

@@ -254,9 +254,9 @@ class NatsServer:
             pause_s = min(pause_s * 2, MAX_BACK_OFF_S)
             try:
                 await self._launch()
-            except (Unavailable, OSError) as exc:  # no room for its configuration, no process to be had
+            except Exception as exc:  # the task's root: no room for its configuration, no process to be had
                 await self._end()
-                log.warning(DIED, reason=str(exc))
+                log.warning(DIED, reason=str(exc), exc_info=not isinstance(exc, Unavailable | OSError))
                 continue
             self.restarts += 1
             log.info(RESTARTED, pid=self.pid, restarts=self.restarts)

@@ -21,8 +21,6 @@ from ollama_distributed.adapters.coordination.nats.wire import ApiError
 from ollama_distributed.base.errors import Unavailable
 
 ANSWER_S = 2.0
-CONNECT_S = 5.0
-"""To the first server that lives, of those that are asked in turn."""
 PAUSE_S = 0.05
 CLAIMS_UPDATE = "$SYS.REQ.CLAIMS.UPDATE"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase

@@ -69,7 +69,8 @@ class VoterHost(Protocol):
 
 
 class LocalVoter:
-    """This machine's server: its process (`NatsServer`) and its seat on disk."""
+    """This machine's server: its process (`NatsServer`) and its seat, which nobody else changes while
+    this lives."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class LocalVoter:
         self._route_host = route_host
         self._wanted = (port, route_port)
         self._held: list[socket.socket] = []
+        self._seat: Seat | None = None
 
     @property
     def node(self) -> NodeId:
@@ -94,7 +96,10 @@ class LocalVoter:
 
     @property
     def seat(self) -> Seat:
-        return seats.load(self.server.folder)
+        """As it is on disk; read there once."""
+        if self._seat is None:
+            self._seat = seats.load(self.server.folder)
+        return self._seat
 
     # ── this node's life ────────────────────────────────────────────────────────────
 
@@ -104,7 +109,7 @@ class LocalVoter:
         Raises:
             Unavailable: it does not start.
         """
-        seat = self.seat
+        seat = await asyncio.to_thread(lambda: self.seat)
         if seat.formation is not None and await self._dismissed(seat.formation):
             log.warning(DISMISSED, formation=seat.formation.id)
             await self.leave()
@@ -206,6 +211,7 @@ class LocalVoter:
     def _save(self, seat: Seat) -> None:
         self.server.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         seats.save(self.server.folder, seat)
+        self._seat = seat
 
     def _apply(self, seat: Seat) -> None:
         block = None

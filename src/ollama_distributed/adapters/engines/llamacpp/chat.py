@@ -23,7 +23,7 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     sampling_fields,
     token_logprob,
 )
-from ollama_distributed.base.errors import EngineError, Invalid
+from ollama_distributed.base.errors import EngineError, Invalid, Unsupported
 from ollama_distributed.base.inference import (
     JsonObject,
     JsonSchema,
@@ -100,8 +100,11 @@ def chat_body(request: ChatRequest, *, context_tokens: int) -> dict[str, Any]:
 
     Raises:
         Invalid: a value that the engine cannot take.
+        Unsupported: logprobs of an answer that may hold calls.
     """
     tools = () if request.tool_choice == "none" else request.tools
+    if tools and request.top_logprobs is not None:
+        raise Unsupported("logprobs are not given where tools are offered", param="logprobs")
     body = {
         **template_body(request.messages, tools, request.think),
         **sampling_fields(request.sampling, context_tokens=context_tokens),

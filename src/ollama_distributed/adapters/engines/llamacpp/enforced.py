@@ -13,9 +13,10 @@ import msgspec
 
 from ollama_distributed.adapters.engines.llamacpp.chat import ChatStream, parse_calls
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
+from ollama_distributed.adapters.engines.llamacpp.unparsed import is_unparsed
 from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.ids import random_id
-from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, Tokens
+from ollama_distributed.base.tokens import ChatDelta, Done, EngineEvent, EngineFailed, Tokens
 
 
 class WantedCalls:
@@ -41,6 +42,8 @@ class WantedCalls:
                     if text.strip():
                         return self._refuse(events)
                 case Done() if not self._called:
+                    return self._refuse(events)
+                case EngineFailed() if is_unparsed(event) and not self._called:
                     return self._refuse(events)
                 case _:
                     pass

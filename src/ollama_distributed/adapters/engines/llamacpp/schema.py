@@ -27,6 +27,8 @@ MOST_BYTES = 64 * 1024
 (`reference/security.md`, 3)."""
 MOST_OF_PATTERNS = 2048
 """Characters of all patterns together: they take longest to check, 3 us each."""
+MOST_LIGHT = 100
+"""Values of a schema that the event loop may wait for."""
 LARGEST = 10**16 - 1
 """Of a number's bounds. llguidance counts in 64 bits; llama.cpp's own converter hangs at a
 bound of 17 digits, and takes all memory (b11549)."""
@@ -39,6 +41,22 @@ _COUNTS = (
     ("minProperties", "maxProperties"),
 )
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+
+
+def is_light(schema: Mapping[str, Any]) -> bool:
+    """Whether checking it, and making it into what is sent, takes less than about a millisecond: 10 us
+    a value, and more a letter of a pattern."""
+    left: list[Any] = [schema]
+    seen = 0
+    while left:
+        part = left.pop()
+        if not isinstance(part, Mapping | list | tuple):
+            continue
+        seen += len(part)
+        if seen > MOST_LIGHT or "pattern" in part or "patternProperties" in part:
+            return False
+        left += part.values() if isinstance(part, Mapping) else part
+    return True
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

@@ -6,18 +6,29 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.fetch import fetch_json
 from ollama_distributed.adapters.engines.framing import Lines
 from ollama_distributed.adapters.engines.remote import ollama_wire as wire
 from ollama_distributed.adapters.engines.remote.runner import QUICK_S, RemoteRunner, unsupported
 from ollama_distributed.adapters.engines.remote.settings import local_name, read_settings, remote_of
-from ollama_distributed.base.errors import EngineError, LoadFailed, OllamaDistributedError, Unsupported
+from ollama_distributed.base.errors import (
+    EngineError,
+    LoadFailed,
+    OllamaDistributedError,
+    RunnerDied,
+    Unsupported,
+)
 from ollama_distributed.base.inference import Message, Think, Tool
 from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.models.spec import ModelSpec
 from ollama_distributed.serving.ports import ChatRequest, CompletionRequest, EngineInfo, LoadPlan
 
+log = structlog.get_logger(__name__)
+
+LEFT_OUT = "engines.remote_model_left_out"
 _SHOWS_AT_ONCE = 4
 
 
@@ -42,23 +53,38 @@ class OllamaEngine:
         return model.remote is not None and model.remote.engine == self._settings.name
 
     async def models(self) -> list[ModelSpec]:
-        """What Ollama has. Raises `Unavailable` while it is away."""
-        tags = (await self._get("GET", "/api/tags"))["models"]
-        limit = asyncio.Semaphore(_SHOWS_AT_ONCE)
+        """What Ollama has; one that it cannot show is left out.
 
-        async def describe(tag: dict[str, Any]) -> ModelSpec:
+        Raises:
+            Unavailable, RunnerDied: it is away, or goes.
+            EngineError: it answers with something else than models.
+        """
+        tags = (await self._get("GET", "/api/tags")).get("models") or []
+        limit, shown = asyncio.Semaphore(_SHOWS_AT_ONCE), dict[str, dict[str, Any]]()
+
+        async def describe(tag: dict[str, Any]) -> ModelSpec | None:
+            key = f"{tag['name']} {tag.get('digest')}"
             async with limit:
-                show = await self._show(tag)
+                try:
+                    show = self._shown.get(key) or await self._show(str(tag["name"]))
+                except RunnerDied:  # all of it is
+                    raise
+                except EngineError as error:  # it was deleted in this moment, or is broken there
+                    log.warning(LEFT_OUT, engine=self._settings.name, model=tag["name"], error=error.message)
+                    return None
+            shown[key] = show
             name = local_name(str(tag["name"]))
             return wire.model_spec(self._settings.name, tag, show, str(name), name.display)
 
-        return list(await asyncio.gather(*(describe(tag) for tag in tags)))
+        try:
+            found = await asyncio.gather(*(describe(tag) for tag in tags))
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise EngineError(f"{self._remote.address} answers with something else than models") from exc
+        self._shown = shown
+        return [spec for spec in found if spec is not None]
 
-    async def _show(self, tag: dict[str, Any]) -> dict[str, Any]:
-        key = f"{tag['name']} {tag.get('digest')}"
-        if key not in self._shown:
-            self._shown[key] = await self._get("POST", "/api/show", {"model": tag["name"]})
-        return self._shown[key]
+    async def _show(self, name: str) -> dict[str, Any]:
+        return await self._get("POST", "/api/show", {"model": name})
 
     async def _get(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         status, value = await fetch_json(

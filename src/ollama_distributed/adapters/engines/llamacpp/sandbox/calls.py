@@ -1,4 +1,5 @@
-"""Which system calls a runner may not make, as a seccomp filter (classic BPF). Pure.
+"""Which system calls a runner may not make, as a seccomp filter (classic BPF). Pure but
+for the numbers of this system.
 
 It serves on a socket that it binds itself, reads one model and computes. So: no other kind of
 socket and no connection to anyone, no new process, no look into or signal to another, nothing that
