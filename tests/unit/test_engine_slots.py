@@ -140,6 +140,17 @@ def test_who_shares_a_slot_with_another_s_request_does_not_hold_it() -> None:
     assert not asked(slots, "b", "x").clean
 
 
+def test_one_that_was_cancelled_may_come_after_all() -> None:
+    """Between two requests of who took the slot: llama.cpp reads what a slow thread of it hands over late."""
+    slots = Slots(1, copies=False)
+    slots.leave(slots.take("a", "secret", 10.0), 10.0, whole=False)
+    for now_s in (10.0, 10.0 + LEAVING_S / 2, 10.0 + LEAVING_S):
+        seat = slots.take("b", "secret", now_s)
+        assert seat.clean
+        slots.leave(seat, now_s, whole=True)
+    assert not slots.take("b", "secret", 10.0 + LEAVING_S).clean
+
+
 def test_where_copies_are_kept_nobody_looks_back_once_there_are_two() -> None:
     slots = Slots(2, copies=True)
     assert asked(slots, "a", "x").fields == {"id_slot": 0}

@@ -10,10 +10,10 @@ slot holds: llama.cpp reads what it does not find. A page of text is worth more 
 
 *So that no tenant finds what another's prompt left.* A slot is read from only by its holder: the tenant
 whose prompts surely are all that it keeps. Who takes another's slot reads anew, and holds it once such a
-request had its whole answer with nobody else in the slot: one that was cancelled may never have begun, and
-what is kept there may still be the other's. A runner that keeps copies of prompts in memory shares them
-between all slots, also for a request that names its own (tried). It is loaded while there is one tenant;
-from the first request of a second one on, nobody looks back there.
+request had its whole answer with nobody else in the slot: one that was cancelled may never have begun, or
+begin after all, and what is kept there may still be the other's. A runner that keeps copies of prompts in
+memory shares them between all slots, also for a request that names its own (tried). It is loaded while there
+is one tenant; from the first request of a second one on, nobody looks back there.
 
 Pure; above it, a runner gets as many requests at once as it has slots.
 
@@ -39,7 +39,8 @@ SIMILAR = 0.1
 """Of a shorter prompt, which a slot must have read to be taken for it; llama.cpp's own figure."""
 
 LEAVING_S = 1.0
-"""So long llama.cpp may work on in a slot whose request was cancelled; another one would wait for it."""
+"""So long llama.cpp may work on in a slot whose request was cancelled, or even begin: another one would wait
+for it, and then find what it left."""
 
 
 class Seat(msgspec.Struct, frozen=True):
@@ -49,7 +50,7 @@ class Seat(msgspec.Struct, frozen=True):
     turn: int
     """Counts the requests of the runner."""
     alone: bool
-    """Nobody was in the slot."""
+    """Nobody was in the slot, and nobody who was cancelled may come there still."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -94,7 +95,8 @@ class Slots:
             slot.held = not slot.used  # nobody has left anything there
             slot.tenant, slot.since = tenant, self._turn
         clean = self._shared if self._copies else not slot.held
-        seat = Seat(number, clean, self._turn, not slot.busy)
+        alone = not slot.busy and now_s >= slot.leaving_until_s
+        seat = Seat(number, clean, self._turn, alone)
         slot.text, slot.used = text, self._turn
         slot.busy += 1
         return seat
