@@ -83,8 +83,8 @@ check: .venv/.dev ## Style, types, floors, lock, generated files
 	$(BIN)/python tools/settings_docs.py --check
 
 test: .venv/.dev .venv/.models .venv/.debian tests/e2e/js/node_modules/.stamp ## Every test, with coverage (at least 80 %)
-	@rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not alone" $(TESTS)
+	@rm -f .coverage .coverage.* .pytest_cache/v/cache/lastfailed
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 -m "not alone" $(TESTS) || tools/once_more.sh $$? $(TESTS)
 	$(PYTEST) -m alone $(TESTS) || [ $$? = 5 ] # 5: TESTS has none of these
 	[ "$(TESTS)" != tests ] || $(BIN)/python -m tests.fuzz --seconds $(FUZZ_S)
 	$(BIN)/coverage combine --quiet
