@@ -10,6 +10,7 @@ import socket
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,15 +21,29 @@ from tests.limits import SOON_S
 
 from ollama_distributed.base.errors import Invalid
 from ollama_distributed.gateway.limits import Limits
+from ollama_distributed.gateway.overload import Overload
+from ollama_distributed.node.alerts import OwnAlerts
 from ollama_distributed.node.api_tls import ApiTLS, CertificateFiles
 from ollama_distributed.node.doors import Stop, serve
 from ollama_distributed.testing.inference import ScriptedInference
 
 HOST = "models.example"
+DAY_S = 86_400.0
 
 
-def write(files: CertificateFiles, serial: int, *, at: int) -> None:
-    """A certificate that signs itself; `at`: when the files changed, for file systems with coarse clocks."""
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+def write(files: CertificateFiles, serial: int, *, at: int, hours: int = 1) -> None:
+    """A certificate that signs itself and holds so long; `at`: when the files changed, for file systems with
+    coarse clocks."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HOST)])
     now = datetime.datetime.now(datetime.UTC)
@@ -39,7 +54,7 @@ def write(files: CertificateFiles, serial: int, *, at: int) -> None:
         .public_key(key.public_key())
         .serial_number(serial)
         .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=hours))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(HOST)]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -109,6 +124,36 @@ def test_old_protocols_are_refused(files: CertificateFiles) -> None:
     assert tls.front.minimum_version >= ssl.TLSVersion.TLSv1_2
 
 
+def test_its_end_is_told_in_time(files: CertificateFiles) -> None:
+    clock = Clock()
+    own = OwnAlerts("gpu1", Overload(), list, clock)
+    write(files, 1, at=1_000, hours=24 * 90)
+    tls = ApiTLS(files)
+    own.know_api(tls)
+    begins, ends = tls.holds
+    assert 90 * DAY_S < ends - begins < 91 * DAY_S
+    clock.now = ends - 15 * DAY_S
+    assert own.now() == []
+    clock.now = ends - 13 * DAY_S
+    (soon,) = own.now()
+    assert (soon.level, soon.code) == ("warning", "certificate_ends")
+    assert str(files.certificate) in soon.message
+    clock.now = ends + 1
+    (over,) = own.now()
+    assert over.level == "error"
+    assert "ended at 2" in over.message
+    # A node's own holds for a day, and is renewed when half of it is over.
+    write(files, 2, at=2_000, hours=23)
+    tls = ApiTLS(msgspec.structs.replace(files, renewed=True))
+    own.know_api(tls)
+    ends = tls.holds[1]
+    clock.now = ends - 12 * 3600
+    assert own.now() == []
+    clock.now = ends - 7 * 3600
+    (late,) = own.now()
+    assert "it should have been renewed" in late.message
+
+
 async def health(port: int, context: ssl.SSLContext) -> bytes:
     """Empty: the handshake took too long."""
     try:
@@ -128,6 +173,7 @@ async def test_who_does_not_finish_the_handshake_is_cut_and_others_are_not_kept(
     limits = Limits(handshake_deadline_s=0.3)
     listener = socket.create_server(("0.0.0.0", 0))
     port, stop, started = listener.getsockname()[1], Stop(), asyncio.Event()
+    held: list[ApiTLS] = []
     serving = asyncio.create_task(
         serve(
             gateway(ScriptedInference(HELLO)),
@@ -137,11 +183,13 @@ async def test_who_does_not_finish_the_handshake_is_cut_and_others_are_not_kept(
             certificate=files,
             stop=stop,
             on_started=started.set,
+            on_tls=held.append,
         )
     )
     try:
         async with asyncio.timeout(SOON_S):
             await started.wait()
+            assert [tls.files for tls in held] == [files]
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
             for number, (_, writer) in enumerate(silent):
                 writer.write(b"\x16\x03\x01\x02\x00"[:number])  # the begin of a ClientHello, or nothing

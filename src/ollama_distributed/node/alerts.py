@@ -10,10 +10,13 @@ from ollama_distributed.base.clock import Clock
 from ollama_distributed.distribution.disk import NodeDisk
 from ollama_distributed.gateway.overload import Overload, Step
 from ollama_distributed.gateway.ports import Preloaded
+from ollama_distributed.node.api_tls import ApiTLS
 from ollama_distributed.serving.quarantine import Crashed
 
 MOST_REASON = 160
 """Characters of why, as an engine or a registry says it: what to do must fit too."""
+CERTIFICATE_ENDS_S = 14 * 86_400.0
+"""So long before its end it is told, or in the last third of its life."""
 _GIVES_UP = {
     Step.CLOSING: "it closes idle connections",
     Step.REFUSING: "it refuses new requests",
@@ -33,14 +36,18 @@ class OwnAlerts:
         self._clock = clock
         self._disk: NodeDisk | None = None
         self._preloaded: Callable[[], Mapping[str, Preloaded]] = dict
+        self._tls: ApiTLS | None = None
 
     def know(self, disk: NodeDisk, preloaded: Callable[[], Mapping[str, Preloaded]]) -> None:
         """What is there later than this."""
         self._disk, self._preloaded = disk, preloaded
 
+    def know_api(self, tls: ApiTLS) -> None:
+        self._tls = tls
+
     def now(self) -> list[Alert]:
         """Of memory only; the worst first."""
-        found = [*self._of_memory(), *self._of_disk(), *self._of_models()]
+        found = [*self._of_memory(), *self._of_disk(), *self._of_models(), *self._of_certificate()]
         return sorted(found, key=lambda alert: alert.level)  # error, info, warning: there is no info here
 
     def _of_memory(self) -> list[Alert]:
@@ -86,3 +93,24 @@ class OwnAlerts:
                     Alert(level="warning", code="preload_failed", model=model, message=clipped(text))
                 )
         return found
+
+    def _of_certificate(self) -> list[Alert]:
+        """A node's own is renewed long before: then something keeps it from being so."""
+        if self._tls is None:
+            return []
+        begins, ends = self._tls.holds
+        left_s = ends - self._clock.time()
+        if left_s > min(CERTIFICATE_ENDS_S, (ends - begins) / 3):
+            return []
+        when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(ends))
+        over = left_s <= 0
+        what = f"ended at {when}, and clients refuse it" if over else f"ends at {when}"
+        files = self._tls.files
+        todo = (
+            "it should have been renewed: see why not with ollama-distributed cluster status"
+            if files.renewed
+            else f"put a new one into {files.certificate}, which is used within a minute without a restart"
+        )
+        text = f"the certificate of {self._name}'s API {what}; {todo}"
+        level: Level = "error" if over else "warning"
+        return [Alert(level=level, code="certificate_ends", message=clipped(text))]

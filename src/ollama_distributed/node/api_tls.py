@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from cryptography import x509
 
 from ollama_distributed.base.errors import Invalid, Unavailable
 
@@ -30,6 +31,8 @@ class CertificateFiles(msgspec.Struct, frozen=True):
     certificate: Path
     """PEM, the server's own first, then those that lead to the root."""
     key: Path
+    renewed: bool = False
+    """By the node itself: they are its own."""
 
     def complete(self) -> bool:
         return self.certificate.is_file() and self.key.is_file()
@@ -46,9 +49,11 @@ class ApiTLS:
         Raises:
             Invalid: the files cannot be read, or do not fit together.
         """
-        self._files = files
+        self.files = files
+        self.holds = (0.0, 0.0)
+        """What clients are shown now: from when and until when, seconds since the Unix epoch."""
         self._stamp, self._current = self._read()
-        self.front = _context(self._files)
+        self.front = _context(self.files)
         self.front.sni_callback = self._use_current
 
     @classmethod
@@ -88,18 +93,20 @@ class ApiTLS:
             Invalid: they cannot be used; what was read before stays.
         """
         try:
-            changed = self._files.stamp() != self._stamp
+            changed = self.files.stamp() != self._stamp
         except OSError as failure:
-            raise _unusable(self._files, failure) from failure
+            raise _unusable(self.files, failure) from failure
         if changed:
             self._stamp, self._current = self._read()
-            log.info("api.certificate_replaced", path=str(self._files.certificate))
+            log.info("api.certificate_replaced", path=str(self.files.certificate))
 
     def _read(self) -> tuple[tuple[int, int], ssl.SSLContext]:
         try:
-            return self._files.stamp(), _context(self._files)
+            read = self.files.stamp(), _context(self.files)
+            self.holds = _holds(self.files.certificate.read_bytes())
         except OSError as failure:
-            raise _unusable(self._files, failure) from failure
+            raise _unusable(self.files, failure) from failure
+        return read
 
     def _use_current(self, connection: ssl.SSLObject, _name: str | None, _front: ssl.SSLContext) -> None:
         connection.context = self._current
@@ -115,6 +122,12 @@ def _context(files: CertificateFiles) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as failure:
         raise _unusable(files, failure) from failure
     return context
+
+
+def _holds(pem: bytes) -> tuple[float, float]:
+    """Of the first in it, which OpenSSL has read: the server's own."""
+    own = x509.load_pem_x509_certificates(pem)[0]
+    return own.not_valid_before_utc.timestamp(), own.not_valid_after_utc.timestamp()
 
 
 def _unusable(files: CertificateFiles, failure: OSError) -> Invalid:

@@ -29,6 +29,7 @@ from ollama_distributed.gateway.inside import Inside
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.ports import VersionInfo
 from ollama_distributed.node import data_dir, doors, logs
+from ollama_distributed.node.alerts import OwnAlerts
 from ollama_distributed.node.audit import AuditCare
 from ollama_distributed.node.batches import batch_care, owners
 from ollama_distributed.node.cluster.audit import TrustAudit
@@ -77,7 +78,7 @@ async def assembled(
     authenticator: Authenticator,
     limits: Limits,
     stop: doors.Stop,
-) -> AsyncIterator[tuple[Gateway, Keeper, Preload]]:
+) -> AsyncIterator[tuple[Gateway, Keeper, Preload, OwnAlerts]]:
     """The app over everything below it; on exit, drained and closed."""
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as closing:
@@ -341,7 +342,7 @@ async def assembled(
                 sandbox=info.sandbox,
             )
         closing.callback(answers.cut)
-        yield app, here.keeper, preload
+        yield app, here.keeper, preload, here.alerts
 
 
 def _nobody_to_tell() -> None:

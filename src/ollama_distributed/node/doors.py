@@ -153,8 +153,10 @@ async def serve(
     certificate: CertificateFiles,
     stop: Stop,
     on_started: Callable[[], None],
+    on_tls: Callable[[ApiTLS], None],
 ) -> None:
-    """Serve until `stop`. `on_started` is called once, when every listener answers.
+    """Serve until `stop`. `on_started` is called once, when every listener answers; `on_tls` before that,
+    where there is a listener with TLS.
 
     Raises:
         Invalid: the certificate cannot be used.
@@ -184,6 +186,7 @@ async def serve(
         tls = await ApiTLS.opened(certificate, given_up=lambda: stop.wanted)
         if tls is None:
             return
+        on_tls(tls)
         async with contextlib.AsyncExitStack() as stack:
             in_background(stack, "api certificate", tls.follow)
             await answer(secure, tls.front)

@@ -67,7 +67,8 @@ async def run_node(
             keeper.begin()
             preload.begin()
 
-        async with assembled(settings, node, urls, authenticator, limits, stop) as (app, keeper, preload):
+        assembling = assembled(settings, node, urls, authenticator, limits, stop)
+        async with assembling as (app, keeper, preload, alerts):
             if any(text.startswith("https:") for text in urls):
                 keeper.begin()  # the API's certificate comes with the node's identity
             await doors.serve(
@@ -78,6 +79,7 @@ async def run_node(
                 certificate=_certificate(settings),
                 stop=stop,
                 on_started=started,
+                on_tls=alerts.know_api,
             )
 
 
@@ -86,7 +88,7 @@ def _certificate(settings: Settings) -> CertificateFiles:
     if settings.tls_certificate is not None and settings.tls_key is not None:
         return CertificateFiles(settings.tls_certificate, settings.tls_key)
     own = IdentityFiles(settings.data_dir)
-    return CertificateFiles(own.certificate, own.key)
+    return CertificateFiles(own.certificate, own.key, renewed=True)
 
 
 def _among_others(settings: Settings) -> bool:
