@@ -25,6 +25,7 @@ from ollama_distributed.node.cluster.seat import SeatFile
 from ollama_distributed.node.garbage import settle
 from ollama_distributed.node.listeners import allow_files, bind_all, bound
 from ollama_distributed.node.reach import urls_of
+from ollama_distributed.node.scheduling import run_soon
 from ollama_distributed.node.settings import Settings
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -47,6 +48,7 @@ async def run_node(
         if token is not None and not (if_alone and await asyncio.to_thread(_among_others, settings)):
             await join_first(settings.data_dir, node, parse_token(token), mdns=settings.mdns)
         allow_files()
+        run_soon()
         listeners = bind_all(settings.listen, chosen="listen" in settings.model_fields_set)
         for listener in listeners:
             sockets.callback(listener.close)
