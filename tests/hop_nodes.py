@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from ollama_distributed.adapters.blobs.store import BlobStore
 from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.handshake_server import ClusterListener
 from ollama_distributed.adapters.identity.tls import NodeTLS, peer_of
+from ollama_distributed.adapters.peers import pool
 from ollama_distributed.adapters.peers.door import PeerDoor
 from ollama_distributed.adapters.peers.pool import PeerPool
 from ollama_distributed.adapters.peers.written import open_written
@@ -226,6 +228,9 @@ class HopNodes:
 
 
 @asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[HopNodes]:
-    async with AsyncExitStack() as closing:
-        yield HopNodes(folder, closing)
+async def cluster(folder: Path, *, connect_s: float = SOON_S) -> AsyncIterator[HopNodes]:
+    """`connect_s`: for a handshake, of which this process does both sides, however rarely it runs."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pool, "CONNECT_DEADLINE_S", connect_s)
+        async with AsyncExitStack() as closing:
+            yield HopNodes(folder, closing)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -400,15 +401,18 @@ async def test_the_kernel_is_more_patient_with_a_slow_reader_than_we_are(tmp_pat
         heard.generation.cancel()
 
 
+@pytest.mark.parametrize("stands_still_s", [0.0, 2.0])
 async def test_a_node_that_only_loads_is_not_taken_for_dead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stands_still_s: float
 ) -> None:
+    """Nor by one that stood still itself, and heard nobody meanwhile."""
     monkeypatch.setattr(wire, "PING_S", 0.1)
     monkeypatch.setattr(wire, "SILENT_S", 1.6)
     monkeypatch.setattr("ollama_distributed.adapters.peers.door.TICK_S", 0.05)
     async with cluster(tmp_path) as nodes:
         a = await nodes.add("a")
         await nodes.add("b", ("m",), echo={"load_s": 3.0})
+        asyncio.get_running_loop().call_later(1.0, time.sleep, stands_still_s)
         heard = Heard(a, text_request("m"))
         embedded = await a.router.embed(embed("m", "x"))
         assert len(embedded.vectors) == 1
@@ -460,7 +464,7 @@ async def test_few_connections_are_opened_at_a_time_and_one_that_is_free_is_take
 async def test_who_waits_for_a_connection_to_a_node_that_is_away_hears_it_with_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with cluster(tmp_path) as nodes, Listening(hang) as hanging:
+    async with cluster(tmp_path, connect_s=1.0) as nodes, Listening(hang) as hanging:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",))
         a.addresses[b.id] = (hanging,)
         opened = Opened(a.pool, monkeypatch)
@@ -586,7 +590,7 @@ async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def test_a_node_that_is_away_is_passed_over_in_silence(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as nodes, Listening(hang) as hanging:
+    async with cluster(tmp_path, connect_s=1.0) as nodes, Listening(hang) as hanging:
         a, b = await nodes.add("a"), await nodes.add("b", ("m",))
         await nodes.add("c", ("m",))
         for away in ("127.0.0.1:1", hanging, "nonsense"):
@@ -635,6 +639,7 @@ async def test_an_answer_goes_on_at_another_node_and_is_taken_up_at_a_third(tmp_
 async def test_a_node_that_falls_silent_before_a_word_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(wire, "PING_S", 600.0)
     monkeypatch.setattr(wire, "SILENT_S", 1.0)
     async with cluster(tmp_path) as nodes:
         a, b, c = await nodes.add("a"), await nodes.add("b", ("m",)), await nodes.add("c", ("m",))

@@ -112,6 +112,8 @@ class PeerPool:
         self._roads: dict[NodeId, _Road] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
+        """When the timer is to fire."""
         self._closed = False
 
     async def __aenter__(self) -> PeerPool:
@@ -287,7 +289,7 @@ class PeerPool:
         finally:
             road.opening -= 1
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            self._sweep_later()
         call.taken(link)
         link.begin(call)
 
@@ -365,19 +367,26 @@ class PeerPool:
             if link in road.free:
                 road.free.remove(link)
 
-    def _sweep(self) -> None:
+    def _sweep_later(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()
+        self._sweep_at = loop.time() + SWEEP_S
+        self._sweeper = loop.call_at(self._sweep_at, self._sweep)
+
+    def _sweep(self) -> None:
+        now = asyncio.get_running_loop().time()
+        stood_still_s = max(0.0, now - self._sweep_at)  # what was said meanwhile is still to be read
         for node, road in list(self._roads.items()):
             for link in list(road.links):
                 quiet_s = now - link.quiet_since
-                if link.busy and quiet_s > wire.SILENT_S and not link.paused:
+                if link.busy and quiet_s - stood_still_s > wire.SILENT_S and not link.paused:
                     link.cut(Unavailable(f"node {node} said nothing for {wire.SILENT_S:g} s"))
                 elif not link.busy and quiet_s > IDLE_S:
                     link.close()
             if not road.links and not road.opening:
                 del self._roads[node]
-        self._sweeper = loop.call_later(SWEEP_S, self._sweep) if self._roads else None
+        self._sweeper = None
+        if self._roads:
+            self._sweep_later()
 
 
 def message(route: str, body: Any, said: bytes = b"") -> bytes:
