@@ -44,7 +44,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
         for name in NAMES:
             left_s = limit_s(10.0) - (time.monotonic() - joined_at)
             until(lambda name=name: _is_well(nodes[name], 3), left_s, f"status of three nodes on {name}")
-        until(lambda: len(_status(nodes["n1"]).voters) == 3, GROWN_S, "three voters")
+        until(
+            lambda: all(len(_status(nodes[name]).voters) == 3 for name in NAMES),
+            GROWN_S,
+            "three voters, as each node knows",
+        )
         until(lambda: all(_is_well(nodes[name], 3) for name in NAMES), SOON_S, "all well with three voters")
         yield nodes
 

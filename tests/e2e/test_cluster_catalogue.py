@@ -34,10 +34,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DebianRegistr
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, registry: DebianRegistry) -> Iterator[Nodes]:
-    """Models stay where they are put. Pulls are slow enough to meet."""
+    """Models stay where they are put. Pulls are slow enough to meet, until told otherwise."""
     env = {
         "OLLAMA_DISTRIBUTED_REGISTRIES": registry.setting(),
-        "OLLAMA_DISTRIBUTED_PULL_RATE_MIB": "4",
+        "OLLAMA_DISTRIBUTED_PULL_RATE_MIB": "0.25",
         "OLLAMA_DISTRIBUTED_PLACEMENT_COPIES": "1",
     }
     with Nodes(tmp_path_factory.mktemp("catalogue"), env) as nodes:
@@ -117,21 +117,26 @@ def test_three_pulls_at_once_are_one_download(cluster: Nodes, registry: DebianRe
     ask(cluster["n3"], "DELETE", "/api/delete", model=name)
     everywhere(cluster, set())
     until(lambda: not any(files(cluster[node]) for node in NODES), DEADLINE_S, "no copy is left")
-    served, lines = Served(registry), dict[str, list[str]]()
+    served, lines = Served(registry), {cluster[node].id: list[str]() for node in NODES}
 
     def pull(node: NodeProcess) -> None:
         with node.http() as http, http.stream("POST", "/api/pull", json={"model": name}) as answer:
-            lines[node.id] = [json.loads(line)["status"] for line in answer.iter_lines()]
+            for line in answer.iter_lines():
+                lines[node.id].append(json.loads(line)["status"])
 
     asking = [threading.Thread(target=pull, args=(cluster[node],)) for node in NODES]
     for thread in asking:
         thread.start()
-    for thread in asking:
-        thread.join(DEADLINE_S)
+    try:
+        until(lambda: all(len(told) > 1 for told in lines.values()), DEADLINE_S, "all have the manifest")
+        with cluster["n1"].admin() as client:
+            client.config.set({"pull_rate_mib": 0})
+    finally:
+        for thread in asking:
+            thread.join(DEADLINE_S)
     for told in lines.values():
         assert told[0] == "pulling manifest"
         assert told[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
-    assert len(lines) == 3
     served.read()
     assert dict(served.bytes) == sizes(cluster["n1"], name), "each byte once"
     assert served.manifests == 1
@@ -182,7 +187,8 @@ def test_a_node_that_was_away_deletes_when_it_returns(cluster: Nodes) -> None:
     everywhere(cluster, {"gone:latest"})
     n3.kill()
     ask(n1, "DELETE", "/api/delete", model="gone")
-    assert rows(n1) == rows(cluster["n2"]) == {}
+    assert rows(n1) == {}
+    until(lambda: rows(cluster["n2"]) == {}, DEADLINE_S, "the other one hears of it")
     assert files(n3)
     back = cluster.serve("n3")
     until(lambda: not files(back), DEADLINE_S, "it heard of it")

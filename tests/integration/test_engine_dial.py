@@ -72,7 +72,10 @@ async def heard(there: Server, count: int) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_what_was_opened_meanwhile_carries_the_next_request(tmp_path: Path) -> None:
+async def test_what_was_opened_meanwhile_carries_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dial, "AHEAD_S", 2 * SOON_S)  # none is too old, however slow the machine is
     async with server(tmp_path) as there:
         ahead = Ahead(there.address.path)
         route = Route(there.address, "POST", "/x", ahead=ahead)
