@@ -298,9 +298,11 @@ def test_a_body_that_breaks(server: Double, either: Either) -> None:
 def test_silence_is_a_timeout(server: Double, either: Either) -> None:
     hold = Event()
     server.on("POST", "/api/v1/generate", Reply(lines=PIECES[:1], hold=hold))
-    with pytest.raises(sdk.TimedOut):
-        either(lambda c: c.generate_stream(ASK), server.url, timeout=0.2)
-    hold.set()
+    try:
+        with pytest.raises(sdk.TimedOut):
+            either(lambda c: c.generate_stream(ASK), server.url, timeout=0.2)
+    finally:
+        hold.set()
 
 
 def test_a_foreign_answer(server: Double, either: Either) -> None:
@@ -332,14 +334,16 @@ def test_leaving_a_stream_hangs_up(server: Double) -> None:
     async def leave() -> None:
         async for _ in sdk.Client(server.url).generate_stream(ASK):
             break
-        assert await asyncio.to_thread(server.hung_up.wait, 5), "async"
+        assert await asyncio.to_thread(server.hung_up.wait, SOON_S), "async"
 
-    asyncio.run(leave())
-    server.hung_up.clear()
-    for _ in sdk.SyncClient(server.url).generate_stream(ASK):
-        break
-    assert server.hung_up.wait(SOON_S), "sync"
-    hold.set()
+    try:
+        asyncio.run(leave())
+        server.hung_up.clear()
+        for _ in sdk.SyncClient(server.url).generate_stream(ASK):
+            break
+        assert server.hung_up.wait(SOON_S), "sync"
+    finally:
+        hold.set()
 
 
 def test_connections_are_kept_only_inside_with(server: Double) -> None:

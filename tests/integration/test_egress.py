@@ -25,6 +25,8 @@ from ollama_distributed.base.errors import DeadlineExceeded, Forbidden, Registry
 pytestmark = pytest.mark.integration
 
 SHORT = Patience(connect_s=SOON_S, head_s=0.5, stall_s=0.5, stall_bytes=1000)
+WITH_A_HEAD = Patience(connect_s=SOON_S, head_s=SOON_S, stall_s=2.0, stall_bytes=1000)
+"""Longer than what comes at once takes on a machine that is slow for a moment."""
 SECRET = "Bearer secret"
 
 
@@ -210,7 +212,7 @@ async def test_an_answer_that_trickles() -> None:
     async with RegistryDouble().listening() as server:
         server.hook = lambda _: Answer(200, b"x" * 10_000, piece=1, pause_s=0.05)
         async with (
-            EgressClient([site(server)], patience=SHORT) as client,
+            EgressClient([site(server)], patience=WITH_A_HEAD) as client,
             client.send("GET", url(server)) as response,
         ):
             with pytest.raises(Unavailable, match="too slowly"):
@@ -222,14 +224,14 @@ async def test_a_slow_reader_is_not_the_senders_fault() -> None:
     async with RegistryDouble().listening() as server:
         server.hook = lambda _: Answer(200, b"x" * 400_000)
         async with (
-            EgressClient([site(server)], patience=SHORT) as client,
+            EgressClient([site(server)], patience=WITH_A_HEAD) as client,
             client.send("GET", url(server)) as response,
         ):
             total = 0
             async for chunk in response.chunks():
+                if not total:
+                    await asyncio.sleep(1.25 * WITH_A_HEAD.stall_s)
                 total += len(chunk)
-                if total < 200_000:
-                    await asyncio.sleep(SHORT.stall_s / 2)
     assert total == 400_000
 
 

@@ -19,6 +19,7 @@ from ollama_distributed.adapters.hardware import Sampler, describe, gpu_watch
 from ollama_distributed.adapters.hardware import sampler as sampling
 from ollama_distributed.adapters.hardware.gpus import Nvml, open_nvml
 from ollama_distributed.base.clock import SystemClock
+from ollama_distributed.cluster.membership.utilization import Utilization
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -79,9 +80,14 @@ async def test_sampling_never_keeps_the_loop_waiting(monkeypatch: pytest.MonkeyP
 async def test_gpus_are_sampled_and_closed() -> None:
     library = NvmlDouble()
     async with sampler(library) as machine:
-        await until(lambda: machine.usage().gpu is not None)
-        usage = machine.usage()
-        assert (usage.gpu, usage.gpu_memory) == (0.5, 0.25)
+        seen: list[Utilization] = []
+
+        def one() -> bool:
+            seen.append(machine.usage())
+            return seen[-1].gpu is not None
+
+        await until(one)
+        assert (seen[-1].gpu, seen[-1].gpu_memory) == (0.5, 0.25)
     assert library.open == 0
 
 
@@ -97,7 +103,7 @@ async def test_a_driver_that_hangs_costs_its_own_figures_only(monkeypatch: pytes
         async with sampler(library) as machine:
             await until(lambda: machine.usage().gpu == 0.5)
             hang.clear()
-            await until(lambda: machine.usage().gpu is None)
+            await until(lambda: library.stuck == 1 and machine.usage().gpu is None)
             asked, before = library.asked, machine._usage
             await until(lambda: machine._usage is not before)  # the rest goes on
             assert library.asked == asked  # and nobody else waits in the driver

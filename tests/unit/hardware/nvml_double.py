@@ -26,6 +26,8 @@ class NvmlDouble:
         self._refusing = refusing
         self.hang: threading.Event | None = None
         """Usage is answered once this is set."""
+        self.stuck = 0
+        """Threads that wait for that."""
 
     def _answer(self, name: str) -> None:
         assert self.open == 1, "asked while closed"
@@ -63,7 +65,9 @@ class NvmlDouble:
 
     def nvmlDeviceGetUtilizationRates(self, device: int) -> SimpleNamespace:  # noqa: N802
         self.asked += 1
-        if self.hang is not None:
-            self.hang.wait(30)
+        if self.hang is not None and not self.hang.is_set():
+            self.stuck += 1
+            self.hang.wait(120)
+            self.stuck -= 1
         self._answer("nvmlDeviceGetUtilizationRates")
         return SimpleNamespace(gpu=40 + 20 * device)
