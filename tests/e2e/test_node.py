@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -16,7 +16,7 @@ import pytest
 from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
 from tests.e2e.conftest import ANSWER, add_model
 from tests.limits import SOON_S
-from tests.nodes import running_node
+from tests.nodes import running_node, until
 
 pytestmark = pytest.mark.e2e
 
@@ -108,11 +108,20 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         lines = answer.iter_lines()
         next(lines)
         os.kill(node.pid, signal.SIGINT)
-        second = threading.Timer(0.5, os.kill, (node.pid, signal.SIGINT))
-        second.start()
+        # Of two signals that it has not seen yet the kernel makes one.
+        until(lambda: not listens(node.url), SOON_S, "it has seen the first signal")
+        os.kill(node.pid, signal.SIGINT)
         node.process.wait(SOON_S)
-        second.join()
         assert "shutting down" in json.loads(list(lines)[-1])["error"]
+
+
+def listens(url: str) -> bool:
+    host, _, port = url.removeprefix("http://").partition(":")
+    try:
+        with socket.create_connection((host, int(port)), SOON_S):
+            return True
+    except ConnectionError:
+        return False
 
 
 def test_kill_9_of_the_node_takes_its_runners_with_it(tmp_path: Path) -> None:

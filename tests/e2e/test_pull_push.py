@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -71,8 +71,8 @@ def puller(registry: DebianRegistry, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def slow(registry: DebianRegistry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    """Pulls 20 MiB in a second."""
-    with node_for(registry, tmp_path_factory.mktemp("slow") / "node", rate_mib=20) as node:
+    """Pulls 10 MiB in a second: who looks may be late by some seconds."""
+    with node_for(registry, tmp_path_factory.mktemp("slow") / "node", rate_mib=10) as node:
         yield node
 
 
@@ -96,7 +96,11 @@ def files(node: NodeProcess, part: str = "blobs") -> list[Path]:
 
 def size_of_partials(node: NodeProcess) -> int:
     """Bytes that a fetch has put on the disk so far."""
-    return sum(path.stat().st_blocks * 512 for path in files(node, ".ollama-distributed"))
+    total = 0
+    for path in files(node, ".ollama-distributed"):
+        with suppress(FileNotFoundError):  # it became the blob meanwhile
+            total += path.stat().st_blocks * 512
+    return total
 
 
 # ── clients ─────────────────────────────────────────────────────────────────────────
@@ -239,7 +243,7 @@ def test_the_registry_dies_while_it_serves(registry: DebianRegistry, slow: NodeP
     lines: list[dict[str, object]] = []
     pulling = threading.Thread(target=lambda: lines.extend(pulled(slow, name)))
     pulling.start()
-    for wanted in (20 * MIB, 50 * MIB):
+    for wanted in (10 * MIB, 30 * MIB):
         until(lambda w=wanted: size_of_partials(slow) >= w, DEADLINE_S, "some came")
         registry.kill()
         time.sleep(0.3)  # how long it is away; nothing is waited for
