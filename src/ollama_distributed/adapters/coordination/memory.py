@@ -85,6 +85,10 @@ class MemoryEngine:
         if delay_s is None:
             return False
         loop = asyncio.get_running_loop()
+        if isinstance(self._link, Direct):
+            # Not by a timer: one of a process that had to stop for a while would come behind `REFUSAL_S`.
+            loop.call_soon(arrive)
+            return True
         at = max(loop.time() + delay_s, self._free_at.get((source, target), 0.0))
         self._free_at[source, target] = at
         loop.call_at(at, arrive)
