@@ -73,7 +73,7 @@ class Wire:
         self._resume = resume
         self._frames: list[bytes] = []
         self._generation: Generation | None = None
-        replica.wires.add(self)
+        replica.wires[self] = None
         if replica.dead:
             self.cut()
         else:
@@ -144,7 +144,8 @@ class Replica:
         self.held = held
         self.dead = False
         self.hangs = False
-        self.wires: set[Wire] = set()
+        self.wires: dict[Wire, None] = {}
+        """In their order: in one of addresses no two runs would be alike."""
 
     def written(self, request: InferenceRequest) -> Written | None:
         """What it generated for others, as its door would say."""
@@ -157,7 +158,7 @@ class Replica:
 
     def kill(self) -> None:
         self.dead = True
-        wires, self.wires = self.wires, set()
+        wires, self.wires = self.wires, {}
         for wire in wires:
             wire.cut()
 
