@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
 import msgspec
@@ -36,7 +36,7 @@ from ollama_distributed.serving.ports import LoadPlan
 from ollama_distributed.serving.queues import Fifo, Waiting
 from ollama_distributed.serving.residents import Lease, load_key
 from ollama_distributed.serving.settings import ServingSettings
-from ollama_distributed.testing.echo import EchoEngine, EchoSettings, echo_model
+from ollama_distributed.testing.echo import EchoEngine, EchoRunner, EchoSettings, echo_model
 
 MIB = 1 << 20
 SHAPE = Shape(context_tokens=4096, slots=2)
@@ -218,11 +218,25 @@ async def test_one_who_leaves_when_the_turn_comes_gives_it_on() -> None:
         assert fleet.residents[0].active == 0
 
 
+class Held(EchoEngine):
+    """Loads nothing before it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = asyncio.Event()
+
+    async def load(self, *args: Any, **options: Any) -> EchoRunner:
+        await self.may.wait()
+        return await super().load(*args, **options)
+
+
 async def test_different_models_load_at_once() -> None:
-    async with running(EchoEngine({"load_s": 0.05})) as (fleet, engine):
+    held = Held()
+    async with running(held) as (fleet, engine):
         tasks = [asked(fleet, name) for name in "abc"]
         await turn()
         assert [r.state for r in fleet.residents] == ["loading"] * 3
+        held.may.set()
         for task in tasks:
             (await soon(task)).release()
         assert len(engine.runners) == 3

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.batches.disk import BatchDisk
 from ollama_distributed.base.batches import FINAL, Batch, BatchAsk, FileObject
@@ -28,7 +29,6 @@ from ollama_distributed.batches.service import Batches
 CHAT = "/v1/chat/completions"
 IDENTITY = Identity("user", KeyId("k1"))
 OWNER = owner_of(IDENTITY)
-DEADLINE_S = 30.0
 
 
 class Clock:
@@ -143,7 +143,7 @@ def row(number: int, **changes: Any) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(SOON_S):
         while not condition():
             await asyncio.sleep(0.002)
 
