@@ -57,6 +57,13 @@ def _names(node: NodeProcess) -> set[str]:
     return {row.model.removesuffix(":latest") for row in answer.models if not row.damaged}
 
 
+def _kept(node: NodeProcess) -> dict[str, str]:
+    """Why models stay on this node's own disk, as it knows itself."""
+    with node.admin() as client:
+        answer = client.nodes.disk(client.cluster.status().node)
+    return {row.model.removesuffix(":latest"): row.kept for row in answer.models}
+
+
 def _files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -112,6 +119,8 @@ def test_a_full_disk_is_507_and_leaves_nothing(nodes: Nodes, small_disk: Path) -
     with nodes["n1"].admin() as client:
         for name in ("m1", "m2"):
             client.models.pin(name, "n2")
+    # n2 itself hears of it a moment later.
+    until(lambda: _kept(second) == {"m1": "pinned", "m2": "pinned"}, SOON_S, "n2 knows of the pins")
     stays = nodes["n1"].cli("model", "evict", "m1", "--node", "n2", "--last-copy", "--yes", check=False)
     assert stays.returncode == 1
     assert "m1:latest stays: it is pinned to this node" in stays.stderr

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.e2e.conftest import ANSWER
-from tests.nodes import NodeProcess, running_node
+from tests.limits import SOON_S
+from tests.nodes import NodeProcess, running_node, until
 
 pytestmark = pytest.mark.e2e
 
@@ -23,13 +25,18 @@ def front(
     engines = [{"name": "back", "kind": request.param, "url": node.url}]
     folder = tmp_path_factory.mktemp(f"front-{request.param}") / "node"
     with running_node(folder, env={"OLLAMA_DISTRIBUTED_ENGINES": json.dumps(engines)}) as started:
+        with started.http() as http:  # it gives the other one 5 s for its list, and looks again later
+            until(lambda: names(http), SOON_S, "it has heard of models")
         yield started
+
+
+def names(http: httpx.Client) -> set[str]:
+    return {model["name"] for model in http.get("/api/tags").json()["models"]}
 
 
 def test_its_models_are_listed(front: NodeProcess) -> None:
     with front.http() as http:
-        names = {model["name"] for model in http.get("/api/tags").json()["models"]}
-        assert {"scripted:latest", "smollm2:135m"} <= names
+        assert {"scripted:latest", "smollm2:135m"} <= names(http)
 
 
 @pytest.mark.parametrize(
