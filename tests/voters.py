@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 import anyio
 
@@ -21,11 +22,12 @@ from ollama_distributed.adapters.coordination.nats.system import System
 from ollama_distributed.adapters.coordination.nats.voter import LocalVoter
 from ollama_distributed.base.errors import Conflict, DeadlineExceeded, Unavailable
 from ollama_distributed.base.ids import NodeId
-from ollama_distributed.cluster.ports import ABSENT
+from ollama_distributed.cluster.ports import ABSENT, Write
 from tests.limits import SOON_S
 from tests.trust import Trust
 
 FOUNDER = "n1"
+T = TypeVar("T")
 
 
 class Voters:
@@ -158,13 +160,13 @@ class Voters:
                 await anyio.sleep(0.05)
 
 
-async def again(grow: Callable[[], Awaitable[Formation]]) -> None:
+async def again(grow: Callable[[], Awaitable[T]]) -> T:
     """Once more if the voters stayed as they were, as nodes do: on a slow machine a replica may take
     longer than that waits."""
     try:
-        await grow()
+        return await grow()
     except Unavailable:
-        await grow()
+        return await grow()
 
 
 async def ready(*clients: NatsCoordination) -> None:
@@ -193,6 +195,18 @@ async def written(client: NatsCoordination, key: str, value: bytes, *, revision:
                 if entry is None or entry.value != value:
                     raise
                 return entry.revision
+
+
+async def filled(client: NatsCoordination, writes: Sequence[Write]) -> None:
+    """However slow the disks are. `writes`: whatever the keys stand at."""
+    with anyio.fail_after(SOON_S):
+        while True:
+            try:
+                await client.batch(writes)
+            except (Unavailable, DeadlineExceeded):
+                await anyio.sleep(0.05)
+            else:
+                return
 
 
 async def refused(address: Address, name: str, why: str) -> bool:

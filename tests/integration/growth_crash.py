@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.voters import Voters
+from tests.voters import Voters, again, filled, written
 
 from ollama_distributed.adapters.coordination.nats.growth import Growth
 from ollama_distributed.adapters.coordination.nats.journal import Journal
 from ollama_distributed.adapters.coordination.nats.streams import Stream
-from ollama_distributed.cluster.ports import ABSENT, Write
+from ollama_distributed.cluster.ports import Write
 
 POINTS = ("frozen", "copied", "forming", "aside", "formed", "filled", "settled", "thawed")
 BACK_POINTS = ("one-frozen", "one-drawn", "one-settled", "one-thawed")
@@ -74,15 +74,15 @@ async def main(folder: Path, point: str) -> None:
     (folder / TRUST_NAME).write_bytes(pickle.dumps(voters.trust.keys))
     await voters.start()
     async with voters.client("one", create=True) as one:
-        await one.batch([Write(f"k.{i}", b"x" * 100) for i in range(300)])
-        held = await one.put("held", b"1", revision=ABSENT)
+        await filled(one, [Write(f"k.{i}", b"x" * 100) for i in range(300)])
+        held = await written(one, "held", b"1")
         print(f"held {held}", flush=True)
         others = voters.hosts("n2", "n3")
         if point in POINTS:
             ARMED[point]()
-            await voters.growth.to_three(others)
+            await again(lambda: voters.growth.to_three(others))
         else:
-            await voters.growth.to_three(others)
+            await again(lambda: voters.growth.to_three(others))
             ARMED[point]()
             await voters.growth.to_one(others)
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.integration.identity_listener import GET_WHO, Seat, call, listening, node_keys
+from tests.limits import SOON_S
 
 from ollama_distributed.adapters.identity import files, handshake_client, handshake_server
 from ollama_distributed.adapters.identity.files import IdentityFiles
@@ -102,7 +103,10 @@ async def test_a_mere_node_of_the_cluster_cannot_pose_as_its_door(seat: Seat, tm
     assert token.secret.encode() not in middle.heard
 
 
-async def test_fifty_joiners_over_sockets_one_token_one_success(seat: Seat) -> None:
+async def test_fifty_joiners_over_sockets_one_token_one_success(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake_client, "CONNECT_DEADLINE_S", SOON_S)  # a hundred at once, in one process
     async with seat.open():
         token = parse_token(await seat.world.admission.create_token("node", creator="k1"))
         outcomes = await asyncio.gather(

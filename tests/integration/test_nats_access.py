@@ -63,14 +63,14 @@ async def test_a_renewed_certificate_is_shown_after_a_reload(trust: Trust) -> No
     ):
         old, pid = _own_serial(trust, "n1"), server.pid
         assert await _serial(trust, server) == old
-        revision = await one.create("k", b"1")
+        revision = await written(one, "k", b"1")
         trust.issue("n1")
         assert _own_serial(trust, "n1") != old
         await server.reload()
         await _shows(trust, server)
         assert (server.pid, server.restarts) == (pid, 0)
         assert one.connected
-        assert await one.put("k", b"2", revision=revision) > revision
+        assert await written(one, "k", b"2", revision=revision) > revision
 
 
 async def test_a_subscription_is_there_when_flush_returns(
@@ -233,7 +233,7 @@ async def test_a_node_writes_its_own_keys_only(trust: Trust) -> None:
     ):
         revision = await written(two, "nodes.n2.advert", b"1")
         assert [entry.key for entry in (await two.scan()).entries] == ["nodes.n2.advert"]
-        assert await two.put("nodes.n2.advert", b"2", revision=revision) > revision
+        assert await written(two, "nodes.n2.advert", b"2", revision=revision) > revision
         with pytest.raises((DeadlineExceeded, Unavailable)):
             await two.create("members.n2", b"evil")
         assert await one.get("members.n2") is None
@@ -259,7 +259,7 @@ async def test_a_node_that_met_a_lost_quorum_writes_again_after_it(trust: Trust)
                 await anyio.sleep(0.01)
         entry = await one.get("nodes.n2.advert")
         assert entry is not None
-        await two.put("nodes.n2.advert", b"3", revision=entry.revision)
+        await written(two, "nodes.n2.advert", b"3", revision=entry.revision)
 
 
 async def test_a_consumer_speaks_in_nobodys_name(trust: Trust) -> None:
@@ -308,7 +308,7 @@ async def test_a_consumer_speaks_in_nobodys_name(trust: Trust) -> None:
 async def test_a_node_starts_before_its_servers_and_follows_them(trust: Trust) -> None:
     first = trust.server("n1")
     async with first, NatsCoordination(trust.address(first, node="n1"), name="n1", create=True) as one:
-        await one.create("k", b"1")
+        await written(one, "k", b"1")
     second = trust.server("n2")
     async with second, NatsCoordination(trust.address(second, node="n2"), name="n2", create=True) as two:
         revision = ABSENT

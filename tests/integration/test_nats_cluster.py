@@ -13,10 +13,9 @@ import anyio
 import pytest
 from tests.limits import SOON_S, limit_s
 from tests.suspended import suspended
-from tests.voters import Voters, ready, voters
+from tests.voters import Voters, filled, ready, voters, written
 from tests.writers import writing
 
-from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
 from ollama_distributed.adapters.coordination.nats.config import ClusterBlock
 from ollama_distributed.adapters.coordination.nats.damage import damaged
 from ollama_distributed.adapters.coordination.nats.server import NatsServer
@@ -120,7 +119,7 @@ async def test_a_minority_refuses_writes_and_mirrors_answer(three: Voters) -> No
     async with three.client("one") as one:
         one.update_servers([three.server(survivor).url])
         await ready(one)
-        revision = await one.create("k", b"1")
+        revision = await written(one, "k", b"1")
         await one.scan()
         for name in NAMES:
             if name != survivor:
@@ -183,7 +182,7 @@ async def test_a_damaged_replica_is_found(three: Voters) -> None:
     async with three.client("one") as one:
         await ready(one)
         for part in range(20):  # 16 MB: more than one block
-            await _put(one, [Write(f"k{part}.{i}", os.urandom(4000)) for i in range(200)])
+            await filled(one, [Write(f"k{part}.{i}", os.urandom(4000)) for i in range(200)])
     await three.agree(NAMES)
     assert await damaged(three.system, three.formation, "KV_cfg") == ()
     leader = await three.leader()
@@ -196,18 +195,6 @@ async def test_a_damaged_replica_is_found(three: Voters) -> None:
         while (found := await damaged(three.system, three.formation, "KV_cfg")) == ():
             await anyio.sleep(0.1)
     assert found == (victim.node,)
-
-
-async def _put(client: NatsCoordination, writes: list[Write]) -> None:
-    """However slow the disks are."""
-    with anyio.fail_after(SOON_S):
-        while True:
-            try:
-                await client.batch(writes)
-            except (Unavailable, DeadlineExceeded):
-                await anyio.sleep(0.05)
-            else:
-                return
 
 
 def _lose_a_block(store: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.limits import SOON_S, limit_s
-from tests.voters import Voters, ready, refused, voters, written
+from tests.voters import Voters, again, filled, ready, refused, voters, written
 from tests.writers import writing
 
 from ollama_distributed.adapters.coordination.nats.seat import Formation, Place
@@ -36,8 +36,8 @@ async def alone(tmp_path: Path) -> AsyncIterator[Voters]:
 async def test_one_three_five_and_back_under_writers(alone: Voters) -> None:
     async with writing(alone, create=True) as writers:
         keeper = writers.clients["one"]
-        held = await keeper.create("held", b"1")
-        await keeper.batch([Write(f"k.{i}", b"x" * 300) for i in range(400)])
+        held = await written(keeper, "held", b"1")
+        await filled(keeper, [Write(f"k.{i}", b"x" * 300) for i in range(400)])
 
         async def changed() -> None:
             for client in writers.clients.values():
@@ -47,23 +47,23 @@ async def test_one_three_five_and_back_under_writers(alone: Voters) -> None:
             await ready(*writers.clients.values())
             writers.forget_gap()
 
-        await alone.growth.to_three(alone.hosts("n2", "n3"))
+        await again(lambda: alone.growth.to_three(alone.hosts("n2", "n3")))
         await changed()
         assert await keeper.get("held") == Entry("held", b"1", held), "revisions stay as they are"
         held = await written(keeper, "held", b"2", revision=held)
 
-        await alone.growth.to_five(alone.hosts("n2", "n3"), alone.hosts("n4", "n5"))
+        await again(lambda: alone.growth.to_five(alone.hosts("n2", "n3"), alone.hosts("n4", "n5")))
         await changed()
         assert len(await alone.voting()) == 5
 
-        dead = await alone.lose(await alone.leader() if await alone.leader() != "n1" else "n2")
+        dead = await alone.lose(leader if (leader := await alone.leader()) != "n1" else "n2")
         others = [node for node in alone.formation.nodes if node not in (dead, "n1")]
-        await alone.growth.replace(dead, alone["n6"], alone.hosts(*others))
+        await again(lambda: alone.growth.replace(dead, alone["n6"], alone.hosts(*others)))
         await changed()
         assert set(alone.formation.nodes) == {"n1", *others, "n6"}
         assert await alone.voting() == set(alone.formation.nodes)
 
-        await alone.growth.to_one(alone.hosts(*others, "n6"))
+        await again(lambda: alone.growth.to_one(alone.hosts(*others, "n6")))
         await changed()
         assert await keeper.get("held") == Entry("held", b"2", held)
         assert not any(alone.server(name).running for name in (*others, "n6"))
@@ -73,8 +73,8 @@ async def test_every_replica_holds_the_state_after_growth(tmp_path: Path) -> Non
     async with voters(tmp_path) as grown:
         async with grown.client("one", create=True) as one:
             for part in range(5):
-                await one.batch([Write(f"k{part}.{i}", b"x") for i in range(200)])
-            await grown.growth.to_three(grown.hosts("n2", "n3"))
+                await filled(one, [Write(f"k{part}.{i}", b"x") for i in range(200)])
+            await again(lambda: grown.growth.to_three(grown.hosts("n2", "n3")))
             last = await written(one, "after", b"")
         await grown.agree(["n1", "n2", "n3"])
         assert await grown.counts(["n1"]) == [(1001, last)]
@@ -121,7 +121,7 @@ async def test_growth_that_fails_leaves_everything_as_it_was(alone: Voters) -> N
         assert not alone.server("n2").running
         await writers.more(20)
         # And it can be tried again.
-        formation = await alone.growth.to_three(alone.hosts("n2", "n3"))
+        formation = await again(lambda: alone.growth.to_three(alone.hosts("n2", "n3")))
         for client in writers.clients.values():
             client.update_servers(formation.urls)
         await writers.more(20)
@@ -138,7 +138,7 @@ async def test_a_change_that_failed_is_asked_for_again(tmp_path: Path) -> None:
             while "n4" not in await three.voting():
                 await anyio.sleep(0.05)
         await three.lose("n4")
-        await three.growth.to_five(old, three.hosts("n6", "n7"))
+        await again(lambda: three.growth.to_five(old, three.hosts("n6", "n7")))
         assert await three.voting() == {"n1", "n2", "n3", "n6", "n7"}
         await three.agree(three.formation.nodes)
 
@@ -160,7 +160,7 @@ async def test_only_the_dead_are_replaced_and_only_by_a_majority(tmp_path: Path)
         for name in ("n1", "n2"):
             await three[name].start()
         await three.leader()
-        await three.growth.replace(dead, three["n4"], three.hosts("n2"))
+        await again(lambda: three.growth.replace(dead, three["n4"], three.hosts("n2")))
         await three.agree(["n1", "n2", "n4"])
         # The dead one's machine comes back: it learns that it has no seat any more.
         back = three["n3"]
@@ -198,7 +198,7 @@ async def test_the_revoked_are_refused_by_new_voters_and_by_those_that_were_away
 
     async with alone.client("n1", create=True):
         await revoke("evil")
-    await alone.growth.to_three(alone.hosts("n2", "n3"))
+    await again(lambda: alone.growth.to_three(alone.hosts("n2", "n3")))
     assert [await lets_in(server, "evil") for server in ("n1", "n2", "n3")] == [False, False, False]
     assert await lets_in("n3", "late")
 

@@ -16,7 +16,7 @@ import anyio
 import pytest
 from tests.integration import growth_crash
 from tests.limits import SOON_S
-from tests.voters import Voters, written
+from tests.voters import Voters, again, written
 
 from ollama_distributed.adapters.coordination.nats.journal import COPY_NAME, JOURNAL_NAME, SET_ASIDE
 from ollama_distributed.base.errors import Unavailable
@@ -41,8 +41,13 @@ async def _crash(folder: Path, point: str) -> int:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
-    with anyio.fail_after(60):
-        said, _ = await process.communicate()
+    try:
+        with anyio.fail_after(2 * SOON_S):  # Python starts, then servers, and they may grow twice
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert process.returncode == -signal.SIGKILL, f"it did not get to {point!r}"
     return int(next(line for line in said.decode().splitlines() if line.startswith("held ")).split()[1])
 
@@ -93,7 +98,7 @@ async def test_a_crash_in_the_middle_of_growth(tmp_path: Path, point: str) -> No
             assert len([e for e in state.entries if e.key.startswith("k.")]) == 300
             assert await written(one, "held", b"2", revision=held) > held
             if point not in ONWARD:  # what was begun can be done now
-                formation = await back.growth.to_three(back.hosts("n2", "n3"))
+                formation = await again(lambda: back.growth.to_three(back.hosts("n2", "n3")))
                 one.update_servers(formation.urls)
                 assert (await _eventually(one.get, "held")).value == b"2"
         await back.agree(["n1", "n2", "n3"])

@@ -16,6 +16,7 @@ import structlog
 from tests.limits import SOON_S, limit_s
 from tests.suspended import suspended
 from tests.trust import Trust
+from tests.voters import written
 
 from ollama_distributed.adapters.coordination.nats import binary
 from ollama_distributed.adapters.coordination.nats.client import NatsCoordination
@@ -120,7 +121,7 @@ async def test_writes_are_refused_while_the_server_is_away(tmp_path: Path) -> No
         trust.server("n1") as server,
         NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one,
     ):
-        revision = await one.create("k", b"1")
+        revision = await written(one, "k", b"1")
         await one.scan()
         with suspended(server.pid):
             started = anyio.current_time()
@@ -136,7 +137,7 @@ async def test_writes_are_refused_while_the_server_is_away(tmp_path: Path) -> No
         await _until(lambda: bool(one.writable))
         entry = await one.get("k")
         assert entry is not None
-        await one.put("k", b"4", revision=entry.revision)
+        await written(one, "k", b"4", revision=entry.revision)
 
 
 async def test_a_disk_that_refuses_for_a_while_does_not_end_the_restarts(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ async def test_a_disk_that_refuses_for_a_while_does_not_end_the_restarts(tmp_pat
         aside.rename(kept)
         await _until(partial(_restarted, server, 1))
         async with NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one:
-            assert await one.create("k", b"1")
+            assert await written(one, "k", b"1")
 
 
 async def test_the_server_keeps_its_secrets_and_its_store(tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ async def test_the_server_keeps_its_secrets_and_its_store(tmp_path: Path) -> Non
         assert listening == {"127.0.0.1"}
         pid = server.pid
         async with NatsCoordination(trust.address(server, node="one"), name="one", create=True) as one:
-            revision = await one.create("k", b"1")
+            revision = await written(one, "k", b"1")
     assert not psutil.pid_exists(pid)
     async with (
         trust.server("n1") as server,
