@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from tests.limits import SOON_S
 from tests.ollama_double import OllamaDouble
 
-from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine
+from ollama_distributed.adapters.engines.remote import OllamaEngine, OpenAIEngine, openai
 from ollama_distributed.base.errors import (
     EngineError,
     Internal,
@@ -78,7 +79,8 @@ def vllm(path: str, body: Any) -> Any:
     return None
 
 
-async def test_vllm() -> None:
+async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "METRICS_S", SOON_S)
     async with server(vllm) as url:
         engine = OpenAIEngine({"name": "vllm", "url": f"{url}/v1"})
         (model,) = await engine.models()
