@@ -85,6 +85,8 @@ class Follower:
         """By channel: how many times it was asked what there is, and has not answered."""
         self._fresh: dict[str, set[str]] = {}
         """Ids told since it was asked last, until all is answered."""
+        self._leaving: dict[str, int] = {}
+        """By channel: how many times something of it was left, and the server has not said that it was."""
         self.heard_any = False
         """Since the connection began."""
         for name in channels or ():
@@ -94,6 +96,7 @@ class Follower:
         """What to send on a new connection."""
         self.heard_any = False
         self._asked.clear()
+        self._leaving.clear()
         return self._ask_all()
 
     def subscribe(self, channel: str, of: str = "") -> list[str]:
@@ -115,6 +118,7 @@ class Follower:
             return []
         wanted.remove(of)
         self._known[channel].clear()
+        self._leaving[channel] = self._leaving.get(channel, 0) + 1
         if not wanted:
             self._forget(channel)
         return [_command("unsubscribe", channel, of), *self._ask(channel)]
@@ -139,9 +143,11 @@ class Follower:
                 self._given_up(message)
             case "unsubscribed" if bytes(message.data) != b"null":
                 self._given_up(message)
-            case name if name in self._known:
+            case "unsubscribed":
+                self._left(message.channel)
+            case name if name in self._known and name not in self._leaving:
                 return self._told(message), []
-        return [], []  # of a newer server, or of what is followed no more
+        return [], []  # of a newer server, of what is followed no more, or told anew in a moment
 
     def lost(self, code: int, reason: str) -> errors.ClientError:
         """Why the connection ended; whether another may be opened is its `retryable`."""
@@ -164,8 +170,15 @@ class Follower:
         for kept in (self._wanted, self._known, self._asked, self._fresh):
             kept.pop(name, None)
 
+    def _left(self, name: str) -> None:
+        if self._leaving.get(name, 0) > 1:
+            self._leaving[name] -= 1
+        else:
+            self._leaving.pop(name, None)
+
     def _given_up(self, message: Message) -> None:
         name = message.channel
+        self._leaving.pop(name, None)
         wanted = self._wanted.get(name, set())
         wanted.discard(message.id)
         if message.type == "unsubscribed" or not wanted:

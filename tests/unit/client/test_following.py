@@ -68,6 +68,34 @@ def test_what_changes_while_it_is_told_what_there_is() -> None:
     ]
 
 
+def test_what_is_left_says_nothing_more_though_it_was_on_its_way() -> None:
+    follower = Follower(["metrics"], of="a")
+    follower.subscribe("metrics", "b")
+    follower.begin()
+    heard(follower, busy("now", "a", 1.0), READY, busy("now", "b", 1.0), READY)
+    assert [json.loads(one)["type"] for one in follower.unsubscribe("metrics", "b")] == [
+        "unsubscribe",
+        "subscribe",
+    ]
+    left = told("unsubscribed", channel="metrics", id="b")
+    assert heard(follower, busy("changed", "b", 2.0), left, busy("now", "a", 1.0), READY) == [
+        ("now", "a"),
+        ("ready", ""),
+    ]
+    assert heard(follower, busy("changed", "a", 2.0)) == [("changed", "a")]
+
+
+def test_one_may_leave_a_channel_and_come_back_before_the_server_says_so() -> None:
+    follower = Follower(["metrics"], of="a")
+    follower.begin()
+    heard(follower, busy("now", "a", 1.0), READY)
+    follower.unsubscribe("metrics", "a")
+    follower.subscribe("metrics", "b")
+    left = told("unsubscribed", channel="metrics", id="a")
+    late = busy("changed", "a", 2.0)
+    assert heard(follower, late, left, busy("now", "b", 1.0), READY) == [("now", "b"), ("ready", "")]
+
+
 def test_a_channel_that_is_refused_or_taken_away() -> None:
     for kind in ("error", "unsubscribed"):
         follower = Follower(["metrics"])
