@@ -14,6 +14,7 @@ from ollama_distributed.serving.ports import (
     Tokens,
 )
 from ollama_distributed.testing.engine_subject import (
+    CANCEL_S,
     QUIET_S,
     NotApplicable,
     Subject,
@@ -45,7 +46,7 @@ async def check_load_and_unload(subject: Subject) -> None:
     assert runner.info.name
     assert runner.info.version
     assert runner.memory_bytes >= 0
-    assert await runner.healthy()
+    await until(runner.healthy, CANCEL_S, "it was not healthy")
     await runner.unload()
     await runner.unload()
     assert exits == [None]
