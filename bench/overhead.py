@@ -8,8 +8,7 @@ out of it:
 - What the last run left behind. llama.cpp's threads may spin for 0.2 s after an answer, and
   the other server would pay for it: each run waits until all servers are at rest.
 - The client. One and the same reads both streams over TCP on loopback, as people drive either
-  server, and parses nothing while they run. It asks the kernel for a short slice: most clients are on
-  a machine of their own, and this one would wait for who computes, before it reads its clock.
+  server, and parses nothing while they run.
 - The process. In which slots a server's streams are, and where its memory lies, make one start of it
   faster by a tenth and more than the next: both are started anew between pairs.
 
@@ -37,7 +36,6 @@ from rich.table import Table
 from bench.nodes import Node, direct, node
 from bench.streams import Load, Target, chat, chat_body, load
 from ollama_distributed.adapters.engines.llamacpp.program import Program
-from ollama_distributed.node.scheduling import run_soon
 
 STREAMS = (1, 4, 8)
 RATIO_LIMIT = 0.97
@@ -128,7 +126,6 @@ async def bench_overhead(
     console: Console, store: Path, program: Program, pairs: int, tokens: int
 ) -> list[str]:
     """Prints the tables; the limits that were not met."""
-    run_soon()
     done: dict[int, list[Pair]] = {streams: [] for streams in STREAMS}
     later_s: list[float] = []
     for _ in range(MOST_ROUNDS if pairs >= FEWEST else 1):

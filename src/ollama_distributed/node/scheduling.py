@@ -1,9 +1,10 @@
 """A word to the kernel: this thread works shortly and often, so let it run as soon as it wakes.
 
-Where llama.cpp computes on every core, a token waits for its way out: the node wakes when it comes, and
-the kernel lets who computes go on for the rest of a slice (1.4 ms on two cores), or come back before the node
-is through. A thread that asks for a short slice is due sooner and gives way sooner; over time it gets no more
-than its share. Whom the node starts computes long and gets the usual slice.
+Where llama.cpp computes on every core, a token waits for its way out: the node wakes when it comes, and the
+kernel lets who computes go on for the rest of a slice (1.4 ms on two cores). A thread that asks for a shorter
+slice is due sooner; over time it gets no more than its share. Not the shortest, since within its slice nobody
+takes its place. Whom the node starts computes long and gets the usual one (and lets the node go first:
+`adapters/engines/llamacpp/threads.py`).
 
 Sources: sched_setattr(2); Linux 6.12's `sched/eevdf: Allow sched_attr::sched_runtime`, before which the
 kernel ignores it.
@@ -21,8 +22,8 @@ _GET_SET = {"x86_64": (315, 314), "aarch64": (275, 274), "riscv64": (275, 274)}
 _RESET_ON_FORK = 1
 _FAIR = (os.SCHED_OTHER, os.SCHED_BATCH) if sys.platform == "linux" else ()
 
-SHORT_NS = 100_000
-"""The least that the kernel takes."""
+SHORT_NS = 500_000
+"""What the node does between two looks at its sockets takes 0.1 to 0.5 ms; the kernel takes 0.1 to 100 ms."""
 
 
 class _Attributes(ctypes.Structure):

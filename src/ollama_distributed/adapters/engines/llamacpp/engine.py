@@ -23,6 +23,7 @@ from ollama_distributed.adapters.engines.llamacpp.process import (
 from ollama_distributed.adapters.engines.llamacpp.program import Program
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.adapters.engines.llamacpp.sandbox.plan import Mode, Sandbox
+from ollama_distributed.adapters.engines.llamacpp.threads import Computing, can_tell
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments, read_fragments
 from ollama_distributed.base.errors import LoadFailed, OllamaDistributedError, Unavailable
 from ollama_distributed.models.spec import ModelSpec
@@ -117,6 +118,7 @@ class LlamaCppEngine:
                 raise LoadFailed(f"cannot load {model.display}: {exc.message}") from exc
             finally:
                 known = await fragments
+            computing = await self._computing(process.pid, plan)
             if on_progress is not None:
                 on_progress(1.0)
         except BaseException:
@@ -135,6 +137,7 @@ class LlamaCppEngine:
             fragments=known,
             on_gone=self._runners.discard,
             intake=self._intake,
+            computing=computing,
         )
         self._runners.add(runner)
         return runner
@@ -145,6 +148,12 @@ class LlamaCppEngine:
         await asyncio.gather(*(runner.unload(grace_s=1.0) for runner in list(self._runners)))
         if self._intake is not None:
             self._intake.close()
+
+    async def _computing(self, pid: int, plan: LoadPlan) -> Computing | None:
+        """None where a GPU computes, or the system does not tell."""
+        if (self.program.devices and plan.gpu_layers != 0) or not can_tell(pid):
+            return None
+        return await asyncio.to_thread(Computing, pid)
 
     def _started(self, folder: Path, params: RunnerParams) -> RunnerProcess:
         cage = self.sandbox.cage(folder, (params.model, params.projector, *params.loras))

@@ -35,6 +35,7 @@ from ollama_distributed.adapters.engines.llamacpp.rendering import RenderWatch
 from ollama_distributed.adapters.engines.llamacpp.schema import check_schema, is_light
 from ollama_distributed.adapters.engines.llamacpp.slots import Seat, Slots, beginning
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream, FormatStream
+from ollama_distributed.adapters.engines.llamacpp.threads import Computing
 from ollama_distributed.adapters.engines.llamacpp.unparsed import FormattedChat, SpokenChat
 from ollama_distributed.adapters.engines.llamacpp.vocabulary import Fragments
 from ollama_distributed.base.errors import (
@@ -83,6 +84,7 @@ class LlamaCppRunner:
         fragments: Fragments | None,
         on_gone: Callable[[LlamaCppRunner], None],
         intake: Intake | None = None,
+        computing: Computing | None = None,
     ) -> None:
         self.process = process
         self._plan = plan
@@ -99,6 +101,7 @@ class LlamaCppRunner:
         self._rendering = RenderWatch(lambda one: self.apply_template(one.messages, one.tools, one.think))
         self._slots = Slots(plan.slots, copies=params.cache_ram_mib > 0)
         self._seats: dict[Call, Seat] = {}
+        self._computing = computing
         self._asking = 0
         self._exit_callbacks: list[Callable[[OllamaDistributedError | None], None]] = []
         self._gone = False
@@ -369,6 +372,8 @@ class LlamaCppRunner:
         self._calls.discard(call)
         if (seat := self._seats.pop(call, None)) is not None:
             self._slots.leave(seat, asyncio.get_running_loop().time(), whole=call.whole)
+        if self._computing is not None and call.whole and self._computing.answered():
+            asyncio.get_running_loop().run_in_executor(None, self._computing.let_others_first)
 
     async def _refuse(self) -> None:
         raise self._unavailable()
