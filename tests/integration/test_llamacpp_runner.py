@@ -24,6 +24,7 @@ from ollama_distributed.adapters.engines.llamacpp import discover
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.adapters.engines.llamacpp.selftest import self_test
+from ollama_distributed.adapters.engines.llamacpp.threads import can_tell
 from ollama_distributed.base.errors import (
     EngineError,
     Invalid,
@@ -64,6 +65,25 @@ async def gone(pid: int) -> None:
 
 def left_in(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
+
+
+# ── whom the kernel runs first ──────────────────────────────────────────────────────
+
+
+@pytest.mark.skipif(not can_tell(os.getpid()), reason="this system does not tell what threads spend")
+async def test_threads_that_compute_let_others_first(load: Loader, models: Models) -> None:
+    runner = await load(models.endless())
+
+    def policies() -> list[int]:
+        tasks = Path(f"/proc/{runner.process.pid}/task")
+        return [os.sched_getscheduler(int(task.name)) for task in tasks.iterdir()]
+
+    assert os.SCHED_BATCH not in policies()
+    asked = CompletionRequest(prompt="go\n", sampling=Sampling(num_predict=512))
+    while os.SCHED_BATCH not in policies():
+        runner.generate(asked, heard := Recording())
+        await heard.done()
+    assert policies().count(os.SCHED_OTHER) > policies().count(os.SCHED_BATCH), "who reads, writes"
 
 
 # ── death ───────────────────────────────────────────────────────────────────────────

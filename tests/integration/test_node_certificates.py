@@ -57,6 +57,7 @@ async def test_a_node_certificate_opens_nothing_of_the_api(tmp_path: Path) -> No
             certificate=CertificateFiles(files.certificate, files.key),
             stop=stop,
             on_started=ready.set,
+            on_tls=lambda _: None,
         )
     )
     try:
