@@ -74,7 +74,7 @@ run: .venv/.dev ## A node with live reload (config/dev.yaml)
 # ── check and test ─────────────────────────────────────────────────────────────────
 
 .PHONY: check test test-unit test-integration test-e2e settings
-check: .venv/.dev ## Style, types, floors, lock, generated files
+check: .venv/.dev ## Style, types (of the tests and benches too), floors, lock, generated files
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy

@@ -164,7 +164,7 @@ def attempt(client: Client, folder: Path, env: Mapping[str, str]) -> list[dict[s
         clean = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": home, "CLIENT_FOLDER": str(folder)}
         try:
             done = subprocess.run(
-                command, cwd=folder, env=clean | env, stdout=subprocess.PIPE, stderr=log, text=True,
+                command, cwd=folder, env={**clean, **env}, stdout=subprocess.PIPE, stderr=log, text=True,
                 timeout=MOST_S, check=False, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             told, whole = done.stdout, done.returncode == 0

@@ -28,6 +28,7 @@ from rich.table import Table
 
 from bench import peers
 from bench.mock_backend import ANSWER_TOKENS, TOKEN
+from bench.nodes import HOST
 from bench.peers import Peer
 from bench.requests import offer
 
@@ -93,15 +94,15 @@ async def measure(peer: Peer, work: Work, seconds: float) -> float:
     model = peer.model_with_ids if "prompt" in work.body else "mock"
     body = msgspec.json.encode({"model": model, **work.body})
     wire = (
-        f"POST {work.path} HTTP/1.1\r\nhost: {peers.HOST}:{peer.port}\r\n{peer.headers}"
+        f"POST {work.path} HTTP/1.1\r\nhost: {HOST}:{peer.port}\r\n{peer.headers}"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode() + body
     try:
-        await offer(peers.HOST, peer.port, wire, work.connections, WARM_S)
+        await offer(HOST, peer.port, wire, work.connections, WARM_S)
     except RuntimeError as error:
         raise RuntimeError(f"{peer.name}, {work.name}: {error}") from error
     before = peer.cpu_s()
-    done = await offer(peers.HOST, peer.port, wire, work.connections, seconds, TOKEN)
+    done = await offer(HOST, peer.port, wire, work.connections, seconds, TOKEN)
     used_s = peer.cpu_s() - before
     if work.units > 1 and done.counted < UNCUT * done.answers * work.units:
         raise RuntimeError(f"{peer.name} lost chunks: {done.counted} of {done.answers * work.units}")

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -45,7 +45,7 @@ ENGINES = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ol
 """Where `engine build` keeps its builds."""
 EVERYTHING: frozenset[Ability] = frozenset(get_args(Ability))
 
-Maker = Callable[[Models], Subject]
+Maker = Callable[[Models, LlamaServers], AbstractAsyncContextManager[Subject]]
 
 
 @asynccontextmanager

@@ -36,6 +36,12 @@ def holders(cluster: Nodes, model: str, at: str = "n1") -> set[str]:
         return {row.name for row in client.models.places(model).rows if row.has and row.node not in away}
 
 
+def two_holders(cluster: Nodes, model: str) -> set[str]:
+    """Once there are as many: they."""
+    until(lambda: len(holders(cluster, model)) == 2, DEADLINE_S, "two")
+    return holders(cluster, model)
+
+
 def answer(cluster: Nodes, node: str, model: str) -> tuple[str, str]:
     """And who gave it."""
     with cluster[node].http() as http:
@@ -77,7 +83,7 @@ def test_a_new_version_takes_the_place_of_the_old_one_everywhere(cluster: Nodes)
 
 def test_a_drained_node_gives_away_what_it_has(cluster: Nodes) -> None:
     add_model(cluster["n2"].url, "d", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
-    before = until(lambda: (there := holders(cluster, "d")) and len(there) == 2 and there, DEADLINE_S, "two")
+    before = two_holders(cluster, "d")
     victim = max(before)
     told = cluster["n1"].cli("node", "drain", victim, "--wait")
     assert "on its way: " in told.stderr
@@ -89,7 +95,7 @@ def test_a_drained_node_gives_away_what_it_has(cluster: Nodes) -> None:
 
 def test_a_lost_node_is_made_up_for(cluster: Nodes) -> None:
     add_model(cluster["n1"].url, "k", scripted_model(ANSWER, chat_template=CHATML_TEMPLATE))
-    before = until(lambda: (there := holders(cluster, "k")) and len(there) == 2 and there, DEADLINE_S, "two")
+    before = two_holders(cluster, "k")
     lost = max(before - {"n1"})
     cluster[lost].kill()
     left = {"n1", "n2", "n3"} - {lost}

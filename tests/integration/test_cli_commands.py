@@ -16,7 +16,7 @@ from threading import Event
 
 import pytest
 import yaml
-from server_double import Asked, Double, Reply, closed_port_url, server_double
+from tests.integration.server_double import Asked, Double, Reply, closed_port_url, server_double
 from tests.limits import SOON_S
 from typer.testing import CliRunner, Result
 

@@ -11,7 +11,7 @@ from threading import Event
 import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
-from server_double import Asked, Double, Reply, server_double
+from tests.integration.server_double import Asked, Double, Reply, server_double
 from tests.limits import SOON_S
 
 from ollama_distributed.cli.answer import Look

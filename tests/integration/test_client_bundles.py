@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_double import Asked, Double, Reply, server_double
+from tests.integration.server_double import Asked, Double, Reply, server_double
 from tests.integration.test_client_sdk import Either
 
 from ollama_distributed import client as sdk

@@ -13,7 +13,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from server_double import Asked, Double, Reply, closed_port_url, server_double
+from tests.integration.server_double import Asked, Double, Reply, closed_port_url, server_double
 from tests.limits import SOON_S
 
 import ollama_distributed

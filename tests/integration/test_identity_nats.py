@@ -26,6 +26,7 @@ from ollama_distributed.adapters.identity.files import IdentityFiles
 from ollama_distributed.adapters.identity.tls import NodeTLS
 from ollama_distributed.base.ids import NodeRole
 from ollama_distributed.cluster.identity import ca, nats_jwt, nkeys
+from ollama_distributed.cluster.identity.names import Names
 from ollama_distributed.cluster.identity.roster import REVOKED_FOR_S
 
 pytestmark = [
@@ -127,7 +128,7 @@ class Bus:
             cluster="c1",
             node=node,
             role="node",
-            names=ca.Names(),
+            names=Names(),
             now=time.time(),
         )
         files.certificate.write_bytes(signed)

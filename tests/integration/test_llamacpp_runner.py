@@ -83,7 +83,7 @@ async def test_threads_that_compute_let_others_first(load: Loader, models: Model
     while os.SCHED_BATCH not in policies():
         runner.generate(asked, heard := Recording())
         await heard.done()
-    assert policies().count(os.SCHED_OTHER) > policies().count(os.SCHED_BATCH), "who reads, writes"
+    assert policies().count(os.SCHED_OTHER) > policies().count(os.SCHED_BATCH), "who reads and writes goes on"
 
 
 # ── death ───────────────────────────────────────────────────────────────────────────

@@ -323,7 +323,7 @@ async def test_who_waits_over_there_is_told_where_it_stands(
         assert waits.events == [Queued(position=1, node="b-name")]
 
         old = wire.GenerateAsk(request=text_request("m", sampling=Sampling(num_predict=1)))
-        monkeypatch.setattr(pool.wire, "GenerateAsk", lambda **_: old)  # a caller of an older version
+        monkeypatch.setattr(wire, "GenerateAsk", lambda **_: old)  # a caller of an older version
         unaware = Heard(a, text_request("m", sampling=Sampling(num_predict=1)))
         await until(lambda: b.serving.waiting == 2, "both wait")
         running.pop().generation.cancel()

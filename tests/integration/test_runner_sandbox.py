@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests import caged
 from tests.integration.llamacpp_programs import PROGRAMS, program_named
@@ -249,7 +250,7 @@ async def test_a_gpu_that_only_shows_itself_outside_goes_without_a_sandbox(
     async def asked(sandbox: str, *, gpu: bool) -> Any:
         assert gpu
         devices = ("NVIDIA H200",) if sandbox == "off" else ()
-        return discover.msgspec.structs.replace(wheel, devices=devices)
+        return msgspec.structs.replace(wheel, devices=devices)
 
     monkeypatch.setattr(discover, "gpu_here", lambda: True)
     monkeypatch.setattr(discover, "_asked", asked)

@@ -15,6 +15,7 @@ from tests.swarm_nodes import SwarmNode, swarm
 
 from ollama_distributed.adapters.blobs import partial
 from ollama_distributed.base.errors import Conflict, ModelNotFound, NotFound
+from ollama_distributed.base.ids import NodeId
 from ollama_distributed.distribution.pieces import make_table
 from ollama_distributed.distribution.shelves import Shelf
 from ollama_distributed.distribution.trust import PEER_LIED
@@ -50,7 +51,7 @@ async def test_one_holder_gives_to_three(tmp_path: Path) -> None:
         assert all(sum(one.peers.values()) == one.total for one in transfers), "each byte once"
         given = {node.id: node.shelves.sent_bytes / len(content) for node in nodes.all}
         assert sum(given.values()) == pytest.approx(3, abs=0.01)
-        assert given["a"] < 2, f"the others passed on what they had: {given}"
+        assert given[NodeId("a")] < 2, f"the others passed on what they had: {given}"
 
 
 async def test_who_asks_again_has_it_already(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -64,7 +64,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Channels are asked often."""
     from ollama_distributed.gateway.events import channels, hub
 
-    real = channels.Channel
+    real: Callable[..., channels.Channel] = channels.Channel
 
     def often(*args: Any) -> channels.Channel:
         return real(*args[:5], 0.02)

@@ -18,7 +18,8 @@ from ollama_distributed.base.ids import KeyId, NodeId, NodeRole
 from ollama_distributed.base.policies import Policy
 from ollama_distributed.cluster.tasks import end
 from ollama_distributed.node.cluster.book import KeyUses
-from ollama_distributed.node.cluster.keys import KEYS, SharedKeys
+from ollama_distributed.node.cluster.keys import SharedKeys
+from ollama_distributed.state.keys import ACCESS_KEYS as KEYS
 
 CLUSTER = "c1"
 

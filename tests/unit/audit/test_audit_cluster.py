@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from test_audit_log import Clock, entry
+from tests.unit.audit.test_audit_log import Clock, entry
 
 from ollama_distributed.access.audit.cluster import ClusterAudit
 from ollama_distributed.access.audit.copies import Copies

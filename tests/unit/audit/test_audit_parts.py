@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_audit_log import Alone, Clock, audit_of, entry
+from tests.unit.audit.test_audit_log import Alone, Clock, audit_of, entry
 
 from ollama_distributed.access.audit.chain import PART, REMOVED
 from ollama_distributed.access.audit.cluster import ClusterAudit

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_batch_service import CHAT, IDENTITY, Node, row
+from tests.unit.batches.test_batch_service import CHAT, IDENTITY, Node, row
 
 from ollama_distributed.base.batches import BatchAsk
 from ollama_distributed.base.errors import NotFound, Unavailable

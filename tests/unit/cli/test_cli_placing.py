@@ -38,7 +38,7 @@ SHORT = msgspec.structs.replace(DONE, rows=(A,), missing=("does not fit",))
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placing.time, "sleep", lambda _: None)
+    monkeypatch.setattr("time.sleep", lambda _: None)
 
 
 class Client:

@@ -27,7 +27,7 @@ def test_each_error_of_the_server_has_its_class_here() -> None:
             continue
         ours = errors.BY_CODE[theirs.code]
         assert ours.retryable == theirs.retryable, theirs.code
-        parent = theirs.__bases__[0]
+        parent: Any = theirs.__bases__[0]
         if parent is not Exception:
             assert issubclass(ours, errors.BY_CODE[parent.code]) or parent.code == "internal"
 

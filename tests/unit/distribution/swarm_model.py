@@ -48,7 +48,7 @@ class Node:
         self.waiting: dict[int, tuple[Node, Offer]] = {}
         have = everything(world.pieces) if holder else 0
         self.wants = Wants(world.pieces, have, world.chance.randrange)
-        self.sent = 0
+        self.sent: int = 0
         self.done_at = 0.0 if holder else -1.0
         self.news_due = False
 

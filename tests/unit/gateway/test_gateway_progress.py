@@ -112,7 +112,7 @@ async def test_who_hangs_up_ends_the_work(adapter: str, stream: str) -> None:
     async with serving(app, adapter=adapter) as server:
         async with await server.connect() as client:
             await client.send(request + b"content-length: %d\r\n\r\n" % len(body) + body)
-            await until(lambda: transfers.running, "the work began")
+            await until(lambda: bool(transfers.running), "the work began")
         await until(lambda: not transfers.running, "the work ended")
 
 

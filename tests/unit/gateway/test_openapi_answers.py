@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import httpx
 import msgspec
@@ -43,7 +44,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}], "stream": False}
 PROMPT = {"prompt": "hi", "stream": False}
 LOGPROBS = {"logprobs": True, "top_logprobs": 1}
 RANK = {"query": "q", "documents": ["a", "b"], "return_documents": True}
-ASKS = {
+ASKS: dict[str, list[dict[str, Any]]] = {
     "/api/v1/generate": [PROMPT | LOGPROBS],
     "/api/generate": [PROMPT | LOGPROBS],
     "/api/v1/chat": [CHAT | LOGPROBS, CHAT | {"tools": [TOOL]}],
@@ -89,7 +90,7 @@ async def answer_of(path: str, body: dict[str, object]) -> httpx.Response:
         return await client.post(path, json={"model": "m", **body})
 
 
-def holds(told: type, raw: bytes) -> None:
+def holds(told: Any, raw: bytes) -> None:
     """Nothing is in it that the document does not tell of, and nothing that it tells is missing."""
     read = msgspec.json.decode(raw, type=told)
     assert msgspec.to_builtins(read) == json.loads(raw)

@@ -7,11 +7,12 @@ import pytest
 from ollama_distributed.base.errors import Conflict, Invalid
 from ollama_distributed.base.ids import NodeId
 from ollama_distributed.state import deleting, keys
-from ollama_distributed.state.changes import Proposal, SetReplicas, plan_change
+from ollama_distributed.state.changes import Proposal, plan_change
 from ollama_distributed.state.cluster import ClusterState, apply
 from ollama_distributed.state.codec import encode
 from ollama_distributed.state.deleting import DeleteModel
 from ollama_distributed.state.records import Deleted, HeldModel, Holdings
+from ollama_distributed.state.wanting import SetReplicas
 
 DAY = 86_400.0
 
