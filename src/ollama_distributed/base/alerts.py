@@ -46,6 +46,12 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
         digest = hashlib.sha256(about.encode()).hexdigest()[:8] if about else ""
         return "/".join(filter(None, (self.code, self.node, digest)))
 
+    def nameless(self) -> Alert:
+        """For who may not know of the model."""
+        where = self.name or "a node"
+        text = f"a model that is not for you is in trouble at {where}; see who may use it"
+        return msgspec.structs.replace(self, model="", message=text)
+
     def over(self) -> Alert:
         """What is told when it holds no more: without what to do, which follows the first semicolon."""
         what = self.message.partition(";")[0]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.ids import NodeRole
 
 NodeStatus = Literal["joining", "online", "suspect", "offline", "draining"]
@@ -91,6 +92,8 @@ class ClusterAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """degraded: a node or a voter is not online; no_quorum: writes are refused now."""
     reasons: tuple[str, ...] = ()
     """Why it is not ok, each a sentence with what to do."""
+    alerts: tuple[Alert, ...] = ()
+    """What somebody should see to: the reasons, and what nodes say of themselves (a full disk)."""
     leader: LeaderAnswer
     voters: tuple[str, ...] = ()
     nodes: Mapping[str, int] = {}

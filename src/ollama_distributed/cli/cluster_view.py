@@ -28,6 +28,7 @@ _STATUS = {
     "draining": tables.MAGENTA,
 }
 _CLUSTER = {"ok": tables.GREEN, "degraded": tables.YELLOW, "no_quorum": tables.RED}
+_LEVEL = {"error": tables.RED, "warning": tables.YELLOW, "info": tables.CYAN}
 _TOKEN = {"open": tables.GREEN, "used": tables.DIM, "expired": tables.DIM, "revoked": tables.RED}
 _ID_LENGTH = 12
 
@@ -149,8 +150,15 @@ def cluster_text(answer: ClusterAnswer, rows: Sequence[NodeRow], now: float, loo
     ]
     text = tables.facts(facts, look)
     mark = "▲ " if look.bars else "- "
-    text += "".join(tables.note(mark, reason, _CLUSTER[answer.status], look) for reason in answer.reasons)
+    text += "".join(tables.note(mark, told, colour, look) for told, colour in _to_see_to(answer))
     return text + "\n" + nodes_text(rows, now, look)
+
+
+def _to_see_to(answer: ClusterAnswer) -> list[tuple[str, str]]:
+    """What, and its colour. A node of an older version tells reasons only."""
+    if not answer.alerts:
+        return [(reason, _CLUSTER[answer.status]) for reason in answer.reasons]
+    return [(alert.message, _LEVEL[alert.level]) for alert in answer.alerts]
 
 
 def voters(answer: ClusterAnswer, rows: Sequence[NodeRow]) -> str:
@@ -169,7 +177,12 @@ def leader_cell(leader: LeaderAnswer, now: float) -> Cell:
 def cluster_lines(answer: ClusterAnswer, rows: Sequence[NodeRow]) -> dict[str, Sequence[str]]:
     """For a watch into a pipe."""
     leader = answer.leader.name or answer.leader.leader or "none"
-    cluster = [answer.status, f"leader={leader}", f"term={answer.leader.epoch}", *answer.reasons]
+    cluster = [
+        answer.status,
+        f"leader={leader}",
+        f"term={answer.leader.epoch}",
+        *(told for told, _ in _to_see_to(answer)),
+    ]
     return {"cluster": cluster, **{row.name: node_line(row) for row in rows}}
 
 

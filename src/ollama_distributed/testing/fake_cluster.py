@@ -59,6 +59,8 @@ class FakeCluster:
         self.by: list[tuple[str, str]] = []
         """Each change that was made, and whose key it was."""
         self.watchers = 0
+        self.said: list[Alert] = []
+        """By nodes of themselves."""
         self.rows: dict[str, NodeRow] = {}
         for number, name in enumerate(names or ("alpha",)):
             row = self._row(number, name)
@@ -132,7 +134,7 @@ class FakeCluster:
         )
 
     async def alerts(self) -> list[Alert]:
-        return self._alerts()
+        return [*self._alerts(), *self.said]
 
     def _alerts(self) -> list[Alert]:
         return [

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.cluster import ConfigAnswer, NodeUsage, TokenRow
 from ollama_distributed.cli import cluster_view, config_view
 from ollama_distributed.cli.problem import Problem
@@ -90,6 +91,18 @@ def test_the_cluster(cluster):
     text = cluster_view.cluster_text(cluster.status(), nodes(cluster), NOW, RICH)
     assert "Status          no quorum\n" in text
     assert "Leader          none now" in text
+
+
+def test_what_nodes_say_of_themselves(cluster):
+    cluster.set("gamma", status="offline")
+    answer, full = cluster.status(), "the disk of alpha is nearly full; delete models"
+    told = [*asyncio.run(cluster.alerts()), Alert(level="warning", code="disk_low", message=full)]
+    answer = replace(answer, alerts=tuple(told))
+    text = cluster_view.cluster_text(answer, nodes(cluster), NOW, RICH)
+    assert text.count("▲ ") == 2
+    assert text.count("gamma does not answer") == 1
+    assert f"▲ {full}\n" in text
+    assert full in cluster_view.cluster_lines(answer, nodes(cluster))["cluster"]
 
 
 def test_what_changes_is_a_line_and_figures_are_not(cluster):

@@ -9,7 +9,9 @@ from tests.gateway_bench import HELLO, WALL, gateway
 
 from ollama_distributed.access.keys import make_key
 from ollama_distributed.access.service import Authenticator
+from ollama_distributed.base.alerts import Alert
 from ollama_distributed.base.errors import Invalid
+from ollama_distributed.base.policies import Policy
 from ollama_distributed.state.naming import unknown_node
 from ollama_distributed.testing.fake_cluster import FakeCluster
 from ollama_distributed.testing.inference import ScriptedInference
@@ -22,9 +24,9 @@ PLAIN, RECORD = make_key("admin", now=0.0)
 class World:
     def __init__(self, cluster=None, **extra):
         self.cluster = cluster or FakeCluster("alpha", "beta", "gamma", "delta")
-        authenticator = Authenticator([RECORD], require_key=False, wall=lambda: WALL)
+        self.authenticator = Authenticator([RECORD], require_key=False, wall=lambda: WALL)
         self.app = gateway(
-            ScriptedInference(HELLO), cluster=self.cluster, authenticator=authenticator, **extra
+            ScriptedInference(HELLO), cluster=self.cluster, authenticator=self.authenticator, **extra
         )
 
     async def ask(self, method, path, *, key=PLAIN, **extra):
@@ -60,6 +62,27 @@ async def test_status_leader_and_nodes(world):
     assert nodes["beta-id"]["status"] == "online"
     assert nodes["beta-id"]["usage"]["cpu"] == 25.0
     assert nodes["beta-id"]["usage"]["memory"] == 50.0
+
+
+async def test_what_nodes_say_of_themselves_without_models_that_one_does_not_see(world):
+    world.cluster.set("beta", status="offline")
+    full = Alert(
+        level="warning", code="disk_low", message="disk of alpha; delete", node="alpha-id", name="alpha"
+    )
+    hidden = Alert(
+        level="error", code="model_quarantined", message="covert crashed", name="alpha", model="covert"
+    )
+    world.cluster.said = [full, hidden]
+    bound, record = make_key("admin", now=0.0, policy="some")
+    policy = Policy(name="some", models=("open*",))
+    world.authenticator.share({record.id: record}, {"some": policy})
+    seen = (await world.ask("GET", "/cluster/status")).json()
+    assert seen["reasons"] == [seen["alerts"][0]["message"]]
+    assert [row["code"] for row in seen["alerts"]] == ["node_offline", "disk_low", "model_quarantined"]
+    assert (seen["alerts"][1]["name"], seen["alerts"][2]["model"]) == ("alpha", "covert")
+    answer = await world.ask("GET", "/cluster/status", key=bound)
+    assert "covert" not in answer.text
+    assert [row["code"] for row in answer.json()["alerts"]] == [row["code"] for row in seen["alerts"]]
 
 
 async def test_no_leader_is_said(world):

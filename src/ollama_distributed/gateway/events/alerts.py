@@ -42,9 +42,5 @@ class Alerts:
 
 
 def _row(alert: Alert, *, over: bool = False) -> Row:
-    nameless = b""
-    if alert.model:
-        where = alert.name or "a node"
-        text = f"a model that is not for you is in trouble at {where}; see who may use it"
-        nameless = _encode(msgspec.structs.replace(alert, model="", message=text))
+    nameless = _encode(alert.nameless()) if alert.model else b""
     return Row(alert.id, _encode(alert), alert.name, over=over, nameless=nameless)

@@ -123,8 +123,10 @@ class _Handlers:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
 
-    async def status(self, _cold: ColdRequest, _request: Request) -> Response:
-        return json_response(self._cluster.status())
+    async def status(self, cold: ColdRequest, _request: Request) -> Response:
+        found = await self._cluster.alerts()
+        seen = tuple(one if not one.model or cold.sees(one.model) else one.nameless() for one in found)
+        return json_response(msgspec.structs.replace(self._cluster.status(), alerts=seen))
 
     async def leader(self, _cold: ColdRequest, _request: Request) -> Response:
         return json_response(self._cluster.leader())
