@@ -224,6 +224,15 @@ def test_a_whole_response() -> None:
     assert (call.call_id, call.name, call.arguments) == ("c1", "clock", '{"a":1}')
 
 
+def test_a_response_has_all_that_open_responses_demands() -> None:
+    asked = {"max_tool_calls": 3, "prompt_cache_key": "k", "safety_identifier": "s", "frequency_penalty": 0.5}
+    for fields, told in (({}, [0, 0, None, None, None]), (asked, [0, 0.5, 3, "k", "s"])):
+        answer = whole(parse(**fields), Delta(text="a"), Finished(reason="stop", usage=USAGE)).model_dump()
+        names = ("presence_penalty", "frequency_penalty", "max_tool_calls", "prompt_cache_key")
+        assert [answer[name] for name in (*names, "safety_identifier")] == told
+        assert answer["service_tier"] == "default"
+
+
 def test_the_response_shows_the_sampling_that_was_used() -> None:
     call = parse(top_p=0.5, options={"temperature": 0.2, "num_predict": 7})
     answer = whole(call, Delta(text="a"), Finished(reason="stop"))

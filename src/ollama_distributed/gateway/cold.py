@@ -50,10 +50,10 @@ from ollama_distributed.gateway.gate import Gate, Head, check_body, request_id, 
 from ollama_distributed.gateway.jsonguard import JsonGuard
 from ollama_distributed.gateway.limits import Limits
 from ollama_distributed.gateway.origins import check_type
-from ollama_distributed.gateway.out import RawHeaders, cors_headers
+from ollama_distributed.gateway.out import RawHeaders, cors_headers, id_headers
 from ollama_distributed.gateway.pages import page_headers, problem_page, wants_page
 from ollama_distributed.gateway.rights import PUBLIC
-from ollama_distributed.gateway.shapes import renderer_of
+from ollama_distributed.gateway.shapes import for_anthropic, renderer_of
 from ollama_distributed.gateway.summary import Observer, Outcome, Summary
 from ollama_distributed.gateway.workers import INLINE_BYTES, Offload
 
@@ -233,7 +233,7 @@ def error_response(cold: ColdRequest, exc: Exception) -> Response:
     if error is not exc:
         log.error("gateway.request_broke", request_id=cold.request_id, path=cold.head.path, exc_info=exc)
     cold.error_code = error.code
-    rendered = renderer_of(cold.head.path)(error, cold.request_id)
+    rendered = renderer_of(cold.head.path, cold.head.headers)(error, cold.request_id)
     headers = dict(rendered.headers)
     if isinstance(error, BodyTooLarge):
         headers["connection"] = "close"  # the rest of the body is not read
@@ -293,7 +293,8 @@ class ColdPath:
         head = scope_head(scope)
         start = self._clock.monotonic()
         cold = ColdRequest(head, request_id(head.headers), self._gate.limits, self._guard, self._offload)
-        extra: RawHeaders = [(b"x-request-id", cold.request_id.encode("ascii"))]
+        anthropic = for_anthropic(head.path, head.headers)
+        extra = id_headers(cold.request_id, anthropic=anthropic)
         cold.audit = self._audit
         seen = _Seen(send, extra)
         scope[_KEY] = cold

@@ -58,6 +58,7 @@ from ollama_distributed.gateway.questions import Question
 from ollama_distributed.gateway.queueing import USUAL, place_comment, place_headers, turn_of, with_turn
 from ollama_distributed.gateway.response import Response
 from ollama_distributed.gateway.resuming import RESUME_AT, requests_of
+from ollama_distributed.gateway.shapes import for_anthropic
 from ollama_distributed.gateway.summary import Outcome, Summary, added, together
 from ollama_distributed.gateway.workers import INLINE_BYTES
 
@@ -101,7 +102,9 @@ class Exchange:
         self._head = head
         self._start = means.clock.monotonic()
         self._request_id: RequestId = request_id(head.headers)
-        self._response = Response(out, means.clock, self._request_id, means.node)
+        self._response = Response(
+            out, means.clock, self._request_id, means.node, anthropic=for_anthropic(head.path, head.headers)
+        )
         self._identity: Identity | None = None
         self._body: list[bytes] = []
         self._encoder: Encoder | None = None

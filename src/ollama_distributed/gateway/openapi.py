@@ -29,7 +29,7 @@ from ollama_distributed.gateway.openapi_schemas import schemas_of
 from ollama_distributed.gateway.pages import wants_page
 from ollama_distributed.gateway.routes.batches import FORM
 from ollama_distributed.gateway.routes.table import ColdRoute
-from ollama_distributed.gateway.shapes import renderer_of
+from ollama_distributed.gateway.shapes import for_anthropic, renderer_of
 from ollama_distributed.models.bundle import MEDIA_TYPE as TAR
 
 _TAGS = (
@@ -181,9 +181,10 @@ def _inferred(path: str, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _limits(path: str) -> Iterable[str]:
-    """Headers that tell what is left of a limit."""
-    anthropic = path.startswith("/v1/messages")
-    return openapi_headers.ANTHROPIC_LIMITS if anthropic else openapi_headers.OPENAI_LIMITS
+    """Headers that tell what is left of a limit, and which request it was, in the names of its clients."""
+    if for_anthropic(path, ()):
+        return ("Request-Id", *openapi_headers.ANTHROPIC_LIMITS)
+    return openapi_headers.OPENAI_LIMITS
 
 
 def _refused(schema: Mapping[str, Any], limits: Iterable[str] = ()) -> dict[str, Any]:

@@ -48,6 +48,7 @@ ANSWER: Mapping[str, Mapping[str, Any]] = {
         "required": True,
         "schema": _REQUEST_ID,
     },
+    "Request-Id": {"description": "The same, as clients of Anthropic's read it.", "schema": _REQUEST_ID},
     "X-Ollama-Node": {"description": "Name of the node that answers.", "schema": _TEXT},
     "X-Ollama-Route": {"description": "Why that node, in a word.", "schema": _TEXT},
     "X-Ollama-Failovers": {

@@ -38,12 +38,19 @@ _LEFT = (
 )
 _EXPOSED = ", ".join(
     (
-        *("x-request-id", "x-ollama-node", "x-ollama-route", "x-ollama-failovers"),
+        *("x-request-id", "request-id", "x-ollama-node", "x-ollama-route", "x-ollama-failovers"),
         *("x-queue-position", "x-queue-eta", "retry-after", "x-should-retry"),
         *_LEFT,
     )
 ).encode()
 """Headers of ours that scripts of other origins may read."""
+
+
+def id_headers(request_id: str, *, anthropic: bool) -> RawHeaders:
+    """Which request this answers; clients of Anthropic's read it by another name than all others."""
+    value = request_id.encode("ascii")
+    named: RawHeaders = [(b"x-request-id", value)]
+    return [*named, (b"request-id", value)] if anthropic else named
 
 
 def with_moves(headers: RawHeaders, moves: int) -> RawHeaders:

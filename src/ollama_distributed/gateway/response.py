@@ -8,6 +8,7 @@ from ollama_distributed.gateway.out import (
     STREAM_HEADERS,
     Out,
     RawHeaders,
+    id_headers,
     node_header,
     route_header,
     with_moves,
@@ -22,11 +23,13 @@ class Response:
 
     __slots__ = ("_clock", "_out", "_own", "bytes_out", "first_byte_at", "headers", "moves", "node", "why")
 
-    def __init__(self, out: Out, clock: Clock, request_id: RequestId, own: str) -> None:
+    def __init__(
+        self, out: Out, clock: Clock, request_id: RequestId, own: str, *, anthropic: bool = False
+    ) -> None:
         self._out = out
         self._clock = clock
         self._own = own
-        self.headers: RawHeaders = [_NOSNIFF, (b"x-request-id", request_id.encode("ascii"))]
+        self.headers: RawHeaders = [_NOSNIFF, *id_headers(request_id, anthropic=anthropic)]
         self.node = ""
         """Another node that answers."""
         self.why: str | None = ""

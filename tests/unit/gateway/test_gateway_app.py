@@ -345,6 +345,11 @@ async def test_anthropics_models():
     one = (await ask("GET", "/v1/models/acme/tiny:v1", headers=headers)).json()
     assert one == rows["data"][0]
     assert (one["type"], one["display_name"], one["created_at"][-1]) == ("model", "acme/tiny:v1", "Z")
+    missed = await ask("GET", "/v1/models/none", headers=headers)
+    told = missed.json()
+    assert (missed.status_code, told["type"], told["error"]["type"]) == (404, "error", "not_found_error")
+    assert missed.headers["request-id"] == missed.headers["x-request-id"] == told["request_id"]
+    assert "request-id" not in (await ask("GET", "/v1/models")).headers
 
 
 # ── the node ────────────────────────────────────────────────────────────────────────

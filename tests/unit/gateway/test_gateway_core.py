@@ -373,6 +373,13 @@ def test_a_good_request_id_is_kept(given_id):
     )
 
 
+@pytest.mark.parametrize(("path", "named"), [("/v1/messages", True), ("/v1/chat/completions", False)])
+def test_clients_of_anthropics_read_the_id_by_its_own_name(path, named):
+    out = Bench(ScriptedInference(HELLO), routes=HOT_ROUTES).post(path, MESSAGES)
+    assert out.status == 200
+    assert out.headers.get("request-id") == (out.headers["x-request-id"] if named else None)
+
+
 @pytest.mark.parametrize("given_id", ["", "a b", "a\r\nb", "é", "A" * 65, "-a", "<script>"])
 def test_a_bad_request_id_is_replaced(given_id):
     out = Bench(ScriptedInference(HELLO)).post("/api/generate", GEN, x_request_id=given_id)

@@ -305,12 +305,18 @@ class ResponseAnswer(_Body, frozen=True, kw_only=True):
     error: ResponseError | None
     incomplete_details: dict[str, str] | None
     background: bool
+    frequency_penalty: float
     instructions: str | None
     max_output_tokens: int | None
+    max_tool_calls: int | None
     metadata: dict[str, Any]
     parallel_tool_calls: bool
+    presence_penalty: float
     previous_response_id: None
+    prompt_cache_key: str | None
     reasoning: dict[str, str | None]
+    safety_identifier: str | None
+    service_tier: Literal["default"]
     store: bool
     temperature: float | None
     text: dict[str, Any]

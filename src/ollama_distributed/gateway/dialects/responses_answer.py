@@ -87,7 +87,11 @@ def output_text(text: str, logprobs: list[TokenLogprob]) -> Body:
 
 
 class Frame:
-    """The `response` object around the output: what was asked, and how it stands."""
+    """The `response` object around the output: what was asked, and how it stands.
+
+    It has every field that Open Responses demands, also those that mean nothing here: clients
+    check them.
+    """
 
     def __init__(self, row: ResponsesIn, sampling: Sampling, context: RequestContext) -> None:
         self.id = f"resp_{context.request_id}"
@@ -98,16 +102,22 @@ class Frame:
             "object": "response",
             "created_at": int(context.now),
             "background": False,
+            "frequency_penalty": sampling.frequency_penalty or 0.0,
             "instructions": row.instructions,
             "max_output_tokens": sampling.num_predict,
+            "max_tool_calls": row.max_tool_calls,
             "metadata": row.metadata or {},
             "model": row.model,
             "parallel_tool_calls": row.parallel_tool_calls is not False,
+            "presence_penalty": sampling.presence_penalty or 0.0,
             "previous_response_id": None,
+            "prompt_cache_key": row.prompt_cache_key,
             "reasoning": {
                 "effort": reasoning.effort if reasoning else None,
                 "summary": reasoning.summary if reasoning else None,
             },
+            "safety_identifier": row.safety_identifier,
+            "service_tier": "default",
             "store": False,
             "temperature": sampling.temperature,
             "text": {"format": _format_body(row)},

@@ -91,6 +91,10 @@ class ResponsesIn(msgspec.Struct, frozen=True, kw_only=True):
     truncation: str | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
+    # These three are told again in the answer, and no more.
+    max_tool_calls: int | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     stream: bool | None = None
     background: bool | None = None
     previous_response_id: str | None = None
