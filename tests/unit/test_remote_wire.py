@@ -318,12 +318,13 @@ def test_ollama_lines() -> None:
         {"message": {"role": "assistant", "content": "", "thinking": "Hm"}, "done": False},
         {"message": {"role": "assistant", "content": "", "tool_calls": [call]}, "done": False},
         {"message": {"role": "assistant", "content": ""}, "done": True, "done_reason": "stop",
-         "prompt_eval_count": 3, "eval_count": 4, "eval_duration": 2_000_000_000},
+         "prompt_eval_count": 3, "prompt_eval_cached_count": 2, "eval_count": 4,
+         "eval_duration": 2_000_000_000},
     ]  # fmt: skip
     assert [event for line in lines for event in stream.feed(json.dumps(line).encode())] == [
         ChatDelta(thinking="Hm"),
         ChatDelta(tool_calls=(ToolCall(id="call_x", name="clock", arguments='{"a": 1}'),)),
-        Done(reason="tool_calls", prompt_tokens=3, cached_tokens=0, completion_tokens=4, completion_s=2.0),
+        Done(reason="tool_calls", prompt_tokens=3, cached_tokens=2, completion_tokens=4, completion_s=2.0),
     ]
     (failed,) = ollama_wire.OllamaStream().feed(b'{"error":"llama runner process has terminated"}')
     assert isinstance(failed, EngineFailed)

@@ -103,6 +103,8 @@ class Timings(msgspec.Struct, kw_only=True, omit_defaults=True):
     total_duration: int = 0
     load_duration: int = 0
     prompt_eval_count: int = 0
+    prompt_eval_cached_count: int = 0
+    """Those tokens of the prompt that were kept from before."""
     prompt_eval_duration: int = 0
     eval_count: int = 0
     eval_duration: int = 0

@@ -30,6 +30,7 @@ COUNTS = {
     "total_duration": 500_000_000,
     "load_duration": 250_000_000,
     "prompt_eval_count": 7,
+    "prompt_eval_cached_count": 0,
     "prompt_eval_duration": 125_000_000,
     "eval_count": 2,
     "eval_duration": 62_500_000,
@@ -161,6 +162,15 @@ def test_an_empty_prompt_loads_or_unloads(keep, reason):
         "done": True,
         "done_reason": reason,
     }
+
+
+def test_what_the_slot_had_kept_is_told():
+    usage = Usage(prompt_tokens=9, cached_tokens=8, completion_tokens=1)
+    said = (Delta(text="x"), Finished(reason="stop", usage=usage))
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    assert bench(*said).post("/api/chat", body).lines()[-1]["prompt_eval_cached_count"] == 8
+    whole = bench(*said).post("/api/chat", {**body, "stream": False}).json()
+    assert whole["prompt_eval_cached_count"] == 8
 
 
 def test_render_only():

@@ -57,6 +57,8 @@ class _Counted(_Body, frozen=True, kw_only=True):
     load_duration: int = 0
     prompt_eval_count: int = 0
     """Tokens of the prompt."""
+    prompt_eval_cached_count: int | msgspec.UnsetType = msgspec.UNSET
+    """Those of them that the slot had kept; 0 is told too."""
     prompt_eval_duration: int = 0
     eval_count: int = 0
     """Tokens of the answer."""

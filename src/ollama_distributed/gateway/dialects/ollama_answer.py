@@ -220,11 +220,15 @@ def done(finished: Finished) -> bytes:
     if finished.context:
         parts += (b',"context":', _encode(finished.context))
     for name, value in counts(finished.usage):
-        if value:
+        if value or (name is _CACHED and finished.usage.prompt_tokens):
             parts.append(b',"%b":%d' % (name, value))
     if finished.moves:
         parts.append(b',"failovers":%d' % finished.moves)  # ours; a stream's headers were gone by then
     return b"".join(parts)
+
+
+_CACHED = b"prompt_eval_cached_count"
+"""How much of the prompt the slot had kept (Ollama since 0.33.3, which tells 0 too)."""
 
 
 def counts(usage: Usage) -> tuple[tuple[bytes, int], ...]:
@@ -233,6 +237,7 @@ def counts(usage: Usage) -> tuple[tuple[bytes, int], ...]:
         (b"total_duration", round(usage.total_s * 1e9)),
         (b"load_duration", round(usage.load_s * 1e9)),
         (b"prompt_eval_count", usage.prompt_tokens),
+        (_CACHED, usage.cached_tokens),
         (b"prompt_eval_duration", round(usage.prompt_s * 1e9)),
         (b"eval_count", usage.completion_tokens),
         (b"eval_duration", round(usage.completion_s * 1e9)),

@@ -192,6 +192,7 @@ class _Line(msgspec.Struct):
     done: bool = False
     done_reason: str = "stop"
     prompt_eval_count: int = 0
+    prompt_eval_cached_count: int = 0
     eval_count: int = 0
     prompt_eval_duration: int = 0
     eval_duration: int = 0
@@ -244,7 +245,7 @@ class OllamaStream:
         return Done(
             reason="tool_calls" if self._calls else "length" if reason == "length" else "stop",
             prompt_tokens=line.prompt_eval_count,
-            cached_tokens=0,
+            cached_tokens=line.prompt_eval_cached_count,
             completion_tokens=line.eval_count,
             prompt_s=line.prompt_eval_duration / 1e9,
             completion_s=line.eval_duration / 1e9,
