@@ -32,7 +32,7 @@ from ollama_distributed.catalog.wire import CreateRequest, details
 from ollama_distributed.models.gguf import Header
 from ollama_distributed.models.modelfile import parse
 from ollama_distributed.models.names import BlobId
-from ollama_distributed.models.scripted import CHATML_TEMPLATE, scripted_model
+from ollama_distributed.models.scripted import CHATML_TEMPLATE, TOOLS_TEMPLATE, scripted_model
 from ollama_distributed.models.spec import Architecture, ModelSpec, RemoteModel, StoredMessage
 from ollama_distributed.models.templates import RAW
 
@@ -342,6 +342,20 @@ async def test_unknown_go_templates_of_a_stored_model(root: Path, store: BlobSto
     assert (await catalog.show("pulled")).template == "{{ .Unknown }}"
     plain = await catalog.resolve("plain")
     assert (plain.chat_template, plain.template_problem) == (RAW, "")
+
+
+async def test_a_simple_go_template_goes_before_the_files_own_that_offers_no_more(
+    root: Path, store: BlobStore
+) -> None:
+    ollama_store(root, model=scripted_model("hello"), template=b"[{{ .Prompt }}]")
+    able = scripted_model("hello", chat_template=TOOLS_TEMPLATE)
+    ollama_store(root, "registry.ollama.ai/library/able/latest", model=able, template=b"[{{ .Prompt }}]")
+    catalog = Catalog(store)
+    await catalog.start()
+    assert "'['" in (await catalog.resolve("pulled")).chat_template
+    own = await catalog.resolve("able")
+    assert (own.chat_template, own.template_problem) == ("", "")
+    assert "tools" in own.capabilities
 
 
 async def test_a_template_that_refuses_some_conversations_is_known(root: Path, store: BlobStore) -> None:

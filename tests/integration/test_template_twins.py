@@ -118,6 +118,21 @@ async def test_the_passthrough_adds_nothing(catalog: Catalog, engine: LlamaCppEn
     assert await base.apply_template([FIRST]) == FIRST.content, "llama.cpp's own default is ChatML"
 
 
+async def test_a_template_of_ones_own(catalog: Catalog, engine: LlamaCppEngine) -> None:
+    own = "{{ if .System }}S {{ .System }}\n{{ end }}U '{{ .Prompt }}' }} {# \\n\nA {{ .Response }}\n"
+    runner = await engine.load(await templated(catalog, own), PLAN)
+
+    def user(said: Message) -> str:
+        return f"U '{said.content}' " + "}} {# \\n\nA "
+
+    assert await runner.apply_template([FIRST]) == user(FIRST)
+    assert await runner.apply_template([SYSTEM, FIRST, ANSWER, SECOND]) == (
+        f"S Be kind.\n{user(FIRST)}Hello!\n{user(SECOND)}"
+    )
+    mute = await engine.load(await templated(catalog, "Template"), PLAN)
+    assert "Template" in await mute.apply_template([FIRST])
+
+
 async def test_qwen_with_tools(catalog: Catalog, engine: LlamaCppEngine) -> None:
     spec = ModelSpec(
         **{

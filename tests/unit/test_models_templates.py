@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_distributed.models.templates import PASSTHROUGH, RAW, detect, refusal, twin
+from ollama_distributed.models.templates import PASSTHROUGH, RAW, detect, of_a_model, refusal, twin
 from ollama_distributed.models.templates.formats import FORMATS, Format
 from ollama_distributed.models.templates.known import name_of, normalised
 
@@ -50,19 +50,44 @@ def test_the_passthrough_has_the_raw_twin() -> None:
     "template",
     [
         "",
-        "hello",
-        "{{ .Prompt }}!",
-        CHATML.replace("assistant", "bot"),
-        CHATML.replace("<|im_start|>user\n", "<|im_start|>user"),
         "{{ range .Messages }}{{ .Content }}{{ end }}",
         "{% for message in messages %}{{ message.content }}{% endfor %}",
         "{{ .Prompt",
+        "{{ .Prompt }} {{ .Suffix }}",
+        "{{ if .Tools }}x{{ end }}{{ .Prompt }}",
+        "{{ if .System }}{{ .Prompt }}",
+        "{{ .Prompt }}{{ end }}",
+        "{{ if .System }}a{{ else }}b{{ else }}c{{ end }}",
+        "{{ .Prompt | printf }}",
+        '{{ if eq .System "x" }}a{{ end }}',
+        "{{ if and }}a{{ end }}",
+        "{{ if not .System .Prompt }}a{{ end }}",
+        "{{ if (.System }}a{{ end }}",
+        "{{ if }}a{{ end }}",
+        "{{ }}",
+        "{{ if .System }}" * 21 + "{{ end }}" * 21,
+        "{{ if " + "(" * 21 + ".System" + ")" * 21 + " }}{{ end }}",
     ],
 )
 def test_anything_else_is_refused_and_the_refusal_says_what_to_do(template: str) -> None:
     assert twin(template) is None
+    assert of_a_model(template) is None
     assert "Leave TEMPLATE out" in refusal(template)
     assert "chatml" in refusal(template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "hello",
+        "{{ .Prompt }}!",
+        CHATML.replace("assistant", "bot"),
+        CHATML.replace("<|im_start|>user\n", "<|im_start|>user"),
+    ],
+)
+def test_what_only_a_model_may_have(template: str) -> None:
+    assert twin(template) is None, "a request's own is of a closed set"
+    assert of_a_model(template)
 
 
 def test_blanks_that_go_prints_are_kept_apart() -> None:

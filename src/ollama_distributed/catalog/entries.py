@@ -24,7 +24,7 @@ from ollama_distributed.models.manifest import Manifest, ModelConfig, parse_conf
 from ollama_distributed.models.names import ModelName
 from ollama_distributed.models.spec import Architecture, ModelSpec, StoredMessage
 from ollama_distributed.models.stored import StoredModel, sizes_of
-from ollama_distributed.models.templates import RAW, refusal, twin
+from ollama_distributed.models.templates import RAW, of_a_model, refusal, twin
 
 log = structlog.get_logger()
 
@@ -191,10 +191,19 @@ def _jinja(go_template: str, own: str) -> tuple[str, str]:
     known = twin(go_template)
     if known is not None and (known != RAW or not own):
         return known, ""
+    if known is None and not _offers_more(own):
+        known = of_a_model(go_template)
+        if known is not None:
+            return known, ""
     if own:
         # As Ollama does by now: what the model's makers wrote in the file goes first.
         return "", ""
     return "", refusal(go_template)
+
+
+def _offers_more(own: str) -> bool:
+    """Than a template of one turn, which knows neither tools nor thinking."""
+    return "tools" in own or "tool_call" in own or thinking_tags_of(own) is not None
 
 
 async def _texts(store: Store, manifest: Manifest) -> Texts:

@@ -26,7 +26,7 @@ from ollama_distributed.models.gguf.facts import architecture_name
 from ollama_distributed.models.manifest import Layer, ModelConfig, go_json
 from ollama_distributed.models.names import BlobId
 from ollama_distributed.models.spec import StoredMessage
-from ollama_distributed.models.templates import detect, refusal, twin
+from ollama_distributed.models.templates import detect, of_a_model, refusal
 
 MAX_FILES = 64
 MAX_PATH = 1_024
@@ -129,7 +129,7 @@ def plan(
         inherited["stop"] = list(stops)
     if changes.template:
         same = base is not None and base.template == changes.template
-        if not same and twin(changes.template) is None:
+        if not same and of_a_model(changes.template) is None:
             raise InvalidModel(refusal(changes.template))
         layers = _without(layers, media.TEMPLATE, media.PROMPT)
         layers.append(NewLayer(media.TEMPLATE, changes.template.encode()))

@@ -35,7 +35,7 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
         """The template. No BOS: as with Ollama's own templates, the tokenizer adds it."""
         if self.system_place == "turn":
             return (
-                _text(self.start)
+                literal(self.start)
                 + "{%- for message in messages -%}"
                 + "{%- if message['role'] == 'system' -%}"
                 + _around(self.system)
@@ -45,16 +45,16 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
                 + _around(self.user)
                 + "{%- endif -%}{%- endfor -%}"
                 + "{%- if add_generation_prompt -%}"
-                + _text(self.opening)
+                + literal(self.opening)
                 + "{%- endif -%}"
             )
         held = _around(self.system, "held.text")
         inside = self.system_place == "inside"
-        absent = "{%- else -%}" + _text(self.no_system) if self.no_system else ""
+        absent = "{%- else -%}" + literal(self.no_system) if self.no_system else ""
         system = "{%- if held.text -%}" + held + "{%- set held.text = '' -%}" + absent + "{%- endif -%}"
         return (
             "{%- set held = namespace(text='') -%}"
-            + _text(self.start)
+            + literal(self.start)
             + "{%- for message in messages -%}"
             + "{%- if message['role'] == 'system' -%}"
             + r"{%- set held.text = (held.text + '\n\n' if held.text else '') + message['content'] -%}"
@@ -62,13 +62,13 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
             + _around(self.assistant)
             + "{%- else -%}"
             + ("" if inside else system)
-            + _text(self.user.before)
+            + literal(self.user.before)
             + (system if inside else "")
             + "{{- message['content'] -}}"
-            + _text(self.user.after)
+            + literal(self.user.after)
             + "{%- endif -%}{%- endfor -%}"
             + "{%- if add_generation_prompt -%}"
-            + _text(self.opening)
+            + literal(self.opening)
             + "{%- endif -%}"
         )
 
@@ -100,10 +100,10 @@ class Format(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _around(turn: Turn, content: str = "message['content']") -> str:
-    return _text(turn.before) + "{{- " + content + " -}}" + _text(turn.after)
+    return literal(turn.before) + "{{- " + content + " -}}" + literal(turn.after)
 
 
-def _text(text: str) -> str:
+def literal(text: str) -> str:
     """Literal text, free of Jinja's rules about blanks and lines."""
     if not text:
         return ""

@@ -1,6 +1,7 @@
 """Which Modelfile TEMPLATE is which format: exact after normalisation, nothing fuzzy.
 
-A wrong template makes a model talk nonsense in silence, so what is not known is refused.
+A wrong template makes a model talk nonsense in silence, so what is not known is refused, unless it is simple
+enough to be written down in Jinja (`turns.py`).
 Templates that Ollama itself ships are known by their sha256; other spellings are
 generated from the formats.
 """
@@ -12,6 +13,7 @@ import re
 
 from ollama_distributed.models.templates.formats import FORMATS
 from ollama_distributed.models.templates.tools import QWEN25
+from ollama_distributed.models.templates.turns import translated
 
 PASSTHROUGH = "{{ .Prompt }}"
 """The Go template of a model without one."""
@@ -95,11 +97,20 @@ def name_of(go_template: str) -> str | None:
 
 
 def twin(go_template: str) -> str | None:
-    """The Jinja template that renders what this Go template would; None when it is not known."""
+    """The Jinja template that renders what this Go template would; None when it is not known.
+
+    Of a closed set: what a request brings is rendered by nothing else."""
     if len(go_template) <= LONGEST and normalised(go_template) in _PASSTHROUGHS:
         return RAW
     known = name_of(go_template)
     return None if known is None else _TWINS[known]
+
+
+def of_a_model(go_template: str) -> str | None:
+    """As `twin`, and those of one turn: who makes a model may give it a template, as a GGUF has one."""
+    if not go_template or len(go_template) > LONGEST:
+        return None
+    return twin(go_template) or translated(go_template)
 
 
 def refusal(go_template: str) -> str:
@@ -108,7 +119,8 @@ def refusal(go_template: str) -> str:
     return (
         f"TEMPLATE is not one that this server knows (it begins {first!r}): Go templates are matched with "
         "their Jinja twins, not rendered. Leave TEMPLATE out to use the model's own chat template, or use "
-        f"one of the known formats: {', '.join(sorted(_TWINS))}"
+        f"one of the known formats: {', '.join(sorted(_TWINS))}; a Modelfile's may also be made of .System, "
+        ".Prompt, .Response and if"
     )
 
 
