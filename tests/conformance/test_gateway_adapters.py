@@ -76,7 +76,8 @@ async def test_a_stream_arrives_piece_by_piece(adapter):
         await until(lambda: len(inference.generations) == 2, "the connection goes on")
 
 
-async def test_pieces_of_one_turn_leave_together(adapter):
+async def test_pieces_of_one_turn_are_chunks_of_their_own(adapter):
+    """As with Ollama: there are clients that take a chunk for a line."""
     inference = ScriptedInference(hold=True)
     async with serving(gateway(inference), adapter=adapter) as server, await server.connect() as client:
         await client.post("/api/generate", GEN)
@@ -86,10 +87,11 @@ async def test_pieces_of_one_turn_leave_together(adapter):
             generation.emit(*(Delta(text=letter) for letter in burst))
             if burst == "ab":
                 await client.head()
-            lines = (await client.chunk()).splitlines()
-            assert "".join(json.loads(line)["response"] for line in lines) == burst
+            for letter in burst:
+                assert json.loads(await client.chunk())["response"] == letter
         generation.emit(Delta(text="f"), Finished(reason="stop"))
-        assert len((await client.chunk()).splitlines()) == 2
+        assert json.loads(await client.chunk())["response"] == "f"
+        assert json.loads(await client.chunk())["done"]
         assert await client.chunk() == b""
 
 

@@ -70,10 +70,10 @@ class _Outbox:
             return True
         return self.exchange is not None and self.exchange.ended and not self.done
 
-    def take(self) -> bytes:
-        data = b"".join(self.chunks)
-        self.chunks.clear()
-        return data
+    def take(self) -> list[bytes]:
+        """Each is a chunk of its own on the wire, as in `fast.py`."""
+        pieces, self.chunks = self.chunks, []
+        return pieces
 
     def sent(self) -> None:
         """Everything taken so far has left."""
@@ -118,8 +118,11 @@ async def _flush(out: _Outbox, send: Send) -> None:
         out.head = None
         await send({"type": "http.response.start", "status": status, "headers": headers})
     # Taken and judged together: what comes while `send` waits belongs to the next message.
-    data, out.closed = out.take(), out.done
-    await send({"type": "http.response.body", "body": data, "more_body": not out.closed})
+    pieces, out.closed = out.take(), out.done
+    *before, last = pieces or [b""]
+    for piece in before:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": last, "more_body": not out.closed})
     out.sent()
 
 

@@ -84,7 +84,10 @@ class HotCycle:
         self._head = self._make_head(status, headers)
 
     def write(self, data: bytes) -> None:
-        """What comes in one turn of the loop leaves in one write."""
+        """What comes in one turn of the loop leaves in one write, each piece as a chunk of its own.
+
+        Ollama sends each line so, and there are clients that take a chunk for a line.
+        """
         pieces = self._pieces
         if not pieces:
             self._protocol.loop.call_soon(self._flush)
@@ -100,13 +103,13 @@ class HotCycle:
     def _send(self, last: bytes) -> None:
         """What waits, as the wire has it, then `last`."""
         pieces = self._pieces
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if self._chunked:
+            data = b"".join([b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece])
+        else:
+            data = b"".join(pieces)
         pieces.clear()
         self._pieces_bytes = 0
-        if self._chunked and data:
-            data = b"%b%x\r\n%b\r\n%b" % (self._head, len(data), data, last)
-        else:
-            data = self._head + data + last
+        data = b"".join((self._head, data, last))
         self._head = b""
         if data:
             self._protocol.transport.write(data)
