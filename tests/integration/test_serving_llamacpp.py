@@ -21,7 +21,7 @@ from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.llamacpp.engine import LlamaCppEngine
 from ollama_distributed.adapters.engines.llamacpp.runner_port import LlamaCppRunner
 from ollama_distributed.adapters.engines.llamacpp.slots import LEAVING_S
-from ollama_distributed.base.errors import LoadFailed, RunnerDied
+from ollama_distributed.base.errors import LoadFailed, RunnerDied, Unsupported
 from ollama_distributed.base.identity import Identity
 from ollama_distributed.base.ids import KeyId, RequestId
 from ollama_distributed.base.inference import (
@@ -300,3 +300,10 @@ async def test_embeddings(there: Node) -> None:
     assert likeness(long, long) == pytest.approx(1.0)
     assert likeness(cat, kitten) > likeness(cat, stocks)
     assert 256 < result.usage.prompt_tokens < 300
+
+
+async def test_a_model_that_does_not_embed_is_refused_without_a_name(there: Node) -> None:
+    """Its runner may have been loaded under another name, which is nobody else's business."""
+    asked = EmbedRequest(request_id=RequestId("r"), identity=Identity("local"), model="hello", inputs=("a",))
+    with pytest.raises(Unsupported, match=r"^this model does not support embeddings$"):
+        await there.answers.embed(asked)

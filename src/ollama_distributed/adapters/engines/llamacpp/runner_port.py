@@ -253,7 +253,8 @@ class LlamaCppRunner:
 
     async def embed(self, inputs: Sequence[str | Sequence[int]]) -> tuple[list[list[float]], int]:
         if not self._params.pooling or self._params.pooling == "rank":
-            raise Unsupported(f"{self._params.alias} is not an embedding model")
+            # Without a name: a model of another name with the same weights may have loaded it.
+            raise Unsupported("this model does not support embeddings")
         body = {
             "input": [text if isinstance(text, str) else list(text) for text in inputs],
             "encoding_format": "base64",
@@ -264,7 +265,7 @@ class LlamaCppRunner:
 
     async def rerank(self, query: str, documents: Sequence[str]) -> tuple[list[float], int]:
         if self._params.pooling != "rank":
-            raise Unsupported(f"{self._params.alias} is not a rerank model")
+            raise Unsupported("this model does not support rerank")
         body = {"query": query, "documents": list(documents)}
         answer = await self._ask("/v1/rerank", body, deadline_s=BATCH_S)
         scores = [0.0] * len(documents)
