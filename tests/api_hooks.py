@@ -40,6 +40,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/api/embeddings": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
     "/v1/rerank": _RERANK,
+    "/v2/rerank": _RERANK,
     "/rerank": _RERANK,
     "/api/v1/route/explain": {"prompt": "hi"},
     "/api/show": {},
@@ -77,7 +78,7 @@ _UNKNOWN = "x-schemathesis-unknown-property"
 """A header that the document does not tell of; servers take any."""
 _TWINS = (
     *("/api/v1/generate", "/api/v1/chat", "/api/v1/embeddings"),
-    *("/v1/messages/count_tokens", "/rerank", "/api/v1/policies/{name}"),
+    *("/v1/messages/count_tokens", "/v2/rerank", "/rerank", "/api/v1/policies/{name}"),
     *("/v1/responses", "/v1/responses/input_tokens", "/v1/completions"),
 )
 """Their bodies are another route's, or much like it; where time is short, that one is asked with all the

@@ -77,4 +77,4 @@ def test_refusals_name_the_field(fields: dict[str, Any], param: str) -> None:
 
 
 def test_routes() -> None:
-    assert [route.path for route in ROUTES] == ["/v1/rerank", "/rerank"]
+    assert [route.path for route in ROUTES] == ["/v1/rerank", "/v2/rerank", "/rerank"]

@@ -75,6 +75,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/messages": {"model": "m", "max_tokens": 5, "messages": SAID, "thinking": {"type": "disabled"}},
     "/v1/messages/count_tokens": {"model": "m", "messages": SAID},
     "/v1/rerank": {"model": "m", "query": "q", "documents": ["a", "b"]},
+    "/v2/rerank": {"model": "m", "query": "q", "documents": ["a", "b"]},
     "/rerank": {"model": "m", "query": "q", "documents": ["a", "b"]},
 }
 CALLERS_OWN = frozenset({"parameters", "schema", "input_schema"})

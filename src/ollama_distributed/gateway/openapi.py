@@ -60,6 +60,7 @@ HOT_BODIES: Mapping[str, tuple[type[Any], type[Any], str]] = {
     "/v1/responses": (ResponsesIn, bodies.ResponseAnswer, "Answer, stateless"),
     "/v1/responses/input_tokens": (ResponsesIn, InputTokens, "Count the tokens of an input"),
     "/v1/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
+    "/v2/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
     "/rerank": (RerankIn, bodies.RerankAnswer, "Order documents by relevance"),
     "/v1/messages": (MessagesIn, bodies.MessageAnswer, "Answer a chat"),
     "/v1/messages/count_tokens": (MessagesIn, bodies.TokenCount, "Count the tokens of a chat"),

@@ -12,6 +12,7 @@ PUBLIC = frozenset(
     {
         "/healthz",
         "/readyz",
+        "/health",
         "/",
         "/ui/",
         "/ui/sign-in",
@@ -43,6 +44,7 @@ _ROWS: tuple[tuple[str, str, Resource], ...] = (
     ("POST", "/v1/messages", "inference"),
     ("POST", "/v1/messages/count_tokens", "inference"),
     ("POST", "/v1/rerank", "inference"),
+    ("POST", "/v2/rerank", "inference"),
     ("POST", "/rerank", "inference"),
     ("*", "/v1/files*", "files"),
     ("*", "/v1/batches*", "batches"),
@@ -78,6 +80,7 @@ _ROWS: tuple[tuple[str, str, Resource], ...] = (
     ("*", "/", "node"),
     ("*", "/healthz", "node"),
     ("*", "/readyz", "node"),
+    ("*", "/health", "node"),
     ("*", "/api/version", "node"),
     ("*", "/api/status", "node"),
     ("GET", "/api/v1/health", "node"),

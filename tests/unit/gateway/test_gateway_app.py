@@ -319,7 +319,8 @@ async def test_health_and_version():
     }
     assert (await ask("GET", "/api/v1/version", world=world)).json()["version"] == "1.2.3"
     starting = World(ready=lambda: False)
-    assert (await ask("GET", "/readyz", world=starting)).status_code == 503
+    for path in ("/readyz", "/health"):
+        assert (await ask("GET", path, world=starting)).status_code == 503
     assert (await ask("GET", "/healthz", world=starting)).status_code == 200
 
 
@@ -363,7 +364,7 @@ async def test_the_front_page_by_client():
         led = await ask("GET", "/", peer=peer, headers={"accept": "text/html,*/*"})
         assert (led.status_code, led.headers["location"]) == (303, "/ui/")
         assert led.headers["vary"] == plain.headers["vary"] == "accept"
-        for path in ("/healthz", "/readyz"):  # load balancers ask so
+        for path in ("/healthz", "/readyz", "/health"):  # load balancers ask so
             assert (await ask("HEAD", path, peer=peer)).status_code == 200
 
 

@@ -74,6 +74,7 @@ ASKS: dict[str, list[dict[str, Any]]] = {
     ],
     "/v1/messages/count_tokens": [{"messages": CHAT["messages"]}],
     "/v1/rerank": [RANK],
+    "/v2/rerank": [RANK],
     "/rerank": [RANK],
 }
 

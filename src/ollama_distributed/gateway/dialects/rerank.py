@@ -1,6 +1,6 @@
-"""POST /v1/rerank and /rerank, in the shape that Cohere and Jina share.
+"""POST /v1/rerank, /v2/rerank and /rerank, in the shape that Cohere and Jina share.
 
-Sources: Cohere API reference "Rerank" v1, Jina AI reranker API. Errors have OpenAI's shape.
+Sources: Cohere API reference "Rerank" v1 and v2, Jina AI reranker API. Errors have OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -94,5 +94,6 @@ def rerank_body(
 
 ROUTES: tuple[HotRoute, ...] = (
     HotRoute("POST", "/v1/rerank", parse_rerank, render_error),
+    HotRoute("POST", "/v2/rerank", parse_rerank, render_error),
     HotRoute("POST", "/rerank", parse_rerank, render_error),
 )

@@ -123,6 +123,16 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
         ),
         ColdRoute(
             method="GET",
+            path="/health",
+            verb=None,
+            run=readyz,
+            tag=TAG,
+            summary="As /readyz, under the name that llama-server and vLLM have for it",
+            answer=Ready,
+            same=(503,),
+        ),
+        ColdRoute(
+            method="GET",
             path="/metrics",
             verb="read",
             run=scrape,
@@ -150,6 +160,7 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
         ),
         *(
             ColdRoute(method="HEAD", path=path, verb=None, run=run, tag=TAG, summary="", hidden=True)
-            for path, run in (("/healthz", healthz), ("/readyz", readyz))  # many monitors ask so
+            # Many monitors ask so.
+            for path, run in (("/healthz", healthz), ("/readyz", readyz), ("/health", readyz))
         ),
     ]
