@@ -270,7 +270,8 @@ def test_events_come_in_order_with_their_indexes() -> None:
     ]  # fmt: skip
     assert events[0][1]["message"]["usage"]["input_tokens"] == 7
     assert events[4][1]["delta"] == {"type": "signature_delta", "signature": ""}  # ends a thinking
-    assert events[-2][1]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    told = {"stop_reason": "tool_use", "stop_sequence": None, "stop_details": None, "container": None}
+    assert events[-2][1]["delta"] == told
     assert events[-2][1]["usage"] == {
         "input_tokens": 7,
         "cache_creation_input_tokens": 0,
@@ -278,6 +279,22 @@ def test_events_come_in_order_with_their_indexes() -> None:
         "output_tokens": 5,
         "output_tokens_details": {"thinking_tokens": 2},
     }
+
+
+def test_a_message_has_what_typed_clients_want() -> None:
+    call = parse()
+    body = json.loads(b"".join(call.encoder.feed(0, event) for event in TURN))
+    assert (body["container"], body["stop_details"]) == (None, None)
+    usage = body["usage"]
+    assert (usage["service_tier"], usage["inference_geo"]) == ("standard", "not_available")
+    assert set(usage["cache_creation"].values()) == {0}
+    assert body["content"][2]["caller"] == {"type": "direct"}
+    assert body["content"][1] == {
+        "type": "text",
+        "text": "ab",
+    }  # a null in `citations` is refused by the AI SDK
+    back = {"role": "assistant", "content": body["content"][:3]}
+    assert prompt(messages=[*USER, back]).messages[-1].tool_calls[0].name == "clock"
 
 
 def test_a_whole_message() -> None:

@@ -242,6 +242,7 @@ class SummaryText(_Body, frozen=True, kw_only=True):
 
 class ReasoningItem(_Body, tag_field="type", tag="reasoning", frozen=True, kw_only=True):
     id: str
+    status: str
     summary: list[SummaryText]
 
 
@@ -347,6 +348,7 @@ class ToolUseBlock(_Body, tag_field="type", tag="tool_use", frozen=True, kw_only
     id: str
     name: str
     input: dict[str, Any]
+    caller: dict[str, str]
 
 
 class ThinkingTokens(_Body, frozen=True, kw_only=True):
@@ -357,8 +359,11 @@ class MessageUsage(_Body, frozen=True, kw_only=True):
     input_tokens: int
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
+    cache_creation: dict[str, int]
     output_tokens: int
-    output_tokens_details: ThinkingTokens | None = None
+    output_tokens_details: ThinkingTokens
+    inference_geo: Literal["not_available"]
+    service_tier: Literal["standard"]
 
 
 class MessageAnswer(_Body, frozen=True, kw_only=True):
@@ -369,6 +374,8 @@ class MessageAnswer(_Body, frozen=True, kw_only=True):
     content: list[TextBlock | ThinkingBlock | ToolUseBlock]
     stop_reason: Literal["end_turn", "max_tokens", "tool_use", "stop_sequence"]
     stop_sequence: str | None
+    stop_details: None
+    container: None
     usage: MessageUsage
 
 

@@ -24,26 +24,28 @@ Body = dict[str, Any]
 def usage_body(usage: Usage) -> Body:
     """All input is `input_tokens`: the cache fields count what `cache_control` asked for, and that
     is ignored here; clients that read one number only then read the right one."""
-    body: Body = {
+    return {
         "input_tokens": usage.prompt_tokens,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
     }
-    if usage.reasoning_tokens:
-        body["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
-    return body
 
 
 def stop_body(finished: Finished, *, called: bool, asked: tuple[str, ...]) -> Body:
     """`stop_reason` and `stop_sequence`. A stop text of the model's own is an `end_turn`."""
     if finished.reason == "length":
-        return {"stop_reason": "max_tokens", "stop_sequence": None}
+        return _stopped("max_tokens")
     if called:
-        return {"stop_reason": "tool_use", "stop_sequence": None}
+        return _stopped("tool_use")
     if finished.stop_sequence is not None and finished.stop_sequence in asked:
-        return {"stop_reason": "stop_sequence", "stop_sequence": finished.stop_sequence}
-    return {"stop_reason": "end_turn", "stop_sequence": None}
+        return _stopped("stop_sequence", finished.stop_sequence)
+    return _stopped("end_turn")
+
+
+def _stopped(reason: str | None, sequence: str | None = None) -> Body:
+    return {"stop_reason": reason, "stop_sequence": sequence, "stop_details": None, "container": None}
 
 
 def _message(context: RequestContext, model: str, content: list[Body], stop: Body, usage: Body) -> Body:
@@ -54,8 +56,17 @@ def _message(context: RequestContext, model: str, content: list[Body], stop: Bod
         "model": model,
         "content": content,
         **stop,
-        "usage": usage,
+        "usage": usage | _SERVICE,
     }
+
+
+_SERVICE: Body = {
+    "cache_creation": {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0},
+    "inference_geo": "not_available",
+    "service_tier": "standard",
+}
+"""Of a message's usage, not of a delta's: Anthropic sends it with each, and typed clients want it. What its
+schema has but it leaves out (`citations`, `server_tool_use`) is left out: others refuse a null there."""
 
 
 class _Block:
@@ -76,7 +87,8 @@ class _Block:
             return {"type": "text", "text": ""}
         if self.kind == "thinking":
             return {"type": "thinking", "thinking": "", "signature": ""}
-        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": {}}
+        caller = {"type": "direct"}
+        return {"type": "tool_use", "id": self.call_id, "name": self.name, "input": {}, "caller": caller}
 
     def whole(self, *, cut: bool) -> Body:
         text = "".join(self.text)
@@ -159,8 +171,7 @@ class MessageStream:
             return b""
         self._begun = True
         usage = usage_body(Usage(prompt_tokens=prompt_tokens))
-        stop: Body = {"stop_reason": None, "stop_sequence": None}
-        message = _message(self._context, self._model, [], stop, usage)
+        message = _message(self._context, self._model, [], _stopped(None), usage)
         return sse_event("message_start", {"type": "message_start", "message": message}) + _PING
 
     @staticmethod

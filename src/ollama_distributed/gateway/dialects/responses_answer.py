@@ -57,7 +57,7 @@ class Item:
         text = "".join(self.text)
         if self.kind == "reasoning":
             summary = [{"type": "summary_text", "text": text}] if text else []
-            return {"id": self.id, "type": "reasoning", "summary": summary}
+            return {"id": self.id, "type": "reasoning", "status": status, "summary": summary}
         if self.kind == "message":
             content = [] if status == "in_progress" else [output_text(text, self.logprobs)]
             return {
