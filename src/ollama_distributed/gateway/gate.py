@@ -25,6 +25,7 @@ from ollama_distributed.gateway.origins import SitePolicy, check_encoding, check
 _REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}", re.ASCII)
 _PROXY_HEADERS = frozenset({"forwarded", "via", "x-real-ip"})
 """And all that begin with `x-forwarded-`: whoever sends one may speak for somebody elsewhere."""
+_PROXIED = "this one came through a proxy, which must send one even on the node's own machine"
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -125,9 +126,12 @@ class Gate:
         host_is_loopback, origin = self.admit_site(head)
         try:
             identity = self._identify(head, host_is_loopback=host_is_loopback)
-        except Unauthenticated:
-            if credential(head.headers):
+        except Unauthenticated as exc:
+            sent = credential(head.headers)
+            if sent:
                 self.refused(head)
+            if not sent.startswith(PREFIX) and _came_by_proxy(head.headers):
+                raise Unauthenticated(f"{exc.message}; {_PROXIED}") from None
             raise
         if right is not None:
             demand(identity, right, head.path)

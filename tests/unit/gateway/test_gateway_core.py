@@ -363,6 +363,14 @@ def test_local_is_peer_and_host(peer, host, status):
     assert out.status == status
 
 
+@pytest.mark.parametrize("sent", [{}, {"authorization": "Bearer unused"}])
+def test_who_comes_through_a_proxy_is_told_why_a_key_is_needed(sent):
+    one = Bench(ScriptedInference(HELLO))
+    assert one.post("/api/generate", GEN, **sent).status == 200
+    refused = one.post("/api/generate", GEN, x_forwarded_for="127.0.0.1", **sent)
+    assert (refused.status, "through a proxy" in json.loads(refused.body)["error"]) == (401, True)
+
+
 @pytest.mark.parametrize("given_id", ["a", "req-1.2:3_4", "A" * 64])
 def test_a_good_request_id_is_kept(given_id):
     assert (
