@@ -309,7 +309,7 @@ class Load:
         last.done(config["version"], _value(config))
         several = {epoch: led for epoch, led in self._led.items() if len(led) > 1}
         assert several == {}, f"epochs with several leaders: {several}"
-        assert self.wrong == []
+        assert not self.wrong, "\n".join(self.wrong)
         assert self.slow == []
         self.history.check()
         assert self.failures() == []

@@ -172,6 +172,34 @@ async def test_notes_are_written_soon_and_a_flood_is_counted(tmp_path: Path) -> 
     assert sum(record.count for record in records if record.source == "10.0.0.1") == 1001
 
 
+async def test_who_flushes_while_notes_are_written_writes_none_twice(tmp_path: Path) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class SlowDisk(AuditDisk):
+        async def append(self, node: str, records: Sequence[AuditRecord]) -> None:
+            begun.set()
+            await go_on.wait()
+            await super().append(node, records)
+
+    disk = SlowDisk(tmp_path)
+    log = AuditLog(NodeId("n1"), disk, Clock())
+    for number in range(3):
+        log.note(entry(number))
+    task = asyncio.create_task(log.run())
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await begun.wait()
+            flushed = asyncio.create_task(log.flush())
+            await asyncio.sleep(0)
+            go_on.set()
+            await flushed
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    records = (await audit_of(log, disk).page(AuditFilter())).records
+    assert [record.action[-1] for record in reversed(records)] == ["0", "1", "2"]
+
+
 async def test_a_copy_takes_what_follows_and_nothing_else(tmp_path: Path) -> None:
     clock = Clock()
     source = AuditDisk(tmp_path / "source")

@@ -65,6 +65,7 @@ class AuditLog:
         self._failure: OllamaDistributedError | None = None
         self._turn = asyncio.Lock()
         self._notes: deque[AuditEntry] = deque()
+        self._note_turn = asyncio.Lock()
         self._lost = 0
         self._news = anyio.Event()
         self._windows: OrderedDict[str, _Window] = OrderedDict()
@@ -162,25 +163,30 @@ class AuditLog:
         """What was noted, at the end; what cannot be written is lost, and the log says so."""
         while self._notes:
             try:
-                await self.write(self._notes[0])
+                await self._write_next()
             except OllamaDistributedError as failure:
                 log.warning("audit.lost", error=failure.message, entries=len(self._notes))
                 return
-            self._notes.popleft()
 
     async def run(self) -> None:
         while True:
             await self._news.wait()
             self._news = anyio.Event()
             while self._notes:
-                entry = self._notes[0]
-                if self._lost:
-                    entry = msgspec.structs.replace(entry, detail=f"{self._lost} more were lost before it")
                 try:
-                    await self.write(entry)
+                    await self._write_next()
                 except OllamaDistributedError as failure:
                     log.warning("audit.not_written", error=failure.message, waiting=len(self._notes))
                     await anyio.sleep(RETRY_S)
-                else:
-                    self._notes.popleft()
-                    self._lost = 0
+
+    async def _write_next(self) -> None:
+        """The oldest note; each once, for who flushes comes while `run` goes on."""
+        async with self._note_turn:
+            if not self._notes:
+                return
+            entry = self._notes[0]
+            if self._lost:
+                entry = msgspec.structs.replace(entry, detail=f"{self._lost} more were lost before it")
+            await self.write(entry)
+            self._notes.popleft()
+            self._lost = 0
