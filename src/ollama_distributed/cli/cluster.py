@@ -62,7 +62,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(ctx: typer.Context, watch: live.Watch = False, every: live.Every = live.EVERY_S) -> None:
-    """Show how the cluster is, why, and its nodes.
+    """Show how the cluster is, what somebody should see to, and its nodes.
 
     \b
     Examples:

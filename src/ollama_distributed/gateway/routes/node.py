@@ -101,6 +101,16 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
     async def docs(_cold: ColdRequest, _request: Request) -> Response:
         return Response(await document.page(), headers=page_headers(), media_type="text/html")
 
+    ready = ColdRoute(
+        method="GET",
+        path="/readyz",
+        verb=None,
+        run=readyz,
+        tag=TAG,
+        summary="It takes requests; 503: not now",
+        answer=Ready,
+        same=(503,),
+    )
     return [
         ColdRoute(
             method="GET",
@@ -111,25 +121,9 @@ def node_routes(node: Node, document: ApiDocument) -> list[ColdRoute]:
             summary="The process is alive",
             answer=Alive,
         ),
-        ColdRoute(
-            method="GET",
-            path="/readyz",
-            verb=None,
-            run=readyz,
-            tag=TAG,
-            summary="It takes requests; 503: not now",
-            answer=Ready,
-            same=(503,),
-        ),
-        ColdRoute(
-            method="GET",
-            path="/health",
-            verb=None,
-            run=readyz,
-            tag=TAG,
-            summary="As /readyz, under the name that llama-server and vLLM have for it",
-            answer=Ready,
-            same=(503,),
+        ready,
+        msgspec.structs.replace(
+            ready, path="/health", summary="As /readyz, under the name that llama-server and vLLM have for it"
         ),
         ColdRoute(
             method="GET",
