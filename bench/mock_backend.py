@@ -46,7 +46,7 @@ _WHOLE_CHAT = _response(
     + _USAGE
     + b"}"
 )
-_IDS = _response(b'{"count":1,"tokens":[1]}')
+_IDS = _response(b'{"count":200,"tokens":[%b]}' % b",".join([b"3409"] * 200))
 _PROMPT = _response(b'{"prompt":"' + _TEXT.encode() + b'"}')
 
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.limits import SOON_S
 
 from ollama_distributed.adapters.engines.call import Call
 from ollama_distributed.adapters.engines.http import Route, UnixAddress
-from ollama_distributed.adapters.engines.intake import MUCH_BYTES, Intake, intake
+from ollama_distributed.adapters.engines.intake import MUCH_BYTES, Intake, intake, rest_s
 from ollama_distributed.adapters.engines.llamacpp.stream import CompletionStream
 from ollama_distributed.base.errors import EngineError
 from ollama_distributed.base.tokens import Done, EngineEvent, EngineFailed, Tokens
@@ -46,15 +47,15 @@ class Pair:
         self.seen: list[bytes] = []
         self.news = asyncio.Event()
         self._intake = intake
-        intake.add(self.near.fileno(), self.read)
+        intake.add(self.near.fileno(), self.hear, self.end)
 
-    def read(self) -> int:
-        data = self.near.recv(MUCH_BYTES)
+    def hear(self, data: bytes) -> None:
         self.seen.append(data)
         self.news.set()
-        if not data:
-            self.close()
-        return len(data)
+
+    def end(self, _: OSError | None) -> None:
+        self.hear(b"")
+        self.close()
 
     def close(self) -> None:
         self._intake.remove(self.near.fileno())
@@ -122,13 +123,45 @@ def test_who_sends_much_is_not_kept_waiting() -> None:
     async def steps() -> None:
         reads = Intake(0.001)
         one = Pair(reads)
-        one.far.send(b"x" * 3 * MUCH_BYTES)
+        one.far.send(b"x" * MUCH_BYTES)
         assert await one.next() == b"x" * MUCH_BYTES
         reads._pace_s = NEVER_S
-        assert await one.next() == b"x" * MUCH_BYTES
-        assert await one.next() == b"x" * MUCH_BYTES
+        one.far.send(b"y")
+        assert await one.next() == b"y"
         one.close()
         reads.close()
+
+    run(steps)
+
+
+@pytest.mark.parametrize(("took_s", "rests_s"), [(0.0, 0.02), (0.0005, 0.02), (0.0015, 0.03), (9.0, 0.04)])
+def test_where_reading_takes_long_the_rest_is_longer(took_s: float, rests_s: float) -> None:
+    assert rest_s(0.02, took_s) == pytest.approx(rests_s)
+
+
+def test_all_are_read_before_one_is_told() -> None:
+    async def steps() -> None:
+        quick = Intake(0.001)
+        one, two = Pair(quick), Pair(quick)
+        for pair in (one, two):
+            pair.hear = partial(hear, pair)  # type: ignore[method-assign]
+            quick.remove(pair.near.fileno())
+            pair.far.send(b"x")
+            quick.add(pair.near.fileno(), pair.hear, pair.end)
+        await until(lambda: len(told) == 2)
+        assert told == [1, 1], "what was read is told, and nothing came after"
+        one.close()
+        two.close()
+        quick.close()
+        told.clear()
+
+    told: list[int] = []
+
+    def hear(pair: Pair, data: bytes) -> None:
+        told.append(len(data))
+        pair.far.send(b"more")
+        for other in list(pair._intake._readers):
+            pair._intake.remove(other)
 
     run(steps)
 
@@ -145,7 +178,7 @@ def test_who_is_removed_is_not_read() -> None:
         assert await two.next() == b"y"
         await turns()
         assert one.seen == []
-        quick.add(one.near.fileno(), one.read)
+        quick.add(one.near.fileno(), one.hear, one.end)
         assert await one.next() == b"x"
         one.close()
         two.close()

@@ -94,6 +94,7 @@ async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (recording.text, recording.ids) == ("Hi", [9])
         # The token that begins every text is left out: it is added again to the prompt.
         assert await runner.apply_template([Message(role="user", content="x")]) == "5 6"
+        assert await runner.template_ids([Message(role="user", content="x")]) == (1, 5, 6)
         assert await runner.tokenize("ab", add_special=False) == [97, 98]
         assert await runner.rerank("q", ["a", "b"]) == ([0.1, 0.9], 8)
         metrics = await runner.metrics()

@@ -187,8 +187,9 @@ class Settings(BaseSettings):
         ge=0,
         le=1,
         description="The tokens of running answers are read from llama.cpp at most so often, and pass on "
-        "together; the first one, the last one and one after a pause wait for nothing. 0: each by itself, "
-        "which costs the cores on which llama.cpp computes a wake-up of 0.1 ms a token.",
+        "together; the first one, the last one and one after a pause wait for nothing. Where so many answers "
+        "run that reading takes long, up to twice as seldom. 0: each by itself, which costs the cores where "
+        "llama.cpp computes a wake-up of 0.1 ms a token.",
     )
     kv_cache_type: Literal["f16", "q8_0", "q4_0"] = Field(
         default="f16",

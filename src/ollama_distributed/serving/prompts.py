@@ -202,14 +202,14 @@ async def prepare(runner: Runner, spec: ModelSpec, request: InferenceRequest, sa
         ask = completion(request, sampling, prompt.text, suffix=prompt.suffix)
         return Prompt(ask=ask, rendered=prompt.text)
     thinking, text = thinking_of(spec, request), prompt.text
+    ids: tuple[int, ...] = ()
     if not puts_prompt_as_is(prompt):
         messages = conversation(spec, prompt)
         rendered = await _rendered(runner, spec, request, messages)
         if rendered is None:
             return _parsed_by_engine(spec, request, sampling, messages)
-        text = rendered
-    ids: tuple[int, ...] = ()
-    if prompt.context or (request.want_context and not prompt.images):
+        text, ids = rendered
+    if not ids and (prompt.context or (request.want_context and not prompt.images)):
         # These ids go to the runner too, so that the text is not taken apart twice.
         try:
             ids = (*prompt.context, *await runner.tokenize(text, add_special=not prompt.context))
@@ -295,13 +295,15 @@ async def _prepare_chat(
     tools = tools_of(prompt)
     if not request.render_only and (tools or (spec.remote is not None and not runner.renders)):
         return _parsed_by_engine(spec, request, sampling, messages)
-    text = await _rendered(runner, spec, request, messages, tools)
-    if text is None:
+    rendered = await _rendered(runner, spec, request, messages, tools)
+    if rendered is None:
         return _parsed_by_engine(spec, request, sampling, messages)
+    text, ids = rendered
     images, thinking_tags = _images(messages), tags(spec, thinking_of(spec, request))
     return Prompt(
-        ask=completion(request, sampling, text, images=images, thinking_tags=thinking_tags),
+        ask=completion(request, sampling, ids or text, images=images, thinking_tags=thinking_tags),
         rendered=text,
+        ids=ids,
         images=len(images),
         thinking_tags=thinking_tags,
     )
@@ -313,10 +315,17 @@ async def _rendered(
     request: InferenceRequest,
     messages: tuple[Message, ...],
     tools: tuple[Tool, ...] = (),
-) -> str | None:
-    """The prompt text; None for a server elsewhere that renders chats but does not show how."""
+) -> tuple[str, tuple[int, ...]] | None:
+    """The prompt as text, or as ids where nothing else is asked of it and the engine has those sooner;
+    None for a server elsewhere that renders chats but does not show how."""
+    thinking, prompt = thinking_of(spec, request), request.prompt
+    goes_on = isinstance(prompt, TextPrompt) and prompt.context
     try:
-        return await runner.apply_template(messages, tools, thinking_of(spec, request))
+        if not (request.render_only or goes_on or _images(messages) or tags(spec, thinking)):
+            ids = await runner.template_ids(messages, tools, thinking)
+            if ids is not None:
+                return "", ids
+        return await runner.apply_template(messages, tools, thinking), ()
     except Unsupported:
         if spec.remote is None or request.render_only:
             raise

@@ -304,6 +304,9 @@ class EchoRunner:
         self._check()
         return echo_text.render(messages, tools)
 
+    async def template_ids(self, *_: object) -> None:
+        """It renders text."""
+
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:  # noqa: ARG002 - has none
         self._check()
         return echo_text.tokenize(text)

@@ -6,7 +6,6 @@ Knows nothing of what the bodies mean; `http.py` makes the requests. RFC 9112.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 
@@ -33,7 +32,6 @@ from ollama_distributed.base.errors import (
 
 MAX_HEAD_BYTES = 65_536
 """Status line and headers of an answer; real ones stay under 1 KiB."""
-_READ_BYTES = 65_536
 _SIZE_BYTES = 10
 """Of the line before a chunk; what is longer is for the parser."""
 LEAVE_S = 1.0
@@ -203,7 +201,7 @@ class Exchange:
             return
         if self._intake is not None:
             self._intake.remove(self._descriptor)
-            self._intake.add(self._descriptor, self._read)
+            self._intake.add(self._descriptor, self.data_received, self._cut)
         elif self._transport is not None:
             self._transport.resume_reading()
 
@@ -215,7 +213,7 @@ class Exchange:
         self._intake = intake
         self._descriptor = self._transport.get_extra_info("socket").fileno()
         if not self._paused:
-            intake.add(self._descriptor, self._read)
+            intake.add(self._descriptor, self.data_received, self._cut)
 
     # ── connecting ──────────────────────────────────────────────────────────────────
 
@@ -263,20 +261,6 @@ class Exchange:
             self._fail(DeadlineExceeded(f"{self._address} sent nothing for {self._idle_deadline_s:g} s"))
 
     # ── reading ─────────────────────────────────────────────────────────────────────
-
-    def _read(self) -> int:
-        try:
-            data = os.read(self._descriptor, _READ_BYTES)
-        except BlockingIOError:
-            return 0
-        except OSError as exc:
-            self._cut(exc)
-            return 0
-        if data:
-            self.data_received(data)
-        else:
-            self._cut(None)
-        return len(data)
 
     def _cut(self, exc: OSError | None) -> None:
         """Its end was read here: the transport, which does not read, does not know."""

@@ -242,6 +242,9 @@ class LlamaCppRunner:
             raise self._unavailable() from exc
         return str(answer["prompt"])
 
+    async def template_ids(self, *_: object) -> None:
+        """llama.cpp renders text, and takes it apart together with the prompt."""
+
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         answer = await self._ask(
             "/tokenize", {"content": text, "add_special": add_special, "parse_special": True}

@@ -190,7 +190,7 @@ class OpenAIRunner(RemoteRunner):
         super().__init__(*arguments, **named)
         self._kind = kind
         self._secret = self.remote.headers.get("authorization", "")
-        self._begin: list[int] | None = None
+        self._begin: tuple[int, ...] | None = None
         """Token ids that begin every text."""
         self.health_path = "/v1/models" if kind == "openai" else "/health"
         self.renders = kind in ("llama-server", "vllm")
@@ -252,16 +252,25 @@ class OpenAIRunner(RemoteRunner):
     ) -> str:
         if not self.renders:
             raise unsupported(self._kind, "apply a chat template: it has no route for it")
-        body = llama_chat.template_body(messages, tools, think)
-        if self._kind == "llama-server":
+        ids = await self.template_ids(messages, tools, think)
+        if ids is None:
+            body = llama_chat.template_body(messages, tools, think)
             return str((await self._ask("POST", "/apply-template", body))["prompt"])
-        # vLLM has no such route, but tokenizes a conversation: the ids as text are the prompt.
-        ids = (await self._ask("POST", "/tokenize", {"model": self.model, **body}))["tokens"]
         # What begins every text is added to the prompt again; twice would disturb the model.
         if self._begin is None:
-            self._begin = await self.tokenize("")
+            self._begin = tuple(await self.tokenize(""))
         begin = self._begin
         return await self.detokenize(ids[len(begin) :] if ids[: len(begin)] == begin else ids)
+
+    async def template_ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
+    ) -> tuple[int, ...] | None:
+        """vLLM has no route that renders, but one that tokenizes a conversation."""
+        if self._kind != "vllm":
+            return None
+        body = llama_chat.template_body(messages, tools, think)
+        answer = await self._ask("POST", "/tokenize", {"model": self.model, **body})
+        return tuple(map(int, answer["tokens"]))
 
     async def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         if self._kind == "llama-server":

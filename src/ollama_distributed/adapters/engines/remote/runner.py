@@ -8,7 +8,7 @@ there is none, all calls fail with `RunnerDied` as they do for a process of our 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -27,6 +27,7 @@ from ollama_distributed.base.errors import (
     Unavailable,
     Unsupported,
 )
+from ollama_distributed.base.inference import Message, Think, Tool
 from ollama_distributed.base.tokens import EngineSink
 from ollama_distributed.serving.ports import EngineInfo, LoadPlan, RunnerMetrics
 
@@ -111,6 +112,11 @@ class RemoteRunner:
         except OllamaDistributedError:
             return False
         return answer.status == 200
+
+    async def template_ids(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), think: Think | None = None
+    ) -> tuple[int, ...] | None:
+        """Nothing, where a server renders text or does not show what it renders."""
 
     async def metrics(self) -> RunnerMetrics:
         """Of this node's calls; the server's own figures where it has them."""
