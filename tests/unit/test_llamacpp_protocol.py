@@ -66,7 +66,7 @@ ALLOWED = {
     *("prompt", "stream", "return_progress", "return_tokens", "cache_prompt", "samplers", "n_probs"),
     *("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_last_n", "repeat_penalty"),
     *("presence_penalty", "frequency_penalty", "seed", "n_predict", "n_keep", "logit_bias"),
-    *("json_schema", "grammar", "input_prefix", "input_suffix"),
+    *("ignore_eos", "json_schema", "grammar", "input_prefix", "input_suffix"),
 }
 ALLOWED_CHAT = (ALLOWED - {"prompt", "n_predict", "return_tokens", "n_probs"}) | {
     *("messages", "tools", "max_tokens", "stream_options", "parallel_tool_calls", "response_format"),
@@ -91,6 +91,7 @@ samplings = st.builds(
     num_predict=count,
     num_keep=count,
     logit_bias=st.none() | st.dictionaries(st.integers(0, 99).map(str), st.floats(-200, 200)),
+    ignore_eos=st.none() | st.booleans(),
 )
 prompts = st.text() | st.lists(st.integers(0, 99)).map(tuple) | st.lists(
     st.text() | st.lists(st.integers(0, 99)).map(tuple)

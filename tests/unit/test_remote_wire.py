@@ -157,13 +157,18 @@ def test_an_error_in_the_stream_and_a_cut_stream() -> None:
 
 
 def test_bodies_say_only_what_a_server_knows() -> None:
-    sampling = Sampling(temperature=0.5, top_k=40, min_p=0.1, repeat_penalty=1.1, num_predict=9, seed=-1)
+    sampling = Sampling(
+        temperature=0.5, top_k=40, min_p=0.1, repeat_penalty=1.1, num_predict=9, seed=-1, ignore_eos=True
+    )
     request = CompletionRequest(prompt="hi", sampling=sampling, format=JsonObject(), top_logprobs=2)
     plain = openai_wire.completion_body("m", request, "openai")
-    assert {"top_k", "min_p", "repetition_penalty", "return_token_ids", "seed"}.isdisjoint(plain)
+    assert {"top_k", "min_p", "repetition_penalty", "return_token_ids", "seed", "ignore_eos"}.isdisjoint(
+        plain
+    )
     assert (plain["max_tokens"], plain["logprobs"], plain["stream"]) == (9, 2, True)
     vllm = openai_wire.completion_body("m", request, "vllm")
     assert (vllm["top_k"], vllm["repetition_penalty"], vllm["return_token_ids"]) == (40, 1.1, True)
+    assert vllm["ignore_eos"] is True
     off = CompletionRequest(prompt=(1, 2), sampling=Sampling(top_k=0))
     body = openai_wire.completion_body("m", off, "vllm")
     assert body["prompt"] == [1, 2]

@@ -42,6 +42,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] | None = None
     logit_bias: Mapping[str, float] | None = None
     """Token id, as a decimal string -> bias (OpenAI's form)."""
+    ignore_eos: bool | None = None
+    """Never choose a token that ends an answer."""
 
 
 class LoadOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ DEFAULTS = Sampling(
     num_keep=4,
     stop=(),
     logit_bias={},
+    ignore_eos=False,
 )
 """Ollama's built-in defaults."""
 

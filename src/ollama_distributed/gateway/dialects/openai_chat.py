@@ -6,8 +6,6 @@ Source: OpenAI API reference "Create chat completion". Fields that change nothin
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from ollama_distributed.base.errors import Invalid, Unsupported
@@ -30,6 +28,7 @@ from ollama_distributed.gateway.dialects.openai_messages import (
 from ollama_distributed.gateway.dialects.openai_sampling import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
+    ServerFields,
     StreamOptions,
     choices,
     max_tokens,
@@ -42,7 +41,7 @@ class OpenAIReasoning(msgspec.Struct, frozen=True):
     effort: str | None = None
 
 
-class ChatIn(msgspec.Struct, frozen=True, kw_only=True):
+class ChatIn(ServerFields, frozen=True, kw_only=True):
     model: str | None = None
     messages: list[OpenAIMessage] | None = None
     stream: bool | None = None
@@ -56,20 +55,11 @@ class ChatIn(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     reasoning_effort: str | None = None
     reasoning: OpenAIReasoning | None = None
     modalities: list[str] | None = None
-    options: dict[str, Any] | None = None
-    keep_alive: str | float | None = None
 
 
 _DECODER = msgspec.json.Decoder(ChatIn)
@@ -87,11 +77,15 @@ def parse_chat(body: bytes, context: RequestContext) -> Generate:
     if top_logprobs and not row.logprobs:
         raise Invalid("top_logprobs needs logprobs: true", param="top_logprobs")
     effort = row.reasoning_effort or (row.reasoning.effort if row.reasoning else None)
+    beside = row.beside()
+    if row.tools or row.functions or row.response_format:
+        beside.pop("ignore_eos", None)  # a call or a form ends where it is complete
     drawn, loading = sampling(
         row,
         num_predict=max_tokens("max_completion_tokens", row.max_completion_tokens)
         or max_tokens("max_tokens", row.max_tokens),
         bias=row.logit_bias,
+        beside=beside,
     )
     first = InferenceRequest(
         request_id=context.request_id,

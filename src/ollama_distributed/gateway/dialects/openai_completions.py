@@ -32,6 +32,7 @@ from ollama_distributed.gateway.dialects.openai_errors import error_body
 from ollama_distributed.gateway.dialects.openai_sampling import (
     MAX_CHOICES,
     MAX_TOP_LOGPROBS,
+    ServerFields,
     StreamOptions,
     choices,
     max_tokens,
@@ -41,7 +42,7 @@ from ollama_distributed.gateway.dialects.options import keep_alive_s
 from ollama_distributed.gateway.dialects.sse import CONTENT_TYPE, DONE, json_text, json_value
 
 
-class CompletionIn(msgspec.Struct, frozen=True, kw_only=True):
+class CompletionIn(ServerFields, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | list[str | int | list[int]] | None = None
     suffix: str | None = None
@@ -52,15 +53,6 @@ class CompletionIn(msgspec.Struct, frozen=True, kw_only=True):
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     logprobs: int | None = None
-    stop: str | list[str] | None = None
-    seed: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    options: dict[str, Any] | None = None
-    keep_alive: str | float | None = None
     raw: bool | None = None
 
 
@@ -131,7 +123,12 @@ def _requests(
     row: CompletionIn, context: RequestContext, prompts: tuple[Prompt, ...], count: int
 ) -> tuple[InferenceRequest, ...]:
     """`count` requests for each prompt, in the order of the choices."""
-    drawn, loading = sampling(row, num_predict=max_tokens("max_tokens", row.max_tokens), bias=row.logit_bias)
+    drawn, loading = sampling(
+        row,
+        num_predict=max_tokens("max_tokens", row.max_tokens),
+        bias=row.logit_bias,
+        beside=row.beside(),
+    )
     logprobs = within("logprobs", row.logprobs, 0, MAX_TOP_LOGPROBS)
     first = InferenceRequest(
         request_id=context.request_id,

@@ -15,10 +15,55 @@ from ollama_distributed.gateway.dialects.options import merged_options
 MAX_CHOICES = 128
 """OpenAI's own bound on `n`; each choice is a generation of its own."""
 MAX_TOP_LOGPROBS = 20
+MAX_PENALTY = 10.0
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
+
+
+class ServerFields(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields that chat and completions share; from `top_k` on those that llama.cpp's server and vLLM
+    take beside OpenAI's own, and their clients send."""
+
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    options: dict[str, Any] | None = None
+    keep_alive: str | float | None = None
+    top_k: int | None = None
+    """-1, as vLLM has it, and 0: all."""
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_penalty: float | None = None
+    """llama.cpp's name; vLLM's is the next one."""
+    repetition_penalty: float | None = None
+    repeat_last_n: int | None = None
+    ignore_eos: bool | None = None
+    """Go on to the length that is asked for, as load tools want it, where the engine can."""
+
+    def beside(self) -> dict[str, Any]:
+        """What is asked for beside OpenAI's own fields."""
+        found: dict[str, Any] = {}
+        if self.top_k is not None:
+            found["top_k"] = max(within("top_k", self.top_k, -1, INT_MAX) or 0, 0)
+        if self.min_p is not None:
+            found["min_p"] = within("min_p", self.min_p, 0.0, 1.0)
+        if self.typical_p is not None:
+            found["typical_p"] = within("typical_p", self.typical_p, 0.0, 1.0)
+        if self.repeat_penalty is not None:
+            found["repeat_penalty"] = within("repeat_penalty", self.repeat_penalty, 0.0, MAX_PENALTY)
+        elif self.repetition_penalty is not None:
+            found["repeat_penalty"] = within("repetition_penalty", self.repetition_penalty, 0.0, MAX_PENALTY)
+        if self.repeat_last_n is not None:
+            found["repeat_last_n"] = within("repeat_last_n", self.repeat_last_n, -1, INT_MAX)
+        if self.ignore_eos:
+            found["ignore_eos"] = True
+        return found
 
 
 class SamplingFields(Protocol):
@@ -41,7 +86,11 @@ class SamplingFields(Protocol):
 
 
 def sampling(
-    row: SamplingFields, *, num_predict: int | None, bias: dict[str, float] | None = None
+    row: SamplingFields,
+    *,
+    num_predict: int | None,
+    bias: dict[str, float] | None = None,
+    beside: dict[str, Any] | None = None,
 ) -> tuple[Sampling, LoadOptions]:
     """OpenAI's defaults differ from Ollama's: temperature and top_p are 1.0 unless the caller,
     or its `options`, say otherwise."""
@@ -62,6 +111,7 @@ def sampling(
         stop=stops("stop", row.stop),
         num_predict=num_predict,
         logit_bias=_checked_bias(bias),
+        **(beside or {}),
     )
 
 

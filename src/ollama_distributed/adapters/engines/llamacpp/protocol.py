@@ -129,6 +129,8 @@ def sampling_fields(sampling: Sampling, *, context_tokens: int) -> dict[str, Any
         fields["repeat_last_n"] = context_tokens if last < 0 else min(last, context_tokens)
     if sampling.seed is not None and sampling.seed >= 0:
         fields["seed"] = sampling.seed & 0xFFFF_FFFF
+    if sampling.ignore_eos:
+        fields["ignore_eos"] = True
     if sampling.logit_bias:
         fields["logit_bias"] = [_bias(token, value) for token, value in sampling.logit_bias.items()]
     return fields

@@ -134,6 +134,8 @@ def _shared(sampling: Sampling, form: Format | None, kind: ServerKind) -> dict[s
             body["min_p"] = sampling.min_p
         if sampling.repeat_penalty is not None:
             body["repetition_penalty"] = sampling.repeat_penalty
+        if sampling.ignore_eos:
+            body["ignore_eos"] = True
     match form:
         case JsonObject():
             body["response_format"] = {"type": "json_object"}
